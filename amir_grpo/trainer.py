@@ -1,0 +1,252 @@
+"""AMIR-GRPO as a thin subclass of TRL's GRPOTrainer.
+
+The preference loss enters as a second advantage (see `amir_grpo.preference`). On-policy, GRPO's own loss on the
+advantages A_i + λ κ_i w_i has exactly the gradient of L_GRPO + λ L_pref, where κ_i undoes what TRL's loss type does to
+the gradient of a sequence. So there is no second set of forward and backward passes over pairs, groups may be cut by
+micro-batches or spread over processes, and every engine that takes advantages works unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
+
+from amir_grpo.preference import PAIR_MINING, mine_pairs, pair_logits, preference_loss, preference_weights
+
+LOSS_TYPES = ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")
+# What a forward pass of a vision-language policy needs beside the tokens; TRL keeps them in the rollout batch.
+_MULTIMODAL = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+    "num_images",
+    "num_tiles",
+)
+
+
+@dataclass
+class AmirGRPOConfig(GRPOConfig):
+    """Configuration of `AmirGRPOTrainer`: every setting of TRL's `GRPOConfig`, and those of the preference term.
+
+    The defaults are the published settings of arXiv 2601.03661.
+    """
+
+    lambda_reg: float = field(
+        default=0.01,
+        metadata={"help": "Weight λ of the preference loss in L = L_GRPO + λ L_pref. 0 is GRPO."},
+    )
+    reward_margin: float = field(
+        default=2.0,
+        metadata={"help": "δ: completions i and j of a group form a pair if r_i - r_j > δ. In units of reward."},
+    )
+    beta_dpo: float = field(
+        default=0.2,
+        metadata={"help": "β: inverse temperature of the preference, multiplies the log-probability margin of a pair."},
+    )
+    pair_mining: str = field(
+        default="all",
+        metadata={
+            "help": "Which pairs of a group: 'all', or 'topk', the best completion against the rest.",
+            "choices": list(PAIR_MINING),
+        },
+    )
+    max_pairs_per_group: int | None = field(
+        default=None,
+        metadata={"help": "Keep at most this many pairs a group, those with the largest reward gaps. None: no cap."},
+    )
+    ref_free: bool = field(
+        default=True,
+        metadata={
+            "help": "Compare log-probabilities of the policy alone. False subtracts those of the reference policy: "
+            "with PEFT the base model (the adapter switched off), else a copy of the initial policy."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.lambda_reg >= 0:
+            raise ValueError(f"lambda_reg is {self.lambda_reg}; it must be at least 0 (0 is GRPO).")
+        if not self.reward_margin >= 0:
+            raise ValueError(f"reward_margin is {self.reward_margin}; it must be at least 0, in units of reward.")
+        if not self.beta_dpo > 0:
+            raise ValueError(f"beta_dpo is {self.beta_dpo}; it must be above 0. For plain GRPO set lambda_reg=0.")
+        if self.pair_mining not in PAIR_MINING:
+            raise ValueError(f"pair_mining is {self.pair_mining!r}; choose one of {', '.join(PAIR_MINING)}.")
+        if self.max_pairs_per_group is not None and self.max_pairs_per_group < 1:
+            raise ValueError(
+                f"max_pairs_per_group is {self.max_pairs_per_group}; use None for no cap, or at least 1."
+            )
+
+
+class AmirGRPOTrainer(GRPOTrainer):
+    """GRPO plus the preferences that the rewards inside each rollout group imply (AMIR-GRPO, arXiv 2601.03661).
+
+    The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`.
+
+    The preference weights are computed once a rollout on the gathered batch and travel with their rows, like the
+    advantage itself. Where a batch is reused (`num_iterations > 1` or `steps_per_generation` above the accumulation
+    steps), the preference term is off-policy and therefore clipped like the rest of the loss.
+
+    Logged beside TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of the
+    pairs that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats a token), `/share` (how much of the
+    update the preference term is, λ Σ|κ w| / (Σ|A| + λ Σ|κ w|)) and `/lambda`.
+
+    Raises:
+        ValueError: For settings under which the advantage form is not the paper's objective.
+    """
+
+    _tag_names = ["trl", "grpo", "amir-grpo"]  # noqa: RUF012 (TRL's own attribute)
+
+    def __init__(self, model, reward_funcs, args: AmirGRPOConfig | None = None, **kwargs):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = AmirGRPOConfig(f"{name.split('/')[-1]}-AMIR-GRPO")
+        if args.loss_type not in LOSS_TYPES:
+            raise ValueError(
+                f"No exact preference factor is known for loss_type={args.loss_type!r}: "
+                f"choose one of {', '.join(LOSS_TYPES)}."
+            )
+        if args.lambda_reg > 0 and args.top_entropy_quantile < 1.0:
+            raise ValueError(
+                f"top_entropy_quantile={args.top_entropy_quantile} would keep the preference term from the low-entropy "
+                "tokens, and it would no longer be the paper's; set it to 1.0, or lambda_reg=0."
+            )
+        super().__init__(model, reward_funcs, args=args, **kwargs)
+        self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
+        self._preference_ref_model = None
+        if args.lambda_reg > 0 and not args.ref_free:
+            self._preference_ref_model = self.ref_model or self._copy_of_initial_policy()
+
+    def _copy_of_initial_policy(self):
+        """The frozen reference where the policy is no adapter and TRL, without a KL term, keeps none."""
+        if getattr(self.accelerator.unwrap_model(self.model), "peft_config", None):
+            return None  # the base model, by switching the adapter off
+        reference = create_model_from_path(
+            get_config_model_id(self.model.config), **dict(self.args.model_init_kwargs or {})
+        )
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        # a completion that no function could score is worth nothing, not 0
+        self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        return rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training and self.args.lambda_reg > 0:
+            output["preference_weights"] = self._score_preferences(output)
+        return output
+
+    def _score_preferences(self, output: dict[str, Any]) -> Tensor:
+        """w_i of this process's rows, (N / processes,), from the pairs of the whole rollout; logs what it saw."""
+        args, mask = self.args, _loss_mask(output)
+        logps = output.get("old_per_token_logps")
+        seq_logps = _sequence_logps(self._logps(self.model, output) if logps is None else logps, mask)
+        columns = [seq_logps, mask.sum(-1).to(seq_logps.dtype)]
+        if not args.ref_free:
+            columns.append(_sequence_logps(self._reference_logps(output), mask))
+        gathered = self.accelerator.gather(torch.stack(columns, dim=1))
+        seq_logps, tokens, *rest = gathered.unbind(dim=1)
+        ref_seq_logps = rest[0] if rest else None
+
+        # a completion without a token in the loss (masked as truncated) has no log-probability to compare
+        rewards = self._rewards.masked_fill(tokens == 0, torch.nan)
+        pairs = mine_pairs(
+            rewards, self.num_generations, args.reward_margin, args.pair_mining, args.max_pairs_per_group
+        )
+        weights = preference_weights(seq_logps, pairs, args.beta_dpo, ref_seq_logps)
+        logits = pair_logits(seq_logps, pairs, args.beta_dpo, ref_seq_logps)
+        seen = torch.stack(
+            [
+                preference_loss(seq_logps, pairs, args.beta_dpo, ref_seq_logps),
+                (logits > 0).float().mean(),  # NaN without a pair: TRL leaves it out of the average
+                (seq_logps[pairs.chosen] - seq_logps[pairs.rejected]).mean(),
+            ]
+        ).tolist()
+        metrics = self._metrics["train"]
+        for name, value in zip(("loss", "accuracy", "margin"), seen, strict=True):
+            metrics[f"preference/{name}"].append(value)
+        metrics["preference/pairs"].append(float(pairs.chosen.numel()))
+        metrics["preference/lambda"].append(args.lambda_reg)
+        rows = len(mask)
+        return weights[self.accelerator.process_index * rows :][:rows]
+
+    def _logps(self, model, output: dict[str, Any]) -> Tensor:
+        """Per-token log-probabilities of the rollout's completions under `model`, (N, T), without gradient."""
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            logps, _, _ = self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+                **{name: output[name] for name in _MULTIMODAL if name in output},
+            )
+        return logps
+
+    def _reference_logps(self, output: dict[str, Any]) -> Tensor:
+        """The same under the reference policy; shared with the KL term where there is one."""
+        if "ref_per_token_logps" in output:
+            return output["ref_per_token_logps"]
+        if self._preference_ref_model is not None:
+            return self._logps(self._preference_ref_model, output)
+        policy = self.accelerator.unwrap_model(self.model)
+        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+            return self._logps(self.model, output)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        weights = inputs.get("preference_weights")
+        if weights is not None:
+            bonus = self.args.lambda_reg * self._kappa(inputs) * weights
+            sums = self.accelerator.reduce(torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()]))
+            if sums.sum() > 0:
+                self._metrics["train"]["preference/share"].append((sums[0] / sums.sum()).item())
+            inputs = {**inputs, "advantages": inputs["advantages"] + bonus}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _kappa(self, inputs: dict[str, Any]) -> Tensor:
+        """κ_i, (M,): what turns the weight of ∇ℓ_i in L_pref into an advantage under this loss type.
+
+        TRL's losses give a sequence of the micro-batch the gradient A_i ∇ℓ_i times 1/M (grpo, sapo), |o_i|/(M L_max)
+        (dr_grpo), |o_i|/T_micro (bnpo), |o_i| P/T_gen for P processes and micro-batches (dapo, cispo, vespo) or
+        |o_i|/M (luspo), averaged over micro-batches and processes.
+        """
+        mask = _loss_mask(inputs)
+        length = mask.sum(-1).clamp(min=1).to(inputs["advantages"].dtype)
+        completions = self.args.generation_batch_size  # N, over all processes
+        if self.loss_type in ("grpo", "sapo"):
+            return torch.full_like(length, completions)
+        if self.loss_type == "dr_grpo":
+            return completions * self.max_completion_length / length
+        if self.loss_type == "bnpo":
+            return completions * mask.sum().clamp(min=1) / len(mask) / length
+        if self.loss_type == "luspo":
+            return completions / length
+        kappa = inputs["num_items_in_batch"].clamp(min=1.0) / length  # dapo, cispo, vespo
+        if self.loss_type == "cispo":  # CISPO clamps the ratio, which is 1 on-policy, at epsilon_high
+            kappa = kappa / min(1.0, self.epsilon_high)
+        return kappa
+
+
+def _loss_mask(batch: dict[str, Any]) -> Tensor:
+    """(N, T): 1 on the completion tokens that the loss sees."""
+    mask = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def _sequence_logps(per_token_logps: Tensor, mask: Tensor) -> Tensor:
+    """ℓ (N,): mean log-probability over the tokens of `mask`; 0 for a row without one."""
+    return (per_token_logps * mask).sum(-1) / mask.sum(-1).clamp(min=1)
