@@ -1,0 +1,287 @@
+"""Tables from the samples table to the figures, and the published tables.
+
+The samples table has one row a completion, with columns policy (base, grpo, amir_grpo), benchmark, problem_id, sample
+(0 to n-1), text, tokens, finish_reason (stop, length), correct, logprob and seed. Shares and pass rates are in
+percent, gains in percentage points, margins in nats a token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from amir_grpo import metrics
+
+POLICIES = ("base", "grpo", "amir_grpo")
+PUBLISHED = {"table1": "table1.csv", "coverage": "coverage.csv", "margin": "margin.csv"}
+PUBLISHED_FOLDER = Path(__file__).parents[1] / "data" / "published"
+# blue and orange are told apart by every common kind of colour vision, and by their grey values
+GAIN_COLOUR, LOSS_COLOUR = "#0a4f8f", "#c75000"
+
+
+def published(name: str, folder: Path | str = PUBLISHED_FOLDER) -> pd.DataFrame:
+    """One of the paper's tables: "table1", "coverage" or "margin" (arXiv 2601.03661; see the folder's README).
+
+    Raises ValueError for another name and FileNotFoundError where the folder is not there, as it is a part of the
+    repository and not of the installed package.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"no published table {name!r}: choose one of {', '.join(PUBLISHED)}.")
+    path = Path(folder) / PUBLISHED[name]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: the published tables are in the repository's data/published.\n"
+            "Clone the repository and install from it (pip install -e .), or give that folder as `folder`."
+        )
+    return pd.read_csv(path)
+
+
+def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
+    """Per policy, benchmark and problem: columns policy, benchmark, problem_id, correct and samples (both counts).
+
+    Order as first met. Raises ValueError where a completion is there twice, as when two runs were put together.
+    """
+    key = ["policy", "benchmark", "problem_id", "sample"]
+    missing = [column for column in [*key, "correct"] if column not in samples.columns]
+    if missing:
+        raise ValueError(f"the samples table has no column {', '.join(missing)}.\nIt needs {', '.join(key)}, correct.")
+    twice = samples.duplicated(key)
+    if twice.any():
+        raise ValueError(
+            f"{twice.sum()} completions are there twice, the first is {tuple(samples.loc[twice, key].iloc[0])}.\n"
+            "One table holds one run: select one training seed."
+        )
+    return (
+        samples.assign(correct=samples["correct"].astype(bool))
+        .groupby(key[:-1], sort=False, observed=True)["correct"]
+        .agg(correct="sum", samples="size")
+        .reset_index()
+    )
+
+
+def _paired_counts(counts: pd.DataFrame, benchmark: str) -> tuple[dict[str, np.ndarray], int]:
+    """Correct counts of each policy on the same problems in the same order, and the samples a problem."""
+    part = counts[counts["benchmark"] == benchmark]
+    wide = part.pivot_table(index="problem_id", columns="policy", values="correct", sort=False, observed=True)
+    wide = wide.reindex(columns=list(POLICIES))
+    absent = wide.isna().sum()
+    if absent.any():
+        raise ValueError(
+            f"{benchmark}: of {len(wide)} problems, these are without completions: "
+            + ", ".join(f"{policy} {number}" for policy, number in absent.items() if number)
+            + ".\nA gain is paired by problem: sample every policy on every problem."
+        )
+    if part["samples"].min() != part["samples"].max():
+        raise ValueError(
+            f"{benchmark}: {part['samples'].min()} to {part['samples'].max()} samples a problem.\n"
+            "Every policy needs the same number for every problem: finish the sampling."
+        )
+    return {policy: wide[policy].to_numpy(dtype=int) for policy in POLICIES}, int(part["samples"].iloc[0])
+
+
+def main_table(
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), seed: int = 0, model: str = "sandbox"
+) -> pd.DataFrame:
+    """The main table: one row for each benchmark and k, in percent; benchmarks in the order first met.
+
+    Columns benchmark, k, model, grpo, amir_grpo, gain, gain_low, gain_high, p_value, p_holm, base, problems, samples,
+    grpo_low, grpo_high, amir_grpo_low, amir_grpo_high, base_low, base_high. The gain is AMIR-GRPO minus GRPO, paired
+    by problem (`metrics.paired_gain`); p_holm is corrected over all rows. `samples` is n, for each problem.
+    Raises ValueError where the policies were not all sampled alike.
+    """
+    counts = correct_counts(samples)
+    rows = []
+    for benchmark in counts["benchmark"].unique():
+        correct, n = _paired_counts(counts, benchmark)
+        for k in ks:
+            solved = {policy: metrics.pass_at_k(correct[policy], n, k) for policy in POLICIES}
+            gain = metrics.paired_gain(solved["amir_grpo"], solved["grpo"], seed=seed)
+            level = {policy: metrics.mean_interval(solved[policy], seed=seed) for policy in POLICIES}
+            row = {"benchmark": benchmark, "k": k, "model": model}
+            row |= {"grpo": 100 * level["grpo"].estimate, "amir_grpo": 100 * level["amir_grpo"].estimate}
+            row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
+            row |= {"p_value": gain.p_value, "p_holm": np.nan, "base": 100 * level["base"].estimate}
+            row |= {"problems": len(correct["base"]), "samples": n}
+            for policy in ("grpo", "amir_grpo", "base"):
+                row |= {f"{policy}_low": 100 * level[policy].low, f"{policy}_high": 100 * level[policy].high}
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    if rows:
+        table["p_holm"] = metrics.holm(table["p_value"])
+    return table
+
+
+def coverage_table(samples: pd.DataFrame, benchmark: str | None = None) -> pd.DataFrame:
+    """Who solves the problems that at least one policy solves; a problem is solved if one of its n samples is correct.
+
+    Columns base, grpo, amir_grpo (1 = solves), percent and problems, as in the published coverage table: of the
+    problems of one benchmark, or of all, that at least one policy solves. The last row, no policy, is 0 so.
+    `attrs["problems"]` is the number of all problems, the unsolved ones too.
+    """
+    counts = correct_counts(samples)
+    names = list(counts["benchmark"].unique())
+    if benchmark is not None and benchmark not in names:
+        raise ValueError(f"no samples of benchmark {benchmark!r}: choose one of {', '.join(map(str, names))}.")
+    parts = [_paired_counts(counts, name)[0] for name in (names if benchmark is None else [benchmark])]
+    solved = {policy: np.concatenate([part[policy] > 0 for part in parts]) for policy in POLICIES}
+    coverage = metrics.coverage_patterns(solved["base"], solved["grpo"], solved["amir_grpo"])
+    table = pd.DataFrame(coverage.patterns, columns=list(POLICIES))
+    problems = np.where(table.any(axis=1), coverage.counts, 0)
+    table["percent"] = 100.0 * problems / max(coverage.solved, 1)
+    table["problems"] = problems
+    table.attrs["problems"] = len(solved["base"])
+    return table
+
+
+def policy_summary(samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), seed: int = 0) -> pd.DataFrame:
+    """Per policy, benchmark and k: columns policy, benchmark, k, pass_at_k, low, high, tokens, truncated, problems,
+    samples.
+
+    pass_at_k with its 95 % interval over problems in percent; tokens: mean number a completion; truncated: percent of
+    the completions that ended for length.
+    """
+    counts = correct_counts(samples)
+    rows = []
+    for (policy, benchmark), part in counts.groupby(["policy", "benchmark"], sort=False, observed=True):
+        completions = samples[(samples["policy"] == policy) & (samples["benchmark"] == benchmark)]
+        for k in ks:
+            solved = metrics.pass_at_k(part["correct"].to_numpy(), part["samples"].to_numpy(), k)
+            level = metrics.mean_interval(solved, seed=seed)
+            rows.append(
+                {
+                    "policy": policy,
+                    "benchmark": benchmark,
+                    "k": k,
+                    "pass_at_k": 100 * level.estimate,
+                    "low": 100 * level.low,
+                    "high": 100 * level.high,
+                    "tokens": completions["tokens"].mean(),
+                    "truncated": 100 * (completions["finish_reason"] == "length").mean(),
+                    "problems": len(part),
+                    "samples": int(part["samples"].min()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+MARGIN_COLUMNS = ["reading", "method", "benchmark", "problem_id", "margin"]
+
+
+def margin_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Log-probability margins of every problem with right and wrong completions, in both readings.
+
+    `scores`: one row a completion and scorer, columns scorer (whose log-probability it is), sampler (who wrote the
+    completion), benchmark, problem_id, tokens, correct, logprob. Columns of the result: reading, method, benchmark,
+    problem_id, margin (nats a token). Reading "own": each method scores what it sampled itself. Reading "shared":
+    every method scores the same completions, pooled over the samplers that all scorers scored; absent where there is
+    no such sampler or only one scorer. A completion without tokens has no log-probability a token and is left out.
+    Raises ValueError where the scorers of a sampler's completions did not score the same ones.
+    """
+    scores = scores[scores["tokens"] > 0]
+    scores = scores.assign(correct=scores["correct"].astype(bool), per_token=scores["logprob"] / scores["tokens"])
+    scorers = list(scores["scorer"].unique())
+    by_sampler = scores.groupby("sampler", sort=False, observed=True)["scorer"].nunique()
+    common = by_sampler.index[by_sampler == len(scorers)] if len(scorers) > 1 else []
+    shared = scores[scores["sampler"].isin(common)]
+    if len(shared):
+        completions = ["sampler", "benchmark", "problem_id"]
+        sizes = shared.groupby([*completions, "scorer"], observed=True)["correct"].agg(["size", "sum"]).reset_index()
+        spread = sizes.groupby(completions, observed=True).agg(
+            scorers=("scorer", "size"),
+            least=("size", "min"),
+            most=("size", "max"),
+            right=("sum", "min"),
+            top=("sum", "max"),
+        )
+        same = (
+            (spread["scorers"] == len(scorers))
+            & (spread["least"] == spread["most"])
+            & (spread["right"] == spread["top"])
+        )
+        if not same.all():
+            raise ValueError(
+                f"the completions of {tuple(spread.index[~same][0])} differ between the scorers "
+                f"{', '.join(scorers)}.\nScore the same completions with every policy."
+            )
+    frames = []
+    for reading, part in (("own", scores[scores["scorer"] == scores["sampler"]]), ("shared", shared)):
+        for (method, benchmark), group in part.groupby(["scorer", "benchmark"], sort=False, observed=True):
+            problems, values = metrics.margins(group["problem_id"], group["per_token"], group["correct"])
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "reading": reading,
+                        "method": method,
+                        "benchmark": benchmark,
+                        "problem_id": problems,
+                        "margin": values,
+                    }
+                )
+            )
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True)[MARGIN_COLUMNS] if frames else pd.DataFrame(columns=MARGIN_COLUMNS)
+
+
+def margin_summary(margins: pd.DataFrame) -> pd.DataFrame:
+    """Per reading and method: columns reading, method, mean, mean_low, mean_high (95 % t-interval over problems; NaN
+    for fewer than two), positive (percent of the margins above 0) and problems."""
+    rows = []
+    for (reading, method), part in margins.groupby(["reading", "method"], sort=False, observed=True):
+        values = part["margin"].to_numpy(dtype=float)
+        mean = metrics.mean_interval(values, bounds=None)
+        row = {"reading": reading, "method": method, "mean": mean.estimate, "mean_low": mean.low}
+        rows.append(row | {"mean_high": mean.high, "positive": 100 * np.mean(values > 0), "problems": len(values)})
+    columns = ["reading", "method", "mean", "mean_low", "mean_high", "positive", "problems"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def with_gain(table: pd.DataFrame) -> pd.DataFrame:
+    """The main table with its gain column, computed where the table (as the published one) has none."""
+    return table if "gain" in table.columns else table.assign(gain=table["amir_grpo"] - table["grpo"])
+
+
+def gain_colour(gain: float) -> str:
+    """Blue for a gain, orange for a loss, grey for none or for what prints as 0.0."""
+    if np.isnan(gain) or abs(gain) < 0.05:
+        return "#555555"
+    return GAIN_COLOUR if gain > 0 else LOSS_COLOUR
+
+
+def signed(value: float) -> str:
+    """A number with its sign and one decimal, as +1.3, −0.2 and 0.0; – where there is none."""
+    if np.isnan(value):
+        return "–"
+    return "0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
+
+
+def style_main_table(table: pd.DataFrame) -> Styler:
+    """The main table (ours or the published one) for a notebook: gains coloured by sign, intervals, text escaped."""
+    table = with_gain(table).reset_index(drop=True)
+    shown = table[
+        ["benchmark", "k", "model", *[c for c in ("base",) if c in table], "grpo", "amir_grpo", "gain"]
+    ].copy()
+    caption = "pass@k in percent; gain: AMIR-GRPO minus GRPO in percentage points, blue above 0, orange below."
+    if "gain_low" in table:
+        shown["95 % interval"] = [
+            f"{signed(low)} to {signed(high)}" for low, high in zip(table["gain_low"], table["gain_high"], strict=True)
+        ]
+        shown["p (Holm)"] = ["–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_holm"]]
+        shown["problems"] = table["problems"]
+        caption += (
+            f" Interval over problems; p: paired sign-flip test, corrected for the {len(table)} rows (Holm);"
+            f" n = {', '.join(map(str, table['samples'].unique()))} samples a problem."
+        )
+    names = {"base": "base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
+    shown = shown.rename(columns=names)
+    numbers = {
+        name: lambda value: "–" if np.isnan(value) else f"{value:.1f}" for name in names.values() if name in shown
+    }
+    return (
+        shown.style.format(escape="html")
+        .format(numbers | {"gain": signed})
+        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
+        .hide(axis="index")
+        .set_caption(caption)
+    )
