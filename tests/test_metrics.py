@@ -1,0 +1,238 @@
+from itertools import combinations, product
+from math import comb
+from time import perf_counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from amir_grpo import metrics
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
+@settings(max_examples=60, deadline=None)
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample(completions, data):
+    k = data.draw(st.integers(1, len(completions)))
+    subsets = [any(subset) for subset in combinations(completions, k)]
+    estimate = metrics.pass_at_k([sum(completions)], len(completions), k)
+    np.testing.assert_allclose(estimate, [np.mean(subsets)], rtol=0, atol=1e-14)
+
+
+def test_pass_at_k_is_exact_for_many_samples_and_every_shape():
+    correct = np.array([[0, 1, 7], [300, 999, 1000]])
+    expected = [[1 - comb(1000 - c, 500) / comb(1000, 500) for c in row] for row in correct.tolist()]
+    np.testing.assert_allclose(metrics.pass_at_k(correct, 1000, 500), expected, rtol=1e-12)
+    assert metrics.pass_at_k([0, 8], 8, 4).tolist() == [0.0, 1.0]
+
+
+def test_pass_at_k_takes_a_number_of_samples_for_each_problem():
+    np.testing.assert_allclose(metrics.pass_at_k([1, 1], [2, 4], 2), [1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "k", "named"),
+    [([1], 4, 5, "pass@5 from n=4"), ([1], 4, 0, "k=0"), ([5], 4, 1, "c=5"), ([-1], 4, 1, "c=-1")],
+)
+def test_pass_at_k_refuses_what_cannot_be(correct, n, k, named):
+    with pytest.raises(ValueError, match=named) as error:
+        metrics.pass_at_k(correct, n, k)
+    assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("problems", [1, 2, 30, 200])
+def test_mean_interval_of_equal_values_has_the_width_that_the_size_allows(problems):
+    # one Dirichlet share against half an unseen problem: Beta(1/2, problems)
+    unseen = stats.beta.ppf(0.975, 0.5, problems)
+    none = metrics.mean_interval(np.zeros(problems))
+    every = metrics.mean_interval(np.ones(problems))
+    half = metrics.mean_interval(np.full(problems, 0.5))
+    assert (none.estimate, none.low) == (0.0, 0.0)
+    assert (every.estimate, every.high) == (1.0, 1.0)
+    assert none.high == pytest.approx(unseen, rel=0.08)
+    assert 1 - every.low == pytest.approx(unseen, rel=0.08)
+    assert half.high - half.estimate == pytest.approx(unseen / 2, rel=0.08)
+    clopper_pearson = 1 - 0.025 ** (1 / problems)
+    assert 0 < none.high <= clopper_pearson
+
+
+@pytest.mark.filterwarnings("error")
+def test_mean_interval_without_bounds_is_students_and_knows_what_it_does_not_know():
+    values = np.array([0.1, -0.2, 0.4, 0.3])
+    found = metrics.mean_interval(values, bounds=None)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    for few in ([0.3], [0.3, 0.3]):
+        interval = metrics.mean_interval(few, bounds=None)
+        assert interval.estimate == pytest.approx(0.3)
+        assert np.isnan([interval.low, interval.high]).all()
+    assert np.isnan(metrics.mean_interval([]).estimate)
+
+
+def test_mean_interval_is_seeded_and_refuses_percent():
+    values = np.linspace(0, 1, 40)
+    assert metrics.mean_interval(values, seed=3) == metrics.mean_interval(values, seed=np.random.default_rng(3))
+    assert metrics.mean_interval(values, seed=3) != metrics.mean_interval(values, seed=4)
+    with pytest.raises(ValueError, match="percent"):
+        metrics.mean_interval(values * 100)
+
+
+def true_pass_at_k(a, b, k):
+    """1 - E[(1 - p)^k] for p ~ Beta(a, b)."""
+    return 1 - np.prod([(b + j) / (a + b + j) for j in range(k)])
+
+
+@pytest.mark.parametrize(
+    ("problems", "a", "b", "k", "least", "most"),
+    [
+        (30, 0.3, 1.2, 4, 0.925, 0.985),
+        (60, 0.5, 0.5, 1, 0.925, 0.985),
+        (100, 2, 2, 2, 0.925, 0.985),
+        # nearly every problem solved, where percentile and BCa intervals cover 66 to 85 %
+        (30, 3, 0.6, 4, 0.93, 1.0),
+        (60, 0.05, 1.5, 1, 0.93, 1.0),
+    ],
+)
+def test_mean_interval_covers_the_benchmarks_mean(problems, a, b, k, least, most):
+    generator = np.random.default_rng(problems)
+    truth, experiments = true_pass_at_k(a, b, k), 400
+    rates = generator.beta(a, b, (experiments, problems))
+    values = metrics.pass_at_k(generator.binomial(8, rates), 8, k)
+    intervals = [metrics.mean_interval(row, resamples=1000) for row in values]
+    assert least <= np.mean([interval.low <= truth <= interval.high for interval in intervals]) <= most
+
+
+@pytest.mark.parametrize(("problems", "k"), [(30, 1), (60, 4), (200, 2)])
+def test_paired_gain_covers_the_true_gain(problems, k):
+    generator = np.random.default_rng(problems)
+    experiments, a, b, lift = 400, 0.5, 0.5, 0.2
+    # the new policy fails (1 - lift) times as often, so E[(1 - p)^k] shrinks by (1 - lift)^k
+    truth = (1 - true_pass_at_k(a, b, k)) * (1 - (1 - lift) ** k)
+    rates = generator.beta(a, b, (experiments, problems))
+    old = metrics.pass_at_k(generator.binomial(8, rates), 8, k)
+    new = metrics.pass_at_k(generator.binomial(8, rates + lift * (1 - rates)), 8, k)
+    gains = [metrics.paired_gain(n, o, resamples=50) for n, o in zip(new, old, strict=True)]
+    assert 0.925 <= np.mean([gain.low <= truth <= gain.high for gain in gains]) <= 0.98
+
+
+@pytest.mark.filterwarnings("error")
+def test_paired_gain_of_equal_policies():
+    gain = metrics.paired_gain(np.full(30, 0.25), np.full(30, 0.25))
+    assert (gain.estimate, gain.p_value) == (0.0, 1.0)
+    assert gain.low < 0 < gain.high
+    assert gain.high == pytest.approx(-gain.low, rel=0.05)
+
+
+def test_paired_gain_by_hand_and_its_refusal():
+    new, old = np.linspace(0.1, 1.0, 10), np.linspace(0.0, 0.9, 10) - np.linspace(0, 0.05, 10)
+    gain = metrics.paired_gain(new, old)
+    expected = stats.ttest_rel(new, old).confidence_interval(0.95)
+    assert gain.estimate == pytest.approx((new - old).mean())
+    assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high))
+    assert gain.p_value == pytest.approx(2 / 2**10)  # all ten rose: only all signs up or all down are as extreme
+    with pytest.raises(ValueError, match="same problems"):
+        metrics.paired_gain(new, old[:-1])
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_sign_flip_p_value_is_exact_for_few_differences(eighths):
+    difference = np.array(eighths) / 8
+    flipped = [
+        abs(sum(s * d for s, d in zip(signs, eighths, strict=True))) for signs in product((1, -1), repeat=len(eighths))
+    ]
+    expected = np.mean([value >= abs(sum(eighths)) for value in flipped])
+    assert metrics.sign_flip_p_value(difference) == pytest.approx(expected)
+
+
+def test_sign_flip_p_value_by_monte_carlo_agrees_with_scipy_and_holds_its_level():
+    generator = np.random.default_rng(0)
+    difference = generator.normal(0.15, 0.5, 40)
+    assert metrics.sign_flip_p_value(difference) == pytest.approx(stats.ttest_1samp(difference, 0).pvalue, abs=0.02)
+    null = generator.integers(-3, 4, (300, 40)) / 8
+    p_values = [metrics.sign_flip_p_value(row, resamples=500) for row in null]
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.09
+    assert metrics.sign_flip_p_value(np.ones(40), resamples=999) == 1 / 1000
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(metrics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(metrics.holm([0.9, np.nan, 0.8]), [1.0, np.nan, 1.0])
+    assert metrics.holm([]).size == 0
+    with pytest.raises(ValueError, match=r"1\.5"):
+        metrics.holm([1.5])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_coverage_patterns_count_every_problem_once(solved):
+    coverage = metrics.coverage_patterns(*np.array(solved).T)
+    assert list(coverage.patterns) == list(product((1, 0), repeat=3))
+    assert coverage.counts.tolist() == [solved.count(pattern) for pattern in product((True, False), repeat=3)]
+    assert coverage.solved == sum(any(row) for row in solved)
+
+
+def test_coverage_patterns_need_the_same_problems():
+    with pytest.raises(ValueError, match="same problems"):
+        metrics.coverage_patterns([True], [True, False], [True])
+
+
+def test_margins_by_hand():
+    problem = np.array(["b", "a", "b", "b", "c", "a", "c"])
+    logp = np.array([-0.1, -0.5, -0.3, -0.4, -9.0, -0.2, -8.0])
+    correct = np.array([True, False, False, True, True, True, True])
+    names, values = metrics.margins(problem, logp, correct)  # c has no wrong completion
+    assert names.tolist() == ["a", "b"]
+    np.testing.assert_allclose(values, [-0.2 + 0.5, -0.25 + 0.3])
+    assert metrics.margins(problem, logp, np.ones(7))[1].size == 0
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.margins(problem, np.where(correct, logp, np.nan), correct)
+
+
+def seeds_experiment(generator, seeds, problems, seed_sd):
+    """Differences of two methods, (seeds, problems), true mean 0.05: problems, seeds and noise each add their part."""
+    parts = generator.normal(0, 0.05, problems)[None, :] + generator.normal(0, seed_sd, seeds)[:, None]
+    return 0.05 + parts + generator.normal(0, 0.2, (seeds, problems))
+
+
+@pytest.mark.parametrize(("seeds", "problems", "seed_sd"), [(3, 60, 0.03), (5, 200, 0.0), (5, 60, 0.05)])
+def test_seeds_gain_covers_the_true_gain(seeds, problems, seed_sd):
+    generator = np.random.default_rng(seeds)
+    runs = [seeds_experiment(generator, seeds, problems, seed_sd) for _ in range(500)]
+    gains = [metrics.seeds_gain(run, np.zeros_like(run)) for run in runs]
+    assert 0.92 <= np.mean([gain.low <= 0.05 <= gain.high for gain in gains]) <= 0.985
+
+
+def test_seeds_gain_is_the_t_test_over_seeds_where_only_the_seeds_differ():
+    by_seed = np.array([0.1, 0.3, 0.2])
+    run = np.repeat(by_seed[:, None], 5, axis=1)
+    expected = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    gain = metrics.seeds_gain(run, np.zeros_like(run))
+    assert (gain.estimate, gain.low, gain.high) == pytest.approx((0.2, expected.low, expected.high))
+    with pytest.raises(ValueError, match="paired_gain"):
+        metrics.seeds_gain(run[:1], run[:1])
+
+
+def test_seeds_bootstrap_has_the_pigeonhole_variance_and_is_fast():
+    generator = np.random.default_rng(0)
+    values = seeds_experiment(generator, 3, 1319, 0.05)
+    start = perf_counter()
+    means = metrics.seeds_bootstrap(values)
+    assert perf_counter() - start < 2
+    assert means.shape == (10_000,)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.002)
+    # of the seeds' means over all problems, drawn three at a time, plus what the problems add
+    seeds = values.mean(axis=1).var() / 3
+    problems = values.mean(axis=0).var() / 1319
+    assert seeds < means.var() < seeds + 3.2 * problems
+    with pytest.raises(ValueError, match="seeds, problems"):
+        metrics.seeds_bootstrap(values[0])
+
+
+def test_probability_of_improvement_by_hand():
+    new, old = np.array([[1.0, 0.5], [0.5, 0.5]]), np.array([[0.5, 0.5], [0.0, 1.0]])
+    # problem 1: wins 1, 1, tie, win -> 3.5 of 4; problem 2: tie, loss, tie, loss -> 1 of 4
+    assert metrics.probability_of_improvement(new, old) == pytest.approx((3.5 / 4 + 1 / 4) / 2)
+    assert metrics.probability_of_improvement(new, new) == 0.5
