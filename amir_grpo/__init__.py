@@ -1,3 +1,29 @@
-"""A notebook-first reproduction of AMIR-GRPO (arXiv 2601.03661)."""
+"""A notebook-first reproduction of AMIR-GRPO (arXiv 2601.03661).
+
+The trainer, the preference objective and the run of an experiment are importable from here; the modules behind them
+are loaded when they are first asked for, so that drawing a figure does not wait for torch.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "AmirGRPOConfig": "trainer",
+    "AmirGRPOTrainer": "trainer",
+    "Pairs": "preference",
+    "mine_pairs": "preference",
+    "preference_loss": "preference",
+    "preference_weights": "preference",
+    "PROFILES": "profiles",
+    "Settings": "profiles",
+    "open_run": "experiment",
+    "load_problems": "problems",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -1,0 +1,94 @@
+"""Load a policy and its tokenizer: transformers, with PEFT adapters, in 4 bits where asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def device() -> torch.device:
+    """Where policies run: the first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype() -> torch.dtype:
+    """float32 on a CPU; bfloat16 on a GPU that has it, else float16."""
+    if device().type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a Hub id or folder, padding on the left as generation needs it.
+
+    Raises:
+        ValueError: If it has no chat template: problems are posed as chat messages.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    if tokenizer.chat_template is None:
+        raise ValueError(f"The tokenizer of {name} has no chat template: take an instruction-tuned policy.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = False) -> PreTrainedModel:
+    """The policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
+
+    Weights are read from safetensors only, and no code that comes with them is run.
+
+    Args:
+        name: Hub id or folder of the base policy.
+        adapter: Folder of a PEFT adapter.
+        load_in_4bit: Quantise the base to 4 bits (NF4) with bitsandbytes; needs a GPU.
+
+    Raises:
+        ValueError: If 4 bits are asked for without a GPU.
+        FileNotFoundError: If the adapter folder holds no adapter.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization = None
+    if load_in_4bit:
+        if device().type == "cpu":
+            raise ValueError("load_in_4bit needs an NVIDIA GPU, and none is visible: set load_in_4bit to False.")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute_dtype(),
+            bnb_4bit_use_double_quant=True,
+        )
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{adapter} holds no adapter_config.json: it is not a folder that training has saved.")
+    policy = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=compute_dtype(),
+        device_map={"": device()},
+        quantization_config=quantization,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    if adapter is not None:
+        from peft import PeftModel
+
+        policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=True)
+    return policy
+
+
+def lora_config(rank: int, alpha: int) -> LoraConfig:
+    """LoRA on all linear projections of attention and MLP, without dropout, as published."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(LORA_TARGETS), task_type="CAUSAL_LM"
+    )

@@ -1,0 +1,252 @@
+"""Every setting of an experiment, with its type, meaning and published value, and the profiles that change them."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+METHODS = ("grpo", "amir_grpo")
+POLICIES = ("base", *METHODS)
+
+
+def _setting(default: Any, about: str, **metadata: Any) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": about, **metadata})
+    return field(default=default, metadata={"help": about, **metadata})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run folder. The defaults are the published ones (arXiv 2601.03661), for Qwen2.5-3B.
+
+    Names are TRL's own where TRL has them. `method` is not here: a run folder holds both.
+    """
+
+    # policy
+    model_name: str = _setting("Qwen/Qwen2.5-3B-Instruct", "Base policy: a Hub id, a folder, or 'sandbox'.")
+    lora_rank: int = _setting(16, "Rank of the LoRA adapter, on all linear projections.")
+    lora_alpha: int = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
+    max_seq_length: int = _setting(2048, "Longest prompt and completion together, in tokens.")
+    load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
+    # training data
+    dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math or sandbox.")
+    dataset_split: str = _setting("train", "Split of the training set.")
+    dataset_limit: int | None = _setting(None, "Use the first so many training problems. None: all.")
+    calibration: bool = _setting(False, "Ask for a stated confidence and reward its Brier score.")
+    # optimisation
+    learning_rate: float = _setting(5e-6, "Peak learning rate.")
+    weight_decay: float = _setting(0.1, "Weight decay of AdamW.")
+    max_grad_norm: float = _setting(0.1, "Gradients are clipped to this norm.")
+    per_device_train_batch_size: int = _setting(
+        1,
+        "Completions of a micro-batch on each device. 1 becomes num_generations where a rollout would otherwise not "
+        "hold whole groups: published as 1, that is what Unsloth made of it.",
+    )
+    gradient_accumulation_steps: int = _setting(4, "Micro-batches of an optimizer step.")
+    steps_per_generation: int | None = _setting(None, "Micro-batches of a rollout. None: gradient_accumulation_steps.")
+    max_steps: int = _setting(1000, "Optimizer steps.")
+    seed: int = _setting(0, "Seed of everything random.")
+    lr_scheduler_type: str = _setting("cosine", "Learning-rate schedule, by transformers' names.")
+    warmup_ratio: float = _setting(0.1, "Share of the steps over which the learning rate rises.")
+    optim: str = _setting("adamw_8bit", "Optimizer, by transformers' names. adamw_8bit needs bitsandbytes and a GPU.")
+    adam_beta1: float = _setting(0.9, "AdamW's β1.")
+    adam_beta2: float = _setting(0.99, "AdamW's β2.")
+    gradient_checkpointing: bool = _setting(True, "Recompute activations in the backward pass to save memory.")
+    # rollouts
+    num_generations: int = _setting(8, "G, completions a prompt.")
+    max_prompt_length: int = _setting(1024, "Longer prompts lose their beginning, in tokens.")
+    max_completion_length: int = _setting(1024, "Longest completion of a rollout, in tokens.")
+    # GRPO
+    loss_type: str = _setting("grpo", "TRL's loss type.")
+    epsilon: float = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
+    epsilon_high: float | None = _setting(None, "Upper clipping range. None: epsilon.")
+    mask_truncated_completions: bool = _setting(False, "Leave completions that were cut out of the loss.")
+    scale_rewards: str = _setting("group", "Divide advantages by the standard deviation of: group, batch or none.")
+    importance_sampling_level: str = _setting("token", "Importance ratios by token, or by sequence (GSPO).")
+    # the preference term
+    lambda_reg: float = _setting(0.01, "λ, weight of the preference loss.")
+    reward_margin: float = _setting(2.0, "δ: a pair needs r_i - r_j > δ, in units of reward.")
+    beta_dpo: float = _setting(0.2, "β, inverse temperature of the preference.")
+    pair_mining: str = _setting("all", "Which pairs: all or topk.")
+    max_pairs_per_group: int | None = _setting(None, "Cap on the pairs of a group. None: no cap.")
+    ref_free: bool = _setting(True, "Leave the reference policy out of the preference.")
+    # bookkeeping
+    logging_steps: int = _setting(1, "Optimizer steps between two rows of the log.")
+    save_steps: int = _setting(250, "Optimizer steps between two checkpoints. 0: none.")
+    report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.")
+    # evaluation
+    benchmarks: list[str] = _setting(
+        ["gsm8k", "aime25", "olympiadbench", "amc23", "minervamath", "aquarat", "livemathbench"],
+        "Benchmarks, in the order of the tables.",
+    )
+    eval_limit: int | None = _setting(None, "Evaluate on the first so many problems of each benchmark. None: all.")
+    num_samples: int = _setting(8, "n, completions a problem.")
+    ks: list[int] = _setting([1, 2, 4], "k of pass@k; none above num_samples.")
+    eval_temperature: float = _setting(0.6, "Sampling temperature of the evaluation.")
+    eval_top_p: float = _setting(1.0, "Nucleus of the evaluation; 1 is the whole distribution.")
+    eval_max_new_tokens: int = _setting(1024, "Longest completion of the evaluation, in tokens.")
+    eval_token_budget: int = _setting(262_144, "Tokens of one evaluation batch, prompts and completions together.")
+    # the sandbox's base policy
+    sandbox_warmup_steps: int = _setting(2000, "Supervised steps that make the sandbox's base policy.")
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(Settings).items():
+            _check_type(name, getattr(self, name), kind)
+        _check_values(self)
+
+    @property
+    def is_sandbox(self) -> bool:
+        return self.model_name == "sandbox"
+
+
+_SANDBOX: dict[str, Any] = {
+    "model_name": "sandbox",
+    "max_seq_length": 128,
+    "dataset_name": "sandbox",
+    "dataset_limit": 4000,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 128,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 100,
+    "optim": "adamw_torch",
+    "gradient_checkpointing": False,
+    "max_prompt_length": 64,
+    "max_completion_length": 64,
+    # With the published rewards a right and a wrong answer in the same format differ by 2.0, and the published δ = 2.0
+    # is strict: such pairs are lost, or kept by a rounding error. 1.0 keeps right over wrong.
+    "reward_margin": 1.0,
+    "save_steps": 0,
+    "benchmarks": ["chain3", "chain4", "chain5", "chain6"],
+    "eval_limit": 200,
+    "eval_max_new_tokens": 64,
+    "eval_token_budget": 65_536,
+}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        **_SANDBOX,
+        "per_device_train_batch_size": 32,
+        "max_steps": 4,
+        "dataset_limit": 200,
+        "eval_limit": 24,
+        "sandbox_warmup_steps": 300,
+    },
+    "sandbox": _SANDBOX,
+    "colab-t4": {
+        "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
+        "load_in_4bit": True,
+        "max_seq_length": 1024,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 4,
+        "max_steps": 150,
+        "max_prompt_length": 512,
+        "max_completion_length": 384,
+        "save_steps": 25,
+        "benchmarks": ["gsm8k", "amc23"],
+        "eval_limit": 100,
+        "eval_max_new_tokens": 512,
+    },
+    "paper-qwen3b": {},
+    "paper-qwen7b": {"model_name": "Qwen/Qwen2.5-7B-Instruct"},
+    "paper-gemma4b": {"model_name": "google/gemma-3-4b-it"},
+}
+
+
+def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a profile with some of them changed.
+
+    Raises:
+        ValueError: If the profile or a setting is unknown (with the nearest name and all valid ones), or a value is of
+            the wrong type or impossible.
+    """
+    check_names("profile", [profile], PROFILES)
+    changes = {**PROFILES[profile], **(overrides or {})}
+    check_names("setting", changes, [f.name for f in fields(Settings)])
+    return Settings(**changes)
+
+
+def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    """Refuse names that are not valid, naming the nearest and all valid ones.
+
+    Raises:
+        ValueError: If one of `names` is not in `valid`.
+    """
+    valid = list(valid)
+    for name in names:
+        if name not in valid:
+            nearest = difflib.get_close_matches(str(name), valid, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"Unknown {kind} {name!r}.{hint}\nValid: {', '.join(valid)}.")
+
+
+def differences(a: Settings | Mapping[str, Any], b: Settings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings whose values differ: name -> (value in a, value in b)."""
+    a, b = (dict(s) if isinstance(s, Mapping) else asdict(s) for s in (a, b))
+    return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is list:
+            (item,) = typing.get_args(option)
+            if isinstance(value, list) and value and all(isinstance(entry, item) for entry in value):
+                return
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return
+        elif isinstance(value, option) and (option is bool or not isinstance(value, bool)):
+            return
+    wanted = str(kind).replace("<class '", "").replace("'>", "")
+    raise ValueError(f"{name} is {value!r}; it must be of type {wanted}.")
+
+
+def _check_values(s: Settings) -> None:
+    positive = (
+        "lora_rank lora_alpha max_seq_length learning_rate max_grad_norm per_device_train_batch_size beta_dpo "
+        "gradient_accumulation_steps max_steps max_prompt_length max_completion_length logging_steps num_samples "
+        "eval_temperature eval_max_new_tokens eval_token_budget epsilon sandbox_warmup_steps"
+    ).split()
+    for name in positive:
+        if not getattr(s, name) > 0:
+            raise ValueError(f"{name} is {getattr(s, name)}; it must be above 0.")
+    for name in ("weight_decay", "lambda_reg", "reward_margin", "save_steps", "seed"):
+        if not getattr(s, name) >= 0:
+            raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0.")
+    for name in ("dataset_limit", "eval_limit", "steps_per_generation", "max_pairs_per_group", "epsilon_high"):
+        if getattr(s, name) is not None and not getattr(s, name) > 0:
+            raise ValueError(f"{name} is {getattr(s, name)}; leave it None, or give a value above 0.")
+    for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(s, name) < 1:
+            raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0 and below 1.")
+    if not 0 < s.eval_top_p <= 1:
+        raise ValueError(f"eval_top_p is {s.eval_top_p}; it must be above 0 and at most 1.")
+    if s.num_generations < 2:
+        raise ValueError(f"num_generations is {s.num_generations}; a group needs at least 2 completions to compare.")
+    rollout = s.per_device_train_batch_size * (s.steps_per_generation or s.gradient_accumulation_steps)
+    if rollout % s.num_generations and s.per_device_train_batch_size > 1:
+        raise ValueError(
+            f"A rollout of {rollout} completions (per_device_train_batch_size × steps_per_generation) does not divide "
+            f"into groups of num_generations = {s.num_generations}: make it a multiple."
+        )
+    if max(s.ks) > s.num_samples or min(s.ks) < 1:
+        raise ValueError(f"ks is {s.ks}; each k must be between 1 and num_samples = {s.num_samples}.")
+    if s.max_prompt_length + s.max_completion_length > s.max_seq_length:
+        raise ValueError(
+            f"max_prompt_length + max_completion_length is {s.max_prompt_length + s.max_completion_length}, above "
+            f"max_seq_length = {s.max_seq_length}: raise the latter or lower one of the former."
+        )
+    for name, valid in (
+        ("pair_mining", ("all", "topk")),
+        ("scale_rewards", ("group", "batch", "none")),
+        ("importance_sampling_level", ("token", "sequence")),
+        ("report_to", ("none", "trackio", "wandb", "tensorboard")),
+        ("loss_type", ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")),
+    ):
+        check_names(name, [getattr(s, name)], valid)
+
+
+__all__ = ["METHODS", "POLICIES", "PROFILES", "Settings", "check_names", "differences", "replace", "settings_of"]
