@@ -279,8 +279,8 @@ def style_main_table(table: pd.DataFrame) -> Styler:
         name: lambda value: "–" if np.isnan(value) else f"{value:.1f}" for name in names.values() if name in shown
     }
     return (
-        shown.style.format(escape="html")
-        .format(numbers | {"gain": signed})
+        # one call: a second format would undo the first one's escaping
+        shown.style.format(numbers | {"gain": signed}, escape="html")
         .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
         .hide(axis="index")
         .set_caption(caption)
