@@ -93,8 +93,8 @@ def mean_interval(
     None where there are none.
 
     With bounds: Bayesian bootstrap over problems (Rubin 1981: Dirichlet weights) with half an unseen problem at the
-    lower bound for the lower end and half at the upper bound for the upper end. A benchmark at 0 % or 100 % gets the
-    width that its size allows and not zero: with 30 problems all wrong the upper end is about 8 %, between Jeffreys' and
+    lower bound for the lower end, half at the upper bound for the upper end. A benchmark at 0 % or 100 % gets the
+    width that its size allows, not zero: with 30 problems all wrong the upper end is about 8 %, between Jeffreys' and
     Clopper and Pearson's. With a whole problem at each bound it would be Gaffke's bound (Learned-Miller and Thomas
     2020), which for 0/1 values is exactly Clopper and Pearson's and covers 98 % or more.
     Measured on beta-binomial benchmarks (n = 8; k = 1, 2, 4; 30 to 200 problems; 1,000 experiments each): 93.6 to
