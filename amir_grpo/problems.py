@@ -1,0 +1,339 @@
+r"""Benchmarks and training sets: one registry, one record shape, from the Hugging Face Hub or a local mirror.
+
+Every problem has the columns
+
+- ``id``: string, unique in its set and stable from load to load,
+- ``question``: string,
+- ``answer``: list of strings, any of which is right; one element where one answer is right,
+- ``prompt``: list of chat messages, the system prompt and the question.
+
+A list also where there is one answer, so that the column has one Arrow type in every set. A problem that wants several
+values at once has them in one string, such as ``"3, 5"``.
+
+Revisions: the registry's default is ``"main"``, because a commit that was not looked up would be invented. Give
+`load_problems` a ``revision`` to pin one, and record `fingerprint`, which depends on the problems alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value, load_dataset
+
+from amir_grpo.sandbox import FAMILIES, load_sandbox
+
+MIRROR_VARIABLE = "AMIR_GRPO_DATA"
+
+BASE_PROMPT = r"""You solve problems in mathematics. Reason step by step first, then state the final answer once,
+inside \boxed{}. Keep exactly to this format:
+<think>your reasoning</think>
+<answer>\boxed{the final answer}</answer>"""
+
+CALIBRATED_PROMPT = r"""You solve problems in mathematics. Reason step by step first, then state the final answer once,
+inside \boxed{}. Then examine how sure you can be of it, and state the probability that it is right as a number from
+0 to 1. Keep exactly to this format:
+<think>your reasoning</think>
+<answer>\boxed{the final answer}</answer>
+<analysis>what speaks for and against the answer</analysis>
+<confidence>the probability, such as 0.8</confidence>"""
+
+_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "question": Value("string"),
+        "answer": [Value("string")],
+        "prompt": [{"role": Value("string"), "content": Value("string")}],
+    }
+)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """Where a set of problems lives on the Hub, and how to read its rows.
+
+    Attributes:
+        name: Name in this registry, and of the folder in a mirror.
+        hub_id: Repository on the Hugging Face Hub.
+        config: Configuration of the repository, None for its only one.
+        split: The split used unless another is asked for.
+        question: Reads the question from a row.
+        answers: Reads the right answers from a row; empty strings and an empty list mean that it has none.
+        revision: Commit, tag or branch of the repository.
+    """
+
+    name: str
+    hub_id: str
+    config: str | None
+    split: str
+    question: Callable[[Row], str]
+    answers: Callable[[Row], list[str]]
+    revision: str = "main"
+
+
+def load_problems(
+    name: str,
+    split: str | None = None,
+    limit: int | None = None,
+    calibration: bool = False,
+    *,
+    mirror: Path | None = None,
+    revision: str | None = None,
+) -> Dataset:
+    """Load a benchmark or training set, in the record shape that the module describes.
+
+    Args:
+        name: A name in `BENCHMARKS` or `TRAINING_SETS`, or a sandbox family. ``"gsm8k"`` is both: its split is the
+            benchmark's unless ``split`` says ``"train"``.
+        split: Split of the set, by default the one that the registry names.
+        limit: Number of problems to take from its beginning, by default all; of a sandbox family, which is drawn and
+            not stored, 200.
+        calibration: Whether the prompt asks for a stated confidence.
+        mirror: Folder with ``<name>/<split>.jsonl`` in the Hub's columns. By default what the environment variable
+            ``AMIR_GRPO_DATA`` names; without either, the Hub.
+        revision: Commit, tag or branch on the Hub, by default the registry's.
+
+    Returns:
+        The problems. ``info.description`` says where they came from, with the commit where the Hub told it.
+
+    Raises:
+        ValueError: If there is no such set, the limit is not positive, a row has no question or no answer, or what is
+            asked for does not exist in the sandbox.
+        FileNotFoundError: If the mirror does not hold the split.
+        ConnectionError: If the Hub cannot be reached or does not hold the set.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"The limit must be at least 1, not {limit}.")
+    if name == "sandbox" or name in FAMILIES:
+        if split is not None or calibration:
+            raise ValueError(f"{name!r} is made on the spot: it has no splits and no calibrated prompt.")
+        return load_sandbox(name, limit=limit or _SANDBOX_PROBLEMS)
+    entry = _entry(name)
+    split = split or entry.split
+    folder = mirror or _mirror_from_environment()
+    if folder is None:
+        entry = replace(entry, revision=revision or entry.revision)
+        rows, source = _hub_rows(entry, split)
+    else:
+        path = Path(folder) / name / f"{split}.jsonl"
+        rows, source = _mirror_rows(path, entry, split), str(path)
+    dataset = Dataset.from_list(
+        list(_records(rows, entry, split, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT)),
+        features=_FEATURES,
+    )
+    dataset.info.description = f"{name}, {split} split, from {source}"
+    return dataset
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Hash of the problems, 16 hexadecimal digits: the same from the Hub and from a mirror, on every machine."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        record = [row[column] for column in _FEATURES]
+        digest.update(json.dumps(record, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+_SANDBOX_PROBLEMS = 200
+
+
+def _entry(name: str) -> ProblemSet:
+    entry = BENCHMARKS.get(name) or TRAINING_SETS.get(name)
+    if entry is None:
+        names = sorted({*BENCHMARKS, *TRAINING_SETS, *FAMILIES, "sandbox"})
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"There is no set of problems named {name!r}.{hint}\nChoose one of {', '.join(names)}.")
+    return entry
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+
+
+def _mirror_from_environment() -> Path | None:
+    folder = os.environ.get(MIRROR_VARIABLE)
+    return Path(folder) if folder else None
+
+
+def _mirror_rows(path: Path, entry: ProblemSet, split: str) -> Iterator[Row]:
+    if not path.is_file():
+        arguments = ", ".join(repr(part) for part in (entry.hub_id, entry.config) if part)
+        raise FileNotFoundError(
+            f"The mirror has no {path}.\n"
+            f"Write it where there is a network: load_dataset({arguments}, split={split!r}).to_json(...),\n"
+            f"or unset {MIRROR_VARIABLE} to load from the Hub."
+        )
+    return _json_lines(path)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, row {number}: not a line of JSON ({error}).") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, row {number}: not a JSON object.")
+            yield row
+
+
+def _hub_rows(entry: ProblemSet, split: str) -> tuple[Iterable[Row], str]:
+    where = f"{entry.hub_id}{f' ({entry.config})' if entry.config else ''} at revision {entry.revision}"
+    try:
+        rows = load_dataset(entry.hub_id, entry.config, split=split, revision=entry.revision)
+    except OSError as error:
+        cause = str(error).strip().split("\n")[0][:200]
+        raise ConnectionError(
+            f"{where} could not be loaded from the Hub: {cause}\n"
+            f"Without a network, set {MIRROR_VARIABLE} to a folder that holds {entry.name}/{split}.jsonl."
+        ) from error
+    commit = _commit(rows.info.download_checksums or ())
+    return rows, f"{where}, commit {commit}" if commit else where
+
+
+def _commit(urls: Iterable[str]) -> str | None:
+    """The commit in the addresses of the files that `datasets` downloaded, such as ``hf://datasets/a/b@<commit>/…``."""
+    commits = {match[1] for match in (re.search(r"@([0-9a-f]{40})/", str(url)) for url in urls) if match}
+    return commits.pop() if len(commits) == 1 else None
+
+
+def _records(
+    rows: Iterable[Row], entry: ProblemSet, split: str, source: str, limit: int | None, system_prompt: str
+) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(rows, start=1):
+        question = _read(entry.question, row, "question", source, number)
+        answers = [answer.strip() for answer in _read(entry.answers, row, "answer", source, number)]
+        if not question.strip():
+            raise ValueError(f"{source}, row {number}: no question.")
+        if not answers or not all(answers):
+            raise ValueError(
+                f"{source}, row {number}: no answer.\nCorrect or remove the row; its columns: {list(row)}."
+            )
+        yield {
+            "id": f"{entry.name}-{split}-{number - 1:05d}",
+            "question": question,
+            "answer": answers,
+            "prompt": [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}],
+        }
+        if number == limit:
+            return
+
+
+def _read(reader: Callable[[Row], Any], row: Row, what: str, source: str, number: int) -> Any:
+    try:
+        return reader(row)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{source}, row {number}: no {what} ({type(error).__name__}: {error}).\n"
+            f"Wanted are the Hub's columns; the row has {list(row)}."
+        ) from None
+
+
+# --- reading the rows ---------------------------------------------------------------------------------------------
+
+
+def _column(name: str) -> Callable[[Row], str]:
+    return lambda row: row[name]
+
+
+def _one(name: str) -> Callable[[Row], list[str]]:
+    return lambda row: [str(row[name])] if row[name] is not None else []
+
+
+def _after_hashes(row: Row) -> list[str]:
+    """The answer of GSM8K: what follows ``####``, without thousands separators."""
+    _, hashes, answer = row["answer"].rpartition("####")
+    return [answer.replace(",", "")] if hashes else []
+
+
+def _without_dollars(row: Row) -> list[str]:
+    return [str(row["answer"]).strip().strip("$")]
+
+
+def _several(row: Row) -> list[str]:
+    answers = row["final_answer"]
+    return [answers] if isinstance(answers, str) else list(answers)
+
+
+def _boxed(row: Row) -> list[str]:
+    r"""The answer of MATH: the last ``\boxed{...}`` or ``\fbox{...}`` of the solution; one token after it will do."""
+    solution = row["solution"]
+    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    if start < 0:
+        return []
+    content = re.sub(r"^\\(?:boxed|fbox)\s*", "", solution[start:])
+    if not content.startswith("{"):
+        return [content.split("$")[0].rstrip(" .")]
+    depth = 0
+    for token in re.finditer(r"\\.|[{}]", content, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
+        if depth == 0:
+            return [content[1 : token.start()]]
+    return []
+
+
+# Some rows carry the label twice: "A)A)59".
+_OPTION = re.compile(r"\s*(?P<letter>[A-E])\s*\)\s*(?:(?P=letter)\s*\)\s*)?(?P<value>.*)", re.DOTALL)
+
+
+def _options(row: Row) -> list[tuple[str, str]]:
+    matches = [_OPTION.fullmatch(option) for option in row["options"]]
+    return [(match["letter"], match["value"].strip()) for match in matches if match]
+
+
+def _with_options(row: Row) -> str:
+    options = "\n".join(f"{letter}) {value}" for letter, value in _options(row))
+    return f"{row['question']}\n\nOptions:\n{options}"
+
+
+def _letter_and_value(row: Row) -> list[str]:
+    """The answers of AQuA-RAT: the letter of the right option, and its value unless the option is empty."""
+    letter = row["correct"].strip()
+    value = dict(_options(row)).get(letter)
+    if value is None:
+        return []
+    return [letter, value] if value else [letter]
+
+
+BENCHMARKS: dict[str, ProblemSet] = {
+    entry.name: entry
+    for entry in (
+        ProblemSet("gsm8k", "openai/gsm8k", "main", "test", _column("question"), _after_hashes),
+        ProblemSet("math500", "HuggingFaceH4/MATH-500", None, "test", _column("problem"), _one("answer")),
+        ProblemSet("aime25", "math-ai/aime25", None, "test", _column("problem"), _one("answer")),
+        ProblemSet(
+            "olympiadbench", "Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", _column("question"), _several
+        ),
+        ProblemSet("amc23", "math-ai/amc23", None, "test", _column("question"), _one("answer")),
+        ProblemSet("minervamath", "math-ai/minervamath", None, "test", _column("question"), _one("answer")),
+        ProblemSet("aquarat", "deepmind/aqua_rat", "raw", "test", _with_options, _letter_and_value),
+        ProblemSet(
+            "livemathbench",
+            "opencompass/LiveMathBench",
+            "v202412_AMC_en",
+            "test",
+            _column("question"),
+            _without_dollars,
+        ),
+    )
+}
+
+TRAINING_SETS: dict[str, ProblemSet] = {
+    entry.name: entry
+    for entry in (
+        replace(BENCHMARKS["gsm8k"], split="train"),
+        # The 7,500 training problems. Copies of competition_math with all 12,500 in one split hold MATH-500 as well.
+        ProblemSet("math", "DigitalLearningGmbH/MATH-lighteval", "default", "train", _column("problem"), _boxed),
+        ProblemSet("dapo_math", "open-r1/DAPO-Math-17k-Processed", "en", "train", _column("prompt"), _one("solution")),
+    )
+}
