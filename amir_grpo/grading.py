@@ -1,0 +1,451 @@
+r"""Is this completion right? math-verify behind one function, and untrusted text in processes that can be killed.
+
+A completion is graded in three steps. `extract_answer` finds the answer with string code in linear time. `decide`
+settles what needs no symbolic parser: equal notation, plain numbers, words, letters of options. What is left goes to
+math-verify in a worker process (`amir_grpo._grading_worker`), which runs under limits of time and memory; what hits a
+limit counts as wrong and says so. Workers are started when first needed and are reused.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+logger = logging.getLogger(__name__)
+
+Limit = Literal["length", "time", "memory", "crash"]
+
+# The longest gold of the benchmarks has 224 characters.
+MAX_ANSWER_CHARACTERS = 2_000
+# CPU time of one comparison. The slowest gold against itself takes 0.3 s.
+CPU_SECONDS = 2
+# Wall time of one comparison, for systems without CPU timers and for a worker that sleeps; generous, so that a
+# verdict does not depend on how busy the machine is.
+WALL_SECONDS = 10 * CPU_SECONDS
+MEMORY_BYTES = 1 << 30
+_START_SECONDS = 120
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The verdict on one completion; true where the completion is right.
+
+    Attributes:
+        answer: What was graded, None where the completion holds no answer.
+        correct: Whether it is right.
+        limit: The limit that the comparison hit, None where it ended by itself.
+    """
+
+    answer: str | None
+    correct: bool
+    limit: Limit | None = None
+
+    def __bool__(self) -> bool:
+        return self.correct
+
+
+class Grader:
+    """Grades completions with a pool of worker processes; a context manager, safe to share between threads.
+
+    Workers are started at the first comparison that needs one, and again after one was killed. A copy of a grader in
+    a forked process starts its own.
+
+    Args:
+        workers: Number of worker processes.
+
+    Raises:
+        ValueError: If there would be no worker.
+    """
+
+    def __init__(self, workers: int = 2) -> None:
+        if workers < 1:
+            raise ValueError(f"A grader needs at least one worker, not {workers}.")
+        self.workers = workers
+        self._forget()
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def grade(self, completions: Sequence[str], answers: Sequence[str | Sequence[str]]) -> list[Grade]:
+        """Grade each completion against its gold answer, or against several of which any will do.
+
+        Raises:
+            ValueError: If there are not as many answers as completions.
+            RuntimeError: If a worker cannot be started.
+        """
+        if len(completions) != len(answers):
+            raise ValueError(f"{len(completions)} completions cannot be graded against {len(answers)} answers.")
+        pairs = [(extract_answer(text), _golds(gold)) for text, gold in zip(completions, answers, strict=True)]
+        verdicts = {pair: _decide_any(*pair) for pair in dict.fromkeys(pairs)}
+        undecided = [pair for pair, verdict in verdicts.items() if verdict is None]
+        if undecided:
+            verdicts.update(zip(undecided, self._compare(undecided), strict=True))
+        grades = [_grade(pair[0], verdicts[pair]) for pair in pairs]
+        _report([grade for grade in grades if grade.limit])
+        return grades
+
+    def close(self) -> None:
+        """End the workers. The grader may be used again: it starts new ones."""
+        with self._lock:
+            if self._pid == os.getpid():
+                for worker in self._idle:
+                    worker.kill()
+            self._idle = []
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+        self._known: dict[tuple[str, tuple[str, ...]], bool | Limit] = {}
+
+    def _compare(self, pairs: list[tuple[str, tuple[str, ...]]]) -> list[bool | Limit]:
+        if self._pid != os.getpid():  # forked: the workers and the lock belong to the parent
+            self._forget()
+        with self._lock:
+            new = [pair for pair in pairs if pair not in self._known]
+            if len(self._known) + len(new) > _REMEMBERED:
+                known = {pair: self._known[pair] for pair in pairs if pair in self._known}
+                self._known = known
+            if new:
+                threads = min(self.workers, len(new))
+                while len(self._idle) < threads:
+                    self._idle.append(_Worker())
+                with ThreadPoolExecutor(threads) as pool:
+                    self._known.update(zip(new, pool.map(self._ask, new), strict=True))
+            return [self._known[pair] for pair in pairs]
+
+    def _ask(self, pair: tuple[str, tuple[str, ...]]) -> bool | Limit:
+        worker = self._idle.pop()  # atomic; there are at least as many workers as threads
+        try:
+            return worker.compare(*pair)
+        finally:
+            self._idle.append(worker)
+
+
+def grade_many(completions: Sequence[str], answers: Sequence[str | Sequence[str]], workers: int = 2) -> list[Grade]:
+    """Grade many completions in parallel with the grader that this process shares; see `Grader.grade`.
+
+    Args:
+        completions: What a policy wrote after the prompt.
+        answers: The gold answer of each, or a sequence of gold answers of which any will do.
+        workers: Number of worker processes.
+
+    Returns:
+        A `Grade` for each completion; a grade is true where the completion is right.
+
+    Raises:
+        ValueError: If there are not as many answers as completions, or no worker.
+        RuntimeError: If a worker cannot be started.
+    """
+    return _shared_grader(workers).grade(completions, answers)
+
+
+def is_correct(completion: str, answer: str | Sequence[str]) -> bool:
+    """Whether a completion gives the gold answer, or one of several; see `grade_many`."""
+    return grade_many([completion], [answer], workers=1)[0].correct
+
+
+_shared: Grader | None = None
+_shared_lock = threading.Lock()
+
+
+def _shared_grader(workers: int) -> Grader:
+    global _shared
+    if workers < 1:
+        raise ValueError(f"A grader needs at least one worker, not {workers}.")
+    with _shared_lock:
+        if _shared is None:
+            _shared = Grader(workers)
+            atexit.register(_shared.close)
+        # Grown where more is asked for, never shrunk: idle workers cost nothing but memory.
+        _shared.workers = max(_shared.workers, workers)
+        return _shared
+
+
+def _report(stopped: list[Grade]) -> None:
+    if stopped:
+        limits = [grade.limit for grade in stopped]
+        counts = ", ".join(f"{limit} {limits.count(limit)}" for limit in sorted(set(limits)))
+        logger.warning(
+            "Counted as wrong, because they hit a limit of the grader: %d answers (%s).", len(stopped), counts
+        )
+
+
+# --- worker processes ---------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """The parent's side of one worker: a process, its pipes, and the thread that reads what it says."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def compare(self, answer: str, golds: tuple[str, ...]) -> bool | Limit:
+        if self._process.poll() is not None:
+            self._start()
+        try:
+            request = json.dumps([answer, golds])  # ASCII: lone surrogates and NULs survive
+            self._process.stdin.write(request.encode() + b"\n")
+            self._process.stdin.flush()
+            reply = self._replies.get(timeout=WALL_SECONDS)
+        except queue.Empty:
+            self.kill()
+            return "time"
+        except OSError:
+            self.kill()
+            return "crash"
+        except BaseException:  # interrupted between question and answer: the next answer would be to this question
+            self.kill()
+            raise
+        if reply is None:
+            code = self._process.wait()
+            self.kill()
+            return _cause_of_death(code)
+        return json.loads(reply)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def _start(self) -> None:
+        # A fresh interpreter, not a fork: the parent may hold a GPU, threads and gigabytes. -P keeps modules of the
+        # working directory out; the package is found where this one was.
+        root = str(Path(__file__).resolve().parents[1])
+        arguments = (CPU_SECONDS, MEMORY_BYTES, *(path for path in sys.path if path and path != root))
+        program = f"import sys; sys.path[:] = [{root!r}, *sys.argv[3:]]; from amir_grpo._grading_worker import serve; "
+        program += "serve(int(sys.argv[1]), int(sys.argv[2]))"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-B", "-c", program, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy's order of terms must not vary from run to run
+            start_new_session=True,  # Ctrl-C in the terminal is for the parent
+        )
+        self._replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(self._process.stdout, self._replies), daemon=True).start()
+        try:
+            ready = self._replies.get(timeout=_START_SECONDS)
+        except queue.Empty:
+            ready = None
+        if ready is None:
+            self.kill()
+            raise RuntimeError(
+                "A grading worker could not be started.\n"
+                f"`{sys.executable} -c 'import amir_grpo._grading_worker'` shows why."
+            )
+
+
+def _read(stream, replies: queue.SimpleQueue[bytes | None]) -> None:
+    with stream:
+        for line in stream:
+            replies.put(line)
+    replies.put(None)
+
+
+def _cause_of_death(code: int) -> Limit:
+    if code == -getattr(signal, "SIGPROF", 0):
+        return "time"
+    if code == -getattr(signal, "SIGKILL", 0):  # not from here: the system was short of memory
+        return "memory"
+    return "crash"
+
+
+# --- what needs no symbolic parser --------------------------------------------------------------------------------
+
+# Runs of braces are one token, so that ten million of them are few.
+_BOX_TOKEN = re.compile(r"\\boxed\s*\{|\\\\(?!boxed)|\\[{}]|\{+|\}+")
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last ``\boxed{...}`` whose brace is closed, None where there is none. Linear in the text."""
+    start = text.find("\\boxed")
+    if start < 0:
+        return None
+    last, depth = None, 0
+    open_boxes: list[tuple[int, int]] = []  # depth outside the box, and where its content begins
+    for token in _BOX_TOKEN.finditer(text, start):
+        kind = token.group()
+        if kind[-1] == "{" and kind != "\\{":
+            if kind[0] == "\\":
+                open_boxes.append((depth, token.end()))
+                depth += 1
+            else:
+                depth += len(kind)
+        elif kind[0] == "}":
+            while open_boxes and open_boxes[-1][0] >= depth - len(kind):
+                outside, begin = open_boxes.pop()
+                span = (begin, token.start() + depth - outside - 1)
+                last = max(last or span, span)
+            depth = max(0, depth - len(kind))
+    return text[slice(*last)] if last else None
+
+
+def extract_answer(completion: str) -> str | None:
+    r"""The answer that a completion gives, None where it gives none.
+
+    It is taken from the last closed ``<answer>`` block: the content of the block's last ``\boxed{}``, or the whole
+    block where it has none. Without such a block it is the last ``\boxed{}`` of the completion. Boxes and blocks that
+    are not closed do not count, so that a truncated number is not taken for an answer. Linear in the completion.
+    """
+    end = completion.rfind("</answer>")
+    start = completion.rfind("<answer>", 0, end) if end >= 0 else -1
+    if start >= 0:
+        block = completion[start + len("<answer>") : end]
+        boxed = last_boxed(block)
+        answer = (block if boxed is None else boxed).strip()
+    else:
+        answer = (last_boxed(completion) or "").strip()
+    return answer or None
+
+
+def _golds(answer: str | Sequence[str]) -> tuple[str, ...]:
+    return (answer,) if isinstance(answer, str) else tuple(answer)
+
+
+def _grade(answer: str | None, verdict: bool | Limit) -> Grade:
+    return Grade(answer, verdict) if isinstance(verdict, bool) else Grade(answer, False, verdict)
+
+
+def _decide_any(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | None:
+    if answer is None:
+        return False
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return "length"
+    verdicts = [decide(answer, gold) for gold in golds]
+    if True in verdicts:
+        return True
+    return None if None in verdicts else False
+
+
+def decide(answer: str, gold: str) -> bool | None:
+    """Whether an answer equals the gold one where no symbolic parser is needed to tell, else None.
+
+    Settled here are the same notation (up to spacing and typesetting), two plain numbers, an option named by its
+    letter, and gold answers that are words; math-verify would read words as products of letters, equal to any anagram.
+    """
+    ours, theirs = plain_text(answer), plain_text(gold)
+    if not ours or not theirs:
+        return False
+    if ours == theirs:
+        return True
+    number, gold_number = plain_number(ours), plain_number(theirs)
+    if number and gold_number:
+        return _equal_numbers(number, gold_number)
+    if _LETTER.fullmatch(theirs):
+        choice = _CHOICE.match(ours)
+        if choice:
+            return choice["letter"] == theirs.strip("()")
+        # another single letter, or a number, is not this letter
+        return False if number or len(ours) == 1 else None
+    if _WORDS.fullmatch(theirs):
+        return ours.casefold() == theirs.casefold()
+    return None
+
+
+_TYPESETTING = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\displaystyle|\\[!,;:]|\\\s|\\?\$")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}")
+_SYNONYMS = {"\\dfrac": "\\frac", "\\tfrac": "\\frac", "{,}": ",", "−": "-", "–": "-", "°": "^\\circ", "\\%": "%"}
+_SYNONYM = re.compile("|".join(map(re.escape, _SYNONYMS)))
+_SPACES = re.compile(r"\s+")
+# A space between two letters or digits parts words or numbers; every other one is typesetting.
+_SPACE_BETWEEN_SIGNS = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
+_LETTER = re.compile(r"\(?[A-Z]\)?")
+# An option: its letter alone, in brackets, or before its value, as in "C) 59".
+_CHOICE = re.compile(r"\(?(?P<letter>[A-Z])(?:[).]|$)")
+# Four letters or more, or a short capitalised word: fewer are a product of variables.
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]{2,}[A-Za-z]|[A-Z][a-z]{1,2}")
+
+
+def plain_text(answer: str) -> str:
+    """An answer without the typesetting that changes nothing about its meaning. Linear in its length."""
+    text = _TYPESETTING.sub(" ", answer)
+    text = _SYNONYM.sub(lambda match: _SYNONYMS[match.group()], text)
+    text = _TEXT_COMMAND.sub(r" \1 ", text)
+    text = _SPACE_BETWEEN_SIGNS.sub("", _SPACES.sub(" ", text).strip())
+    return text.removesuffix(".") if not text.endswith("..") else text
+
+
+_PLAIN_NUMBER = re.compile(
+    r"(?P<sign>[+-]?)(?P<whole>\d{1,3}(?:[, ]\d{3})+|\d*)(?P<decimals>\.\d*)?"
+    r"(?:(?:[eE]|(?:\\times|\\cdot|\*|×) ?10\^)\{?(?P<exponent>[+-]?\d{1,3})\}?)?(?P<percent>%?)"
+)
+_FRACTION = re.compile(
+    r"(?P<sign>[+-]?)(?:\\frac ?(?:\{(?P<a>-?\d+)\}|(?P<b>\d)) ?(?:\{(?P<c>\d+)\}|(?P<d>\d))|(?P<e>\d+)/(?P<f>\d+))"
+)
+_LONGEST_NUMBER = 400
+
+
+@dataclass(frozen=True, slots=True)
+class PlainNumber:
+    """A number as it was written: its exact value, and whether it was a decimal, a fraction or a percentage."""
+
+    value: Fraction
+    form: Literal["integer", "decimal", "fraction"]
+    percent: bool = False
+
+
+def plain_number(text: str) -> PlainNumber | None:
+    r"""Read an integer, a decimal, a fraction of integers or a power of ten times one; None for anything else.
+
+    Args:
+        text: An answer as `plain_text` returns it. Thousands may be parted by commas or spaces.
+    """
+    if len(text) > _LONGEST_NUMBER:
+        return None
+    match = _FRACTION.fullmatch(text)
+    if match:
+        above, below = int(match["a"] or match["b"] or match["e"]), int(match["c"] or match["d"] or match["f"])
+        if below == 0:
+            return None
+        value = Fraction(above, below)
+        return PlainNumber(-value if match["sign"] == "-" else value, "fraction")
+    match = _PLAIN_NUMBER.fullmatch(text)
+    decimals = match and (match["decimals"] or "").removeprefix(".")
+    if not match or not (match["whole"] or decimals):
+        return None
+    exponent = int(match["exponent"] or 0)
+    digits = int(re.sub("[, ]", "", match["whole"]) + decimals)
+    value = Fraction(digits) * Fraction(10) ** (exponent - len(decimals))
+    form = "decimal" if decimals or exponent < 0 else "integer"
+    return PlainNumber(-value if match["sign"] == "-" else value, form, bool(match["percent"]))
+
+
+def _equal_numbers(number: PlainNumber, gold: PlainNumber) -> bool | None:
+    """Exact for integers and fractions; decimals to six places, or to six digits where the gold one is below 1.
+
+    math-verify compares at six places whatever the size, so that 1e-8 equals 1e-9. As there, a percentage equals the
+    number with its sign left out and the number that it stands for.
+    """
+    values = {number.value}
+    if number.percent != gold.percent:
+        values.add(number.value / 100 if number.percent else number.value * 100)
+    if gold.value in values:
+        return True
+    forms = {number.form, gold.form}
+    if "decimal" not in forms:
+        return False
+    if "fraction" in forms:
+        return None  # a third as 0.333333: math-verify rounds
+    tolerance = min(Fraction(1), abs(gold.value)) / 2_000_000
+    return any(abs(value - gold.value) <= tolerance for value in values)
