@@ -1,0 +1,338 @@
+r"""The published reward functions, in the form that TRL calls: completions and columns in, a list of floats out.
+
+| function | a completion gets |
+| --- | --- |
+| `correctness` | 2.0 if it is right by `amir_grpo.grading`, which evaluation uses too |
+| `integer_answer` | 0.2 if its answer is an integer |
+| `strict_format` | 0.5 if it keeps exactly to the format |
+| `xml_tags` | 0.025 for each tag that it has once, minus 0.001 a character of trailing text, at most 0.1 |
+| `arithmetic_claims` | 0.1 for each different true claim such as ``3+4=7``, at most five |
+| `brier` | 1 - (confidence - right)², with calibration only |
+
+The format is ``<think>…</think><answer>…</answer>``, with calibration followed by
+``<analysis>…</analysis><confidence>0.8</confidence>``; white space around the tags is free.
+
+Where the published code differs, by its own text: it judges correctness by a numeric tolerance (kept as
+`published_correctness`), pays the integer reward for any number, the claims without a bound and repeated ones again, has
+no penalty for trailing text without calibration, and takes a missing confidence for 0.5, which earns 0.75.
+
+The margin. With these rewards a right and a wrong completion that are alike in everything else differ by 2.0, and the
+published margin δ = 2.0 is strict: r_i - r_j > δ. TRL adds the rewards in float32, where the difference of two integer
+answers in the right format comes out at 2.0 or 1.9999998 for 0 to 5 claims (CPU): the pair is lost. With calibration it
+can come out at 2.0000002, and the pair is kept by a rounding error. What the published margin selects beyond that are
+right completions of better form than wrong ones. Without calibration all other rewards together span 1.4, so that a
+margin from 1.4 to just under 2.0 pairs right with wrong only, and loses no pair that is alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+
+from amir_grpo.grading import extract_answer, grade_many, plain_number, plain_text
+
+Completion = str | Sequence[dict[str, str]]
+RewardFunction = Callable[..., list[float]]
+
+TAGS = ("think", "answer")
+CALIBRATION_TAGS = (*TAGS, "analysis", "confidence")
+MAX_CLAIMS = 5
+_MAX_TRAILING_PENALTY = 0.1
+
+
+def reward_functions(calibration: bool = False) -> list[RewardFunction]:
+    """The reward functions of a run, in the published order; their names are TRL's log keys.
+
+    Args:
+        calibration: Whether completions are to state their confidence; the format, the tags and the Brier score
+            change together.
+    """
+    if not calibration:
+        return [correctness, integer_answer, strict_format, xml_tags, arithmetic_claims]
+    return [correctness, integer_answer, _calibrated(strict_format), _calibrated(xml_tags), arithmetic_claims, brier]
+
+
+def _calibrated(function: RewardFunction) -> RewardFunction:
+    @functools.wraps(function)
+    def with_calibration(completions: Sequence[Completion], **columns: object) -> list[float]:
+        return function(completions, **{**columns, "calibration": True})
+
+    return with_calibration
+
+
+def correctness(
+    completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object
+) -> list[float]:
+    """2.0 for a completion that is right by the grader of the evaluation."""
+    return [2.0 if grade else 0.0 for grade in grade_many(_texts(completions), answer)]
+
+
+def integer_answer(completions: Sequence[Completion], **columns: object) -> list[float]:
+    """0.2 for a completion whose answer is an integer, such as ``-7``, ``1,250`` or ``3.0``; right or not."""
+    return [0.2 if _is_integer(extract_answer(text)) else 0.0 for text in _texts(completions)]
+
+
+def strict_format(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
+    """0.5 for a completion that keeps exactly to the format; see `has_format`."""
+    return [0.5 if has_format(text, calibration) else 0.0 for text in _texts(completions)]
+
+
+def xml_tags(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
+    """0.025 for each opening and closing tag that appears exactly once, minus 0.001 for each character after the last."""
+    return [_tag_score(text, CALIBRATION_TAGS if calibration else TAGS) for text in _texts(completions)]
+
+
+def arithmetic_claims(completions: Sequence[Completion], **columns: object) -> list[float]:
+    """0.1 for each different true claim of arithmetic, such as ``3+4=7``, at most `MAX_CLAIMS` of them.
+
+    Without the bound, and without counting a claim once, a completion would earn more by claims than by being right.
+    """
+    return [0.1 * count_true_claims(text, MAX_CLAIMS) for text in _texts(completions)]
+
+
+def brier(completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object) -> list[float]:
+    """1 - (p - a)², with the stated confidence p and a = 1 for right, 0 for wrong; 0.0 where none is stated.
+
+    Silence earns what the worst statement earns, so that it never pays to leave the confidence out.
+    """
+    texts = _texts(completions)
+    confidences = map(stated_confidence, texts)
+    grades = grade_many(texts, answer)
+    return [
+        0.0 if confidence is None else 1.0 - (confidence - grade.correct) ** 2
+        for confidence, grade in zip(confidences, grades, strict=True)
+    ]
+
+
+def published_correctness(
+    completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object
+) -> list[float]:
+    r"""2.0 by the rule of the published code, for replays of it.
+
+    The first number in the last ``\boxed{}``, or else the last number anywhere in the text, is compared with the answer
+    to a relative and absolute tolerance of 1e-3. Where one of the two is no number they are compared as strings. By
+    this rule 1000 is right where 1001 is wanted, a word is never right, and a fraction is its numerator.
+    """
+    rewards = []
+    for text, golds in zip(_texts(completions), answer, strict=True):
+        number = _published_number(text)
+        candidates = [golds] if isinstance(golds, str) else golds
+        rewards.append(2.0 if any(_published_equal(number, gold) for gold in candidates) else 0.0)
+    return rewards
+
+
+published_correctness.__name__ = "correctness"  # the same column of the log, whichever rule filled it
+
+
+def has_format(completion: str, calibration: bool = False) -> bool:
+    """Whether a completion is exactly its tags in order, each once, with an answer and, if wanted, a confidence.
+
+    White space around the tags is free. Linear in the completion.
+    """
+    tags = CALIBRATION_TAGS if calibration else TAGS
+    if any(completion.count(mark) != 1 for mark in _marks(tags)):
+        return False
+    rest = completion.strip()
+    for tag in tags:
+        inside, closing, rest = rest.partition(f"</{tag}>")
+        if not closing or not inside.startswith(f"<{tag}>"):
+            return False
+        if tag == "answer" and not inside.removeprefix("<answer>").strip():
+            return False
+        rest = rest.lstrip()
+    return not rest and (not calibration or stated_confidence(completion) is not None)
+
+
+_CONFIDENCE = re.compile(r"<confidence>\s*(\d*\.?\d+)\s*</confidence>")
+
+
+def stated_confidence(completion: str) -> float | None:
+    """The confidence in the last confidence block, None where there is none or it is no number from 0 to 1."""
+    start = completion.rfind("<confidence>")
+    match = _CONFIDENCE.match(completion, start, start + 100) if start >= 0 else None
+    confidence = float(match[1]) if match else math.nan
+    return confidence if 0 <= confidence <= 1 else None
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def _texts(completions: Sequence[Completion]) -> list[str]:
+    """The text of each completion; of a conversation, what its last message says."""
+    return [text if isinstance(text, str) else (text[-1]["content"] or "") if text else "" for text in completions]
+
+
+def _is_integer(answer: str | None) -> bool:
+    if answer is None or len(answer) > 100:
+        return False
+    number = plain_number(plain_text(answer))
+    return number is not None and not number.percent and number.form != "fraction" and number.value.denominator == 1
+
+
+def _marks(tags: Sequence[str]) -> list[str]:
+    return [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+
+
+def _tag_score(text: str, tags: Sequence[str]) -> float:
+    score = 0.025 * sum(text.count(mark) == 1 for mark in _marks(tags))
+    _, closing, trailing = text.rpartition(f"</{tags[-1]}>")
+    penalty = 0.001 * len(trailing.strip()) if closing else 0.0
+    return score - min(penalty, _MAX_TRAILING_PENALTY)
+
+
+# --- claims of arithmetic -----------------------------------------------------------------------------------------
+
+_OPERATORS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
+_OPERATOR = re.compile("|".join(map(re.escape, _OPERATORS)))
+_BULLET = re.compile(r"^[ \t]*[-*+][ \t]+", re.MULTILINE)
+_DOLLAR = re.compile(r"\\?\$")
+# Numbers, operators and what may stand between them, on one line; one class, so that the search is linear.
+_RUN = re.compile(r"[0-9.,+\-*/()= \t]+")
+_SENTENCE_END = re.compile(r"[.,](?=[ \t]|$)")
+_TOKEN = re.compile(r"[ \t]*(?:(?P<number>\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/()]))[ \t]*")
+_MAX_EXPRESSION = 200  # characters: keeps the exact arithmetic small
+_CLOSE = Fraction(1, 1_000_000)
+
+
+def count_true_claims(text: str, limit: int) -> int:
+    """How many different true claims a text makes, counted up to a limit.
+
+    A claim is two expressions of numbers, ``+ - * /`` and brackets with ``=`` between them, of which the left one has
+    an operator. It is true if they agree to 1e-6. What belongs to a larger formula, as in ``x + 3 + 4 = 7``, is none.
+    Nothing is evaluated but by the parser here, in exact arithmetic.
+    """
+    text = _BULLET.sub("", _DOLLAR.sub("", _OPERATOR.sub(lambda match: _OPERATORS[match.group()], text)))
+    claims: set[tuple[str, str]] = set()
+    for left, right in _claims(text):
+        if (left, right) not in claims and _is_true(left, right):
+            claims.add((left, right))
+            if len(claims) == limit:
+                break
+    return len(claims)
+
+
+def _claims(text: str) -> Iterator[tuple[str, str]]:
+    for run in _RUN.finditer(text):
+        if "=" not in run.group():
+            continue
+        sides_of_sentences = [sentence.split("=") for sentence in _SENTENCE_END.split(run.group())]
+        before, after = text[: run.start()][-1:], text[run.end() :][:1]
+        first, last = sides_of_sentences[0], sides_of_sentences[-1]
+        if _continues(before, first[0]):
+            first[0] = ""
+        if (after.isalpha() or after in ("^", "_", "\\", "{")) and not last[-1].endswith((" ", "\t")):
+            last[-1] = ""
+        for sides in sides_of_sentences:
+            for left, right in zip(sides, sides[1:], strict=False):
+                yield left.replace(" ", ""), right.replace(" ", "")
+
+
+def _continues(before: str, expression: str) -> bool:
+    """Whether what stands before an expression belongs to it, as in ``x + 3``, ``2^3 + 1`` or ``x3 + 1``."""
+    if not before:
+        return False
+    if before in "^_{\\":
+        return True
+    adjacent = not expression.startswith((" ", "\t"))
+    starts_with_operator = expression.lstrip()[:1] in ("+", "-", "*", "/")
+    return (before.isalpha() and adjacent) or (starts_with_operator and (before.isalpha() or before in ")}]!%|"))
+
+
+def _is_true(left: str, right: str) -> bool:
+    if max(len(left), len(right)) > _MAX_EXPRESSION:
+        return False
+    # a bracket around the claim is none of its own
+    if left.count("(") > left.count(")"):
+        left = left.removeprefix("(")
+    if right.count(")") > right.count("("):
+        right = right.removesuffix(")")
+    stated, result = _evaluate(left), _evaluate(right)
+    if stated is None or result is None or not stated[1]:
+        return False
+    return abs(stated[0] - result[0]) <= _CLOSE
+
+
+def _evaluate(expression: str) -> tuple[Fraction, bool] | None:
+    """The value of an expression and whether it has a binary operator; None where it is not well-formed."""
+    tokens, position = [], 0
+    while position < len(expression):
+        match = _TOKEN.match(expression, position)
+        if match is None:
+            return None
+        tokens.append(Fraction(match["number"].replace(",", "")) if match["number"] else match["sign"])
+        position = match.end()
+    parser = _Expression(tokens)
+    try:
+        value = parser.sum()
+    except (ValueError, IndexError, ZeroDivisionError):
+        return None
+    return None if parser.tokens else (value, parser.has_operator)
+
+
+class _Expression:
+    """Recursive descent over sum, product and factor; brackets nest at most as deep as `_MAX_EXPRESSION`."""
+
+    def __init__(self, tokens: list[Fraction | str]) -> None:
+        self.tokens = tokens[::-1]
+        self.has_operator = False
+
+    def sum(self) -> Fraction:
+        value = self.product()
+        while self.tokens and self.tokens[-1] in ("+", "-"):
+            self.has_operator = True
+            value = value + self.product() if self.tokens.pop() == "+" else value - self.product()
+        return value
+
+    def product(self) -> Fraction:
+        value = self.factor()
+        while self.tokens and self.tokens[-1] in ("*", "/"):
+            self.has_operator = True
+            value = value * self.factor() if self.tokens.pop() == "*" else value / self.factor()
+        return value
+
+    def factor(self) -> Fraction:
+        token = self.tokens.pop()
+        if isinstance(token, Fraction):
+            return token
+        if token == "-":
+            return -self.factor()
+        if token == "(":
+            value = self.sum()
+            if self.tokens.pop() != ")":
+                raise ValueError("a bracket is not closed")
+            return value
+        raise ValueError("an operator where a number is wanted")
+
+
+# --- the published rule of correctness ----------------------------------------------------------------------------
+
+_FLAT_BOX = re.compile(r"\\boxed\s*\{([^{}]+)\}")
+_PUBLISHED_NUMBER = re.compile(
+    r"(?<![A-Za-z_])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?%?(?![A-Za-z_])"
+)
+
+
+def _published_number(text: str) -> float | None:
+    boxes = _FLAT_BOX.findall(text)
+    boxed = _PUBLISHED_NUMBER.search(boxes[-1]) if boxes else None
+    if boxed:
+        return _published_float(boxed.group())
+    numbers = _PUBLISHED_NUMBER.findall(text)
+    return _published_float(numbers[-1]) if numbers else None
+
+
+def _published_float(number: str) -> float:
+    return float(number.replace("−", "-").replace(",", "").removesuffix("%"))
+
+
+def _published_equal(number: float | None, gold: str) -> bool:
+    try:
+        wanted = float(gold.replace(",", ""))
+    except ValueError:
+        wanted = None
+    if number is None or wanted is None:
+        return str(number).lower() == gold.strip().lower()
+    return math.isclose(number, wanted, rel_tol=1e-3, abs_tol=1e-3)
