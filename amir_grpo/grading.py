@@ -185,9 +185,7 @@ def _report(stopped: list[Grade]) -> None:
     if stopped:
         limits = [grade.limit for grade in stopped]
         counts = ", ".join(f"{limit} {limits.count(limit)}" for limit in sorted(set(limits)))
-        logger.warning(
-            "Counted as wrong, because they hit a limit of the grader: %d answers (%s).", len(stopped), counts
-        )
+        logger.warning("%d graded as wrong because they hit a limit of the grader (%s).", len(stopped), counts)
 
 
 # --- worker processes ---------------------------------------------------------------------------------------------

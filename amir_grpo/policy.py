@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars for weights, which say nothing of interest within a run."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def device() -> torch.device:
@@ -70,18 +86,21 @@ def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = Fal
         )
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{adapter} holds no adapter_config.json: it is not a folder that training has saved.")
-    policy = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=compute_dtype(),
-        device_map={"": device()},
-        quantization_config=quantization,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    with quiet():
+        policy = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=compute_dtype(),
+            device_map={"": device()},
+            quantization_config=quantization,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     if adapter is not None:
         from peft import PeftModel
 
         policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=True)
+        if not load_in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
+            policy = policy.merge_and_unload()
     return policy
 
 

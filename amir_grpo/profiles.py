@@ -116,9 +116,9 @@ _SANDBOX: dict[str, Any] = {
     "gradient_checkpointing": False,
     "max_prompt_length": 64,
     "max_completion_length": 64,
-    # With the published rewards a right and a wrong answer in the same format differ by 2.0, and the published δ = 2.0
-    # is strict: such pairs are lost, or kept by a rounding error. 1.0 keeps right over wrong.
-    "reward_margin": 1.0,
+    # The published δ = 2.0 is strict, and a right and a wrong answer in the same form differ by just 2.0, so that it
+    # loses those pairs. From 1.4 to below 2.0 every right completion beats every wrong one, and nothing else pairs.
+    "reward_margin": 1.5,
     "save_steps": 0,
     "benchmarks": ["chain3", "chain4", "chain5", "chain6"],
     "eval_limit": 200,
@@ -196,9 +196,10 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
             (item,) = typing.get_args(option)
             if isinstance(value, list) and value and all(isinstance(entry, item) for entry in value):
                 return
-        elif option is float and isinstance(value, int) and not isinstance(value, bool):
-            return
-        elif isinstance(value, option) and (option is bool or not isinstance(value, bool)):
+        elif isinstance(value, bool):  # a bool is an int to Python, not to a reader of settings
+            if option is bool:
+                return
+        elif isinstance(value, (int, float) if option is float else option):
             return
     wanted = str(kind).replace("<class '", "").replace("'>", "")
     raise ValueError(f"{name} is {value!r}; it must be of type {wanted}.")

@@ -13,20 +13,23 @@ The format is ``<think>…</think><answer>…</answer>``, with calibration follo
 ``<analysis>…</analysis><confidence>0.8</confidence>``; white space around the tags is free.
 
 Where the published code differs, by its own text: it judges correctness by a numeric tolerance (kept as
-`published_correctness`), pays the integer reward for any number, the claims without a bound and repeated ones again, has
-no penalty for trailing text without calibration, and takes a missing confidence for 0.5, which earns 0.75.
+`published_correctness`), pays the integer reward for any number, and the claims without a bound and each time anew. It
+counts all eight tags always, has no penalty for trailing text without calibration, and takes a missing confidence for
+0.5, which earns 0.75.
 
-The margin. With these rewards a right and a wrong completion that are alike in everything else differ by 2.0, and the
+The margin. Without calibration a right and a wrong completion that are alike in everything else differ by 2.0, and the
 published margin δ = 2.0 is strict: r_i - r_j > δ. TRL adds the rewards in float32, where the difference of two integer
-answers in the right format comes out at 2.0 or 1.9999998 for 0 to 5 claims (CPU): the pair is lost. With calibration it
-can come out at 2.0000002, and the pair is kept by a rounding error. What the published margin selects beyond that are
-right completions of better form than wrong ones. Without calibration all other rewards together span 1.4, so that a
-margin from 1.4 to just under 2.0 pairs right with wrong only, and loses no pair that is alike.
+answers in the right format comes out at 2.0, or a rounding error below, for 0 to 5 claims (on a CPU): the pair is lost.
+What is left are right completions of better form than the wrong ones: with a claim, a tag or an integer more. With
+calibration the difference is 2.0 + 2p - 1 where both state the confidence p: such pairs count if they are confident. All
+rewards but correctness together span 1.4 without calibration, so that a margin from 1.4 to just under 2.0 pairs right
+with wrong only and loses no pair that is alike.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +84,7 @@ def strict_format(completions: Sequence[Completion], calibration: bool = False, 
 
 
 def xml_tags(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
-    """0.025 for each opening and closing tag that appears exactly once, minus 0.001 for each character after the last."""
+    """0.025 for each opening and closing tag that is there exactly once, minus 0.001 for each character after them."""
     return [_tag_score(text, CALIBRATION_TAGS if calibration else TAGS) for text in _texts(completions)]
 
 
@@ -112,8 +115,8 @@ def published_correctness(
 ) -> list[float]:
     r"""2.0 by the rule of the published code, for replays of it.
 
-    The first number in the last ``\boxed{}``, or else the last number anywhere in the text, is compared with the answer
-    to a relative and absolute tolerance of 1e-3. Where one of the two is no number they are compared as strings. By
+    The first number in the last ``\boxed{}``, or else the last number anywhere in the text, is compared with the
+    answer to a relative and absolute tolerance of 1e-3. Where one of the two is no number they are compared as strings. By
     this rule 1000 is right where 1001 is wanted, a word is never right, and a fraction is its numerator.
     """
     rewards = []
@@ -191,9 +194,11 @@ _BULLET = re.compile(r"^[ \t]*[-*+][ \t]+", re.MULTILINE)
 _DOLLAR = re.compile(r"\\?\$")
 # Numbers, operators and what may stand between them, on one line; one class, so that the search is linear.
 _RUN = re.compile(r"[0-9.,+\-*/()= \t]+")
-_SENTENCE_END = re.compile(r"[.,](?=[ \t]|$)")
+# The end of a sentence or list item, or a space between two claims.
+_SENTENCE_END = re.compile(r"[.,](?=[ \t]|$)|(?<=[0-9)])[ \t]+(?=[0-9(])")
 _TOKEN = re.compile(r"[ \t]*(?:(?P<number>\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/()]))[ \t]*")
-_MAX_EXPRESSION = 200  # characters: keeps the exact arithmetic small
+_MAX_EXAMINED = 10_000  # claims: megabytes of false ones must not hold up a training step
+_MAX_EXPRESSION = 100  # characters: keeps the exact arithmetic small
 _CLOSE = Fraction(1, 1_000_000)
 
 
@@ -205,10 +210,11 @@ def count_true_claims(text: str, limit: int) -> int:
     Nothing is evaluated but by the parser here, in exact arithmetic.
     """
     text = _BULLET.sub("", _DOLLAR.sub("", _OPERATOR.sub(lambda match: _OPERATORS[match.group()], text)))
-    claims: set[tuple[str, str]] = set()
-    for left, right in _claims(text):
-        if (left, right) not in claims and _is_true(left, right):
-            claims.add((left, right))
+    claims: set[str] = set()
+    for left, right in itertools.islice(_claims(text), _MAX_EXAMINED):
+        claim = re.sub(r"[ \t]", "", f"{left}={right}")
+        if claim not in claims and _is_true(left, right):
+            claims.add(claim)
             if len(claims) == limit:
                 break
     return len(claims)
@@ -226,8 +232,8 @@ def _claims(text: str) -> Iterator[tuple[str, str]]:
         if (after.isalpha() or after in ("^", "_", "\\", "{")) and not last[-1].endswith((" ", "\t")):
             last[-1] = ""
         for sides in sides_of_sentences:
-            for left, right in zip(sides, sides[1:], strict=False):
-                yield left.replace(" ", ""), right.replace(" ", "")
+            for left, right in itertools.pairwise(sides):
+                yield left.strip(), right.strip()
 
 
 def _continues(before: str, expression: str) -> bool:

@@ -43,14 +43,15 @@ def sample(
         tokens), completion_ids (with the end token where it came), tokens (their number), finish_reason ("stop" or
         "length"), logprob (sum of the tokens' log-probabilities under the policy at temperature 1, in nats).
     """
-    prompts = tokenizer.apply_chat_template(problems["prompt"], add_generation_prompt=True, return_dict=True)
-    prompt_ids = dict(zip(problems["id"], prompts["input_ids"], strict=True))
+    prompt_ids = tokenize_prompts(tokenizer, problems)
     eos = set(_eos_ids(policy, tokenizer))
     rows = []
     policy.eval()
     with tqdm(total=len(prompt_ids) * num_samples, desc=label, unit="completion", mininterval=2) as progress:
         for batch in _batches(prompt_ids, num_samples, max_new_tokens, token_budget):
-            inputs = tokenizer.pad({"input_ids": [prompt_ids[i] for i in batch]}, return_tensors="pt").to(policy.device)
+            inputs = tokenizer.pad({"input_ids": [prompt_ids[i] for i in batch]}, return_tensors="pt").to(
+                policy.device
+            )
             with torch.random.fork_rng():
                 torch.manual_seed(zlib.crc32(f"{seed}/{'/'.join(batch)}".encode()))
                 with torch.no_grad():
@@ -91,6 +92,12 @@ def sample(
         token_budget,
     )
     return frame
+
+
+def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, problems: Dataset) -> dict[str, list[int]]:
+    """Token ids of each problem's prompt up to where the completion begins, by problem id."""
+    prompts = tokenizer.apply_chat_template(list(problems["prompt"]), add_generation_prompt=True, return_dict=True)
+    return dict(zip(problems["id"], prompts["input_ids"], strict=True))
 
 
 @torch.no_grad()

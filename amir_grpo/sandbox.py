@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +19,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from amir_grpo.files import whole_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -275,13 +275,15 @@ def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> li
 def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
     """Warm up the base policy by supervised learning and save it with its tokenizer into `folder`."""
     from datasets import Dataset
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments, set_seed
+
+    from amir_grpo.policy import quiet
 
     set_seed(spec.seed)
     tokenizer = build_tokenizer()
     policy = _untrained_policy(spec, tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
-        Trainer(
+        trainer = Trainer(
             model=policy,
             args=TrainingArguments(
                 output_dir=scratch,
@@ -302,8 +304,11 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
             ),
             train_dataset=Dataset.from_list(warmup_examples(spec, tokenizer)),
             data_collator=DataCollatorForSeq2Seq(tokenizer),
-        ).train()
-    policy.save_pretrained(folder)
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    with quiet():
+        policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -311,11 +316,6 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     """Folder of the base policy made from `spec`, made now unless `cache` holds it already."""
     folder = cache / f"base-{spec.fingerprint()}"
     if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
-        try:
+        with whole_folder(folder) as beside:
             make_base_policy(spec, beside)
-            os.replace(beside, folder)  # whole or not at all
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
     return folder

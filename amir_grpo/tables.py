@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
+from scipy import stats
 
 from amir_grpo import metrics
 
@@ -235,6 +236,33 @@ def margin_summary(margins: pd.DataFrame) -> pd.DataFrame:
         rows.append(row | {"mean_high": mean.high, "positive": 100 * np.mean(values > 0), "problems": len(values)})
     columns = ["reading", "method", "mean", "mean_low", "mean_high", "positive", "problems"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def coverage_test(coverage: pd.DataFrame) -> dict[str, float]:
+    """Do more problems fall to AMIR-GRPO alone than to GRPO alone? McNemar's exact test on a coverage table.
+
+    Returns only_amir_grpo and only_grpo (problems that the one solves and the other does not, whatever the base does)
+    and p_value (two-sided binomial test of equal odds; 1 where there is no such problem).
+    """
+    counts = {
+        "only_amir_grpo": int(coverage.loc[coverage["amir_grpo"] > coverage["grpo"], "problems"].sum()),
+        "only_grpo": int(coverage.loc[coverage["amir_grpo"] < coverage["grpo"], "problems"].sum()),
+    }
+    either = sum(counts.values())
+    p_value = stats.binomtest(counts["only_amir_grpo"], either).pvalue if either else 1.0
+    return counts | {"p_value": float(p_value)}
+
+
+def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
+    """AMIR-GRPO's margin minus GRPO's, paired by problem, in the reading "shared" of a margin table.
+
+    Returns problems, gain, gain_low, gain_high (nats a token, 95 % interval over problems) and p_value.
+    """
+    shared = margins[margins["reading"] == "shared"]
+    wide = shared.pivot(index=["benchmark", "problem_id"], columns="method", values="margin")
+    gain = metrics.paired_gain(wide["amir_grpo"].to_numpy(), wide["grpo"].to_numpy(), bounds=None)
+    ends = {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high, "p_value": gain.p_value}
+    return {"problems": len(wide), **ends}
 
 
 def with_gain(table: pd.DataFrame) -> pd.DataFrame:

@@ -52,7 +52,9 @@ class AmirGRPOConfig(GRPOConfig):
     )
     beta_dpo: float = field(
         default=0.2,
-        metadata={"help": "β: inverse temperature of the preference, multiplies the log-probability margin of a pair."},
+        metadata={
+            "help": "β: inverse temperature of the preference, multiplies the log-probability margin of a pair."
+        },
     )
     pair_mining: str = field(
         default="all",
@@ -84,9 +86,7 @@ class AmirGRPOConfig(GRPOConfig):
         if self.pair_mining not in PAIR_MINING:
             raise ValueError(f"pair_mining is {self.pair_mining!r}; choose one of {', '.join(PAIR_MINING)}.")
         if self.max_pairs_per_group is not None and self.max_pairs_per_group < 1:
-            raise ValueError(
-                f"max_pairs_per_group is {self.max_pairs_per_group}; use None for no cap, or at least 1."
-            )
+            raise ValueError(f"max_pairs_per_group is {self.max_pairs_per_group}; use None for no cap, or at least 1.")
 
 
 class AmirGRPOTrainer(GRPOTrainer):

@@ -1,0 +1,174 @@
+"""The command line: train, evaluate, figures and reproduce, the same functions as the notebooks.
+
+Every setting of `amir_grpo.profiles.Settings` is an option, parsed from the dataclass by transformers'
+HfArgumentParser; what is not given comes from the profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
+
+_ABOUT = {
+    "reproduce": "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
+    "train": "Train one method into the run folder.",
+    "evaluate": "Sample, grade and summarise the policies of the run folder, or the policy in --model_dir.",
+    "figures": "Draw the figures of a run that has been evaluated, and its report.",
+}
+
+
+@dataclass
+class _RunOptions:
+    profile: str = field(
+        default="sandbox", metadata={"help": f"Where the settings start from: {', '.join(PROFILES)}."}
+    )
+    run_dir: str | None = field(default=None, metadata={"help": "Run folder. Default: runs/<profile>."})
+
+
+@dataclass
+class _TrainOptions(_RunOptions):
+    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
+    model_dir: str | None = field(default=None, metadata={"help": "Also save the trained adapter here."})
+
+
+@dataclass
+class _EvaluateOptions(_RunOptions):
+    model_dir: str | None = field(
+        default=None,
+        metadata={"help": "Evaluate this policy (adapter of the run's base, or a whole model) instead of the run's."},
+    )
+
+
+_OPTIONS: dict[str, type] = {
+    "reproduce": _RunOptions,
+    "train": _TrainOptions,
+    "evaluate": _EvaluateOptions,
+    "figures": _RunOptions,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit code 2, and a message of a few lines, for what the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    top = argparse.ArgumentParser(prog="amir_grpo", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, about in _ABOUT.items():
+        commands.add_parser(name, help=about, add_help=False)
+    command = top.parse_known_args(arguments[:1])[0].command
+    try:
+        options, overrides = _parse(command, arguments[1:])
+        {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "figures": _figures}[command](
+            options, overrides
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"amir_grpo {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The command's own options, and the settings given on the command line (and no others)."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
+        [_OPTIONS[command], _optional_settings()],
+        prog=f"amir_grpo {command}",
+        description=_ABOUT[command],
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    parsed, unknown = parser.parse_known_args(arguments)
+    valid = sorted({a.dest for a in parser._actions if a.dest != "help" and not a.dest.startswith("no_")})
+    check_names("setting", [argument.lstrip("-").split("=")[0] for argument in unknown], valid)
+    values = vars(parsed)
+    own = {f.name for f in fields(_OPTIONS[command])}
+    options = _OPTIONS[command](**{name: values[name] for name in own})
+    overrides = {n: v for n, v in values.items() if n not in own and v is not None}
+    return options, overrides
+
+
+def _optional_settings() -> type:
+    """Settings with None for every default, so that what the user gave can be told from what was left out."""
+    import typing
+
+    hints = typing.get_type_hints(Settings)
+    columns = [
+        (f.name, hints[f.name] | None, field(default=None, metadata={"help": f.metadata["help"].replace("%", "%%")}))
+        for f in fields(Settings)
+    ]
+    return make_dataclass("OptionalSettings", columns)
+
+
+def _open(options: _RunOptions, overrides: dict[str, Any]):
+    from amir_grpo.experiment import open_run
+
+    return open_run(options.profile, options.run_dir, overrides)
+
+
+def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
+    import shutil
+
+    run = _open(options, overrides)
+    log = run.train(options.method)
+    tenth = max(1, len(log) // 10)
+    print(
+        f"{options.method}: reward {log['reward'][:tenth].mean():.3f} over the first {tenth} logged steps, "
+        f"{log['reward'][-tenth:].mean():.3f} over the last. Adapter and log: {run.folder / options.method}"
+    )
+    if options.model_dir:
+        copied = shutil.ignore_patterns("checkpoints", "stage.json", "log.csv")
+        shutil.copytree(run.folder / options.method, options.model_dir, dirs_exist_ok=True, ignore=copied)
+        print(f"Adapter copied to {options.model_dir}")
+
+
+def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
+    import pandas as pd
+
+    from amir_grpo import experiment, tables
+
+    # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
+    benchmark = overrides.pop("dataset_name", None)
+    model_dir = Path(options.model_dir).resolve() if options.model_dir else None
+    is_adapter = model_dir is not None and (model_dir / "adapter_config.json").is_file()
+    if model_dir and not is_adapter and not (model_dir / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{model_dir} is no policy: it holds neither adapter_config.json nor config.json.\n"
+            "Give the folder that `amir_grpo train` wrote, or a model saved by transformers."
+        )
+    if model_dir and not options.run_dir:
+        options.run_dir = str(experiment.project_root() / "runs" / "evaluations" / model_dir.name)
+    run = _open(options, overrides)
+    benchmarks = [benchmark] if benchmark else run.settings.benchmarks
+    check_names("benchmark", benchmarks, run.settings.benchmarks)
+    if model_dir is None:
+        samples = run.samples(benchmarks=benchmarks)
+    else:
+        base = run.base() if is_adapter else str(model_dir)
+        adapter = model_dir if is_adapter else None
+        samples = pd.concat([run.sample(model_dir.name, b, base, adapter) for b in benchmarks], ignore_index=True)
+    summary = tables.policy_summary(samples, run.settings.ks)
+    run.save_table(summary, "policies")
+    print(summary.round(1).to_string(index=False))
+    print(f"Completions: {run.folder / 'samples'}")
+
+
+def _figures(options: _RunOptions, overrides: dict[str, Any]) -> None:
+    from amir_grpo import report
+
+    run = _open(options, overrides)
+    for path in report.draw(run):
+        print(path)
+    print(report.write(run))
+
+
+def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
+    from amir_grpo.reproduce import NotebookError, reproduce
+
+    try:
+        reproduce(_open(options, overrides), overrides)
+    except NotebookError as error:
+        raise SystemExit(f"amir_grpo reproduce: {error}") from error

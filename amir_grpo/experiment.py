@@ -1,0 +1,360 @@
+"""One run folder: its settings and provenance, and the stages that fill it, each done once.
+
+    runs/<name>/
+      config.json              settings and provenance
+      base/                    the sandbox's base policy (a Hub policy stays in the Hub's cache)
+      grpo/, amir_grpo/        adapter, training log (log.csv), checkpoints, stage.json
+      samples/<policy>/<benchmark>.parquet
+      scores/<policy>.parquet  log-probabilities of shared and own completions under a policy
+      tables/, figures/, notebooks/, report.html
+
+A stage that is complete is read back, not repeated. Every stage asks for the ones before it, so that each notebook
+can be run alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from amir_grpo.files import whole_folder, write_text, write_whole
+from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
+from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
+from amir_grpo.sandbox import FAMILIES, SandboxSpec, base_policy, load_sandbox
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from matplotlib.figure import Figure
+
+# Settings that change neither a completion nor a number.
+_FREE = ("report_to", "save_steps")
+_NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
+_PACKAGES = ("amir-grpo", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
+
+
+class Run:
+    """A run folder and its settings; see the module's docstring for what is where.
+
+    Attributes:
+        folder: The run folder.
+        profile: Name of the profile that the settings started from.
+        settings: All settings.
+    """
+
+    def __init__(self, folder: Path, profile: str, settings: Settings) -> None:
+        self.folder = folder
+        self.profile = profile
+        self.settings = settings
+
+    # --- problems -----------------------------------------------------------------------------------------------
+
+    def training_problems(self) -> Dataset:
+        """The training set."""
+        s = self.settings
+        if s.dataset_name == "sandbox":
+            return load_sandbox("sandbox", s.dataset_limit or 4000, s.seed)
+        return load_problems(s.dataset_name, s.dataset_split, limit=s.dataset_limit, calibration=s.calibration)
+
+    def problems(self, benchmark: str) -> Dataset:
+        """The problems of one benchmark of the run."""
+        s = self.settings
+        if benchmark in FAMILIES:
+            return load_sandbox(benchmark, s.eval_limit or 200)
+        return load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
+
+    # --- policies -----------------------------------------------------------------------------------------------
+
+    def base(self) -> str:
+        """Folder or Hub id of the base policy; the sandbox's is made now unless it is there."""
+        if not self.settings.is_sandbox:
+            return self.settings.model_name
+        folder = self.folder / "base"
+        if not folder.exists():
+            spec = SandboxSpec(seed=0, warmup_steps=self.settings.sandbox_warmup_steps)
+            made = base_policy(spec, self.folder.parent / ".cache")
+            with whole_folder(folder) as beside:
+                shutil.copytree(made, beside, dirs_exist_ok=True)
+        return str(folder)
+
+    def train(self, method: str) -> pd.DataFrame:
+        """Train one method, or read the log of the training that is already complete.
+
+        Returns:
+            The training log, one row a logging step; see `amir_grpo.training.train`.
+        """
+        check_names("method", [method], METHODS)
+        folder = self.folder / method
+        log_path = folder / "log.csv"
+        if not (folder / "stage.json").exists():
+            from amir_grpo import training
+
+            base, problems = self.base(), self.training_problems()
+            use_one_thread(self.settings)
+            started = now()
+            log = training.train(method, self.settings, base, problems, folder)
+            write_whole(log_path, lambda part: log.to_csv(part, index=False))
+            write_text(folder / "stage.json", _json({"started": started, "ended": now(), "provenance": provenance()}))
+        return pd.read_csv(log_path)
+
+    def logs(self) -> pd.DataFrame:
+        """The training logs of both methods, one below the other."""
+        return pd.concat([self.train(method) for method in METHODS], ignore_index=True)
+
+    def is_trained(self, method: str) -> bool:
+        """Whether the training of a method is complete."""
+        return (self.folder / method / "stage.json").exists()
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def samples(self, policies: Iterable[str] = POLICIES, benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
+        """Graded completions of the run's policies, drawn now where they are not there yet.
+
+        Args:
+            policies: Of base, grpo and amir_grpo.
+            benchmarks: Of the run's; None for all.
+
+        Returns:
+            One row a completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
+            logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed.
+        """
+        policies, benchmarks = list(policies), list(benchmarks or self.settings.benchmarks)
+        check_names("policy", policies, POLICIES)
+        frames = []
+        for policy in policies:
+            if policy != "base":
+                self.train(policy)
+            adapter = None if policy == "base" else self.folder / policy
+            frames += [self.sample(policy, benchmark, self.base(), adapter) for benchmark in benchmarks]
+        return pd.concat(frames, ignore_index=True)
+
+    def sample(self, name: str, benchmark: str, base: str, adapter: Path | None) -> pd.DataFrame:
+        """Graded completions of any policy on one benchmark, under the settings of this run; columns as in `samples`.
+
+        Args:
+            name: What the column policy, and the folder under samples/, say.
+            base: Hub id or folder of the policy, or of the base of its adapter.
+            adapter: Folder of a PEFT adapter, None for the base itself.
+        """
+        path = self.folder / "samples" / name / f"{benchmark}.parquet"
+        if not path.exists():
+            rows = self._sample_and_grade(name, benchmark, base, adapter)
+            write_whole(path, rows.to_parquet)
+        return pd.read_parquet(path)
+
+    def _sample_and_grade(self, name: str, benchmark: str, base: str, adapter: Path | None) -> pd.DataFrame:
+        from amir_grpo.grading import grade_many
+        from amir_grpo.policy import load_policy, load_tokenizer
+        from amir_grpo.rewards import has_format
+        from amir_grpo.sampling import sample
+
+        s = self.settings
+        use_one_thread(s)
+        problems = self.problems(benchmark)
+        rows = sample(
+            load_policy(base, adapter, s.load_in_4bit),
+            load_tokenizer(base),
+            problems,
+            num_samples=s.num_samples,
+            temperature=s.eval_temperature,
+            top_p=s.eval_top_p,
+            max_new_tokens=s.eval_max_new_tokens,
+            seed=s.seed,
+            token_budget=s.eval_token_budget,
+            label=f"{name} on {benchmark}",
+        )
+        answers = dict(zip(problems["id"], problems["answer"], strict=True))
+        grades = grade_many(rows["text"].tolist(), [answers[problem] for problem in rows["problem_id"]])
+        rows["correct"] = [grade.correct for grade in grades]
+        rows["formatted"] = [has_format(text) for text in rows["text"]]
+        rows["seed"] = s.seed
+        rows.insert(0, "benchmark", benchmark)
+        rows.insert(0, "policy", name)
+        return rows
+
+    def scores(self) -> pd.DataFrame:
+        """Log-probabilities under GRPO and AMIR-GRPO of the base policy's completions, which both score, and their own.
+
+        Returns:
+            One row a completion and scorer: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
+        """
+        samples = self.samples()
+        frames = []
+        for method in METHODS:
+            path = self.folder / "scores" / f"{method}.parquet"
+            if not path.exists():
+                shared = samples[samples["policy"] == "base"].copy()
+                shared["logprob"] = self._score(method, shared)
+                own = samples[samples["policy"] == method]
+                frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
+                frame.insert(0, "scorer", method)
+                columns = ["scorer", "sampler", "benchmark", "problem_id", "sample", "tokens", "correct", "logprob"]
+                write_whole(path, frame[columns].to_parquet)
+            frames.append(pd.read_parquet(path))
+        return pd.concat(frames, ignore_index=True)
+
+    def _score(self, method: str, samples: pd.DataFrame) -> list[float]:
+        from amir_grpo.policy import load_policy, load_tokenizer
+        from amir_grpo.sampling import score, tokenize_prompts
+
+        use_one_thread(self.settings)
+        tokenizer = load_tokenizer(self.base())
+        prompts = {}
+        for benchmark in self.settings.benchmarks:
+            prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
+        policy = load_policy(self.base(), self.folder / method, self.settings.load_in_4bit)
+        return score(
+            policy,
+            tokenizer.pad_token_id,
+            [prompts[problem] for problem in samples["problem_id"]],
+            samples["completion_ids"].tolist(),
+        )
+
+    # --- what is shown ------------------------------------------------------------------------------------------
+
+    def save_table(self, table: pd.DataFrame, name: str) -> Path:
+        """Write a table to tables/<name>.csv."""
+        return write_whole(self.folder / "tables" / f"{name}.csv", lambda part: table.to_csv(part, index=False))
+
+    def save_figure(self, figure: Figure, name: str) -> tuple[Path, Path]:
+        """Write a figure to figures/<name>.png and .svg."""
+        from amir_grpo.figures import save_figure
+
+        (self.folder / "figures").mkdir(exist_ok=True)
+        return save_figure(figure, self.folder / "figures" / name)
+
+    def stages(self) -> pd.DataFrame:
+        """What is complete and how long it took: columns stage, seconds."""
+        rows = []
+        for path in sorted(self.folder.glob("*/stage.json")):
+            stage = json.loads(path.read_text())
+            seconds = (
+                datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
+            ).total_seconds()
+            rows.append({"stage": path.parent.name, "seconds": round(seconds, 1)})
+        return pd.DataFrame(rows, columns=["stage", "seconds"])
+
+
+def open_run(
+    profile: str = "sandbox", run_dir: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Run:
+    """Open a run folder, or start one.
+
+    Args:
+        profile: One of `amir_grpo.profiles.PROFILES`.
+        run_dir: The folder; None is runs/<profile> in the project.
+        overrides: Settings that differ from the profile's.
+
+    Raises:
+        ValueError: If a name or value is not valid, or the folder holds a run with other settings.
+    """
+    settings = settings_of(profile, overrides)
+    check_names("benchmark", settings.benchmarks, [*FAMILIES, *BENCHMARKS])
+    check_names("training set", [settings.dataset_name], ["sandbox", *TRAINING_SETS])
+    if settings.is_sandbox and (settings.dataset_name != "sandbox" or not set(settings.benchmarks) <= set(FAMILIES)):
+        raise ValueError(
+            "The sandbox's policy reads arithmetic only: with model_name='sandbox', dataset_name must be 'sandbox' and "
+            f"benchmarks be among {', '.join(FAMILIES)}."
+        )
+    folder = Path(run_dir).expanduser() if run_dir else project_root() / "runs" / profile
+    folder = folder.resolve()
+    config = folder / "config.json"
+    if config.exists():
+        there = json.loads(config.read_text())
+        differing = {k: v for k, v in differences(there["settings"], settings).items() if k not in _FREE}
+        if differing:
+            what = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
+            raise ValueError(
+                f"{folder} holds a run with other settings: {what}.\n"
+                "Results would mix. Give another run_dir, restore the settings, or delete the folder."
+            )
+    else:
+        write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
+    return Run(folder, profile, settings)
+
+
+def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that papermill has injected with -p, beside the parameters that the notebooks name themselves.
+
+    Args:
+        namespace: The notebook's globals(); `In` holds the source of its cells.
+    """
+    injected: dict[str, Any] = {}
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters"):  # papermill's mark of the cell that it adds
+            names = [t.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets]
+            injected |= {name: namespace[name] for name in names if name not in _NOTEBOOK_PARAMETERS}
+    return injected
+
+
+def use_one_thread(settings: Settings) -> None:
+    """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
+    if settings.is_sandbox:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def project_root() -> Path:
+    """The clone that holds the working directory (run from its root or notebooks/), else the working directory."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "amir_grpo" / "experiment.py").is_file():
+            return folder
+    return here
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance() -> dict[str, Any]:
+    """What a result was made with: time, package versions, commit, device."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "time": now(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "device": _device_name(),
+    }
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the folder of the package; None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"

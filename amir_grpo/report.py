@@ -1,0 +1,189 @@
+"""What a run shows: its tables and figures, one function each, and the page that puts them together."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+import pandas as pd
+
+from amir_grpo import figures, tables
+from amir_grpo.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from amir_grpo.experiment import Run
+
+
+def main_result(run: Run) -> tuple[pd.DataFrame, Figure]:
+    """Main table and figure: pass@k of GRPO and AMIR-GRPO with the gain between them. Saved as `main`."""
+    table = tables.main_table(run.samples(), model=run.settings.model_name, ks=run.settings.ks)
+    figure = figures.main_figure(table, title=f"This run ({run.profile}): GRPO → AMIR-GRPO (gain)")
+    run.save_table(table, "main")
+    run.save_figure(figure, "main")
+    return table, figure
+
+
+def coverage_result(run: Run) -> tuple[pd.DataFrame, Figure]:
+    """Which of the three policies solve a problem, over all benchmarks of the run. Saved as `coverage`."""
+    table = tables.coverage_table(run.samples())
+    figure = figures.coverage_figure(table, title=f"This run ({run.profile}): problems by who solves them")
+    run.save_table(table, "coverage")
+    run.save_figure(figure, "coverage")
+    return table, figure
+
+
+def margin_result(run: Run) -> tuple[pd.DataFrame, Figure]:
+    """Log-probability margins between right and wrong completions: summary and figure. Saved as `margin`."""
+    margins = tables.margin_table(run.scores())
+    summary = tables.margin_summary(margins)
+    figure = figures.margin_figure(margins, summary, title=f"This run ({run.profile}): right minus wrong completions")
+    run.save_table(margins, "margins")
+    run.save_table(summary, "margin_summary")
+    run.save_figure(figure, "margin")
+    return summary, figure
+
+
+def reward_result(run: Run) -> tuple[pd.DataFrame, Figure]:
+    """Reward over the training of both methods: logs and figure. Saved as `reward`."""
+    logs = run.logs()
+    figure = figures.reward_figure(logs, title=f"This run ({run.profile}): reward in training")
+    run.save_figure(figure, "reward")
+    return logs, figure
+
+
+_RESULTS = {"reward": reward_result, "main": main_result, "coverage": coverage_result, "margin": margin_result}
+
+
+def draw(run: Run, missing_only: bool = False) -> list[Path]:
+    """Draw every figure of a run, or those that are not there yet; returns where they are."""
+    for name, result in _RESULTS.items():
+        if not (missing_only and (run.folder / "figures" / f"{name}.png").exists()):
+            result(run)
+    return [run.folder / "figures" / f"{name}.png" for name in _RESULTS]
+
+
+_CAPTIONS = {
+    "main": "Main figure. Cells: pass@k of GRPO → AMIR-GRPO (gain), in percent; below, the 95 % interval of the gain "
+    "over problems. One training seed: the interval does not hold what another seed would change.",
+    "coverage": "Coverage. Problems that at least one policy solves (at least one right completion of n), by which of "
+    "them do.",
+    "margin": "Margin. Mean length-normalised log-probability of right minus wrong completions of the same problem. "
+    "Own: each policy on its own samples. Shared: both on the base policy's samples.",
+    "reward": "Reward in training, mean of a step's completions; bands are 95 % intervals within this one run.",
+}
+
+
+def write(run: Run) -> Path:
+    """Write report.html, one self-contained page; everything that came from a model is escaped.
+
+    Returns:
+        Its path.
+    """
+    draw(run, missing_only=True)
+    samples = run.samples()
+    main = pd.read_csv(run.folder / "tables" / "main.csv")
+    config = json.loads((run.folder / "config.json").read_text())
+    pictures = [
+        {
+            "name": name,
+            "caption": caption,
+            "data": base64.b64encode((run.folder / "figures" / f"{name}.png").read_bytes()).decode(),
+        }
+        for name, caption in _CAPTIONS.items()
+    ]
+    summary = tables.policy_summary(samples, run.settings.ks)
+    page = _PAGE.render(
+        title=f"AMIR-GRPO: {run.profile}",
+        sentence=verdict(main),
+        main=main.round(2).to_dict("records"),
+        summary_columns=list(summary.columns),
+        summary=summary.round(1).to_numpy().tolist(),
+        pictures=pictures,
+        settings=config["settings"],
+        provenance={k: v for k, v in config["provenance"].items() if k != "packages"}
+        | config["provenance"]["packages"],
+        examples=_examples(samples),
+    )
+    return write_text(run.folder / "report.html", page)
+
+
+def verdict(main: pd.DataFrame) -> str:
+    """What the main table says about AMIR-GRPO against GRPO, in one sentence."""
+    clear = main[main["p_holm"] < 0.05]
+    up, down = int((clear["gain"] > 0).sum()), int((clear["gain"] < 0).sum())
+    if not len(clear):
+        return (
+            f"None of the {len(main)} gains of AMIR-GRPO over GRPO can be told from 0 (Holm-corrected p < 0.05) on these "
+            f"problems with this one seed; they range from {main['gain'].min():+.1f} to {main['gain'].max():+.1f} points."
+        )
+    return (
+        f"Of the {len(main)} gains of AMIR-GRPO over GRPO, {up} are above 0 and {down} below (Holm-corrected p < 0.05), "
+        "on these problems with this one training seed; another seed may differ by more than these intervals say."
+    )
+
+
+def _examples(samples: pd.DataFrame, each: int = 3) -> list[dict[str, str]]:
+    """Some right and some wrong completions of AMIR-GRPO, and some of problems where the two methods differ."""
+    chosen = []
+    own = samples[samples["policy"] == "amir_grpo"]
+    for label, part in (("right", own[own["correct"]]), ("wrong", own[~own["correct"]])):
+        for row in part.drop_duplicates("problem_id").head(each).itertuples():
+            chosen.append({"kind": f"AMIR-GRPO, {label}", "problem": row.problem_id, "text": row.text})
+    solved = samples.pivot_table(index="problem_id", columns="policy", values="correct", aggfunc="mean")
+    widest = (solved["amir_grpo"] - solved["grpo"]).abs().sort_values(ascending=False, kind="stable").head(each)
+    for problem in widest[widest > 0].index:
+        for policy in ("grpo", "amir_grpo"):
+            row = samples[(samples["policy"] == policy) & (samples["problem_id"] == problem)].iloc[0]
+            share = f"{100 * solved.loc[problem, policy]:.0f} % right"
+            chosen.append({"kind": f"methods differ: {policy}, {share}", "problem": problem, "text": row["text"]})
+    return chosen
+
+
+_PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h2 { margin-top: 2.5rem; } figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } .settings td { text-align: left; white-space: normal; }
+.gain { color: #0a4f8f; } .loss { color: #c75000; }
+pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p>{{ sentence }}</p>
+<h2>Main table</h2>
+<div class="wide"><table><thead><tr><th>benchmark</th><th>k</th><th>base</th><th>GRPO</th><th>AMIR-GRPO</th><th>gain</th>
+<th>95 % interval</th><th>p</th><th>p (Holm)</th><th>problems</th></tr></thead><tbody>
+{% for r in main %}<tr><td>{{ r.benchmark }}</td><td>{{ r.k }}</td><td>{{ '%.1f' % r.base }}</td>
+<td>{{ '%.1f' % r.grpo }}</td><td>{{ '%.1f' % r.amir_grpo }}</td>
+<td class="{{ 'gain' if r.gain > 0 else 'loss' if r.gain < 0 }}">{{ '%+.1f' % r.gain }}</td>
+<td>{{ '%+.1f' % r.gain_low }} to {{ '%+.1f' % r.gain_high }}</td><td>{{ '%.3f' % r.p_value }}</td>
+<td>{{ '%.3f' % r.p_holm }}</td><td>{{ r.problems }}</td></tr>
+{% endfor %}</tbody></table></div>
+<p>pass@k in percent, gains in points; {{ main[0].samples }} completions a problem. Intervals: bootstrap over problems.</p>
+<h2>Figures</h2>
+{% for p in pictures %}<figure><img alt="{{ p.name }} figure" src="data:image/png;base64,{{ p.data }}">
+<figcaption>{{ p.caption }}</figcaption></figure>
+{% endfor %}
+<h2>Policies</h2>
+<div class="wide"><table><thead><tr>{% for c in summary_columns %}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in summary %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+<h2>Completions</h2>
+{% for e in examples %}<p>{{ e.kind }} ({{ e.problem }})</p><pre>{{ e.text }}</pre>
+{% endfor %}
+<h2>Settings</h2>
+<table class="settings">{% for name, value in settings.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}</table>
+<h2>Provenance</h2>
+<table class="settings">{% for name, value in provenance.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}</table>
+</body></html>
+""")
