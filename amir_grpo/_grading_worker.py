@@ -60,10 +60,11 @@ _parse_gold = lru_cache(maxsize=64)(_parse)
 
 _ROOT = re.compile(r"√\s*(\d+|[A-Za-z])")
 _SCIENTIFIC = re.compile(r"([+-]?\d*\.?\d+)[eE]([+-]?\d{1,3})")
+_NUMBER_ALONE = re.compile(r"\d\S*\s|\s\S*\d")
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_MATHEMATICAL_WORDS = frozenset(
-    {"and", "or", "inf", "infinity", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min"}
-)
+_FUNCTIONS = {"inf", "infinity", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min"}
+# Words that change what a number is: leaving them out would take 5 for "5 million", and 3 for "x = 5 and y = 3".
+_MATHEMATICAL_WORDS = _FUNCTIONS | {"and", "dozen", "hundred", "thousand", "million", "billion", "half", "percent"}
 _CURRENCY = re.compile(r"^\s*(?:Rs\.?|[€£₹¥])\s*")
 
 
@@ -75,7 +76,7 @@ def latex(text: str) -> tuple[str, bool]:
     if scientific:  # math-verify takes the e for Euler's number
         return rf"{scientific[1]} \times 10^{{{int(scientific[2])}}}", False
     words = _LONG_WORD.findall(text)
-    is_prose = "\\" not in text and any(word.lower() not in _MATHEMATICAL_WORDS for word in words)
+    is_prose = bool(_NUMBER_ALONE.search(text)) and "\\" not in text and not _MATHEMATICAL_WORDS.issuperset(words)
     return text, is_prose
 
 

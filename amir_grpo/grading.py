@@ -339,8 +339,9 @@ def _decide_any(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | No
 def decide(answer: str, gold: str) -> bool | None:
     """Whether an answer equals the gold one where no symbolic parser is needed to tell, else None.
 
-    Settled here are the same notation (up to spacing and typesetting), two plain numbers, an option named by its
-    letter, and gold answers that are words; math-verify would read words as products of letters, equal to any anagram.
+    Settled here are the same notation (up to spacing and typesetting), two plain numbers or lists of them, an option
+    named by its letter, and gold answers that are words; math-verify would read words as products of letters, equal to
+    any anagram.
     """
     ours, theirs = plain_text(answer), plain_text(gold)
     if not ours or not theirs:
@@ -350,6 +351,9 @@ def decide(answer: str, gold: str) -> bool | None:
     number, gold_number = plain_number(ours), plain_number(theirs)
     if number and gold_number:
         return _equal_numbers(number, gold_number)
+    lists = _number_list(ours), _number_list(theirs)
+    if all(lists):
+        return _equal_lists(*lists)
     if _LETTER.fullmatch(theirs):
         choice = _CHOICE.match(ours)
         if choice:
@@ -386,10 +390,12 @@ def plain_text(answer: str) -> str:
 
 _PLAIN_NUMBER = re.compile(
     r"(?P<sign>[+-]?)(?P<whole>\d{1,3}(?:[, ]\d{3})+|\d*)(?P<decimals>\.\d*)?"
-    r"(?:(?:[eE]|(?:\\times|\\cdot|\*|×) ?10\^)\{?(?P<exponent>[+-]?\d{1,3})\}?)?(?P<percent>%?)"
+    r"(?:(?:[eE]|(?:\\times|\\cdot|\*|×) ?10\^)\{?(?P<exponent>[+-]?\d{1,3})\}?)?(?P<percent>%?)",
+    re.ASCII,
 )
 _FRACTION = re.compile(
-    r"(?P<sign>[+-]?)(?:\\frac ?(?:\{(?P<a>-?\d+)\}|(?P<b>\d)) ?(?:\{(?P<c>\d+)\}|(?P<d>\d))|(?P<e>\d+)/(?P<f>\d+))"
+    r"(?P<sign>[+-]?)(?:\\frac ?(?:\{(?P<a>-?\d+)\}|(?P<b>\d)) ?(?:\{(?P<c>\d+)\}|(?P<d>\d))|(?P<e>\d+)/(?P<f>\d+))",
+    re.ASCII,
 )
 _LONGEST_NUMBER = 400
 
@@ -447,3 +453,22 @@ def _equal_numbers(number: PlainNumber, gold: PlainNumber) -> bool | None:
         return None  # a third as 0.333333: math-verify rounds
     tolerance = min(Fraction(1), abs(gold.value)) / 2_000_000
     return any(abs(value - gold.value) <= tolerance for value in values)
+
+
+def _number_list(text: str) -> tuple[str, list[PlainNumber]] | None:
+    """The brackets and the plain numbers of a list such as ``(3,-2)`` or ``1,-2``; None for anything else."""
+    brackets = text[:1] + text[-1:] if text[:1] == "(" and text[-1:] == ")" else ""
+    items = (text[1:-1] if brackets else text).split(",")
+    numbers = [plain_number(item) for item in items] if 2 <= len(items) <= 20 else [None]
+    return None if None in numbers else (brackets, numbers)
+
+
+def _equal_lists(ours: tuple[str, list[PlainNumber]], gold: tuple[str, list[PlainNumber]]) -> bool | None:
+    """Item by item; without brackets the order does not count."""
+    if ours[0] != gold[0] or len(ours[1]) != len(gold[1]):
+        return None
+    numbers, golds = ([*items] if gold[0] else sorted(items, key=lambda n: n.value) for _, items in (ours, gold))
+    verdicts = [_equal_numbers(number, item) for number, item in zip(numbers, golds, strict=True)]
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
