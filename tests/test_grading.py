@@ -1,0 +1,587 @@
+r"""Grading: against math-verify itself, the golds of the benchmarks, and text that means harm.
+
+`AMIR_GRPO_ALL_GOLDS=1` grades every gold of the larger benchmarks through math-verify instead of a sample.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amir_grpo import grading
+from amir_grpo.grading import (
+    Grader,
+    decide,
+    extract_answer,
+    grade_many,
+    is_correct,
+    last_boxed,
+    plain_number,
+    plain_text,
+)
+
+BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
+ALL_GOLDS = bool(os.environ.get("AMIR_GRPO_ALL_GOLDS"))
+needs_benchmarks = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="needs ../shared/benchmarks, which is not here")
+
+
+def boxed(answer):
+    return rf"<think>…</think><answer>\boxed{{{answer}}}</answer>"
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(workers=2) as grader:
+        grader.grade([boxed(r"\sqrt{2}"), boxed(r"\sqrt{3}")], ["5", "5"])  # started and warm
+        yield grader
+
+
+# --- where the answer is ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"<think>\boxed{1}</think><answer>\boxed{2}</answer>", "2"),
+        (r"<answer>\boxed{1}</answer> no: <answer>\boxed{2}</answer>", "2"),
+        (r"<answer>\boxed{1} or rather \boxed{2}</answer>", "2"),
+        (r"<answer>\boxed{1}</answer> and \boxed{2}", "1"),
+        (r"<answer> 42 </answer>", "42"),
+        (r"so \boxed{1}, no, \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\boxed{7} and \boxed{1", "7"),
+        (r"<answer>\boxed{1</answer>", r"\boxed{1"),
+        (r"<answer>\boxed{12", None),
+        (r"<answer>5</answer> then <answer>\boxed{12", "5"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\\boxed{5}", "5"),
+        (r"\boxed{a \\ b}", r"a \\ b"),
+        (r"\boxed{}", None),
+        ("<answer> </answer>", None),
+        ("</answer>5<answer>", None),
+        ("the answer is 5", None),
+        ("", None),
+        ("}}}}{{{{", None),
+    ],
+)
+def test_extract_answer(completion, answer):
+    assert extract_answer(completion) == answer
+
+
+def last_boxed_by_brute_force(text):
+    """The last box that closes, by trying every start from the end; braces only, no escapes."""
+    starts = [i for i in range(len(text)) if text.startswith(r"\boxed{", i)]
+    for start in reversed(starts):
+        depth = 0
+        for end in range(start + len(r"\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[start + len(r"\boxed{") : end]
+    return None
+
+
+@given(st.lists(st.sampled_from(["{", "}", "}", "{{", "}}", r"\boxed{", "a", " "]), max_size=14).map("".join))
+@settings(max_examples=500)
+def test_last_boxed_agrees_with_brute_force(text):
+    assert last_boxed(text) == last_boxed_by_brute_force(text)
+
+
+# --- what is decided without a parser -----------------------------------------------------------------------------
+
+DECIDED = [
+    ("5", "5", True),
+    ("5", "6", False),
+    ("05", "5", True),
+    ("+5", "5", True),
+    ("−5", "-5", True),
+    ("- 5", "-5", True),
+    ("5.", "5", True),
+    ("5.0", "5", True),
+    (".5", "0.50", True),
+    ("2,125", "2125", True),
+    (r"10,\!080", "10080", True),
+    ("10{,}080", "10,080", True),
+    ("1 0", "10", None),
+    (r"\$18", "18", True),
+    (r"\$32,\!348", "32348", True),
+    ("3e8", r"3 \times 10^8", True),
+    ("3e8", "300000000", True),
+    ("1e-8", "1e-9", False),
+    ("0", "1e-9", False),
+    ("0.00006721", ".0000672", False),
+    ("3.1415926", "3.1415927", True),
+    ("3.14", "3.14159", False),
+    ("15%", "15", True),
+    (r"15\%", "0.15", True),
+    ("0.15", "15%", True),
+    ("16%", "15", False),
+    (r"\frac{1}{2}", r"\dfrac12", True),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}", True),
+    ("1/2", r"\frac{2}{4}", True),
+    (r"\frac{1}{2}", "0.5", True),
+    (r"\frac{1}{3}", "0.333333", None),
+    (r"\frac{1}{0}", "5", None),
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})", True),
+    (r"\text{Evelyn}", "evelyn", True),
+    ("Evenly", r"\text{Evelyn}", False),
+    ("none of these", "None of these", True),
+    ("C", r"\text{(C)}", True),
+    ("C) 59", "C", True),
+    ("(B)", "C", False),
+    ("B. 59", "C", False),
+    ("59", "C", False),
+    ("x", "5", None),
+    ("", "5", False),
+    (r"\,", "5", False),
+    ("(3, -2)", "(3,-2.0)", True),
+    ("(3, -2)", "(-2,3)", False),
+    ("3, -2", "-2,3", True),
+    ("3, -2", "-2,4", False),
+    ("3, -2", "(3,-2)", None),
+    ("3", "3,5", None),
+    (r"(\frac12, 4)", "(0.5,4)", True),
+    ("٣", "3", None),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "verdict"), DECIDED)
+def test_decide(answer, gold, verdict):
+    assert decide(answer, gold) is verdict
+
+
+NUMBERS = st.one_of(
+    st.integers(-1200, 1200).map(str),
+    st.decimals(-30, 30, allow_nan=False, places=3).map("{:f}".format),
+    st.integers(1000, 10**7).map("{:,}".format),
+    st.tuples(st.integers(-9, 9), st.integers(1, 9)).map(lambda pair: rf"\frac{{{pair[0]}}}{{{pair[1]}}}"),
+)
+
+
+@given(NUMBERS, NUMBERS)
+@settings(max_examples=100, deadline=None)
+def test_numbers_are_decided_as_math_verify_does(answer, gold):
+    math_verify = pytest.importorskip("math_verify")
+    verdict = decide(answer, gold)
+    if verdict is not None:
+        golds, answers = (math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (gold, answer))
+        assert verdict is math_verify.verify(golds, answers, timeout_seconds=None)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=8))
+def test_plain_number_reads_decimals_exactly(decimal):
+    number = plain_number(f"{decimal:f}")
+    assert Decimal(number.value.numerator) / Decimal(number.value.denominator) == decimal
+    assert decide(f"{decimal:f}", f"{decimal:f}") is True
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "-", "1.2.3", "1,2", "12,34", "e5", "1e", "1e99999", "x", "1/2/3", "9" * 401, "٣"]
+)
+def test_what_is_no_plain_number(text):
+    assert plain_number(text) is None
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_decide_takes_any_text(answer, gold):
+    assert decide(answer, gold) in (True, False, None)
+    assert decide(answer, answer) is bool(plain_text(answer))
+
+
+# --- math-verify --------------------------------------------------------------------------------------------------
+
+COMPARED = [
+    (r"\frac{\sqrt 3}{3}", r"\frac{1}{\sqrt{3}}", True),
+    ("0.333333", r"\frac{1}{3}", True),
+    ("84, 69", "$69$,$84$", True),
+    ("69", "$69$,$84$", False),
+    ("x = 5", "5", True),
+    ("x = 5 and y = 3", "3", False),
+    ("30", r"30^\circ", True),
+    (r"5(\sqrt{3}+1)", "5(√3 + 1)", True),
+    ("42 pencils", "42", True),
+    ("The answer is 42.", "42", True),
+    ("The answer is 42.", "4", False),
+    ("697.50", "Rs. 697.50", True),
+    ("5 million", "5", False),
+    (r"2\sqrt{3}", "2", False),
+    ("2x+3", "2", False),
+    (r"3.0 \times 10^{8} \text{ m/s}", "3e8", True),
+    (r"\frac{1}{10^{8}}", "1e-8", True),
+    (r"\frac{1}{10^{9}}", "1e-8", False),
+    (r"(2,\infty)", r"x > 2", True),
+    (r"\begin{pmatrix} 1/2 \\ 3 \end{pmatrix}", r"\begin{pmatrix} \frac12 \\ 3 \end{pmatrix}", True),
+    (r"x^2+2x+1", r"(x+1)^2", True),
+    (r"1 0", "10", False),
+]
+
+
+def test_what_math_verify_compares(grader):
+    grades = grader.grade([boxed(answer) for answer, _, _ in COMPARED], [gold for _, gold, _ in COMPARED])
+    assert [(grade.answer, bool(grade)) for grade in grades] == [(answer, right) for answer, _, right in COMPARED]
+    assert not any(grade.limit for grade in grades)
+
+
+def test_any_of_several_answers_is_right(grader):
+    completions = [boxed("C"), boxed("59"), boxed("C) 59"), boxed("B"), boxed("60")]
+    assert [*map(bool, grader.grade(completions, [["C", "59"]] * 5))] == [True, True, True, False, False]
+    assert grader.grade([boxed("5")], [[]])[0].correct is False
+
+
+def test_only_the_completion_counts():
+    assert is_correct(boxed("7"), "7") is True
+    assert is_correct(r"\boxed{\frac{14}{2}}", ["6", "7"]) is True
+    assert is_correct("7", "7") is False
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="2 completions cannot be graded against 1 answers"):
+        grade_many(["", ""], ["5"])
+    with pytest.raises(ValueError, match="at least one worker"):
+        Grader(0)
+    with pytest.raises(ValueError, match="at least one worker"):
+        grade_many([boxed(1)], ["1"], workers=0)
+    assert grade_many([], []) == []
+
+
+# --- the golds of the benchmarks ----------------------------------------------------------------------------------
+
+COLUMNS = {
+    "gsm8k/test": "answer",
+    "math500/test": "answer",
+    "aime25/test": "answer",
+    "amc23/test": "answer",
+    "olympiadbench/train": "final_answer",
+    "minervamath/test": "answer",
+}
+
+
+def golds(name):
+    rows = [json.loads(line) for line in (BENCHMARKS / f"{name}.jsonl").open(encoding="utf-8")]
+    values = [row[COLUMNS[name]] for row in rows]
+    values = [value[0] if isinstance(value, list) else value for value in values]
+    return [value.rpartition("####")[2].strip() if name.startswith("gsm8k") else value for value in values]
+
+
+@needs_benchmarks
+@pytest.mark.parametrize("name", COLUMNS)
+def test_every_gold_is_right_against_itself(grader, name):
+    values = golds(name)
+    for form in (boxed, "<answer>{}</answer>".format, r"So it is \boxed{{{}}}.".format):
+        assert [
+            value
+            for value, grade in zip(values, grader.grade([form(v) for v in values], values), strict=True)
+            if not grade
+        ] == []
+
+
+def sample(values, size):
+    return values if ALL_GOLDS else random.Random(0).sample(values, min(size, len(values)))
+
+
+@needs_benchmarks
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("math500/test", 100), ("olympiadbench/train", 100), ("minervamath/test", 60)]
+)
+def test_golds_are_right_against_themselves_by_math_verify(name, size):
+    values = sample(sorted({*golds(name)}), size)
+    with Grader(workers=2) as fresh:
+        # straight to the workers, past what is decided by notation
+        verdicts = fresh._compare([(value, (value,)) for value in values])
+    assert [value for value, verdict in zip(values, verdicts, strict=True) if verdict is not True] == []
+
+
+# Pairs of different notation and the same value: right to take one for the other.
+SAME_VALUE = {("x=5", "5"), ("$k=3$", "3")}
+
+
+@needs_benchmarks
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("gsm8k/test", 1319),
+        ("aime25/test", 30),
+        ("amc23/test", 40),
+        ("math500/test", 200),
+        ("olympiadbench/train", 150),
+        ("minervamath/test", 60),
+    ],
+)
+def test_golds_are_wrong_against_those_of_other_problems(grader, name, size):
+    values = sample(golds(name), size)
+    pairs = [
+        (answer, gold)
+        for shift in ((1, 7, 31) if ALL_GOLDS else (1,))
+        for answer, gold in zip(values[shift:] + values[:shift], values, strict=True)
+        if plain_text(answer) != plain_text(gold)
+    ]
+    grades = grader.grade([boxed(answer) for answer, _ in pairs], [gold for _, gold in pairs])
+    taken = {pair for pair, grade in zip(pairs, grades, strict=True) if grade}
+    assert taken <= SAME_VALUE
+
+
+@needs_benchmarks
+@pytest.mark.slow
+def test_multiple_choice_by_letter_or_value(grader):
+    from amir_grpo.problems import load_problems
+
+    problems = load_problems("aquarat", mirror=BENCHMARKS)
+    answers = problems["answer"]
+    for index in (0, 1):
+        assert all(grader.grade([boxed(answer[index]) for answer in answers], answers))
+    assert all(grader.grade([boxed(f"{letter}) {value}") for letter, value in answers], answers))
+    others = [boxed("ABCDE"[("ABCDE".index(letter) + 1) % 5]) for letter, _ in answers]
+    assert not any(grader.grade(others, answers))
+
+
+# --- text that means harm -----------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "tower of powers": r"9^{9^{9^9}}",
+    "factorial": "9999999999!",
+    "power of a sum": "(x+y+z+1)^{500}",
+    "braces": "{" * 1990,
+    "long": "1+" * 50_000 + "1",
+    "python tower": "9**9**9**9",
+    "NUL": "\0\0 5\0",
+    "surrogates": "\ud800 5 \udfff",
+    "newlines": "5\n[true]\ntrue\n",
+    "quotes": '"]\ntrue',
+}
+UNSTOPPED = {"python tower", "NUL", "surrogates", "newlines", "quotes"}
+
+
+def test_hostile_answers_are_wrong_in_bounded_time(grader, caplog):
+    start = time.perf_counter()
+    with caplog.at_level(logging.WARNING, logger="amir_grpo.grading"):
+        grades = grader.grade([boxed(text) for text in HOSTILE.values()], [r"\frac{\sqrt 2}{2}"] * len(HOSTILE))
+    # the limit is CPU time; wall time depends on what else the machine does
+    assert time.perf_counter() - start < len(HOSTILE) * grading.WALL_SECONDS / grader.workers
+    assert not any(grades)
+    limits = {name: grade.limit for name, grade in zip(HOSTILE, grades, strict=True)}
+    assert {name for name, limit in limits.items() if limit is None} == UNSTOPPED
+    assert limits["long"] == "length"
+    assert {limits[name] for name in limits.keys() - UNSTOPPED - {"long"}} <= {"time", "memory", "crash"}
+    assert f"{len(HOSTILE) - len(UNSTOPPED)} graded as wrong because they hit a limit" in caplog.text
+    assert grader.grade([boxed(r"\sqrt{8}")], [r"2\sqrt{2}"])[0].correct  # the grader is none the worse
+
+
+@pytest.mark.slow
+def test_ten_megabytes_of_anything_are_read_in_linear_time():
+    size = 10_000_000
+    texts = [
+        "{" * size,
+        r"\boxed" + "{" * size,
+        r"\boxed{" + "{}" * (size // 2),
+        r"\boxed{" * (size // 7),
+        "<answer>" * (size // 8),
+        "<answer>" + "{" * size + "</answer>",
+    ]
+    for text in texts:
+        start = time.perf_counter()
+        (grade,) = grade_many([text], ["5"])
+        assert not grade
+        assert time.perf_counter() - start < 20  # measured: 0.01 to 3 s
+
+
+CODE = [
+    "__import__('os').system('touch {path}')",
+    "__import__('pathlib').Path('{path}').touch()",
+    r"\text{{__import__('os').system('touch {path}')}}",
+    "().__class__.__base__.__subclasses__()",
+    "5; open('{path}', 'w')",
+    "1 + open('{path}', 'w').write('x')",
+    r"\operatorname{{exec}}(open('{path}','w'))",
+    "[x for x in [open('{path}','w')]]",
+    r"\input{{|touch {path}}}",
+    r"\write18{{touch {path}}}",
+    "lambda: open('{path}', 'w')",
+    "`touch {path}` $(touch {path})",
+]
+
+
+def test_no_code_is_executed(grader, tmp_path):
+    target = tmp_path / "touched"
+    answers = [code.format(path=target) for code in CODE]
+    for form in (boxed, "<answer>{}</answer>".format):
+        assert not any(grader.grade([form(answer) for answer in answers], ["7"] * len(answers)))
+    assert not target.exists()
+
+
+def run_in_limited_process(program, memory=2**30):
+    preamble = f"from amir_grpo import _grading_worker as w; w._limit_process({memory}); "
+    return subprocess.run([sys.executable, "-c", preamble + program], capture_output=True, text=True, timeout=60)
+
+
+def test_even_code_that_ran_could_do_little(tmp_path):
+    target = tmp_path / "touched"
+    for program in (
+        f"open({str(target)!r}, 'w')",
+        f"__import__('os').system('touch {target}')",
+        "__import__('os').fork()",
+    ):
+        assert "PermissionError: A completion has no business with" in run_in_limited_process(program).stderr
+    assert not target.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited on Linux")
+def test_memory_is_limited():
+    assert "MemoryError" in run_in_limited_process("bytearray(2 << 30)").stderr
+    assert run_in_limited_process("bytearray(100 << 20)").returncode == 0
+
+
+def test_a_comparison_short_of_memory_is_reported(monkeypatch):
+    # so little that comparing anything large fails, and so much that the worker starts
+    monkeypatch.setattr(grading, "MEMORY_BYTES", 1 << 20)
+    with Grader(workers=1) as starved:
+        (grade,) = starved.grade([boxed("x+" * 900 + "1")], [r"\sqrt{2}"])
+        assert not grade
+        assert grade.limit in (
+            "memory",
+            "crash",
+            None,
+        )  # SymPy may swallow the error and take the answer for no formula
+        monkeypatch.setattr(grading, "MEMORY_BYTES", 1 << 30)
+        starved._idle[0].kill()
+        assert starved.grade([boxed(r"\sqrt{8}")], [r"2\sqrt{2}"])[0]
+
+
+# --- workers ------------------------------------------------------------------------------------------------------
+
+
+def test_ordinary_rewards_start_no_process(monkeypatch):
+    monkeypatch.setattr(grading, "_Worker", None)
+    with Grader(workers=1) as lone:
+        completions = [boxed(i % 7) for i in range(128)]
+        start = time.perf_counter()
+        grades = lone.grade(completions, ["3"] * 128)
+        assert time.perf_counter() - start < 0.2  # measured: 1 ms
+    assert sum(map(bool, grades)) == 18
+
+
+def ordinary_completions():
+    """Eight samples of each of 250 problems of MATH's kind: half right, few different wrong answers."""
+    draw = random.Random(0)
+    answers = [
+        lambda: str(draw.randint(0, 500)),
+        lambda: str(draw.randint(0, 500)),
+        lambda: rf"\frac{{{draw.randint(1, 40)}}}{{{draw.randint(2, 40)}}}",
+        lambda: rf"{draw.randint(2, 40)}\sqrt{{{draw.choice((2, 3, 5, 7))}}}",
+        lambda: f"({draw.randint(-9, 9)}, {draw.randint(-9, 9)})",
+    ]
+    for _ in range(250):
+        kind = draw.choice(answers)
+        gold, wrong = kind(), [kind(), kind()]
+        for _ in range(8):
+            thought = "Let us see. " * draw.randint(10, 150)
+            answer = gold if draw.random() < 0.5 else draw.choice(wrong)
+            yield rf"<think>{thought}</think><answer>\boxed{{{answer}}}</answer>", gold
+
+
+@pytest.mark.slow
+def test_at_least_a_thousand_ordinary_completions_a_second(grader):
+    completions, answers = zip(*ordinary_completions(), strict=True)
+    start = time.process_time()
+    wall = time.perf_counter()
+    grader.grade(completions, answers)
+    speed = len(completions) / (time.perf_counter() - wall)
+    print(f"{speed:.0f} completions a second, {time.process_time() - start:.2f} s of them in this process")
+    assert speed > 1000 or os.getloadavg()[0] > os.cpu_count(), f"{speed:.0f} a second"
+
+
+def test_a_worker_that_dies_is_replaced():
+    with Grader(workers=1) as lone:
+        assert lone.grade([boxed(r"\sqrt{8}")], [r"2\sqrt{2}"])[0]
+        lone._idle[0]._process.kill()
+        lone._idle[0]._process.wait()
+        assert lone.grade([boxed(r"\sqrt{12}")], [r"2\sqrt{3}"])[0]
+
+
+def test_closing_ends_the_processes_and_the_grader_can_go_on():
+    lone = Grader(workers=1)
+    lone.grade([boxed(r"\sqrt{8}")], [r"2\sqrt{2}"])
+    process = lone._idle[0]._process
+    lone.close()
+    assert process.poll() is not None
+    assert lone.grade([boxed(r"\sqrt{12}")], [r"2\sqrt{3}"])[0]
+    lone.close()
+
+
+def test_threads_share_a_grader(grader):
+    results = {}
+
+    def work(index):
+        pairs = [(boxed(rf"\sqrt{{{k * k * index}}}"), rf"{k}\sqrt{{{index}}}") for k in range(2, 6)]
+        results[index] = [bool(grade) for grade in grader.grade(*zip(*pairs, strict=True))]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (2, 3, 5, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {index: [True] * 4 for index in (2, 3, 5, 7)}
+
+
+def grade_in_child(grader, connection):
+    connection.send([bool(grade) for grade in grader.grade([boxed(r"\sqrt{18}")], [r"3\sqrt{2}"])])
+    grader.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore")
+def test_a_forked_process_gets_workers_of_its_own(grader):
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=grade_in_child, args=(grader, there))
+    child.start()
+    assert here.poll(60)
+    assert here.recv() == [True]
+    child.join(30)
+    assert child.exitcode == 0
+    assert grader.grade([boxed(r"\sqrt{50}")], [r"5\sqrt{2}"])[0]
+
+
+def test_a_script_without_a_main_guard(tmp_path):
+    """Workers are no forks and do not run the main module again; they end with the script, and nothing imports torch."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(grading.__file__).parents[1])!r})\n"
+        "from amir_grpo import grading\n"
+        "print('once')\n"
+        rf"print(grading.is_correct(r'\boxed{{\sqrt{{8}}}}', r'2\sqrt{{2}}'), grading._shared._idle[0]._process.pid)"
+        "\nprint('torch' in sys.modules, 'sympy' in sys.modules)\n"
+    )
+    # a module of the working directory must not get into the workers
+    (tmp_path / "sympy.py").write_text("raise SystemExit('imported from the working directory')")
+    run = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    first, verdict, imports = run.stdout.splitlines()
+    assert first == "once"
+    assert verdict.startswith("True ")
+    assert imports == "False False"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(verdict.split()[1]), 0)
+
+
+def test_the_worker_imports_no_torch():
+    program = "import sys, amir_grpo._grading_worker; print(sorted({'torch', 'trl', 'numpy'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_worker_that_cannot_start_says_so(monkeypatch):
+    monkeypatch.setattr(grading.sys, "executable", "/bin/false")
+    with Grader(workers=1) as lone, pytest.raises(RuntimeError, match="could not be started"):
+        lone.grade([boxed(r"\sqrt{2}")], [r"\sqrt{3}"])

@@ -1,0 +1,338 @@
+"""Problems: rows in the Hub's own columns, written here and read through the mirror and through a stand-in Hub."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from amir_grpo import problems
+from amir_grpo.problems import (
+    BASE_PROMPT,
+    BENCHMARKS,
+    CALIBRATED_PROMPT,
+    TRAINING_SETS,
+    fingerprint,
+    load_problems,
+)
+from amir_grpo.sandbox import FAMILIES
+
+REAL = Path(__file__).parents[2] / "shared" / "benchmarks"
+needs_benchmarks = pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")
+
+# name, split, a row as the Hub has it, the question, the answers
+ROWS = [
+    (
+        "gsm8k",
+        "test",
+        {"question": "How many?", "answer": "1000 + 125 = <<1000+125=1125>>1125\n#### 1,125"},
+        "How many?",
+        ["1125"],
+    ),
+    ("gsm8k", "train", {"question": "How far?", "answer": "#### no\n#### -3.5"}, "How far?", ["-3.5"]),
+    (
+        "math500",
+        "test",
+        {"problem": "Find $x$.", "solution": "…", "answer": r"\frac{14}{3}", "subject": "Algebra", "level": 3},
+        "Find $x$.",
+        [r"\frac{14}{3}"],
+    ),
+    ("aime25", "test", {"problem": "Find $b$.", "answer": "70"}, "Find $b$.", ["70"]),
+    ("aime25", "test", {"problem": "Find $b$.", "answer": 70}, "Find $b$.", ["70"]),
+    ("amc23", "test", {"question": "Find $y$.", "answer": "27"}, "Find $y$.", ["27"]),
+    (
+        "olympiadbench",
+        "train",
+        {"id": 1606, "question": "Find all.", "final_answer": ["$69$,$84$"], "is_multiple_answer": True, "unit": None},
+        "Find all.",
+        ["$69$,$84$"],
+    ),
+    ("minervamath", "test", {"question": "Luminosity?", "answer": "I(0) e^{-t}\n"}, "Luminosity?", ["I(0) e^{-t}"]),
+    (
+        "aquarat",
+        "test",
+        {
+            "question": "Which?",
+            "options": ["A)21", "B) 21.5", "C)C)59", "D)$70", "E)None of these"],
+            "rationale": "…",
+            "correct": "C",
+        },
+        "Which?\n\nOptions:\nA) 21\nB) 21.5\nC) 59\nD) $70\nE) None of these",
+        ["C", "59"],
+    ),
+    (
+        "livemathbench",
+        "test",
+        {"question": "What is $a$?", "answer": r"$\frac{1}{2}$", "question_type": "problem-solving"},
+        "What is $a$?",
+        [r"\frac{1}{2}"],
+    ),
+    ("livemathbench", "test", {"question": "What is $a$?", "answer": "$$7$$"}, "What is $a$?", ["7"]),
+    (
+        "math",
+        "train",
+        {
+            "problem": "Solve.",
+            "level": "Level 5",
+            "type": "Algebra",
+            "solution": r"First \boxed{1}, so $x = \boxed{\frac{\sqrt{3}}{2}}$.",
+        },
+        "Solve.",
+        [r"\frac{\sqrt{3}}{2}"],
+    ),
+    ("math", "train", {"problem": "Solve.", "solution": r"It is \boxed{\left\{1,2\right\}}."}, "Solve.", None),
+    ("math", "train", {"problem": "Solve.", "solution": r"Thus $\boxed 7$."}, "Solve.", ["7"]),
+    ("math", "train", {"problem": "Solve.", "solution": r"Thus \fbox{x}."}, "Solve.", ["x"]),
+    (
+        "dapo_math",
+        "train",
+        {"prompt": "In triangle $ABC$ …", "solution": "34", "data_source": "math_dapo", "ability": "MATH"},
+        "In triangle $ABC$ …",
+        ["34"],
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.delenv(problems.MIRROR_VARIABLE, raising=False)
+
+
+def write(folder, name, split, *rows):
+    path = folder / name / f"{split}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def one_error(error, *parts):
+    message = str(error.value)
+    assert len(message.splitlines()) <= 3
+    for part in parts:
+        assert str(part) in message
+
+
+@pytest.mark.parametrize(("name", "split", "row", "question", "answers"), ROWS)
+def test_a_row_of_each_set(tmp_path, name, split, row, question, answers):
+    path = write(tmp_path, name, split, row)
+    dataset = load_problems(name, split, mirror=tmp_path)
+    assert dataset[0] == {
+        "id": f"{name}-{split}-00000",
+        "question": question,
+        "answer": answers or [r"\left\{1,2\right\}"],
+        "prompt": [{"role": "system", "content": BASE_PROMPT}, {"role": "user", "content": question}],
+    }
+    assert str(path) in dataset.info.description
+
+
+def test_every_set_is_covered_here():
+    assert {name for name, *_ in ROWS} == {*BENCHMARKS, *TRAINING_SETS}
+    assert [BENCHMARKS["gsm8k"].split, TRAINING_SETS["gsm8k"].split] == ["test", "train"]
+
+
+def test_all_sets_have_one_shape(tmp_path):
+    features = []
+    for name, split, row, _, _ in ROWS:
+        write(tmp_path, name, split, row)
+        features.append(load_problems(name, split, mirror=tmp_path).features)
+    assert all(feature == features[0] for feature in features)
+    assert features[0] == load_problems("chain3", limit=2).features
+
+
+def test_calibration_changes_the_prompt_only(tmp_path):
+    write(tmp_path, "amc23", "test", {"question": "Find $y$.", "answer": "27"})
+    plain, calibrated = (load_problems("amc23", mirror=tmp_path, calibration=c)[0] for c in (False, True))
+    assert calibrated.pop("prompt")[0]["content"] == CALIBRATED_PROMPT
+    assert plain.pop("prompt")[0]["content"] == BASE_PROMPT
+    assert plain == calibrated
+
+
+def test_the_prompts_show_the_format_that_is_rewarded():
+    from amir_grpo.rewards import has_format
+
+    for prompt, calibration in ((BASE_PROMPT, False), (CALIBRATED_PROMPT, True)):
+        shown = prompt[prompt.index("<think>") :].replace("the probability, such as 0.8", "0.8")
+        assert has_format(shown, calibration)
+        assert "\\\n" not in prompt
+
+
+def test_limit_takes_the_first(tmp_path):
+    write(tmp_path, "amc23", "test", *({"question": f"{i}?", "answer": str(i)} for i in range(5)))
+    few = load_problems("amc23", limit=2, mirror=tmp_path)
+    assert few["question"] == ["0?", "1?"]
+    assert len(load_problems("amc23", limit=99, mirror=tmp_path)) == 5
+    with pytest.raises(ValueError, match="at least 1"):
+        load_problems("amc23", limit=0, mirror=tmp_path)
+
+
+def test_the_environment_names_the_mirror_and_the_argument_goes_first(tmp_path, monkeypatch):
+    write(tmp_path / "a", "amc23", "test", {"question": "a?", "answer": "1"})
+    write(tmp_path / "b", "amc23", "test", {"question": "b?", "answer": "1"})
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path / "a"))
+    assert load_problems("amc23")["question"] == ["a?"]
+    assert load_problems("amc23", mirror=tmp_path / "b")["question"] == ["b?"]
+
+
+def test_sandbox_families():
+    family = next(iter(FAMILIES))
+    assert load_problems(family, limit=5)[:] == load_problems(family)[:5]
+    assert len(load_problems("sandbox", limit=7)) == 7
+    for arguments in ({"split": "test"}, {"calibration": True}):
+        with pytest.raises(ValueError, match="made on the spot"):
+            load_problems(family, **arguments)
+
+
+# --- the Hub ------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the Hub, which is not asked in tests; it remembers what was asked of it."""
+    asked = []
+
+    def load_dataset(path, name=None, *, split, revision):
+        asked.append((path, name, split, revision))
+        dataset = Dataset.from_list([{"question": "Find $y$.", "answer": "27"}])
+        dataset.info.download_checksums = {f"hf://datasets/{path}@{COMMIT}/data/test.parquet": {"num_bytes": 1}}
+        return dataset
+
+    monkeypatch.setattr(problems, "load_dataset", load_dataset)
+    return asked
+
+
+def test_the_hub_and_a_mirror_give_the_same_problems(hub, tmp_path):
+    write(tmp_path, "amc23", "test", {"question": "Find $y$.", "answer": "27"})
+    ours, mirrored = load_problems("amc23"), load_problems("amc23", mirror=tmp_path)
+    assert ours[:] == mirrored[:]
+    assert fingerprint(ours) == fingerprint(mirrored)
+    assert hub == [("math-ai/amc23", None, "test", "main")]
+
+
+def test_revisions_are_passed_on_and_the_commit_is_recorded(hub):
+    dataset = load_problems("amc23", revision="v1")
+    assert hub == [("math-ai/amc23", None, "test", "v1")]
+    assert dataset.info.description == f"amc23, test split, from math-ai/amc23 at revision v1, commit {COMMIT}"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), FileNotFoundError("Couldn't find it")])
+def test_no_network_names_the_way_out(monkeypatch, error):
+    def load_dataset(*_, **__):
+        raise error
+
+    monkeypatch.setattr(problems, "load_dataset", load_dataset)
+    with pytest.raises(ConnectionError) as raised:
+        load_problems("olympiadbench")
+    one_error(raised, "Hothan/OlympiadBench (OE_TO_maths_en_COMP)", "AMIR_GRPO_DATA", "olympiadbench/train.jsonl")
+
+
+def test_the_registry_names_the_hub_as_published():
+    where = {name: (entry.hub_id, entry.config, entry.split) for name, entry in BENCHMARKS.items()}
+    assert where["gsm8k"] == ("openai/gsm8k", "main", "test")
+    assert where["aquarat"] == ("deepmind/aqua_rat", "raw", "test")
+    assert where["livemathbench"] == ("opencompass/LiveMathBench", "v202412_AMC_en", "test")
+    assert TRAINING_SETS["dapo_math"].hub_id == "open-r1/DAPO-Math-17k-Processed"
+
+
+def test_fingerprint_depends_on_every_column_and_the_order(tmp_path):
+    rows = [{"question": "a?", "answer": "1"}, {"question": "b?", "answer": "2"}]
+    seen = set()
+    for variant in (rows, rows[::-1], rows[:1], [rows[0], {**rows[1], "answer": "3"}]):
+        write(tmp_path, "amc23", "test", *variant)
+        seen.add(fingerprint(load_problems("amc23", mirror=tmp_path)))
+    seen.add(fingerprint(load_problems("amc23", mirror=tmp_path, calibration=True)))
+    assert len(seen) == 5
+    assert all(len(digest) == 16 for digest in seen)
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError) as raised:
+        load_problems("math50")
+    one_error(raised, "'math50'", "Did you mean 'math500'?", "olympiadbench", "sandbox", *FAMILIES)
+    with pytest.raises(ValueError) as raised:
+        load_problems("qqqqqq")
+    one_error(raised, "Choose one of")
+
+
+def test_a_missing_mirror_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        load_problems("gsm8k", "validation", mirror=tmp_path)
+    path = tmp_path / "gsm8k" / "validation.jsonl"
+    one_error(raised, path, "load_dataset('openai/gsm8k', 'main', split='validation')", "AMIR_GRPO_DATA")
+
+
+NO_ANSWER = [
+    ("gsm8k", {"question": "q", "answer": "no hashes"}),
+    ("gsm8k", {"question": "q", "answer": "#### "}),
+    ("gsm8k", {"question": "q", "answer": None}),
+    ("gsm8k", {"question": "q"}),
+    ("amc23", {"question": "q", "answer": None}),
+    ("amc23", {"question": "q", "answer": " "}),
+    ("olympiadbench", {"question": "q", "final_answer": []}),
+    ("olympiadbench", {"question": "q", "final_answer": None}),
+    ("aquarat", {"question": "q", "options": ["A)1"], "correct": "B"}),
+    ("livemathbench", {"question": "q", "answer": "$$"}),
+    ("math", {"problem": "q", "solution": "no box"}),
+    ("math", {"problem": "q", "solution": r"cut \boxed{1"}),
+    ("dapo_math", {"prompt": "q", "solution": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "row"), NO_ANSWER)
+def test_a_row_without_an_answer_is_named(tmp_path, name, row):
+    good = {entry: row for entry, _, row, _, _ in ROWS}[name]
+    split = (BENCHMARKS.get(name) or TRAINING_SETS[name]).split
+    path = write(tmp_path, name, split, good, row)
+    with pytest.raises(ValueError) as raised:
+        load_problems(name, mirror=tmp_path)
+    one_error(raised, path, "row 2", "no answer")
+
+
+def test_a_broken_mirror_file_is_named(tmp_path):
+    path = write(tmp_path, "amc23", "test", {"question": "q", "answer": "1"})
+    for line, reason in (
+        ("{", "not a line of JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"answer": "1"}', "no question"),
+    ):
+        path.write_text('{"question": "q", "answer": "1"}\n' + line + "\n")
+        with pytest.raises(ValueError) as raised:
+            load_problems("amc23", mirror=tmp_path)
+        one_error(raised, path, "row 2", reason)
+
+
+# --- the real benchmarks ------------------------------------------------------------------------------------------
+
+SIZES = {
+    "gsm8k": 1319,
+    "math500": 500,
+    "aime25": 30,
+    "amc23": 40,
+    "olympiadbench": 675,
+    "minervamath": 272,
+    "aquarat": 254,
+}
+
+
+@needs_benchmarks
+@pytest.mark.parametrize("name", SIZES)
+def test_the_real_benchmarks_load_whole(name):
+    dataset = load_problems(name, mirror=REAL)
+    assert len(dataset) == SIZES[name] == len({*dataset["id"]})
+    for row in dataset:
+        assert row["question"].strip()
+        assert all(answer == answer.strip() != "" for answer in row["answer"])
+        assert len(row["answer"]) == (2 if name == "aquarat" else 1)
+
+
+@needs_benchmarks
+def test_gsm8k_answers_are_plain_numbers():
+    for split, size in (("train", 7473), ("test", 1319)):
+        dataset = load_problems("gsm8k", split, mirror=REAL)
+        assert len(dataset) == size
+        for (answer,) in dataset["answer"]:
+            float(answer)

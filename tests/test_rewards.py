@@ -1,0 +1,337 @@
+"""Rewards: against values worked out by hand, an evaluator of Python's own, and TRL's float32 arithmetic."""
+
+import ast
+import operator
+import time
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amir_grpo import rewards
+from amir_grpo.rewards import (
+    arithmetic_claims,
+    brier,
+    correctness,
+    count_true_claims,
+    has_format,
+    integer_answer,
+    published_correctness,
+    reward_functions,
+    stated_confidence,
+    strict_format,
+    xml_tags,
+)
+
+GOOD = r"<think>3+4=7</think><answer>\boxed{7}</answer>"
+CONFIDENT = GOOD + "\n<analysis>sure</analysis>\n<confidence>0.8</confidence>"
+BASE = ["correctness", "integer_answer", "strict_format", "xml_tags", "arithmetic_claims"]
+
+
+def message(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def test_names_are_the_log_keys_in_order():
+    assert [function.__name__ for function in reward_functions(False)] == BASE
+    assert [function.__name__ for function in reward_functions(True)] == [*BASE, "brier"]
+    assert published_correctness.__name__ == "correctness"
+
+
+@pytest.mark.parametrize("calibration", [False, True])
+def test_as_trl_calls_them(calibration):
+    texts = [CONFIDENT if calibration else GOOD, "no answer", ""]
+    columns = {
+        "answer": [["7"], ["7"], ["7"]],
+        "prompts": [None] * 3,
+        "completion_ids": [[1]] * 3,
+        "id": ["a", "b", "c"],
+    }
+    for function in reward_functions(calibration):
+        as_text = function(completions=texts, **columns)
+        assert as_text == function(completions=[message(text) for text in texts], trainer_state=object(), **columns)
+        assert len(as_text) == 3
+        assert all(type(reward) is float for reward in as_text)
+        assert as_text[0] > 0
+
+
+def test_a_conversation_is_judged_by_its_last_message():
+    turns = [{"role": "assistant", "content": "5"}, {"role": "tool", "content": "x"}, *message(GOOD)]
+    assert correctness([turns, [], message(None)], answer=["7", "7", "7"]) == [2.0, 0.0, 0.0]
+
+
+def test_correctness_by_the_grader():
+    completions = [GOOD, r"\boxed{\frac{14}{2}}", r"<answer>\boxed{8}</answer>", "7"]
+    assert correctness(completions, answer=["7", ["1", "7"], "7", "7"]) == [2.0, 2.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [("7", 0.2), ("-7", 0.2), ("1,250", 0.2), ("3.0", 0.2), ("3.5", 0), (r"\frac{4}{2}", 0), ("50%", 0), ("x", 0)],
+)
+def test_integer_answer(answer, reward):
+    assert integer_answer([rf"<answer>\boxed{{{answer}}}</answer>"]) == [reward]
+    assert integer_answer(["7"]) == [0.0]
+
+
+WELL_FORMED = [
+    GOOD,
+    f"  \n{GOOD}\n ",
+    "<think></think>\n\n<answer>7</answer>",
+    "<think>a\nb</think> <answer> x </answer>",
+]
+MALFORMED = [
+    "",
+    "7",
+    r"<answer>\boxed{7}</answer>",
+    f"Sure! {GOOD}",
+    f"{GOOD} So 7.",
+    "<think>a</think><answer> </answer>",
+    "<think>a</think> b <answer>7</answer>",
+    "<answer>7</answer><think>a</think>",
+    "<think>a<think>b</think><answer>7</answer>",
+    "<think>a</think><answer>7</answer><answer>7</answer>",
+    "<think>a<answer>7</answer></think>",
+    "<think>a</think><answer>7",
+    "<THINK>a</THINK><answer>7</answer>",
+]
+
+
+def test_strict_format():
+    assert strict_format(WELL_FORMED) == [0.5] * len(WELL_FORMED)
+    assert strict_format(MALFORMED) == [0.0] * len(MALFORMED)
+    assert [has_format(text) for text in (GOOD, CONFIDENT)] == [True, False]
+
+
+def test_strict_format_with_calibration():
+    calibrated = reward_functions(True)[2]
+    assert calibrated([CONFIDENT, GOOD]) == [0.5, 0.0]
+    assert has_format(CONFIDENT, calibration=True)
+    for wrong in ("1.5", "-0.1", "high", "", "80%", "nan"):
+        assert not has_format(CONFIDENT.replace("0.8", wrong), calibration=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "calibrated"),
+    [
+        (GOOD, 0.1, 0.1),
+        (CONFIDENT, 0.1 - 0.054, 0.2),
+        (f"{GOOD}{'x' * 30}", 0.1 - 0.03, 0.1),
+        (f"{GOOD}{'x' * 5000}", 0.0, 0.1),
+        (f"{CONFIDENT}{'x' * 30}", 0.1 - 0.084, 0.2 - 0.03),
+        ("<think>", 0.025, 0.025),
+        ("<think><think></think>", 0.025, 0.025),
+        ("</answer></answer>" + "x" * 200, -0.1, 0.0),
+        ("nothing", 0.0, 0.0),
+    ],
+)
+def test_xml_tags(text, base, calibrated):
+    assert xml_tags([text]) == pytest.approx([base])
+    assert reward_functions(True)[3]([text]) == pytest.approx([calibrated])
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ("3+4=7", 1),
+        ("7+12=19\n19-5=14", 2),
+        ("3+4=8", 0),
+        ("3+4=7, 3 + 4 = 7 and 3+4=7.", 1),
+        ("so 3+4=7, (2*3=6).", 2),
+        ("1+1=2 2+2=4", 2),
+        ("3+4=7=8-1", 1),
+        ("3+4=7+2=9", 1),
+        ("(1+2)*3=9", 1),
+        ("-3+4=1", 1),
+        ("- 3+5=8", 1),
+        ("1. 9-8=1", 1),
+        ("$5 + $3 = $8 in all", 1),
+        ("1,000+1=1,001", 1),
+        (r"3 \times 4 = 12 and 48 ÷ 2 = 24 apples", 2),
+        ("<<16-3-4=9>>", 1),
+        ("0.1+0.2=0.3", 1),
+        ("5=5", 0),
+        ("10/3=3.33", 0),
+        ("1/0=1", 0),
+        ("x+3+4=7, x + 3 + 4 = 7", 0),
+        ("2x+3=3", 0),
+        ("x^2+5=5", 0),
+        ("2^3+1=1", 0),
+        (r"\frac{1}{2}+3=3", 0),
+        ("3+4=7x", 0),
+        ("3+4=7^2", 0),
+        ("2**3=8", 0),
+        ("3+4=\n7", 0),
+        ("((3+4=7", 0),
+        ("__import__('os').getpid()*0+1=1", 0),
+    ],
+)
+def test_claims(text, claims):
+    assert count_true_claims(text, 99) == claims
+
+
+def test_claims_are_bounded_and_counted_once():
+    many = "\n".join(f"{i}+1={i + 1}" for i in range(50))
+    assert arithmetic_claims([many, "1+1=2\n" * 50, ""]) == pytest.approx([0.5, 0.1, 0.0])
+
+
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def python_value(expression):
+    """The value by Python's own grammar, exact."""
+
+    def value(node):
+        if isinstance(node, ast.BinOp):
+            return OPERATIONS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.UnaryOp):
+            return -value(node.operand)
+        return Fraction(node.value)
+
+    return value(ast.parse(expression, mode="eval").body)
+
+
+expressions = st.recursive(
+    st.integers(0, 50).map(str),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from("+-*/"), inner).map("".join),
+        inner.map("({})".format),
+        inner.map("(-{})".format),
+    ),
+    max_leaves=6,
+)
+
+
+@given(expressions, st.integers(-3, 3))
+@settings(max_examples=300, deadline=None)
+def test_claims_agree_with_pythons_arithmetic(expression, error):
+    try:
+        value = python_value(expression)
+    except ZeroDivisionError:
+        assert count_true_claims(f"{expression}=0", 9) == 0
+        return
+    has_operator = any(isinstance(node, ast.BinOp) for node in ast.walk(ast.parse(expression)))
+    stated = f"{value.numerator + error * value.denominator}/{value.denominator}"
+    # a claim that begins with a minus after nothing is a claim; with an operator after a word it would be none
+    assert count_true_claims(f"We get\n{expression} = {stated}", 9) == int(has_operator and error == 0)
+
+
+HOSTILE = {
+    "equations": "1+1=" * 250_000,
+    "claims": "1+2=4 " * 160_000,
+    "brackets": "(" * 1_000_000 + "1+1=2",
+    "digits": "1" * 1_000_000 + "+1=2",
+    "points": "1." * 500_000 + "=1",
+    "bullets": "- " * 500_000,
+    "spaces": "1+1" + " " * 1_000_000 + "=2",
+    "tags": "<think>" * 140_000 + "</answer>" * 100_000,
+    "boxes": r"\boxed{" * 140_000,
+    "confidence": "<confidence>" * 50_000 + "0" * 400_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_megabyte_of_anything_is_linear(name):
+    text = HOSTILE[name]
+    start = time.perf_counter()
+    for function in (*reward_functions(True), published_correctness):
+        assert len(function([text], answer=["1"])) == 1
+    assert time.perf_counter() - start < 8  # measured: below 1 s
+
+
+def test_nested_brackets_do_not_exhaust_the_stack():
+    for length in (49, 5000):
+        count_true_claims(f"{'(' * length}1+1{')' * length}=2 {'-' * length}1+1=2", 9)
+
+
+def test_stated_confidence():
+    assert stated_confidence(CONFIDENT) == 0.8
+    assert stated_confidence("<confidence> .5 </confidence>") == 0.5
+    assert stated_confidence("<confidence>0.1</confidence><confidence>1</confidence>") == 1.0
+    for none in ("0.8", "<confidence>2</confidence>", "<confidence>0.8", "<confidence>0.1</confidence><confidence>?"):
+        assert stated_confidence(none) is None
+
+
+@given(st.floats(0, 1), st.booleans())
+def test_brier(confidence, right):
+    text = CONFIDENT.replace("0.8", f"{confidence:.6f}")
+    expected = 1 - (round(confidence, 6) - right) ** 2
+    assert brier([text], answer=["7" if right else "8"]) == pytest.approx([expected])
+
+
+def test_silence_about_confidence_never_pays():
+    silent, worst = brier([GOOD, CONFIDENT.replace("0.8", "1.0")], answer=["7", "8"])
+    assert silent == worst == 0.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "right"),
+    [
+        (r"\boxed{1000}", "1001", True),  # the relative tolerance
+        (r"\boxed{1000}", "1002", False),
+        (r"\boxed{0.0005}", "0", True),
+        (r"\boxed{7} is it, not 9", "7", True),
+        ("first 9, then 7", "7", True),
+        (r"\boxed{1,234}", "1234", True),
+        (r"\boxed{−5}", "-5", True),
+        (r"\boxed{50\%}", "50", True),
+        (r"\boxed{\frac{3}{4}}", "4", True),  # nested braces are no box: the last number counts
+        (r"\boxed{3/4}", "3", True),
+        (r"\boxed{3/4}", "3/4", False),
+        (r"\boxed{Evelyn}", "Evelyn", False),
+        (r"\boxed{x}", "None", True),  # no number reads as None
+        ("", "7", False),
+        ("1e400", "7", False),
+    ],
+)
+def test_published_correctness(completion, answer, right):
+    assert published_correctness([message(completion)], answer=[answer]) == [2.0 * right]
+    assert published_correctness([completion], answer=[["nothing", answer]]) == [2.0 * right]
+
+
+def trl_rewards(completions, answers, calibration=False):
+    """Total rewards as TRL's GRPOTrainer computes them: float32 a function, times weights, nansum over functions."""
+    functions = reward_functions(calibration)
+    per_function = torch.zeros(len(completions), len(functions))
+    for index, function in enumerate(functions):
+        per_function[:, index] = torch.tensor(function(completions, answer=answers), dtype=torch.float32)
+    return (per_function * torch.ones(len(functions)).unsqueeze(0)).nansum(dim=1)
+
+
+def alike(claims, suffix=""):
+    steps = "\n".join(f"{i}+1={i + 1}" for i in range(1, claims + 1))
+    return [rf"<think>{steps}</think><answer>\boxed{{{value}}}</answer>{suffix}" for value in (7, 8)]
+
+
+@pytest.mark.parametrize("claims", range(6))
+@pytest.mark.parametrize("copies", [1, 64])
+def test_the_published_margin_loses_pairs_that_differ_in_correctness_only(claims, copies):
+    totals = trl_rewards(alike(claims) * copies, ["7", "7"] * copies)
+    gap = totals[0::2] - totals[1::2]
+    assert gap.tolist() == pytest.approx([2.0] * copies, abs=5e-7)
+    assert not (gap > 2.0).any()
+    assert (gap > 1.4).all()
+
+
+def test_the_published_margin_keeps_pairs_of_better_form():
+    right, wrong = alike(2)
+    worse = [wrong.replace("2+1=3", ""), f"Well. {wrong}", wrong.replace("8", "8.5"), wrong.replace("<think>", "")]
+    totals = trl_rewards([right, *worse], ["7"] * 5)
+    assert (totals[0] - totals[1:] > 2.0).all()
+
+
+@pytest.mark.parametrize(("confidence", "kept"), [("0.2", False), ("0.4", False), ("0.6", True), ("1.0", True)])
+def test_with_calibration_the_margin_keeps_confident_pairs(confidence, kept):
+    pair = alike(3, f"<analysis>a</analysis><confidence>{confidence}</confidence>")
+    right, wrong = trl_rewards(pair, ["7", "7"], calibration=True)
+    assert (right - wrong).item() == pytest.approx(2 + 2 * float(confidence) - 1, abs=1e-6)
+    assert bool(right - wrong > 2.0) is kept
+
+
+def test_all_other_rewards_span_1_4():
+    best, worst = alike(5)[0], "</answer></answer>" + "x" * 200
+    totals = trl_rewards([best, worst], ["0", "0"])
+    assert (totals[0] - totals[1]).item() == pytest.approx(1.4, abs=1e-6)
+    assert rewards.MAX_CLAIMS == 5
