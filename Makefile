@@ -1,0 +1,44 @@
+# Thin names for the commands of the README.
+PYTHON ?= python3
+PROFILE ?= sandbox
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup reproduce test lint figures notebooks publish clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# train both methods, evaluate, draw, report: into runs/$(PROFILE)
+reproduce: setup
+	$(RUN) -m amir_grpo reproduce --profile $(PROFILE)
+
+test: setup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# every figure of figures/, from the tables in data/
+figures: setup
+	$(RUN) -m amir_grpo.gallery
+
+# execute the committed notebooks again, from what runs/sandbox holds
+notebooks: reproduce
+	for name in notebooks/*.ipynb; do \
+	  $(RUN) -m papermill $$name $$name --cwd notebooks --kernel python3 --no-progress-bar || exit 1; \
+	done
+	$(RUN) -m amir_grpo.gallery --tidy notebooks
+
+# keep the results of runs/sandbox: tables into data/results/sandbox, figures into figures/, notebooks executed
+publish: notebooks
+	$(RUN) -m amir_grpo.gallery --keep runs/sandbox
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,101 @@
+"""Every figure of figures/, drawn from the tables in data/; and how a run's results get there.
+
+python -m amir_grpo.gallery                      draw figures/ from data/
+python -m amir_grpo.gallery --keep runs/sandbox  first copy the run's tables into data/results/<profile>
+python -m amir_grpo.gallery --tidy notebooks     make executed notebooks fit to commit
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from amir_grpo import figures, tables
+from amir_grpo.experiment import project_root
+from amir_grpo.files import write_text, write_whole
+
+TABLES = ("main", "coverage", "margins", "margin_summary", "policies")
+LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
+PROFILE = "sandbox"
+
+
+def keep(run_folder: Path, results: Path) -> None:
+    """Copy a run's tables, the columns of its logs that are drawn, and its provenance into `results`.
+
+    Raises:
+        FileNotFoundError: If the run is not complete.
+    """
+    for name in TABLES:
+        table = pd.read_csv(run_folder / "tables" / f"{name}.csv")
+        if name == "margins":
+            table = table.round(6)
+        write_whole(results / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
+    logs = pd.concat([pd.read_csv(run_folder / method / "log.csv") for method in ("grpo", "amir_grpo")])
+    write_whole(results / "log.csv", lambda part: logs[LOG_COLUMNS].to_csv(part, index=False))
+    config = json.loads((run_folder / "config.json").read_text())
+    write_text(results / "provenance.json", json.dumps(config, indent=2) + "\n")
+
+
+def draw(results: Path, published: Path, out: Path) -> list[Path]:
+    """Draw the published figures and those of the kept results into `out`, PNG and SVG; returns the PNGs."""
+    kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
+    title = f"This package ({results.name})"
+    log = kept["log"]
+    drawn = {
+        "main_published": figures.main_figure(tables.published("table1", published), title="Published (Table 1)"),
+        "main": figures.main_figure(kept["main"], title=title),
+        "coverage_published": figures.coverage_figure(
+            tables.published("coverage", published), title="Published (AMC23)"
+        ),
+        "coverage": figures.coverage_figure(kept["coverage"], title=title),
+        "margin_published": figures.margin_figure(tables.published("margin", published), title="Published (Figure 4)"),
+        "margin": figures.margin_figure(kept["margins"], kept["margin_summary"], title=title),
+        "reward": figures.reward_figure(log, title=f"{title}: reward in training"),
+        "share": figures.share_figure(log[log["method"] == "amir_grpo"], title=f"{title}: share of the update"),
+    }
+    out.mkdir(exist_ok=True)
+    return [figures.save_figure(figure, out / name)[0] for name, figure in drawn.items()]
+
+
+def tidy(folder: Path) -> None:
+    """Make executed notebooks fit to commit: no execution metadata, and progress bars as they ended."""
+    for path in sorted(folder.glob("*.ipynb")):
+        notebook = json.loads(path.read_text())
+        notebook["metadata"] = {k: notebook["metadata"][k] for k in ("kernelspec", "language_info")}
+        notebook["metadata"]["language_info"] = {"name": "python"}
+        for cell in notebook["cells"]:
+            cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags" and v}
+            if cell["cell_type"] == "code":
+                cell["outputs"] = [_tidy_output(output) for output in cell["outputs"]]
+        write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+def _tidy_output(output: dict) -> dict:
+    if output["output_type"] == "stream":
+        lines = "".join(output["text"]).split("\n")
+        output["text"] = "\n".join(line.rstrip("\r").split("\r")[-1] for line in lines)
+    return output
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m amir_grpo.gallery", description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", type=Path, metavar="RUN", help="copy this run's tables into data/results first")
+    parser.add_argument("--tidy", type=Path, metavar="FOLDER", help="tidy the notebooks of this folder, draw nothing")
+    arguments = parser.parse_args()
+    if arguments.tidy:
+        tidy(arguments.tidy)
+        return
+    root = project_root()
+    results = root / "data" / "results" / PROFILE
+    if arguments.keep:
+        keep(arguments.keep, results)
+    for path in draw(results, root / "data" / "published", root / "figures"):
+        print(path.relative_to(root))
+
+
+if __name__ == "__main__":
+    main()

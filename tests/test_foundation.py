@@ -1,0 +1,104 @@
+"""The project's own files agree with one another, and the README's claims with the kept results."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+
+
+def requirements(*extras):
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return {Requirement(line).name: Requirement(line).specifier for line in lines}
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_every_dependency_is_bounded_above():
+    for name, specifier in requirements("gpu", "dev").items():
+        assert any(s.operator in ("<", "<=", "==") for s in specifier), f"{name} has no upper bound"
+
+
+def test_constraints_hold_every_dependency_within_its_bounds():
+    exact = constraints()
+    for name, specifier in requirements("dev").items():
+        assert name in exact, f"{name} is missing in constraints.txt"
+        assert exact[name] in specifier, f"{name}=={exact[name]} is outside {specifier}"
+
+
+def test_constraints_are_what_is_installed():
+    installed = {name: version(name).split("+")[0] for name in ("torch", "trl", "transformers", "peft", "datasets")}
+    exact = constraints()
+    if installed["torch"] != exact["torch"]:
+        pytest.skip("this environment was not made by make setup")
+    assert installed == {name: exact[name] for name in installed}
+
+
+def test_environment_yml_has_the_bounds_of_pyproject():
+    (pip,) = [d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if "pip" in d]
+    bounds = requirements("gpu")
+    for line in pip:
+        if not line.startswith("-e"):
+            wanted = Requirement(line)
+            assert wanted.specifier == bounds[wanted.name], f"{wanted.name} differs from pyproject.toml"
+
+
+def test_unsloths_bounds_are_kept():
+    # Unsloth 2026.10 asks for trl <= 1.15.0, transformers <= 5.17.0, torch < 2.15, datasets < 5
+    bounds = requirements()
+    assert "1.15.1" not in bounds["trl"]
+    assert "5.17.1" not in bounds["transformers"]
+    assert "2.15.0" not in bounds["torch"]
+    assert "5.0.0" not in bounds["datasets"]
+
+
+def test_the_package_imports_without_torch():
+    code = "import sys, amir_grpo, amir_grpo.figures, amir_grpo.tables; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_path_of_a_machine_is_in_a_tracked_file():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.suffix != ".png":
+            found = re.search(r"(?<![\w.])/(work|home|Users)/\w+", path.read_text(errors="ignore"))
+            assert not found or name == "tests/test_foundation.py", f"{name} holds {found.group()}"
+
+
+def test_readme_shows_the_kept_results():
+    results = ROOT / "data" / "results" / "sandbox"
+    table = pd.read_csv(results / "main.csv")
+    for row in table.itertuples():
+        cells = rf"\| {row.benchmark} \| {row.k} \| {row.base:.1f} \| {row.grpo:.1f} \| {row.amir_grpo:.1f} \|"
+        assert re.search(cells, README), f"README lacks {row.benchmark}, k = {row.k} as in data/results"
+    assert json.loads((results / "provenance.json").read_text())["profile"] == "sandbox"
+
+
+def test_readme_names_every_notebook_and_every_linked_file_exists():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"notebooks/{path.name}" in README
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README) + re.findall(r'src="(?!https?:)([^"]+)"', README):
+        assert (ROOT / target).exists(), f"README links to {target}, which is not there"
+
+
+def test_the_published_numbers_are_complete():
+    table = pd.read_csv(ROOT / "data" / "published" / "table1.csv")
+    assert len(table) == 7 * 3 * 3
+    assert ((table["amir_grpo"] > table["grpo"]).sum(), (table["amir_grpo"] < table["grpo"]).sum()) == (57, 6)

@@ -1,0 +1,153 @@
+"""The notebooks as users run them: all of them by `reproduce` at the smoke profile, and each alone by papermill."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SMALL = [
+    "--max_steps",
+    "2",
+    "--sandbox_warmup_steps",
+    "100",
+    "--eval_limit",
+    "8",
+    "--per_device_train_batch_size",
+    "16",
+]
+
+
+def run(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """A run folder filled by `reproduce --profile smoke`, and what the command printed."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke run"  # the space is on purpose
+    done = run("amir_grpo", "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_notebook_is_executed_and_small(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].source.startswith("# ")
+    assert "colab.research.google.com" in notebook.cells[0].source
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert all(cell.execution_count for cell in code), "not executed: make notebooks"
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert path.stat().st_size < 700_000
+    text = path.read_text()
+    assert not re.search(r"Warning|Traceback|\\u001b", text), "shows a warning or terminal colours"
+
+
+def test_reproduce_fills_the_run_folder(reproduced):
+    folder, printed = reproduced
+    for name in ("main", "coverage", "margin", "reward"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert (folder / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+        assert f'alt="{name} figure"' in (folder / "report.html").read_text()
+    for name in ("main", "coverage", "margins", "margin_summary", "policies"):
+        assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) or name.startswith("margin")
+    for method in ("grpo", "amir_grpo"):
+        assert (folder / method / "adapter_model.safetensors").is_file()
+        assert len(pd.read_csv(folder / method / "log.csv")) == 2
+    assert len(list((folder / "notebooks").glob("*.ipynb"))) == len(NOTEBOOKS) + 1  # 01_train for each method
+    main = pd.read_csv(folder / "tables" / "main.csv")
+    for benchmark in main["benchmark"].unique():
+        assert benchmark in printed
+    for what in ("figures", "tables", "notebooks", "report.html"):
+        assert str(folder / what) in printed
+
+
+def test_samples_are_one_row_a_completion_and_the_table_agrees_with_them(reproduced):
+    folder, _ = reproduced
+    main = pd.read_csv(folder / "tables" / "main.csv").set_index(["benchmark", "k"])
+    for policy in ("base", "grpo", "amir_grpo"):
+        for path in (folder / "samples" / policy).glob("*.parquet"):
+            rows = pd.read_parquet(path)
+            assert len(rows) == 8 * 8
+            assert not rows.duplicated(["policy", "benchmark", "problem_id", "sample"]).any()
+            # pass@1 is the share of right completions
+            assert main.loc[(path.stem, 1), policy] == pytest.approx(100 * rows["correct"].mean())
+
+
+def test_executed_notebooks_show_their_figures(reproduced):
+    folder, _ = reproduced
+    for path in (folder / "notebooks").glob("0[1345]*.ipynb"):
+        outputs = [o for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs]
+        pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+        assert pictures, f"{path.name} shows no figure"
+        assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
+
+
+def test_a_second_reproduce_repeats_no_stage(reproduced):
+    folder, _ = reproduced
+    kept = [*folder.glob("samples/*/*.parquet"), *folder.glob("*/adapter_model.safetensors"), *folder.glob("scores/*")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    done = run("amir_grpo", "evaluate", "--profile", "smoke", "--run_dir", folder, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+def test_changed_settings_are_refused_in_a_notebook(reproduced, tmp_path):
+    folder, _ = reproduced
+    done = run(
+        "papermill",
+        ROOT / "notebooks" / "04_coverage.ipynb",
+        tmp_path / "out.ipynb",
+        *("-p", "profile", "smoke", "-p", "run_dir", folder, "-p", "lambda_reg", "0.5", "-k", "python3"),
+        cwd=ROOT / "notebooks",
+    )
+    assert done.returncode != 0
+    assert "lambda_reg was 0.01, is now 0.5" in done.stderr
+
+
+def test_an_unknown_setting_is_refused_in_a_notebook(tmp_path):
+    done = run(
+        "papermill",
+        ROOT / "notebooks" / "01_train.ipynb",
+        tmp_path / "out.ipynb",
+        *("-p", "profile", "smoke", "-p", "run_dir", tmp_path / "run", "-p", "max_step", "2", "-k", "python3"),
+    )
+    assert done.returncode != 0
+    assert "Unknown setting 'max_step'. Did you mean 'max_steps'?" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_alone_with_papermill_from_the_notebooks_folder(reproduced, tmp_path):
+    folder, _ = reproduced  # its base policy is in the cache beside it, so this is quick
+    small = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
+    parameters = [f for name, value in small.items() for f in ("-p", name.lstrip("-"), value)]
+    done = run(
+        "papermill",
+        "01_train.ipynb",
+        tmp_path / "out.ipynb",
+        *("-p", "method", "grpo", "-p", "profile", "smoke", "-p", "run_dir", folder.parent / "alone"),
+        *(*parameters, "-k", "python3"),
+        cwd=ROOT / "notebooks",
+    )
+    assert done.returncode == 0, done.stderr
+    # same base, seed, data order and settings: the training is the one of `reproduce`, number by number
+    columns = ["step", "reward", "loss", "grad_norm", "completions/mean_length"]
+    alone = pd.read_csv(folder.parent / "alone" / "grpo" / "log.csv")[columns]
+    pd.testing.assert_frame_equal(alone, pd.read_csv(folder / "grpo" / "log.csv")[columns], check_exact=True)
+
+
+def test_notebooks_hold_no_logic_of_their_own():
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            assert cell["cell_type"] != "code" or not re.search(r"^\s*(def|class) ", source, re.MULTILINE)

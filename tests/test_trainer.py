@@ -1,0 +1,279 @@
+"""AmirGRPOTrainer's gradient against the explicit objective L_GRPO + λ L_pref, and its identity with GRPO at λ = 0."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from amir_grpo.sandbox import build_tokenizer
+from amir_grpo.trainer import LOSS_TYPES, AmirGRPOConfig, AmirGRPOTrainer
+
+G, LAMBDA, BETA, MARGIN = 4, 0.7, 1.3, 0.4  # a strong preference term, so that a wrong factor shows
+PROMPTS = Dataset.from_list([{"prompt": [{"role": "user", "content": f"{a}+{b}"}]} for a in (1, 2, 3) for b in (4, 5)])
+TOKENIZER = build_tokenizer()
+
+
+def graded(completions, completion_ids, **columns):
+    """A reward with ties and several values, read off the tokens alone."""
+    return [0.5 * (sum(ids) % 4) for ids in completion_ids]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=TOKENIZER.eos_token_id,
+        pad_token_id=TOKENIZER.pad_token_id,
+        bos_token_id=None,
+        initializer_range=0.15,
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_trainer(policy, folder, trainer_class=AmirGRPOTrainer, peft=False, reward=graded, **changes):
+    values = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 16,
+        "num_generations": G,
+        "max_completion_length": 12,
+        "learning_rate": 1.0,  # so large that the difference of the parameters is the gradient to float32
+        "max_steps": 3,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "loss_type": "grpo",
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "gradient_checkpointing": False,
+        "seed": 3,
+    }
+    config_class = GRPOConfig
+    if issubclass(trainer_class, AmirGRPOTrainer):
+        config_class = AmirGRPOConfig
+        values |= {"lambda_reg": LAMBDA, "beta_dpo": BETA, "reward_margin": MARGIN}
+    trainer = trainer_class(
+        model=copy.deepcopy(policy),
+        reward_funcs=reward,
+        args=config_class(**{**values, **changes}),
+        train_dataset=PROMPTS,
+        processing_class=TOKENIZER,
+        # of rank 4 and not zero at the start, so that the reference is not the policy
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if peft else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def parameters(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def sgd_gradient(trainer):
+    """Gradient of one optimizer step, read off the step that plain gradient descent made."""
+    before = parameters(trainer)
+    trainer.train()
+    return (before - parameters(trainer)) / trainer.args.learning_rate
+
+
+class _Recording(GRPOTrainer):
+    """GRPO that keeps its first rollout, rows in the order before TRL shuffles them, and the rewards."""
+
+    rollout = None
+
+    def _calculate_rewards(self, *arguments):
+        self.rewards = super()._calculate_rewards(*arguments)
+        return self.rewards
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.rollout is None:
+            self.rollout = output
+        return output
+
+
+def explicit_preference_gradient(trainer, strategy="all", cap=None, reference=None):
+    """Gradient of L_pref by automatic differentiation of the loss over the pairs, with a forward pass of its own."""
+    rollout = trainer.rollout
+    model = trainer.model
+    ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+    mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+    length = rollout["completion_ids"].size(1)
+
+    def sequence_logps(m):
+        logits = m(input_ids=ids, attention_mask=mask).logits[:, -length - 1 : -1]
+        token = torch.log_softmax(logits, -1).gather(2, rollout["completion_ids"][..., None])[..., 0]
+        return (token * rollout["completion_mask"]).sum(-1) / rollout["completion_mask"].sum(-1).clamp(min=1)
+
+    logps = sequence_logps(model)
+    score = logps if reference is None else logps - reference(sequence_logps, model)
+    rewards = trainer.rewards.sum(dim=1)
+    terms = []
+    for start in range(0, len(rewards), G):
+        rows = range(start, start + G)
+        best = max(rows, key=lambda i: (rewards[i].item(), -i))
+        pairs = [
+            (i, j)
+            for i, j in itertools.permutations(rows, 2)
+            if rewards[i] - rewards[j] > MARGIN
+            and rollout["completion_mask"][i].any()
+            and rollout["completion_mask"][j].any()
+            and (strategy == "all" or i == best)
+        ]
+        pairs.sort(key=lambda p: (-(rewards[p[0]] - rewards[p[1]]).item(), p))
+        terms += [-torch.nn.functional.logsigmoid(BETA * (score[i] - score[j])) for i, j in pairs[:cap]]
+    assert len(terms) > 3, "the rollout has too few pairs to test anything"
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(torch.stack(terms).mean(), trained)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def off_by(got, wanted):
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def adapter_off(sequence_logps, model):
+    with torch.no_grad(), model.disable_adapter():
+        return sequence_logps(model)
+
+
+def check_gradient(policy, folder, strategy="all", cap=None, reference=None, peft=False, **changes):
+    """AMIR-GRPO's step minus GRPO's must be λ times the gradient of the explicit preference loss."""
+    if peft:  # the same random adapter in both
+        torch.manual_seed(11)
+    grpo = make_trainer(policy, folder, _Recording, peft=peft, max_steps=1, **changes)
+    start = copy.deepcopy(grpo.model.state_dict())
+    grpo_gradient = sgd_gradient(grpo)
+    grpo.model.load_state_dict(start)
+    grpo.model.eval()
+    wanted = grpo_gradient + LAMBDA * explicit_preference_gradient(grpo, strategy, cap, reference)
+    if peft:
+        torch.manual_seed(11)
+    amir = make_trainer(
+        policy,
+        folder,
+        peft=peft,
+        max_steps=1,
+        pair_mining=strategy,
+        max_pairs_per_group=cap,
+        ref_free=reference is None,
+        **changes,
+    )
+    assert off_by(wanted, grpo_gradient) > 1e-3, "the preference term is too small for the test to see it"
+    assert off_by(sgd_gradient(amir), wanted) < 1e-5
+    return amir
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_gradient_is_that_of_the_explicit_objective(policy, tmp_path, loss_type, level):
+    # CISPO clamps the ratio at epsilon_high; at its usual value the ratio 1 is below it
+    changes = {"epsilon_high": 5.0} if loss_type == "cispo" else {}
+    check_gradient(policy, tmp_path, loss_type=loss_type, importance_sampling_level=level, **changes)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_groups_cut_by_micro_batches_make_the_same_update(policy, tmp_path, loss_type):
+    # 4 micro-batches of 4 rows that TRL has shuffled: no group stays whole
+    check_gradient(policy, tmp_path, loss_type=loss_type, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+
+
+@pytest.mark.parametrize(("strategy", "cap"), [("topk", None), ("all", 2), ("topk", 1)])
+def test_gradient_with_every_way_of_mining(policy, tmp_path, strategy, cap):
+    check_gradient(policy, tmp_path, strategy, cap)
+
+
+def test_gradient_when_cispo_clamps_the_ratio(policy, tmp_path):
+    check_gradient(policy, tmp_path, loss_type="cispo", epsilon_high=0.5)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_gradient_with_the_adapter_switched_off_as_reference(policy, tmp_path, kl):
+    check_gradient(policy, tmp_path, reference=adapter_off, peft=True, beta=kl)
+
+
+def test_gradient_with_truncated_completions_masked(policy, tmp_path):
+    check_gradient(policy, tmp_path, mask_truncated_completions=True, max_completion_length=120)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_lambda_zero_is_grpo_bit_for_bit(policy, tmp_path, micro_batches):
+    shape = {"per_device_train_batch_size": 16 // micro_batches, "gradient_accumulation_steps": micro_batches}
+    grpo = make_trainer(policy, tmp_path, GRPOTrainer, **shape)
+    grpo.train()
+    amir = make_trainer(policy, tmp_path, lambda_reg=0.0, **shape)  # seeds again, so only after the other's training
+    amir.train()
+    assert torch.equal(parameters(grpo), parameters(amir))
+
+
+def test_the_log_says_what_the_preference_term_did(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path)
+    trainer.train()
+    for row in [row for row in trainer.state.log_history if "reward" in row]:
+        assert row["preference/lambda"] == LAMBDA
+        assert row["preference/pairs"] == int(row["preference/pairs"]) > 0
+        assert 0 <= row["preference/accuracy"] <= 1
+        assert 0 < row["preference/share"] < 1
+        # -log σ(z) at the mean of z is below the mean of it
+        assert row["preference/loss"] >= torch.nn.functional.softplus(-torch.tensor(BETA * row["preference/margin"]))
+
+
+def test_a_rollout_without_a_pair_is_a_grpo_step(policy, tmp_path):
+    def constant(completions, **columns):
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(policy, tmp_path, reward=constant, max_steps=1)
+    before = parameters(trainer)
+    trainer.train()
+    assert torch.equal(before, parameters(trainer))
+    (row,) = [row for row in trainer.state.log_history if "reward" in row]
+    assert row["preference/pairs"] == 0
+    assert row["preference/loss"] == 0
+
+
+def test_unscorable_completions_form_no_pair(policy, tmp_path):
+    def half(completions, completion_ids, **columns):
+        values = graded(completions, completion_ids)
+        return [None if i % 2 else v for i, v in enumerate(values)]
+
+    trainer = make_trainer(policy, tmp_path, reward=half, max_steps=1)
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "reward" in row]
+    assert row["preference/pairs"] <= 4  # 4 groups with 2 scored completions each
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lambda_reg", -0.1, "lambda_reg is -0.1"),
+        ("reward_margin", -1.0, "reward_margin is -1.0"),
+        ("beta_dpo", 0.0, "beta_dpo is 0.0"),
+        ("pair_mining", "best", "'best'; choose one of all, topk"),
+        ("max_pairs_per_group", 0, "max_pairs_per_group is 0"),
+        ("loss_type", "ppo", "loss_type='ppo': choose one of grpo"),
+        ("top_entropy_quantile", 0.2, "top_entropy_quantile=0.2"),
+    ],
+)
+def test_impossible_settings_are_refused(policy, tmp_path, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(policy, tmp_path, **{name: value})
+
+
+def test_defaults_are_the_published_ones():
+    config = AmirGRPOConfig("folder", use_cpu=True, bf16=False)
+    assert (config.lambda_reg, config.reward_margin, config.beta_dpo) == (0.01, 2.0, 0.2)
+    assert (config.pair_mining, config.max_pairs_per_group, config.ref_free) == ("all", None, True)
