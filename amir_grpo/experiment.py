@@ -57,6 +57,7 @@ class Run:
         self.folder = folder
         self.profile = profile
         self.settings = settings
+        self._loaded: tuple[tuple[str, Path | None], Any] | None = None  # the policy used last, and what it is
 
     # --- problems -----------------------------------------------------------------------------------------------
 
@@ -155,16 +156,13 @@ class Run:
 
     def _sample_and_grade(self, name: str, benchmark: str, base: str, adapter: Path | None) -> pd.DataFrame:
         from amir_grpo.grading import grade_many
-        from amir_grpo.policy import load_policy, load_tokenizer
         from amir_grpo.rewards import has_format
         from amir_grpo.sampling import sample
 
         s = self.settings
-        use_one_thread(s)
         problems = self.problems(benchmark)
         rows = sample(
-            load_policy(base, adapter, s.load_in_4bit),
-            load_tokenizer(base),
+            *self._policy_and_tokenizer(base, adapter),
             problems,
             num_samples=s.num_samples,
             temperature=s.eval_temperature,
@@ -205,21 +203,28 @@ class Run:
         return pd.concat(frames, ignore_index=True)
 
     def _score(self, method: str, samples: pd.DataFrame) -> list[float]:
-        from amir_grpo.policy import load_policy, load_tokenizer
         from amir_grpo.sampling import score, tokenize_prompts
 
-        use_one_thread(self.settings)
-        tokenizer = load_tokenizer(self.base())
+        policy, tokenizer = self._policy_and_tokenizer(self.base(), self.folder / method)
         prompts = {}
         for benchmark in self.settings.benchmarks:
             prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
-        policy = load_policy(self.base(), self.folder / method, self.settings.load_in_4bit)
         return score(
             policy,
             tokenizer.pad_token_id,
             [prompts[problem] for problem in samples["problem_id"]],
             samples["completion_ids"].tolist(),
         )
+
+    def _policy_and_tokenizer(self, base: str, adapter: Path | None):
+        from amir_grpo.policy import load_policy, load_tokenizer
+
+        use_one_thread(self.settings)
+        if self._loaded is None or self._loaded[0] != (base, adapter):
+            self._loaded = None  # free the last one before the next is loaded
+            policy = load_policy(base, adapter, self.settings.load_in_4bit)
+            self._loaded = (base, adapter), (policy, load_tokenizer(base))
+        return self._loaded[1]
 
     # --- what is shown ------------------------------------------------------------------------------------------
 

@@ -69,15 +69,24 @@ def tidy(folder: Path) -> None:
         for cell in notebook["cells"]:
             cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags" and v}
             if cell["cell_type"] == "code":
-                cell["outputs"] = [_tidy_output(output) for output in cell["outputs"]]
+                cell["outputs"] = _tidy_outputs(cell["outputs"])
         write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
-def _tidy_output(output: dict) -> dict:
-    if output["output_type"] == "stream":
-        lines = "".join(output["text"]).split("\n")
-        output["text"] = "\n".join(line.rstrip("\r").split("\r")[-1] for line in lines)
-    return output
+def _tidy_outputs(outputs: list[dict]) -> list[dict]:
+    kept: list[dict] = []
+    for output in outputs:
+        if output["output_type"] != "stream":
+            kept.append(output)
+        elif kept and kept[-1].get("name") == output["name"]:
+            kept[-1]["text"] += "".join(output["text"])
+        else:
+            kept.append({**output, "text": "".join(output["text"])})
+    for output in kept:
+        if output["output_type"] == "stream":
+            lines = output["text"].split("\n")
+            output["text"] = "\n".join(line.rstrip("\r").split("\r")[-1] for line in lines)
+    return kept
 
 
 def main() -> None:
