@@ -97,7 +97,8 @@ def _optional_settings() -> type:
 
     hints = typing.get_type_hints(Settings)
     columns = [
-        (f.name, hints[f.name] | None, field(default=None, metadata={"help": f.metadata["help"].replace("%", "%%")}))
+        # a plain bool, so that HfArgumentParser lets the option stand alone: --calibration
+        (f.name, bool if hints[f.name] is bool else hints[f.name] | None, field(default=None, metadata={"help": f.metadata["help"].replace("%", "%%")}))
         for f in fields(Settings)
     ]
     return make_dataclass("OptionalSettings", columns)

@@ -175,7 +175,7 @@ class Run:
         answers = dict(zip(problems["id"], problems["answer"], strict=True))
         grades = grade_many(rows["text"].tolist(), [answers[problem] for problem in rows["problem_id"]])
         rows["correct"] = [grade.correct for grade in grades]
-        rows["formatted"] = [has_format(text) for text in rows["text"]]
+        rows["formatted"] = [has_format(text, s.calibration) for text in rows["text"]]
         rows["seed"] = s.seed
         rows.insert(0, "benchmark", benchmark)
         rows.insert(0, "policy", name)

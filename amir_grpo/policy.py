@@ -84,8 +84,9 @@ def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = Fal
             bnb_4bit_compute_dtype=compute_dtype(),
             bnb_4bit_use_double_quant=True,
         )
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"{adapter} holds no adapter_config.json: it is not a folder that training has saved.")
+    for part in ("adapter_config.json", "adapter_model.safetensors") if adapter is not None else ():
+        if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
+            raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
     with quiet():
         policy = AutoModelForCausalLM.from_pretrained(
             name,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 PAIR_MINING = ("all", "topk")
+LAMBDA_SCHEDULES = ("constant", "published", "share")
 
 
 class Pairs(NamedTuple):
@@ -117,3 +118,28 @@ def preference_weights(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_log
     pull = torch.sigmoid(-logits) * (beta / max(logits.numel(), 1))
     weights = torch.zeros_like(seq_logps, requires_grad=False)
     return weights.index_add(0, pairs.chosen, pull).index_add(0, pairs.rejected, -pull)
+
+
+def published_lambda(lambda_reg: float, preference_loss: float, grpo_loss: float) -> float:
+    """λ of the next step by the rule of the published code, which compares the values of the two losses.
+
+    ratio = λ L_pref / max(1e-9, L_GRPO): below 0.3, λ ← min(0.05, 1.25 λ); above 0.7, λ ← max(0.005, 0.8 λ). On-policy
+    the value of L_GRPO is about 0, since advantages add up to 0, so that the ratio follows its rounding and its sign.
+    """
+    ratio = lambda_reg * preference_loss / max(1e-9, grpo_loss)
+    if ratio < 0.3:
+        return min(0.05, 1.25 * lambda_reg)
+    if ratio > 0.7:
+        return max(0.005, 0.8 * lambda_reg)
+    return lambda_reg
+
+
+def lambda_of_share(share: float, advantage_sum: float, weight_sum: float) -> float:
+    """λ at which the preference term is `share` of the update: λ Σ|κ w| = share (Σ|A| + λ Σ|κ w|).
+
+    Args:
+        share: Wanted share, between 0 and 1.
+        advantage_sum: Σ|A| over the rollout.
+        weight_sum: Σ|κ w| over the rollout, above 0.
+    """
+    return share / (1 - share) * advantage_sum / weight_sum

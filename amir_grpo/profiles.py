@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -194,7 +195,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     for option in options:
         if typing.get_origin(option) is list:
             (item,) = typing.get_args(option)
-            if isinstance(value, list) and value and all(isinstance(entry, item) for entry in value):
+            if isinstance(value, list) and value and all(type(entry) is item for entry in value):
                 return
         elif isinstance(value, bool):  # a bool is an int to Python, not to a reader of settings
             if option is bool:
@@ -206,6 +207,11 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
 
 
 def _check_values(s: Settings) -> None:
+    for name, value in asdict(s).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be finite.")
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError(f"{name} is {value}; name each once.")
     positive = (
         "lora_rank lora_alpha max_seq_length learning_rate max_grad_norm per_device_train_batch_size beta_dpo "
         "gradient_accumulation_steps max_steps max_prompt_length max_completion_length logging_steps num_samples "

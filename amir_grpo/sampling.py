@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Logits that scoring holds at once, 1 GiB in float32: with 150,000 tokens in the vocabulary they outgrow all else.
+_LOGITS = 2**28
+
+
 def sample(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -112,9 +116,10 @@ def score(
 
     Args:
         prompt_ids, completion_ids: One list of token ids a completion, of equal number.
-        token_budget: Tokens that go through the policy at once.
+        token_budget: Tokens that go through the policy at once; fewer where the vocabulary is large.
     """
     policy.eval()
+    token_budget = min(token_budget, _LOGITS // policy.get_output_embeddings().weight.shape[0])
     lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     sums = [0.0] * len(lengths)

@@ -8,17 +8,33 @@ micro-batches or spread over processes, and every engine that takes advantages w
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
-from amir_grpo.preference import PAIR_MINING, mine_pairs, pair_logits, preference_loss, preference_weights
+from amir_grpo.preference import (
+    LAMBDA_SCHEDULES,
+    PAIR_MINING,
+    lambda_of_share,
+    mine_pairs,
+    pair_logits,
+    preference_loss,
+    preference_weights,
+    published_lambda,
+)
 
+_STATE_FILE = "preference_state.json"
 LOSS_TYPES = ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")
 # What a forward pass of a vision-language policy needs beside the tokens; TRL keeps them in the rollout batch.
 _MULTIMODAL = (
@@ -75,6 +91,22 @@ class AmirGRPOConfig(GRPOConfig):
         },
     )
 
+    lambda_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How λ moves: 'constant'; 'published', the rule of the published code, which follows the ratio of "
+            "the two loss values and drifts to 0.005; 'share', which sets λ for each rollout so that the preference "
+            "term is preference_share of the update.",
+            "choices": list(LAMBDA_SCHEDULES),
+        },
+    )
+    preference_share: float = field(
+        default=0.3,
+        metadata={
+            "help": "With lambda_schedule='share': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|."
+        },
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if not self.lambda_reg >= 0:
@@ -83,6 +115,12 @@ class AmirGRPOConfig(GRPOConfig):
             raise ValueError(f"reward_margin is {self.reward_margin}; it must be at least 0, in units of reward.")
         if not self.beta_dpo > 0:
             raise ValueError(f"beta_dpo is {self.beta_dpo}; it must be above 0. For plain GRPO set lambda_reg=0.")
+        if self.lambda_schedule not in LAMBDA_SCHEDULES:
+            raise ValueError(
+                f"lambda_schedule is {self.lambda_schedule!r}; choose one of {', '.join(LAMBDA_SCHEDULES)}."
+            )
+        if not 0 < self.preference_share < 1:
+            raise ValueError(f"preference_share is {self.preference_share}; it must be above 0 and below 1.")
         if self.pair_mining not in PAIR_MINING:
             raise ValueError(f"pair_mining is {self.pair_mining!r}; choose one of {', '.join(PAIR_MINING)}.")
         if self.max_pairs_per_group is not None and self.max_pairs_per_group < 1:
@@ -95,8 +133,12 @@ class AmirGRPOTrainer(GRPOTrainer):
     The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`.
 
     The preference weights are computed once a rollout on the gathered batch and travel with their rows, like the
-    advantage itself. Where a batch is reused (`num_iterations > 1` or `steps_per_generation` above the accumulation
-    steps), the preference term is off-policy and therefore clipped like the rest of the loss.
+    advantage itself. They need the log-probability of each completion, and take it from where it is known already:
+    TRL's old log-probabilities, vLLM's, or those that sampling computed (the same policy and, but for the rounding of
+    cached attention, the same numbers). Only with tools or a rollout function does that cost a forward pass.
+
+    Where a batch is reused (`num_iterations > 1` or `steps_per_generation` above the accumulation steps), the preference
+    term is off-policy and therefore clipped like the rest of the loss.
 
     Logged beside TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of the
     pairs that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats a token), `/share` (how much of the
@@ -124,6 +166,11 @@ class AmirGRPOTrainer(GRPOTrainer):
             )
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
+        self._sampled_logps: Tensor | None = (
+            None  # (N / processes, T') as sampling knew them, with what came after eos
+        )
+        self._lambda = args.lambda_reg
+        self._preference_loss = 0.0  # of the latest rollout
         self._preference_ref_model = None
         if args.lambda_reg > 0 and not args.ref_free:
             self._preference_ref_model = self.ref_model or self._copy_of_initial_policy()
@@ -144,6 +191,23 @@ class AmirGRPOTrainer(GRPOTrainer):
         self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
         return rewards_per_func
 
+    def _generate_single_turn(self, *args, **kwargs):
+        self._sampled_logps = None
+        if not self._sampling_tells_logps():
+            return super()._generate_single_turn(*args, **kwargs)
+        with _recorded_logps(self.accelerator.unwrap_model(self.model_wrapped), self.temperature) as recorded:
+            result = super()._generate_single_turn(*args, **kwargs)
+        self._sampled_logps = recorded.logps()
+        return result
+
+    def _sampling_tells_logps(self) -> bool:
+        """Whether transformers' generate samples whole completions from the policy's own distribution, for a rollout."""
+        args = self.args
+        plain = args.repetition_penalty == 1.0 and not args.generation_kwargs
+        single_turn = not self.tools and self.environment_factories is None and self.rollout_func is None
+        own_engine = not self.use_vllm and not self.use_transformers_continuous_batching
+        return self.model.training and args.lambda_reg > 0 and plain and single_turn and own_engine
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         if self.model.training and self.args.lambda_reg > 0:
@@ -153,8 +217,7 @@ class AmirGRPOTrainer(GRPOTrainer):
     def _score_preferences(self, output: dict[str, Any]) -> Tensor:
         """w_i of this process's rows, (N / processes,), from the pairs of the whole rollout; logs what it saw."""
         args, mask = self.args, _loss_mask(output)
-        logps = output.get("old_per_token_logps")
-        seq_logps = _sequence_logps(self._logps(self.model, output) if logps is None else logps, mask)
+        seq_logps = _sequence_logps(self._known_logps(output), mask)
         columns = [seq_logps, mask.sum(-1).to(seq_logps.dtype)]
         if not args.ref_free:
             columns.append(_sequence_logps(self._reference_logps(output), mask))
@@ -180,9 +243,23 @@ class AmirGRPOTrainer(GRPOTrainer):
         for name, value in zip(("loss", "accuracy", "margin"), seen, strict=True):
             metrics[f"preference/{name}"].append(value)
         metrics["preference/pairs"].append(float(pairs.chosen.numel()))
-        metrics["preference/lambda"].append(args.lambda_reg)
-        rows = len(mask)
-        return weights[self.accelerator.process_index * rows :][:rows]
+        self._preference_loss = seen[0]
+        weights = weights[self.accelerator.process_index * len(mask) :][: len(mask)]
+        if args.lambda_schedule == "share" and pairs.chosen.numel():
+            sums = torch.stack([output["advantages"].abs().sum(), (self._kappa(output) * weights).abs().sum()])
+            self._lambda = lambda_of_share(args.preference_share, *self.accelerator.reduce(sums).tolist())
+        return weights
+
+    def _known_logps(self, output: dict[str, Any]) -> Tensor:
+        """Per-token log-probabilities of the rollout under the policy that sampled it, (N, T)."""
+        for name in ("old_per_token_logps", "sampling_per_token_logps"):
+            if name in output:
+                return output[name]
+        if self._sampled_logps is None:
+            return self._logps(self.model, output)
+        length = output["completion_ids"].size(1)
+        known = self._sampled_logps[:, :length]
+        return torch.nn.functional.pad(known, (0, length - known.size(1)))
 
     def _logps(self, model, output: dict[str, Any]) -> Tensor:
         """Per-token log-probabilities of the rollout's completions under `model`, (N, T), without gradient."""
@@ -209,13 +286,43 @@ class AmirGRPOTrainer(GRPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         weights = inputs.get("preference_weights")
-        if weights is not None:
-            bonus = self.args.lambda_reg * self._kappa(inputs) * weights
-            sums = self.accelerator.reduce(torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()]))
-            if sums.sum() > 0:
-                self._metrics["train"]["preference/share"].append((sums[0] / sums.sum()).item())
-            inputs = {**inputs, "advantages": inputs["advantages"] + bonus}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if weights is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        bonus = self._lambda * self._kappa(inputs) * weights
+        sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
+        preference, advantage = self.accelerator.reduce(sums).tolist()
+        if preference + advantage > 0:
+            self._metrics["train"]["preference/share"].append(preference / (preference + advantage))
+        self._metrics["train"]["preference/lambda"].append(self._lambda)
+        inputs = {**inputs, "advantages": inputs["advantages"] + bonus}
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.args.lambda_schedule == "published":
+            self._follow_published_rule(loss, weights)
+        return loss
+
+    def _follow_published_rule(self, loss: Tensor, weights: Tensor) -> None:
+        """Move λ as the published code does: by GRPO's loss on the first micro-batch of each optimizer step.
+
+        On-policy, the bonus adds -(N/M) λ Σ w to the value of a micro-batch's loss, whatever the loss type.
+        """
+        first = self._step % self.current_gradient_accumulation_steps == 0
+        if first:
+            added = -self.args.generation_batch_size / len(weights) * self._lambda * weights.sum()
+            value = loss.detach() * self.current_gradient_accumulation_steps - added
+            self._grpo_loss = self.accelerator.reduce(value, reduction="mean").item()
+        if self.accelerator.sync_gradients:
+            self._lambda = published_lambda(self._lambda, self._preference_loss, self._grpo_loss)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (folder / _STATE_FILE).write_text(json.dumps({"lambda": self._lambda}))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / _STATE_FILE).is_file():
+            self._lambda = json.loads((Path(checkpoint) / _STATE_FILE).read_text())["lambda"]
 
     def _kappa(self, inputs: dict[str, Any]) -> Tensor:
         """κ_i, (M,): what turns the weight of ∇ℓ_i in L_pref into an advantage under this loss type.
@@ -248,5 +355,56 @@ def _loss_mask(batch: dict[str, Any]) -> Tensor:
 
 
 def _sequence_logps(per_token_logps: Tensor, mask: Tensor) -> Tensor:
-    """ℓ (N,): mean log-probability over the tokens of `mask`; 0 for a row without one."""
-    return (per_token_logps * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    """ℓ (N,): mean log-probability over the tokens of `mask`; 0 for a row without one.
+
+    A NaN is a token that vLLM could not score, and is left out of the mean.
+    """
+    known = mask.bool() & ~per_token_logps.isnan()
+    return per_token_logps.where(known, 0.0).sum(-1) / known.sum(-1).clamp(min=1)
+
+
+class _LogpRecorder(LogitsProcessor):
+    """Keeps the log-probability of each token that `generate` draws; changes nothing.
+
+    It is called with the logits of the next token, before the temperature; the token itself is known one call later.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self._logits: Tensor | None = None
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.keep(input_ids)
+        self._logits = scores
+        return scores
+
+    def keep(self, input_ids: Tensor) -> None:
+        """Score the last token of `input_ids` (N, length) under the logits that it was drawn from."""
+        if self._logits is not None:
+            logits = self._logits / self._temperature
+            token = logits.gather(1, input_ids[:, -1:]).squeeze(1)
+            self._steps.append(token - logits.logsumexp(dim=1))
+            self._logits = None
+
+    def logps(self) -> Tensor | None:
+        """(N, steps), with whatever followed the end token; None if nothing was generated."""
+        return torch.stack(self._steps, dim=1) if self._steps else None
+
+
+@contextmanager
+def _recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[_LogpRecorder]:
+    """While the block runs, `model.generate` lets a recorder see its logits: TRL hands on no logits processor."""
+    recorder = _LogpRecorder(temperature)
+    generate = model.generate
+
+    def recording(*args, **kwargs):
+        output = generate(*args, **kwargs, logits_processor=LogitsProcessorList([recorder]))
+        recorder.keep(output)
+        return output
+
+    model.generate = recording
+    try:
+        yield recorder
+    finally:
+        del model.generate  # the class's own shows again
