@@ -98,7 +98,11 @@ def _optional_settings() -> type:
     hints = typing.get_type_hints(Settings)
     columns = [
         # a plain bool, so that HfArgumentParser lets the option stand alone: --calibration
-        (f.name, bool if hints[f.name] is bool else hints[f.name] | None, field(default=None, metadata={"help": f.metadata["help"].replace("%", "%%")}))
+        (
+            f.name,
+            bool if hints[f.name] is bool else hints[f.name] | None,
+            field(default=None, metadata={"help": f.metadata["help"].replace("%", "%%")}),
+        )
         for f in fields(Settings)
     ]
     return make_dataclass("OptionalSettings", columns)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback, set_seed, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
@@ -120,7 +120,6 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
         TRL's log, one row a logging step, with the columns step, completions (of that step's rollout), reward,
         reward_std, preference/… and TRL's others.
     """
-    set_seed(settings.seed)  # the adapter's first weights are drawn before TRL sets its seed
     set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
     checkpoints = folder / "checkpoints"
     config = trainer_config(method, settings, checkpoints)
