@@ -50,7 +50,7 @@ def margin_result(run: Run) -> tuple[pd.DataFrame, Figure]:
 
 def reward_result(run: Run) -> tuple[pd.DataFrame, Figure]:
     """Reward over the training of both methods: logs and figure. Saved as `reward`."""
-    logs = run.logs()
+    logs = run.logs().dropna(subset=["reward"])  # a step that reuses a rollout has no reward of its own
     figure = figures.reward_figure(logs, title=f"This run ({run.profile}): reward in training")
     run.save_figure(figure, "reward")
     return logs, figure

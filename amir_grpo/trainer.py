@@ -9,6 +9,7 @@ micro-batches or spread over processes, and every engine that takes advantages w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ class AmirGRPOTrainer(GRPOTrainer):
             None  # (N / processes, T') as sampling knew them, with what came after eos
         )
         self._lambda = args.lambda_reg
-        self._preference_loss = 0.0  # of the latest rollout
+        self._seen: dict[str, float] = {}  # what is logged of the latest rollout, by every step that uses it
         self._preference_ref_model = None
         if args.lambda_reg > 0 and not args.ref_free:
             self._preference_ref_model = self.ref_model or self._copy_of_initial_policy()
@@ -235,15 +236,11 @@ class AmirGRPOTrainer(GRPOTrainer):
         seen = torch.stack(
             [
                 preference_loss(seq_logps, pairs, args.beta_dpo, ref_seq_logps),
-                (logits > 0).float().mean(),  # NaN without a pair: TRL leaves it out of the average
+                (logits > 0).float().mean(),
                 (seq_logps[pairs.chosen] - seq_logps[pairs.rejected]).mean(),
             ]
         ).tolist()
-        metrics = self._metrics["train"]
-        for name, value in zip(("loss", "accuracy", "margin"), seen, strict=True):
-            metrics[f"preference/{name}"].append(value)
-        metrics["preference/pairs"].append(float(pairs.chosen.numel()))
-        self._preference_loss = seen[0]
+        self._seen = dict(zip(("loss", "accuracy", "margin"), seen, strict=True)) | {"pairs": pairs.chosen.numel()}
         weights = weights[self.accelerator.process_index * len(mask) :][: len(mask)]
         if args.lambda_schedule == "share" and pairs.chosen.numel():
             sums = torch.stack([output["advantages"].abs().sum(), (self._kappa(output) * weights).abs().sum()])
@@ -291,9 +288,10 @@ class AmirGRPOTrainer(GRPOTrainer):
         bonus = self._lambda * self._kappa(inputs) * weights
         sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
         preference, advantage = self.accelerator.reduce(sums).tolist()
-        if preference + advantage > 0:
-            self._metrics["train"]["preference/share"].append(preference / (preference + advantage))
-        self._metrics["train"]["preference/lambda"].append(self._lambda)
+        # without a pair there is no accuracy, margin or share: NaN, which TRL leaves out of its averages
+        share = preference / (preference + advantage) if preference + advantage > 0 else math.nan
+        for name, value in {**self._seen, "share": share, "lambda": self._lambda}.items():
+            self._metrics["train"][f"preference/{name}"].append(float(value))
         inputs = {**inputs, "advantages": inputs["advantages"] + bonus}
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.args.lambda_schedule == "published":
@@ -311,7 +309,7 @@ class AmirGRPOTrainer(GRPOTrainer):
             value = loss.detach() * self.current_gradient_accumulation_steps - added
             self._grpo_loss = self.accelerator.reduce(value, reduction="mean").item()
         if self.accelerator.sync_gradients:
-            self._lambda = published_lambda(self._lambda, self._preference_loss, self._grpo_loss)
+            self._lambda = published_lambda(self._lambda, self._seen["loss"], self._grpo_loss)
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)

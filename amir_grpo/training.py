@@ -138,7 +138,7 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(folder))
-    log = pd.DataFrame([row for row in trainer.state.log_history if "reward" in row])
+    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
     log.insert(0, "completions", config.generation_batch_size)
     log.insert(0, "step", log.pop("step"))
     log.insert(0, "method", method)

@@ -41,7 +41,7 @@ def policy():
     return LlamaForCausalLM(config)
 
 
-def make_trainer(policy, folder, trainer_class=AmirGRPOTrainer, peft=False, reward=graded, **changes):
+def make_trainer(policy, folder, trainer_class=AmirGRPOTrainer, peft=False, reward=graded, prompts=PROMPTS, **changes):
     values = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 16,
@@ -70,7 +70,7 @@ def make_trainer(policy, folder, trainer_class=AmirGRPOTrainer, peft=False, rewa
         model=copy.deepcopy(policy),
         reward_funcs=reward,
         args=config_class(**{**values, **changes}),
-        train_dataset=PROMPTS,
+        train_dataset=prompts,
         processing_class=TOKENIZER,
         # of rank 4 and not zero at the start, so that the reference is not the policy
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if peft else None,

@@ -1,0 +1,275 @@
+"""AmirGRPOTrainer over whole runs: rollouts used more than once, several processes, λ schedules, resuming."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOTrainer, TrlParser
+
+from amir_grpo.preference import lambda_of_share, published_lambda
+from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
+from tests.test_trainer import G, LAMBDA, make_trainer, off_by, parameters, policy, sgd_gradient  # noqa: F401
+
+HERE = Path(__file__)
+
+
+def logged(trainer, key):
+    return [row[key] for row in trainer.state.log_history if "preference/lambda" in row]
+
+
+class _Spy(AmirGRPOTrainer):
+    """Counts the forward passes that score tokens, and keeps what sampling and scoring each say."""
+
+    scored = 0
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        self.scored += 1
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        scored = self.scored
+        self.sampled, self.forward = self._known_logps(output), self._logps(self.model, output)
+        self.scored = scored
+        self.mask = output["completion_mask"].bool()
+        return output
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampling_knows_the_log_probabilities_that_a_forward_pass_computes(policy, tmp_path, temperature):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path, _Spy, temperature=temperature, max_steps=1)
+    trainer.train()
+    assert trainer._sampled_logps is not None
+    torch.testing.assert_close(trainer.sampled[trainer.mask], trainer.forward[trainer.mask], atol=2e-5, rtol=0)
+    assert trainer.scored == 1  # GRPO's own forward pass and no other
+
+
+def test_generation_is_left_as_it_was(policy, tmp_path):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path, max_steps=1)
+    trainer.train()
+    assert "generate" not in vars(trainer.model)
+
+
+def test_a_penalty_on_repetition_costs_a_forward_pass_and_keeps_the_gradient_exact(policy, tmp_path):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path, _Spy, repetition_penalty=1.2, max_steps=1)
+    trainer.train()
+    assert trainer._sampled_logps is None
+    assert trainer.scored == 2
+    assert torch.equal(trainer.sampled, trainer.forward)
+
+
+class _LearningRateZero(_Spy):
+    """Adds up the gradients of all optimizer steps of one rollout, from parameters that stay as they are."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
+        self.total = getattr(self, "total", 0) + gradient * self.current_gradient_accumulation_steps
+        self.model.zero_grad()
+        return loss
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+def test_optimizer_steps_that_share_a_rollout_add_up_to_one_big_step(policy, tmp_path, loss_type):  # noqa: F811
+    shape = {"learning_rate": 0.0, "loss_type": loss_type, "max_steps": 1}
+    whole = make_trainer(policy, tmp_path, _LearningRateZero, **shape)
+    whole.train()
+    # the same 16 completions, as four optimizer steps of one micro-batch each
+    parts = make_trainer(
+        policy,
+        tmp_path,
+        _LearningRateZero,
+        **{**shape, "max_steps": 4, "per_device_train_batch_size": 4, "steps_per_generation": 4},
+    )
+    parts.train()
+    if loss_type == "bnpo":  # normalises each micro-batch by its own tokens, GRPO's part too: compare the bonus alone
+        for trainer, arguments in ((whole, shape), (parts, {**shape, "max_steps": 4})):
+            plain = make_trainer(
+                policy,
+                tmp_path,
+                _LearningRateZero,
+                **{
+                    **arguments,
+                    "lambda_reg": 0.0,
+                    "per_device_train_batch_size": trainer.args.per_device_train_batch_size,
+                    "steps_per_generation": trainer.args.steps_per_generation,
+                },
+            )
+            plain.train()
+            trainer.total = trainer.total - plain.total
+    assert off_by(parts.total / 4, whole.total) < 1e-5
+
+
+def test_rollouts_used_twice_are_trained_on_twice(policy, tmp_path):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path, _Spy, num_iterations=2, max_steps=2, learning_rate=1e-3)
+    trainer.train()
+    assert trainer._sampled_logps is not None
+    share = logged(trainer, "preference/share")
+    assert share[0] == pytest.approx(share[1])  # same rows, same weights, same λ
+    for name in (
+        "loss",
+        "pairs",
+        "accuracy",
+        "margin",
+        "lambda",
+    ):  # every step logs them, with a rollout of its own or not
+        first, second = logged(trainer, f"preference/{name}")
+        assert first == second
+
+
+def test_share_schedule_keeps_the_share(policy, tmp_path):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path, lambda_schedule="share", preference_share=0.3, loss_type="dapo")
+    trainer.train()
+    assert logged(trainer, "preference/share") == pytest.approx([0.3] * 3, rel=1e-4)
+    assert len(set(logged(trainer, "preference/lambda"))) == 3
+    assert lambda_of_share(0.5, 10.0, 4.0) == 2.5
+
+
+def test_published_rule():
+    assert published_lambda(0.01, 0.69, 0.0) == pytest.approx(0.008)  # a loss of 0 makes the ratio enormous
+    assert published_lambda(0.01, 0.69, -1.0) == pytest.approx(0.008)
+    assert published_lambda(0.01, 0.69, 1.0) == pytest.approx(0.0125)
+    assert published_lambda(0.01, 0.69, 0.0138) == 0.01  # ratio 0.5
+    assert published_lambda(0.049, 0.69, 1.0) == 0.05
+    assert published_lambda(0.005, 0.69, 0.0) == 0.005
+
+
+def test_published_schedule_falls_to_its_floor_in_four_steps(policy, tmp_path):  # noqa: F811
+    trainer = make_trainer(
+        policy, tmp_path, lambda_schedule="published", lambda_reg=0.01, max_steps=6, learning_rate=0.01
+    )
+    trainer.train()
+    # the value of GRPO's loss is a rounding error of either sign, far below λ L_pref
+    assert logged(trainer, "preference/lambda") == pytest.approx([0.01, 0.008, 0.0064, 0.00512, 0.005, 0.005])
+
+
+def test_published_schedule_sees_grpos_own_loss_value(policy, tmp_path):  # noqa: F811
+    class Seen(AmirGRPOTrainer):
+        def _follow_published_rule(self, loss, weights):
+            super()._follow_published_rule(loss, weights)
+            self.values = [*getattr(self, "values", []), self._grpo_loss]
+
+    shape = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "learning_rate": 0.0, "max_steps": 1}
+
+    class Plain(GRPOTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            self.values = [*getattr(self, "values", []), loss.item() * self.current_gradient_accumulation_steps]
+            return loss
+
+    seen = make_trainer(policy, tmp_path, Seen, lambda_schedule="published", **shape)
+    seen.train()
+    plain = make_trainer(policy, tmp_path, Plain, **shape)
+    plain.train()
+    assert abs(plain.values[0]) > 1e-3  # a micro-batch that cuts groups has a loss that is not 0
+    assert seen.values == pytest.approx([plain.values[0]] * 4, abs=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "published", "share"])
+def test_resumed_equals_uninterrupted(policy, tmp_path, schedule):  # noqa: F811
+    # all within one epoch: transformers' Trainer does not restore the order in which a later epoch is shuffled
+    prompts = Dataset.from_list([{"prompt": [{"role": "user", "content": str(n)}]} for n in range(40)])
+    run = {"max_steps": 4, "learning_rate": 0.1, "lambda_schedule": schedule, "prompts": prompts}
+    whole = make_trainer(policy, tmp_path / "whole", **run)
+    whole.train()
+    stopped = make_trainer(policy, tmp_path / "parts", **run, save_strategy="steps", save_steps=2)
+    stopped.train()
+    checkpoint = tmp_path / "parts" / "checkpoint-2"
+    resumed = make_trainer(policy, tmp_path / "parts", **run)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert torch.equal(parameters(resumed), parameters(whole))
+    assert logged(resumed, "preference/lambda") == logged(whole, "preference/lambda")
+
+
+def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
+    """16 completions on one process against 8 on each of two (gloo), with the groups of 16 spread over both."""
+    script = tmp_path / "step.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, sys, torch
+        from transformers import LlamaForCausalLM
+        from tests.test_trainer import make_trainer, sgd_gradient
+
+        def reward(completions, completion_ids, **columns):
+            return [0.5 * (sum(ids) % 4) for ids in completion_ids]
+
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        trainer = make_trainer(
+            LlamaForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2], reward=reward, max_steps=1, num_generations=16,
+            loss_type=sys.argv[4], per_device_train_batch_size=16 // processes,
+        )
+        # every process draws with the same stream by row, so that the completions do not depend on their number
+        generate = trainer.model.generate
+        def drawn(input_ids, attention_mask, generation_config):
+            torch.manual_seed(5)
+            rows = len(input_ids)
+            ids = torch.randint(4, 20, (16, 12))[trainer.accelerator.process_index * rows:][:rows]
+            lengths = torch.randint(3, 12, (16,))[trainer.accelerator.process_index * rows:][:rows]
+            ids[torch.arange(12)[None] >= lengths[:, None]] = 2
+            return torch.cat([input_ids, ids], dim=1)
+        type(trainer)._sampling_tells_logps = lambda self: False
+        trainer.model.generate = drawn
+        gradient = sgd_gradient(trainer)
+        if trainer.accelerator.is_main_process:
+            row = [r for r in trainer.state.log_history if "reward" in r][0]
+            torch.save((gradient, {k: row[k] for k in row if k.startswith("preference/")}), sys.argv[3])
+        """)
+    )
+    policy.save_pretrained(tmp_path / "policy")
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
+    for loss_type in ("grpo", "dapo"):
+        results = []
+        for processes in (1, 2):
+            out = tmp_path / f"{loss_type}-{processes}.pt"
+            launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29513"]
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    *(launcher if processes == 2 else []),
+                    *(script, tmp_path / "policy", tmp_path / "out", out, loss_type),
+                ],
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            results.append(torch.load(out))
+        (one, log_one), (two, log_two) = results
+        assert log_one["preference/pairs"] > 10
+        assert log_two == pytest.approx(log_one, rel=1e-4)
+        assert off_by(two, one) < 1e-5
+
+
+def test_command_line_shows_and_reads_the_options(capsys):
+    parser = TrlParser(AmirGRPOConfig)
+    (config,) = parser.parse_args_and_config(
+        [
+            "--output_dir",
+            "out",
+            "--use_cpu",
+            "--bf16",
+            "false",
+            "--lambda_schedule",
+            "share",
+            "--preference_share",
+            "0.6",
+        ]
+    )
+    assert (config.lambda_schedule, config.preference_share) == ("share", 0.6)
+    with pytest.raises(SystemExit):
+        parser.parse_args_and_config(["--help"])
+    text = capsys.readouterr().out
+    for name in ("lambda_reg", "reward_margin", "beta_dpo", "pair_mining", "max_pairs_per_group", "ref_free"):
+        assert f"--{name}" in text
+    assert json.dumps(config.to_dict())
