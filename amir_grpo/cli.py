@@ -81,6 +81,7 @@ def _parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
     )
+    arguments, none = _without_none(arguments)
     parsed, unknown = parser.parse_known_args(arguments)
     valid = sorted({a.dest for a in parser._actions if a.dest != "help" and not a.dest.startswith("no_")})
     check_names("setting", [argument.lstrip("-").split("=")[0] for argument in unknown], valid)
@@ -88,7 +89,26 @@ def _parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     own = {f.name for f in fields(_OPTIONS[command])}
     options = _OPTIONS[command](**{name: values[name] for name in own})
     overrides = {n: v for n, v in values.items() if n not in own and v is not None}
-    return options, overrides
+    return options, overrides | none
+
+
+def _without_none(arguments: list[str]) -> tuple[list[str], dict[str, None]]:
+    """The arguments without pairs like ``--eval_limit none`` for settings that may be None, and those settings."""
+    import typing
+
+    may_be_none = {n for n, kind in typing.get_type_hints(Settings).items() if type(None) in typing.get_args(kind)}
+    rest, none = [], {}
+    words = iter(arguments)
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in may_be_none:
+            value = value or next(words, "")
+            if value.lower() == "none":
+                none[name] = None
+                continue
+            word = f"--{name}={value}"
+        rest.append(word)
+    return rest, none
 
 
 def _optional_settings() -> type:
@@ -131,9 +151,8 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
 
 
 def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
-    import pandas as pd
-
     from amir_grpo import experiment, tables
+    from amir_grpo.policy import base_of_adapter
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
     benchmark = overrides.pop("dataset_name", None)
@@ -152,9 +171,8 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     if model_dir is None:
         samples = run.samples(benchmarks=benchmarks)
     else:
-        base = run.base() if is_adapter else str(model_dir)
-        adapter = model_dir if is_adapter else None
-        samples = pd.concat([run.sample(model_dir.name, b, base, adapter) for b in benchmarks], ignore_index=True)
+        base = base_of_adapter(model_dir) if is_adapter else str(model_dir)
+        samples = run.samples_of(model_dir.name, base, model_dir if is_adapter else None, benchmarks)
     summary = tables.policy_summary(samples, run.settings.ks)
     run.save_table(summary, "policies")
     print(summary.round(1).to_string(index=False))

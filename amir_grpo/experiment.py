@@ -140,6 +140,25 @@ class Run:
             frames += [self.sample(policy, benchmark, self.base(), adapter) for benchmark in benchmarks]
         return pd.concat(frames, ignore_index=True)
 
+    def samples_of(self, name: str, base: str, adapter: Path | None, benchmarks: Iterable[str]) -> pd.DataFrame:
+        """Graded completions of a policy that is not the run's own, under the settings of this run.
+
+        Args: as of `sample`.
+
+        Raises:
+            ValueError: If samples/<name> holds those of another policy.
+        """
+        source = self.folder / "samples" / name / "policy.txt"
+        policy = str(adapter or base)
+        held = source.read_text() if source.exists() else str(self.folder / name) if source.parent.exists() else policy
+        if held != policy:
+            raise ValueError(
+                f"{source.parent} holds the completions of another policy, {held}.\n"
+                "Give another run_dir, or rename the folder of the policy."
+            )
+        write_text(source, policy)
+        return pd.concat([self.sample(name, b, base, adapter) for b in benchmarks], ignore_index=True)
+
     def sample(self, name: str, benchmark: str, base: str, adapter: Path | None) -> pd.DataFrame:
         """Graded completions of any policy on one benchmark, under the settings of this run; columns as in `samples`.
 
@@ -278,15 +297,23 @@ def open_run(
     if config.exists():
         there = json.loads(config.read_text())
         differing = {k: v for k, v in differences(there["settings"], settings).items() if k not in _FREE}
-        if differing:
+        if differing and _holds_results(folder, differing):
             what = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
             raise ValueError(
                 f"{folder} holds a run with other settings: {what}.\n"
                 "Results would mix. Give another run_dir, restore the settings, or delete the folder."
             )
-    else:
+    if not config.exists() or differing:
         write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
     return Run(folder, profile, settings)
+
+
+def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
+    """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
+    parts = ["*/checkpoints/*", "*/stage.json", "samples/*/*.parquet", "scores/*.parquet"]
+    if not {"model_name", "sandbox_warmup_steps"}.isdisjoint(differing):
+        parts.append("base")
+    return any(True for part in parts for _ in folder.glob(part))
 
 
 def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:

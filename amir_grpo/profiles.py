@@ -75,6 +75,10 @@ class Settings:
     pair_mining: str = _setting("all", "Which pairs: all or topk.")
     max_pairs_per_group: int | None = _setting(None, "Cap on the pairs of a group. None: no cap.")
     ref_free: bool = _setting(True, "Leave the reference policy out of the preference.")
+    lambda_schedule: str = _setting(
+        "constant", "How λ moves: constant, published (the published code's rule) or share."
+    )
+    preference_share: float = _setting(0.3, "With lambda_schedule=share: wanted share of the preference term.")
     # bookkeeping
     logging_steps: int = _setting(1, "Optimizer steps between two rows of the log.")
     save_steps: int = _setting(250, "Optimizer steps between two checkpoints. 0: none.")
@@ -229,6 +233,8 @@ def _check_values(s: Settings) -> None:
     for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
         if not 0 <= getattr(s, name) < 1:
             raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0 and below 1.")
+    if not 0 < s.preference_share < 1:
+        raise ValueError(f"preference_share is {s.preference_share}; it must be above 0 and below 1.")
     if not 0 < s.eval_top_p <= 1:
         raise ValueError(f"eval_top_p is {s.eval_top_p}; it must be above 0 and at most 1.")
     if s.num_generations < 2:
@@ -248,6 +254,7 @@ def _check_values(s: Settings) -> None:
         )
     for name, valid in (
         ("pair_mining", ("all", "topk")),
+        ("lambda_schedule", ("constant", "published", "share")),
         ("scale_rewards", ("group", "batch", "none")),
         ("importance_sampling_level", ("token", "sequence")),
         ("report_to", ("none", "trackio", "wandb", "tensorboard")),

@@ -25,7 +25,9 @@ _SHARED = (
     "adam_beta1 adam_beta2 gradient_checkpointing num_generations max_completion_length loss_type epsilon epsilon_high "
     "mask_truncated_completions scale_rewards importance_sampling_level logging_steps report_to"
 ).split()
-_PREFERENCE = "lambda_reg reward_margin beta_dpo pair_mining max_pairs_per_group ref_free".split()
+_PREFERENCE = (
+    "lambda_reg reward_margin beta_dpo pair_mining max_pairs_per_group ref_free lambda_schedule preference_share"
+).split()
 
 
 class _PromptLimit:

@@ -14,7 +14,7 @@ from trl import GRPOTrainer, TrlParser
 
 from amir_grpo.preference import lambda_of_share, published_lambda
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
-from tests.test_trainer import G, LAMBDA, make_trainer, off_by, parameters, policy, sgd_gradient  # noqa: F401
+from tests.test_trainer import make_trainer, off_by, parameters, policy  # noqa: F401
 
 HERE = Path(__file__)
 

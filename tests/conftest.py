@@ -1,0 +1,63 @@
+"""What several test modules share: a tiny sandbox policy, made once a session."""
+
+import pytest
+
+WARMUP_STEPS = 60  # enough for the format now and then, far too few for arithmetic
+
+
+@pytest.fixture(scope="session")
+def tiny_spec():
+    from amir_grpo.sandbox import SandboxSpec
+
+    return SandboxSpec(warmup_steps=WARMUP_STEPS)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, tiny_spec):
+    """A folder for run folders, whose cache of base policies holds the tiny one."""
+    import torch
+
+    from amir_grpo.sandbox import base_policy
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    base_policy(tiny_spec, folder / ".cache")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(runs, tiny_spec):
+    """Folder of the tiny base policy."""
+    return runs / ".cache" / f"base-{tiny_spec.fingerprint()}"
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(base):
+    """The tiny base policy in float32 on the CPU, whatever the machine has."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base):
+    from amir_grpo.policy import load_tokenizer
+
+    return load_tokenizer(str(base))
+
+
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """Settings of a run with the tiny policy that takes seconds; changes to the profile sandbox."""
+    return {
+        "sandbox_warmup_steps": WARMUP_STEPS,
+        "max_steps": 2,
+        "per_device_train_batch_size": 16,
+        "dataset_limit": 40,
+        "max_completion_length": 24,
+        "reward_margin": 0.1,  # below the rewards of form, so that there are pairs
+        "benchmarks": ["chain3", "chain6"],
+        "eval_limit": 4,
+        "eval_max_new_tokens": 24,
+    }

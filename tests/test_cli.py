@@ -1,0 +1,325 @@
+"""The command line: what it reads, what it refuses, and both methods trained and evaluated through it."""
+
+import json
+import re
+import shutil
+from dataclasses import fields
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from amir_grpo import cli
+from amir_grpo.profiles import Settings
+from amir_grpo.sandbox import chain_answer, load_sandbox
+
+FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
+COMMANDS = ("reproduce", "train", "evaluate", "figures")
+
+
+def overrides(*arguments, command="train"):
+    return cli._parse(command, list(arguments))[1]
+
+
+def failure(capsys, *arguments):
+    """Exit code and message of a call that is refused."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(argument) for argument in arguments])
+    return caught.value.code, capsys.readouterr().err
+
+
+# --- help and refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_setting(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
+    own = {"train": ["method", "model_dir"], "evaluate": ["model_dir"]}.get(command, [])
+    for name in [*(field.name for field in fields(Settings)), "profile", "run_dir", *own]:
+        assert f"--{name}" in words, name
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_no_command_and_an_unknown_one(capsys):
+    assert failure(capsys)[0] == 2
+    code, message = failure(capsys, "trian")
+    assert code == 2
+    assert all(command in message for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--max_step", "2"], "Unknown setting 'max_step'. Did you mean 'max_steps'?"),
+        (["--lamda_reg=0.1"], "Unknown setting 'lamda_reg'. Did you mean 'lambda_reg'?"),
+        (["--methd", "grpo"], "Unknown setting 'methd'. Did you mean 'method'?"),
+        (["stray"], "Unknown setting 'stray'."),
+        (["--profile", "sandbx"], "Unknown profile 'sandbx'. Did you mean 'sandbox'?"),
+        (["--benchmarks", "chain3", "chian4"], "Unknown benchmark 'chian4'. Did you mean 'chain4'?"),
+        (["--dataset_name", "sandbx"], "Unknown training set 'sandbx'. Did you mean 'sandbox'?"),
+        (["--loss_type", "drgrpo"], "Unknown loss_type 'drgrpo'. Did you mean 'dr_grpo'?"),
+        (["--learning_rate", "0"], "learning_rate is 0.0; it must be above 0."),
+        (["--learning_rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
+        (["--max_steps", "1e3"], "--max-steps: invalid int value: '1e3'"),
+        (["--load_in_4bit", "maybe"], "Truthy value expected: got maybe"),
+        (["--method", "ppo"], "(choose from 'grpo', 'amir_grpo')"),
+        (["--benchmarks"], "--benchmarks: expected at least one argument"),
+    ],
+)
+def test_what_is_wrong_is_said_with_exit_code_2(capsys, tmp_path, arguments, expected):
+    code, message = failure(capsys, "train", "--run_dir", tmp_path / "run", *arguments)
+    assert code == 2
+    assert expected in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
+
+
+def test_unknown_setting_is_refused_with_the_list(capsys):
+    _, message = failure(capsys, "evaluate", "--seeed", "1")
+    assert "Did you mean 'seed'?" in message
+    for field in fields(Settings):
+        assert field.name in message
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {}),
+        (["--max_steps", "7"], {"max_steps": 7}),
+        (["--learning_rate", "1e-3"], {"learning_rate": 1e-3}),
+        (["--learning_rate=2"], {"learning_rate": 2.0}),
+        (["--learning-rate", "1e-3"], {"learning_rate": 1e-3}),
+        (["--epsilon_high", "0.28"], {"epsilon_high": 0.28}),
+        (["--dataset_limit", "40"], {"dataset_limit": 40}),
+        (["--benchmarks", "chain3", "chain4"], {"benchmarks": ["chain3", "chain4"]}),
+        (["--ks", "1", "8", "--seed", "0"], {"ks": [1, 8], "seed": 0}),
+        (["--calibration"], {"calibration": True}),
+        (["--calibration", "--seed", "3"], {"calibration": True, "seed": 3}),
+        (["--load_in_4bit", "false"], {"load_in_4bit": False}),
+        (["--ref_free", "False", "--gradient_checkpointing=no"], {"ref_free": False, "gradient_checkpointing": False}),
+        (["--report_to", "none"], {"report_to": "none"}),
+        (["--lambda_reg", "-0.5"], {"lambda_reg": -0.5}),  # refused later, by its meaning
+        (["--method", "grpo", "--profile", "smoke", "--run_dir", "x", "--model_dir", "y"], {}),
+    ],
+)
+def test_values_are_of_the_settings_type(arguments, expected):
+    assert overrides(*arguments) == expected
+    assert {k: type(v) for k, v in overrides(*arguments).items()} == {k: type(v) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["dataset_limit", "eval_limit", "epsilon_high", "max_pairs_per_group"])
+def test_none_can_be_said(name):
+    assert overrides(f"--{name}", "None") == {name: None}
+
+
+def test_options_of_one_command_are_no_settings():
+    options, changed = cli._parse("train", ["--method", "grpo", "--model_dir", "here", "--seed", "1"])
+    assert (options.method, options.model_dir, options.profile, options.run_dir) == ("grpo", "here", "sandbox", None)
+    assert changed == {"seed": 1}
+
+
+# --- train and evaluate ---------------------------------------------------------------------------------------------
+
+
+def as_arguments(settings):
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+@pytest.fixture(scope="module")
+def call(runs, tiny_settings):
+    """Calls one command on the run folder of this module, or another one, with the tiny settings."""
+
+    def call(command, *arguments, run="trained", **changes):
+        words = as_arguments(tiny_settings | changes)
+        cli.main([command, "--run_dir", str(runs / run), "--lambda_reg", "0.01", *map(str, arguments), *words])
+        return runs / run
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(runs, call):
+    """Run folder with both methods trained, one copied to `copy`, and all evaluated on chain3."""
+    for number, method in enumerate(("grpo", "amir_grpo")):
+        torch.manual_seed(number)  # whatever was random before must not matter
+        call("train", "--method", method, "--model_dir", runs / "copies" / method)
+    return call("evaluate", "--dataset_name", "chain3")
+
+
+@pytest.fixture(scope="module")
+def logs(trained):
+    return {method: pd.read_csv(trained / method / "log.csv") for method in ("grpo", "amir_grpo")}
+
+
+def test_methods_start_alike(trained, logs):
+    grpo, amir = logs["grpo"], logs["amir_grpo"]
+    assert grpo["step"].tolist() == amir["step"].tolist() == [1, 2]
+    assert grpo["completions"].tolist() == [16, 16]
+    for column in ("reward", "reward_std", "num_tokens", "completions/mean_length"):
+        assert grpo[column][0] == amir[column][0], column
+    # B starts at zero, so that in two steps A gets no gradient: it shows what both methods started from
+    adapters = {method: load_file(trained / method / "adapter_model.safetensors") for method in logs}
+    for name, weight in adapters["grpo"].items():
+        assert torch.equal(weight, adapters["amir_grpo"][name]) == ("lora_A" in name), name
+
+
+def test_only_amir_grpo_has_a_preference(logs):
+    assert not [column for column in logs["grpo"] if column.startswith("preference/")]
+    amir = logs["amir_grpo"]
+    assert amir["preference/lambda"].tolist() == [0.01, 0.01]
+    assert (amir["preference/pairs"] > 0).all()
+    assert amir["preference/share"].between(1e-5, 0.1).all()
+    assert amir["preference/loss"].between(0.6, 0.8).all(), "log 2, next to where the policy ranks at random"
+
+
+@pytest.mark.parametrize("method", ["grpo", "amir_grpo"])
+def test_adapter_is_safetensors_of_the_published_shape(trained, method):
+    with safe_open(trained / method / "adapter_model.safetensors", "pt") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    for module in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert sum(f".{module}." in name for name in shapes) == 2 * 2, f"A and B in both layers of {module}"
+    assert all(shape[0 if "lora_A" in name else 1] == 16 for name, shape in shapes.items())
+    config = json.loads((trained / method / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (16, 16)
+    assert not list((trained / method).glob("*.bin.*"))
+    assert (trained / method / "stage.json").is_file()
+
+
+def test_model_dir_gets_the_adapter_alone(trained, runs):
+    copy = runs / "copies" / "grpo"
+    name = "adapter_model.safetensors"
+    assert (copy / name).read_bytes() == (trained / "grpo" / name).read_bytes()
+    assert not {"stage.json", "log.csv", "checkpoints"} & {entry.name for entry in copy.iterdir()}
+
+
+@pytest.mark.parametrize("policy", ["base", "grpo", "amir_grpo"])
+def test_one_row_a_completion(trained, policy, tokenizer):
+    rows = pd.read_parquet(trained / "samples" / policy / "chain3.parquet")
+    problems = load_sandbox("chain3", 4)
+    wanted = (
+        "policy benchmark problem_id sample text completion_ids tokens finish_reason logprob correct formatted seed"
+    )
+    assert list(rows.columns) == wanted.split()
+    assert list(zip(rows["problem_id"], rows["sample"], strict=True)) == [
+        (problem, number) for problem in problems["id"] for number in range(8)
+    ]
+    assert set(rows["policy"]) == {policy}
+    assert set(rows["benchmark"]) == {"chain3"}
+    assert set(rows["seed"]) == {0}
+    assert (rows["logprob"] < 0).all()
+    assert rows["tokens"].tolist() == [len(ids) for ids in rows["completion_ids"]]
+    assert rows["correct"].dtype == rows["formatted"].dtype == bool
+    answers = {row["id"]: str(chain_answer(row["question"])) for row in problems}
+    for row in rows.itertuples():
+        assert tokenizer.decode(row.completion_ids, skip_special_tokens=True) == row.text
+        assert answers[row.problem_id] in row.text or not row.correct
+        assert row.formatted == bool(FORMAT.fullmatch(row.text))
+    assert not (trained / "samples" / policy / "chain6.parquet").exists(), "only chain3 was asked for"
+
+
+def test_evaluate_prints_and_saves_the_summary(trained, call, capsys):
+    call("evaluate", "--dataset_name", "chain3")
+    printed = capsys.readouterr().out
+    table = pd.read_csv(trained / "tables" / "policies.csv")
+    assert sorted(set(table["policy"])) == ["amir_grpo", "base", "grpo"]
+    assert table["k"].tolist() == [1, 2, 4] * 3
+    assert {"pass_at_k", "low", "high", "problems", "samples"} <= set(table.columns)
+    assert all(column in printed for column in ("pass_at_k", "amir_grpo", "samples"))
+
+
+def test_training_again_repeats_nothing(trained, call, monkeypatch, capsys):
+    from amir_grpo import training
+
+    def never(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "train", never)
+    call("train", "--method", "grpo")
+    assert "grpo: reward" in capsys.readouterr().out
+
+
+def test_changed_setting_in_the_same_folder_is_refused(trained, runs, call, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call("train", seed=1)
+    assert caught.value.code == 2
+    assert "seed was 0, is now 1" in capsys.readouterr().err
+
+
+def completions(folder, name):
+    return pd.read_parquet(folder / "samples" / name / "chain3.parquet").drop(columns="policy")
+
+
+def test_evaluate_an_adapter(trained, runs, call):
+    """A copy of AMIR-GRPO's adapter in a folder of its own draws what the run's own evaluation drew."""
+    folder = call("evaluate", "--model_dir", runs / "copies" / "amir_grpo", "--dataset_name", "chain3", run="adapter")
+    pd.testing.assert_frame_equal(completions(folder, "amir_grpo"), completions(trained, "amir_grpo"))
+    assert not completions(folder, "amir_grpo").equals(completions(trained, "base"))
+
+
+def test_evaluate_a_whole_policy(trained, base, runs, call):
+    shutil.copytree(base, runs / "whole")
+    folder = call("evaluate", "--model_dir", runs / "whole", "--dataset_name", "chain3", run="evaluated whole")
+    pd.testing.assert_frame_equal(completions(folder, "whole"), completions(trained, "base"))
+
+
+def test_policies_in_folders_of_one_name_do_not_mix(trained, base, runs, call):
+    (runs / "first").mkdir()
+    shutil.copytree(runs / "copies" / "amir_grpo", runs / "first" / "policy")
+    (runs / "second").mkdir()
+    shutil.copytree(base, runs / "second" / "policy")
+    call("evaluate", "--model_dir", runs / "first" / "policy", "--dataset_name", "chain3", run="one name")
+    try:
+        folder = call(
+            "evaluate", "--model_dir", runs / "second" / "policy", "--dataset_name", "chain3", run="one name"
+        )
+    except SystemExit:
+        return  # to refuse is right, too
+    pd.testing.assert_frame_equal(completions(folder, "policy"), completions(trained, "base"))
+
+
+def test_an_adapter_is_not_put_on_another_base(trained, runs, call):
+    arguments = ("--model_dir", runs / "copies" / "amir_grpo", "--dataset_name", "chain3")
+    try:
+        folder = call("evaluate", *arguments, run="other base", sandbox_warmup_steps=2)
+    except SystemExit:
+        return  # to refuse is right, and so is to take the base that it was trained on
+    pd.testing.assert_frame_equal(completions(folder, "amir_grpo"), completions(trained, "amir_grpo"))
+
+
+def test_what_is_no_policy_is_refused(tmp_path, capsys):
+    (tmp_path / "model.bin").touch()
+    for folder in (tmp_path, tmp_path / "absent"):
+        code, message = failure(capsys, "evaluate", "--model_dir", folder, "--run_dir", tmp_path / "run")
+        assert code == 2
+        assert f"{folder} is no policy" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pickled_adapter_is_not_read(trained, runs, call, capsys):
+    folder = runs / "pickled"
+    shutil.copytree(runs / "copies" / "grpo", folder)
+    weights = folder / "adapter_model.safetensors"
+    torch.save(load_file(weights), folder / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(SystemExit) as caught:
+        call("evaluate", "--model_dir", folder, run="from a pickle")
+    assert caught.value.code == 2
+    assert "holds no adapter_model.safetensors" in capsys.readouterr().err

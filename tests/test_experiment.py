@@ -1,0 +1,309 @@
+"""Run folders: what may change, what is done once, what is left behind when something fails."""
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from amir_grpo import experiment, policy, sampling
+from amir_grpo.experiment import injected_parameters, open_run, project_root, provenance
+from amir_grpo.files import whole_folder, write_text, write_whole
+from amir_grpo.profiles import settings_of
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def open_tiny(runs, tiny_settings, request):
+    """Opens a run folder of this test, beside the cache that holds the tiny base policy."""
+
+    def open_tiny(**changes):
+        return open_run("sandbox", runs / request.node.name, tiny_settings | {"eval_limit": 2} | changes)
+
+    return open_tiny
+
+
+def never(*args, **kwargs):
+    raise AssertionError("done again")
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+def test_config_holds_settings_and_provenance(open_tiny, tiny_settings):
+    run = open_tiny()
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["profile"] == "sandbox"
+    assert config["settings"] == asdict(settings_of("sandbox", tiny_settings | {"eval_limit": 2}))
+    made_with = config["provenance"]
+    assert made_with["packages"]["trl"] == version("trl")
+    assert made_with["packages"]["torch"] == version("torch")
+    assert {"time", "python", "platform", "commit", "uncommitted_changes", "device"} <= set(made_with)
+    assert made_with["time"].endswith("+00:00")
+
+
+def test_a_changed_setting_is_refused_with_both_values(open_tiny):
+    run = open_tiny(lambda_reg=0.01)
+    run.samples(["base"], ["chain3"])
+    folder = run.folder
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(ValueError) as caught:
+        open_tiny(lambda_reg=0.5, benchmarks=["chain6"])
+    message = str(caught.value)
+    assert str(folder) in message
+    assert "lambda_reg was 0.01, is now 0.5" in message
+    assert "benchmarks was ['chain3', 'chain6'], is now ['chain6']" in message
+    assert "seed" not in message
+    assert "another run_dir" in message
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_settings_that_change_no_number_may_change(open_tiny):
+    folder = open_tiny().folder
+    before = (folder / "config.json").read_bytes()
+    assert open_tiny(report_to="trackio", save_steps=7).settings.report_to == "trackio"
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_setting_given_as_its_own_default_is_no_change(open_tiny):
+    assert open_tiny().settings == open_tiny(seed=0, max_grad_norm=0.1).settings
+
+
+def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
+    run = open_tiny()
+    run.samples(["base"], ["chain3"])
+    path = run.folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["settings"]["epsilon"]
+    path.write_text(json.dumps(config | {"settings": {**config["settings"], "removed_since": 3}}))
+    with pytest.raises(ValueError, match=r"removed_since was 3, is now None; epsilon was None, is now 0\.2"):
+        open_tiny()
+
+
+@pytest.mark.parametrize("overrides", [{"dataset_name": "gsm8k"}, {"benchmarks": ["chain3", "gsm8k"]}])
+def test_the_sandbox_policy_gets_arithmetic_only(tmp_path, overrides):
+    with pytest.raises(ValueError, match="reads arithmetic only"):
+        open_run("sandbox", tmp_path / "run", overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_results_takes_new_settings(open_tiny):
+    with pytest.raises(ValueError, match="cosin is not a valid"):
+        open_tiny(lr_scheduler_type="cosin").train("grpo")
+    open_tiny(lr_scheduler_type="cosine")
+
+
+def test_run_dir_defaults_to_the_projects(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert open_run("smoke").folder == tmp_path / "runs" / "smoke"
+    assert open_run("smoke", "elsewhere").folder == tmp_path / "elsewhere"
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def test_problems_are_the_settings(open_tiny):
+    run = open_tiny()
+    assert len(run.training_problems()) == 40
+    assert len(run.problems("chain3")) == 2
+    assert open_tiny().problems("chain3")["question"] == run.problems("chain3")["question"]
+
+
+def test_base_is_copied_once(open_tiny, base, monkeypatch):
+    folder = Path(open_tiny().base())
+    assert folder == open_tiny().folder / "base"
+    for part in base.iterdir():
+        assert (folder / part.name).read_bytes() == part.read_bytes()
+    monkeypatch.setattr(experiment, "base_policy", never)
+    assert open_tiny().base() == str(folder)
+
+
+def test_a_hub_policy_is_not_copied(tmp_path):
+    run = open_run("paper-qwen3b", tmp_path / "run")
+    assert run.base() == "Qwen/Qwen2.5-3B-Instruct"
+
+
+def test_samples_are_drawn_once(open_tiny, monkeypatch):
+    first = open_tiny().samples(["base"])
+    assert len(first) == 2 * 2 * 8
+    assert set(first["benchmark"]) == {"chain3", "chain6"}
+    monkeypatch.setattr(sampling, "sample", never)
+    monkeypatch.setattr(policy, "load_policy", never)
+    pd.testing.assert_frame_equal(open_tiny().samples(["base"]), first)
+    (open_tiny().folder / "samples" / "base" / "chain6.parquet").unlink()
+    with pytest.raises(AssertionError, match="done again"):
+        open_tiny().samples(["base"])
+    assert len(open_tiny().samples(["base"], ["chain3"])) == 16
+
+
+def test_training_is_done_once_and_again_only_if_it_failed(open_tiny, monkeypatch):
+    from amir_grpo import training
+
+    run, calls = open_tiny(), []
+
+    def train(method, settings, base, problems, folder):
+        calls.append((method, settings, Path(base).name, len(problems), folder))
+        if len(calls) == 1:
+            raise RuntimeError("the power went")
+        return pd.DataFrame({"method": [method], "step": [1], "reward": [0.5]})
+
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(RuntimeError, match="the power went"):
+        run.train("grpo")
+    assert not run.is_trained("grpo")
+    log = run.train("grpo")
+    assert run.is_trained("grpo")
+    assert not run.is_trained("amir_grpo")
+    assert calls == [("grpo", run.settings, "base", 40, run.folder / "grpo")] * 2
+
+    monkeypatch.setattr(training, "train", never)
+    pd.testing.assert_frame_equal(open_tiny().train("grpo"), log)
+    assert log.to_dict("records") == [{"method": "grpo", "step": 1, "reward": 0.5}]
+    stage = json.loads((run.folder / "grpo" / "stage.json").read_text())
+    assert stage["started"] <= stage["ended"]
+    assert stage["provenance"]["packages"]["trl"] == version("trl")
+    assert run.stages()["stage"].tolist() == ["grpo"]
+    with pytest.raises(AssertionError, match="done again"):
+        open_tiny().train("amir_grpo")
+
+
+def test_unknown_method_or_policy_is_refused_at_once(open_tiny):
+    with pytest.raises(ValueError, match="Did you mean 'amir_grpo'"):
+        open_tiny().train("amir-grpo")
+    with pytest.raises(ValueError, match=r"Unknown policy 'bass'. Did you mean 'base'\?"):
+        open_tiny().samples(["bass"])
+    assert not (open_tiny().folder / "base").exists()
+
+
+@pytest.mark.parametrize("calibration", [False, True])
+def test_formatted_means_the_format_that_was_asked_for(open_tiny, monkeypatch, calibration):
+    plain = r"<think>1+1=2</think><answer>\boxed{2}</answer>"
+    texts = [plain, plain + "<analysis>sure</analysis><confidence>0.9</confidence>", "2"]
+
+    def sample(policy, tokenizer, problems, **options):
+        ids = [problems["id"][0]] * len(texts)
+        return pd.DataFrame({"problem_id": ids, "text": texts, "sample": range(3)})
+
+    monkeypatch.setattr(sampling, "sample", sample)
+    rows = open_tiny(calibration=calibration, benchmarks=["chain3"]).samples(["base"])
+    assert rows["formatted"].tolist() == [not calibration, calibration, False]
+
+
+def test_correct_is_against_the_answer_of_the_rows_own_problem(open_tiny, monkeypatch):
+    run = open_tiny(benchmarks=["chain6"], eval_limit=3)
+    answers = [eval(chain) for chain in run.problems("chain6")["question"]]
+    assert len(set(answers)) == 3
+    said = [answers[0], answers[1], answers[2], answers[0], answers[1] + 1]
+    about = [0, 1, 2, 1, 1]
+
+    def sample(policy, tokenizer, problems, **options):
+        ids = [problems["id"][index] for index in about]
+        return pd.DataFrame({"problem_id": ids, "text": [rf"<answer>\boxed{{{value}}}</answer>" for value in said]})
+
+    monkeypatch.setattr(sampling, "sample", sample)
+    assert run.samples(["base"])["correct"].tolist() == [True, True, True, False, False]
+
+
+def test_tables_go_to_their_folder(open_tiny):
+    run = open_tiny()
+    table = pd.DataFrame({"k": [1, 2], "gain": [0.25, -1.5]})
+    path = run.save_table(table, "main")
+    assert path == run.folder / "tables" / "main.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(path), table)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_write_whole_leaves_the_old_file_when_the_writer_raises(tmp_path):
+    path = write_text(tmp_path / "new" / "table.csv", "old")
+
+    def half(part):
+        part.write_text("ha")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_whole(path, half)
+    assert [entry.name for entry in path.parent.iterdir()] == ["table.csv"]
+    assert path.read_text() == "old"
+    write_text(path, "neü")
+    assert path.read_text(encoding="utf-8") == "neü"
+
+
+def test_write_whole_shows_nothing_before_it_is_whole(tmp_path):
+    path = tmp_path / "table.csv"
+
+    def write(part):
+        part.write_text("half")
+        assert not path.exists()
+        assert part.parent == path.parent, "a rename is whole within one file system only"
+        part.write_text("whole")
+
+    assert write_whole(path, write).read_text() == "whole"
+
+
+def test_whole_folder_is_there_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "base"
+
+    def fill_half():
+        with whole_folder(folder) as beside:
+            (beside / "half").write_text("ha")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fill_half()
+    assert not list(folder.parent.iterdir())
+    with whole_folder(folder) as beside:
+        (beside / "part").write_text("whole")
+        assert not folder.exists()
+    assert [entry.name for entry in folder.parent.iterdir()] == ["base"]
+    assert (folder / "part").read_text() == "whole"
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_whole_folder_leaves_what_another_process_has_made(tmp_path):
+    folder = tmp_path / "base"
+    with whole_folder(folder) as beside:
+        (beside / "mine").touch()
+        folder.mkdir()
+        (folder / "theirs").touch()
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "theirs"]
+
+
+# --- where and with what --------------------------------------------------------------------------------------------
+
+
+def test_project_root_is_found_from_the_notebooks(monkeypatch, tmp_path):
+    for folder in (ROOT, ROOT / "notebooks", ROOT / "data" / "published"):
+        monkeypatch.chdir(folder)
+        assert project_root() == ROOT
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == tmp_path
+
+
+def test_papermills_own_cell_is_read():
+    from papermill.translators import PythonTranslator
+
+    given = {"profile": "smoke", "method": "grpo", "run_dir": "/tmp/x", "overrides": {"seed": 3}}
+    settings = {"max_steps": 3, "learning_rate": 2e-4, "calibration": True, "epsilon_high": None, "ks": [1, 2]}
+    source = PythonTranslator.codify(given | settings, "Parameters")
+    namespace = {"In": ["", "seed = 9", source, "max_steps"], "seed": 9}
+    exec(source, namespace)
+    assert injected_parameters(namespace) == settings
+    assert settings_of("sandbox", injected_parameters(namespace)).ks == [1, 2]
+
+
+def test_without_papermill_nothing_is_injected():
+    assert injected_parameters({"In": ["", "profile = 'smoke'\nmax_steps = 5"], "max_steps": 5}) == {}
+    assert injected_parameters({}) == {}
+
+
+def test_provenance_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made_with = provenance()
+    assert made_with["commit"] is None
+    assert made_with["uncommitted_changes"] is False
+    json.dumps(made_with)
