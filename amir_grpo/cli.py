@@ -101,6 +101,7 @@ def _without_none(arguments: list[str]) -> tuple[list[str], dict[str, None]]:
     words = iter(arguments)
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
         if word.startswith("--") and name in may_be_none:
             value = value or next(words, "")
             if value.lower() == "none":
@@ -174,7 +175,8 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
         base = base_of_adapter(model_dir) if is_adapter else str(model_dir)
         samples = run.samples_of(model_dir.name, base, model_dir if is_adapter else None, benchmarks)
     summary = tables.policy_summary(samples, run.settings.ks)
-    run.save_table(summary, "policies")
+    if model_dir is None and benchmarks == run.settings.benchmarks:
+        run.save_table(summary, "policies")
     print(summary.round(1).to_string(index=False))
     print(f"Completions: {run.folder / 'samples'}")
 

@@ -15,6 +15,7 @@ can be run alone.
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import platform
@@ -143,21 +144,12 @@ class Run:
     def samples_of(self, name: str, base: str, adapter: Path | None, benchmarks: Iterable[str]) -> pd.DataFrame:
         """Graded completions of a policy that is not the run's own, under the settings of this run.
 
-        Args: as of `sample`.
+        They lie in samples/<name>-<hash of the weights>, apart from the run's own and from those of other policies.
 
-        Raises:
-            ValueError: If samples/<name> holds those of another policy.
+        Args: as of `sample`.
         """
-        source = self.folder / "samples" / name / "policy.txt"
-        policy = str(adapter or base)
-        held = source.read_text() if source.exists() else str(self.folder / name) if source.parent.exists() else policy
-        if held != policy:
-            raise ValueError(
-                f"{source.parent} holds the completions of another policy, {held}.\n"
-                "Give another run_dir, or rename the folder of the policy."
-            )
-        write_text(source, policy)
-        return pd.concat([self.sample(name, b, base, adapter) for b in benchmarks], ignore_index=True)
+        label = f"{name}-{weights_hash(adapter or Path(base))}"
+        return pd.concat([self.sample(label, b, base, adapter) for b in benchmarks], ignore_index=True)
 
     def sample(self, name: str, benchmark: str, base: str, adapter: Path | None) -> pd.DataFrame:
         """Graded completions of any policy on one benchmark, under the settings of this run; columns as in `samples`.
@@ -291,6 +283,10 @@ def open_run(
             "The sandbox's policy reads arithmetic only: with model_name='sandbox', dataset_name must be 'sandbox' and "
             f"benchmarks be among {', '.join(FAMILIES)}."
         )
+    if settings.is_sandbox and settings.calibration:
+        raise ValueError(
+            "The sandbox's policy cannot state a confidence: leave calibration off, or take another policy."
+        )
     folder = Path(run_dir).expanduser() if run_dir else project_root() / "runs" / profile
     folder = folder.resolve()
     config = folder / "config.json"
@@ -306,6 +302,16 @@ def open_run(
     if not config.exists() or differing:
         write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
     return Run(folder, profile, settings)
+
+
+def weights_hash(folder: Path) -> str:
+    """Hash of a folder's safetensors, 8 hexadecimal digits: of their content, or size and time where that is over 1 GB."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        stat = path.stat()
+        large = stat.st_size > 1e9
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode() if large else path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:

@@ -88,7 +88,9 @@ class Settings:
         ["gsm8k", "aime25", "olympiadbench", "amc23", "minervamath", "aquarat", "livemathbench"],
         "Benchmarks, in the order of the tables.",
     )
-    eval_limit: int | None = _setting(None, "Evaluate on the first so many problems of each benchmark. None: all.")
+    eval_limit: int | None = _setting(
+        None, "Evaluate on the first so many problems of each benchmark. None: all (sandbox: 200)."
+    )
     num_samples: int = _setting(8, "n, completions a problem.")
     ks: list[int] = _setting([1, 2, 4], "k of pass@k; none above num_samples.")
     eval_temperature: float = _setting(0.6, "Sampling temperature of the evaluation.")
@@ -233,6 +235,8 @@ def _check_values(s: Settings) -> None:
     for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
         if not 0 <= getattr(s, name) < 1:
             raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0 and below 1.")
+    if s.seed >= 2**32:
+        raise ValueError(f"seed is {s.seed}; NumPy takes seeds below 2**32.")
     if not 0 < s.preference_share < 1:
         raise ValueError(f"preference_share is {s.preference_share}; it must be above 0 and below 1.")
     if not 0 < s.eval_top_p <= 1:

@@ -1,5 +1,6 @@
 """Run folders: what may change, what is done once, what is left behind when something fails."""
 
+import dataclasses
 import json
 from dataclasses import asdict
 from importlib.metadata import version
@@ -178,6 +179,11 @@ def test_unknown_method_or_policy_is_refused_at_once(open_tiny):
     assert not (open_tiny().folder / "base").exists()
 
 
+def test_calibration_is_not_for_the_sandbox(open_tiny):
+    with pytest.raises(ValueError, match="leave calibration off"):
+        open_tiny(calibration=True)
+
+
 @pytest.mark.parametrize("calibration", [False, True])
 def test_formatted_means_the_format_that_was_asked_for(open_tiny, monkeypatch, calibration):
     plain = r"<think>1+1=2</think><answer>\boxed{2}</answer>"
@@ -188,7 +194,9 @@ def test_formatted_means_the_format_that_was_asked_for(open_tiny, monkeypatch, c
         return pd.DataFrame({"problem_id": ids, "text": texts, "sample": range(3)})
 
     monkeypatch.setattr(sampling, "sample", sample)
-    rows = open_tiny(calibration=calibration, benchmarks=["chain3"]).samples(["base"])
+    run = open_tiny(benchmarks=["chain3"])
+    run.settings = dataclasses.replace(run.settings, calibration=calibration)
+    rows = run.samples(["base"])
     assert rows["formatted"].tolist() == [not calibration, calibration, False]
 
 

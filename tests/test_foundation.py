@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -25,7 +26,8 @@ def requirements(*extras):
 
 def constraints():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): exact for name, exact in pins}
 
 
 def test_every_dependency_is_bounded_above():
@@ -36,8 +38,9 @@ def test_every_dependency_is_bounded_above():
 def test_constraints_hold_every_dependency_within_its_bounds():
     exact = constraints()
     for name, specifier in requirements("dev").items():
-        assert name in exact, f"{name} is missing in constraints.txt"
-        assert exact[name] in specifier, f"{name}=={exact[name]} is outside {specifier}"
+        pin = exact.get(canonicalize_name(name))
+        assert pin, f"{name} is missing in constraints.txt"
+        assert pin in specifier, f"{name}=={pin} is outside {specifier}"
 
 
 def test_constraints_are_what_is_installed():
@@ -49,7 +52,8 @@ def test_constraints_are_what_is_installed():
 
 
 def test_environment_yml_has_the_bounds_of_pyproject():
-    (pip,) = [d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if "pip" in d]
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
     bounds = requirements("gpu")
     for line in pip:
         if not line.startswith("-e"):
