@@ -100,7 +100,8 @@ def write(run: Run) -> Path:
     page = _PAGE.render(
         title=f"AMIR-GRPO: {run.profile}",
         sentence=verdict(main),
-        main=main.round(2).to_dict("records"),
+        main=main.to_dict("records"),
+        signed=tables.signed,
         summary_columns=list(summary.columns),
         summary=summary.round(1).to_numpy().tolist(),
         pictures=pictures,
@@ -149,7 +150,7 @@ _PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).fr
 <title>{{ title }}</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h2 { margin-top: 2.5rem; } figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; }
+h2 { margin-top: 2.5rem; } figure { margin: 1.5rem 0; } img { max-width: min(100%, 42rem); } figcaption { color: #555; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } .settings td { text-align: left; white-space: normal; }
@@ -163,11 +164,11 @@ pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wr
 <th>95 % interval</th><th>p</th><th>p (Holm)</th><th>problems</th></tr></thead><tbody>
 {% for r in main %}<tr><td>{{ r.benchmark }}</td><td>{{ r.k }}</td><td>{{ '%.1f' % r.base }}</td>
 <td>{{ '%.1f' % r.grpo }}</td><td>{{ '%.1f' % r.amir_grpo }}</td>
-<td class="{{ 'gain' if r.gain > 0 else 'loss' if r.gain < 0 }}">{{ '%+.1f' % r.gain }}</td>
-<td>{{ '%+.1f' % r.gain_low }} to {{ '%+.1f' % r.gain_high }}</td><td>{{ '%.3f' % r.p_value }}</td>
+<td class="{{ 'gain' if r.gain > 0 else 'loss' if r.gain < 0 }}">{{ signed(r.gain) }}</td>
+<td>{{ signed(r.gain_low) }} to {{ signed(r.gain_high) }}</td><td>{{ '%.3f' % r.p_value }}</td>
 <td>{{ '%.3f' % r.p_holm }}</td><td>{{ r.problems }}</td></tr>
 {% endfor %}</tbody></table></div>
-<p>pass@k in percent, gains in points; {{ main[0].samples }} completions a problem. Intervals: bootstrap over problems.</p>
+<p>pass@k in percent, gains in points; {{ main[0].samples }} completions a problem. Intervals: 95 %, over problems, paired.</p>
 <h2>Figures</h2>
 {% for p in pictures %}<figure><img alt="{{ p.name }} figure" src="data:image/png;base64,{{ p.data }}">
 <figcaption>{{ p.caption }}</figcaption></figure>

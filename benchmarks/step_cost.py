@@ -5,14 +5,13 @@
 Both methods run with learning rate 0 from the same seed, so that they see the same prompts and completions step by
 step; rounds of the two alternate, and the first step of each is left out. A step is timed whole: rollout, rewards,
 preference, forward, backward. Each ratio is the median over the pairs of equal steps. Peak memory is the growth of the
-process's peak resident set over training, one fresh process a method. Writes data/results/step_cost.csv.
+process's peak resident set over training, in a fresh process for each method (Linux). Writes data/results/step_cost.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -109,6 +108,12 @@ def pair_milliseconds(group_size: int, repeats: int = 200) -> float:
     return 1e3 * median(seconds)
 
 
+def _resident(field: str) -> int:
+    """VmRSS, the resident set now, or VmHWM, its peak, in kB. Not getrusage: its peak is inherited from the parent."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1])
+
+
 def peak_growth(method: str, case: str, base: Path, steps: int) -> int:
     """Growth of the peak resident set over one training, in kB, in a process of its own."""
     done = subprocess.run(
@@ -130,9 +135,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.memory_of:
         method, case, base, steps = json.loads(arguments.memory_of)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # libraries
+        before = _resident("VmRSS")  # libraries
         step_seconds(method, case, Path(base), steps)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(_resident("VmHWM") - before)
         return
     base = base_policy(SandboxSpec(), project_root() / "runs" / ".cache")
     rows = []
