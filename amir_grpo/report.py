@@ -168,7 +168,8 @@ pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wr
 <td>{{ signed(r.gain_low) }} to {{ signed(r.gain_high) }}</td><td>{{ '%.3f' % r.p_value }}</td>
 <td>{{ '%.3f' % r.p_holm }}</td><td>{{ r.problems }}</td></tr>
 {% endfor %}</tbody></table></div>
-<p>pass@k in percent, gains in points; {{ main[0].samples }} completions a problem. Intervals: 95 %, over problems, paired.</p>
+<p>pass@k in percent, gains in points; {{ main[0].samples }} completions a problem.
+Intervals: 95 %, over problems, paired.</p>
 <h2>Figures</h2>
 {% for p in pictures %}<figure><img alt="{{ p.name }} figure" src="data:image/png;base64,{{ p.data }}">
 <figcaption>{{ p.caption }}</figcaption></figure>

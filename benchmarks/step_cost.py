@@ -5,7 +5,8 @@
 Both methods run with learning rate 0 from the same seed, so that they see the same prompts and completions step by
 step; rounds of the two alternate, and the first step of each is left out. A step is timed whole: rollout, rewards,
 preference, forward, backward. Each ratio is the median over the pairs of equal steps. Peak memory is the growth of the
-process's peak resident set over training, in a fresh process for each method (Linux). Writes data/results/step_cost.csv.
+process's peak resident set over training, median of five fresh processes a method (Linux).
+Writes data/results/step_cost.csv.
 """
 
 from __future__ import annotations
@@ -147,15 +148,15 @@ def main() -> None:
             grpo, amir = (step_seconds(m, case, base, arguments.steps)[1:] for m in ("grpo", "amir_grpo"))
             pairs += zip(grpo, amir, strict=True)
         grpo_step = median(g for g, _ in pairs)
-        memory = {m: peak_growth(m, case, base, 4) for m in ("grpo", "amir_grpo")}
+        memory = {m: median(peak_growth(m, case, base, 2) for _ in range(5)) for m in ("grpo", "amir_grpo")}
         ratios = pd.Series([a / g for g, a in pairs])
         rows.append(
             {
                 "case": case,
                 "grpo_seconds": round(grpo_step, 4),
-                "ratio": round(ratios.median(), 3),
-                "ratio_low": round(ratios.quantile(0.25), 3),
-                "ratio_high": round(ratios.quantile(0.75), 3),
+                "ratio": round(float(ratios.median()), 3),
+                "ratio_low": round(float(ratios.quantile(0.25)), 3),
+                "ratio_high": round(float(ratios.quantile(0.75)), 3),
                 "steps": len(pairs),
                 "pairs_percent": round(100 * pair_milliseconds(group_size) / 1e3 / grpo_step, 3),
                 "peak_memory_ratio": round(memory["amir_grpo"] / memory["grpo"], 3),
