@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
+from trl.trainer.utils import get_config_model_id, use_adapter
 
 from amir_grpo.preference import (
     LAMBDA_SCHEDULES,
@@ -151,10 +151,12 @@ class AmirGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "amir-grpo"]  # noqa: RUF012 (TRL's own attribute)
 
-    def __init__(self, model, reward_funcs, args: AmirGRPOConfig | None = None, **kwargs):
+    def __init__(self, model, reward_funcs, args: AmirGRPOConfig | None = None, *rest, **kwargs):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = AmirGRPOConfig(f"{name.split('/')[-1]}-AMIR-GRPO")
+        if not isinstance(args, AmirGRPOConfig):
+            raise TypeError(f"args is a {type(args).__name__}; AmirGRPOTrainer needs an AmirGRPOConfig.")
         if args.loss_type not in LOSS_TYPES:
             raise ValueError(
                 f"No exact preference factor is known for loss_type={args.loss_type!r}: "
@@ -165,25 +167,20 @@ class AmirGRPOTrainer(GRPOTrainer):
                 f"top_entropy_quantile={args.top_entropy_quantile} would keep the preference term from the low-entropy "
                 "tokens, and it would no longer be the paper's; set it to 1.0, or lambda_reg=0."
             )
-        super().__init__(model, reward_funcs, args=args, **kwargs)
+        # TRL keeps a reference policy only where a KL term (beta) asks for one, so the preference asks in its place
+        beta = args.beta
+        if args.lambda_reg > 0 and not args.ref_free and beta == 0.0:
+            args.beta = 1.0
+        try:
+            super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        finally:
+            args.beta = beta
+        self.beta = beta
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
-        self._sampled_logps: Tensor | None = (
-            None  # (N / processes, T') as sampling knew them, with what came after eos
-        )
+        # (N / processes, T') as sampling knew them, with what came after the end token
+        self._sampled_logps: Tensor | None = None
         self._lambda = args.lambda_reg
         self._seen: dict[str, float] = {}  # what is logged of the latest rollout, by every step that uses it
-        self._preference_ref_model = None
-        if args.lambda_reg > 0 and not args.ref_free:
-            self._preference_ref_model = self.ref_model or self._copy_of_initial_policy()
-
-    def _copy_of_initial_policy(self):
-        """The frozen reference where the policy is no adapter and TRL, without a KL term, keeps none."""
-        if getattr(self.accelerator.unwrap_model(self.model), "peft_config", None):
-            return None  # the base model, by switching the adapter off
-        reference = create_model_from_path(
-            get_config_model_id(self.model.config), **dict(self.args.model_init_kwargs or {})
-        )
-        return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -275,8 +272,8 @@ class AmirGRPOTrainer(GRPOTrainer):
         """The same under the reference policy; shared with the KL term where there is one."""
         if "ref_per_token_logps" in output:
             return output["ref_per_token_logps"]
-        if self._preference_ref_model is not None:
-            return self._logps(self._preference_ref_model, output)
+        if self.ref_model is not None:
+            return self._logps(self.ref_model, output)
         policy = self.accelerator.unwrap_model(self.model)
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             return self._logps(self.model, output)

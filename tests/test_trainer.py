@@ -151,6 +151,12 @@ def adapter_off(sequence_logps, model):
         return sequence_logps(model)
 
 
+def the_policy_itself(sequence_logps, model):
+    """The initial policy, at the first step."""
+    with torch.no_grad():
+        return sequence_logps(model)
+
+
 def check_gradient(policy, folder, strategy="all", cap=None, reference=None, peft=False, **changes):
     """AMIR-GRPO's step minus GRPO's must be λ times the gradient of the explicit preference loss."""
     if peft:  # the same random adapter in both
@@ -204,6 +210,17 @@ def test_gradient_when_cispo_clamps_the_ratio(policy, tmp_path):
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_gradient_with_the_adapter_switched_off_as_reference(policy, tmp_path, kl):
     check_gradient(policy, tmp_path, reference=adapter_off, peft=True, beta=kl)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_gradient_with_a_copy_of_the_initial_policy_as_reference(policy, tmp_path, kl):
+    policy.save_pretrained(tmp_path / "policy")
+    whole = LlamaForCausalLM.from_pretrained(
+        tmp_path / "policy"
+    )  # a reference is read from where the policy came from
+    amir = check_gradient(whole, tmp_path / "out", reference=the_policy_itself, beta=kl)
+    assert amir.args.beta == amir.beta == kl
+    assert torch.equal(amir.ref_model.lm_head.weight, policy.lm_head.weight)  # as it was before the step
 
 
 def test_gradient_with_truncated_completions_masked(policy, tmp_path):
@@ -271,6 +288,11 @@ def test_unscorable_completions_form_no_pair(policy, tmp_path):
 def test_impossible_settings_are_refused(policy, tmp_path, name, value, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(policy, tmp_path, **{name: value})
+
+
+def test_grpos_own_config_is_refused(policy, tmp_path):
+    with pytest.raises(TypeError, match="GRPOConfig; AmirGRPOTrainer needs an AmirGRPOConfig"):
+        AmirGRPOTrainer(policy, graded, GRPOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=PROMPTS)
 
 
 def test_defaults_are_the_published_ones():
