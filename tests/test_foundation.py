@@ -95,6 +95,11 @@ def test_readme_shows_the_kept_results():
     assert json.loads((results / "provenance.json").read_text())["profile"] == "sandbox"
 
 
+def test_readme_shows_the_measured_cost_of_a_step():
+    for row in pd.read_csv(ROOT / "data" / "results" / "step_cost.csv").itertuples():
+        assert f"| {row.case} | {row.grpo_seconds:.2f} s | {row.ratio:.2f} |" in README
+
+
 def test_readme_names_every_notebook_and_every_linked_file_exists():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"notebooks/{path.name}" in README
