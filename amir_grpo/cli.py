@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def _parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     parser = HfArgumentParser(
         [_OPTIONS[command], _optional_settings()],
         prog=f"amir_grpo {command}",
+        usage="%(prog)s [--option value ...]",
         description=_ABOUT[command],
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
@@ -122,11 +123,20 @@ def _optional_settings() -> type:
         (
             f.name,
             bool if hints[f.name] is bool else hints[f.name] | None,
-            field(default=None, metadata={"help": f.metadata["help"].replace("%", "%%")}),
+            field(
+                default=None,
+                metadata={"help": f"{f.metadata['help']} (paper-qwen3b: {_default(f)})".replace("%", "%%")},
+            ),
         )
         for f in fields(Settings)
     ]
     return make_dataclass("OptionalSettings", columns)
+
+
+def _default(setting: Field) -> str:
+    """The default of a setting, which is the value of profile paper-qwen3b, as the command line would be given it."""
+    value = setting.default_factory() if setting.default is MISSING else setting.default
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _open(options: _RunOptions, overrides: dict[str, Any]):

@@ -267,3 +267,9 @@ def test_more_tokens_than_fit_are_refused():
 
 def test_whole_numbers_are_welcome_where_reals_are_wanted():
     assert settings_of("sandbox", {"max_grad_norm": 1, "eval_temperature": 1}).max_grad_norm == 1
+
+
+def test_lists_may_come_as_text():
+    """As papermill -p gives them."""
+    settings = settings_of("sandbox", {"benchmarks": "chain3 chain4", "ks": "1,2"})
+    assert (settings.benchmarks, settings.ks) == (["chain3", "chain4"], [1, 2])
