@@ -187,7 +187,7 @@ WRONG_TYPES = {
     "model_name": [None, 3],
     "dataset_limit": ["all", 2.5, True],
     "epsilon_high": ["0.28", True],
-    "benchmarks": ["gsm8k", [], [1], ("gsm8k",), None],
+    "benchmarks": [3, [], [1], ("gsm8k",), None],
     "ks": [1, [], ["1"], [1.0], [True, 2], (1, 2)],
 }
 IMPOSSIBLE = {
