@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Settings that change neither a completion nor a number.
-_FREE = ("report_to", "save_steps")
+_FREE = ("report_to", "save_steps", "save_total_limit")
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 _PACKAGES = ("amir-grpo", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 

@@ -8,10 +8,15 @@ rewards r (N,) and length-normalised sequence log-probabilities ℓ (N,), AMIR-G
 
 Its gradient is -Σ_i w_i ∇ℓ_i with weights w that sum to 0 in each group: the regulariser is an advantage, and that is
 how `amir_grpo.trainer` applies it.
+
+The z_ij of length-normalised log-probabilities are small, and the paper's pair loss -log σ(z) is nearly its tangent at
+z = 0, log 2 - z/2, whose weights are w_i = β/(2|S|) (wins_i - losses_i) and do not depend on the policy. That limit is
+the pair loss "linear", so that an experiment can tell it from the paper's "logistic".
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 PAIR_MINING = ("all", "topk")
+PAIR_LOSSES = ("logistic", "linear")
 LAMBDA_SCHEDULES = ("constant", "published", "share")
 
 
@@ -97,27 +103,52 @@ def pair_logits(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Ten
     return beta * (score[pairs.chosen] - score[pairs.rejected])
 
 
-def preference_loss(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Tensor | None = None) -> Tensor:
-    """L_pref = -1/|S| Σ_S log σ(z_ij), a scalar; 0 where there is no pair. Arguments as in `pair_logits`."""
+def preference_loss(
+    seq_logps: Tensor,
+    pairs: Pairs,
+    beta: float,
+    ref_seq_logps: Tensor | None = None,
+    pair_loss: str = "logistic",
+) -> Tensor:
+    """L_pref = -1/|S| Σ_S log σ(z_ij), a scalar; 0 where there is no pair. Arguments as in `preference_weights`."""
+    _check_pair_loss(pair_loss)
     if pairs.chosen.numel() == 0:
         return seq_logps.sum() * 0.0  # keeps the graph, so that an all-equal batch can still be differentiated
-    return -logsigmoid(pair_logits(seq_logps, pairs, beta, ref_seq_logps)).mean()
+    logits = pair_logits(seq_logps, pairs, beta, ref_seq_logps)
+    if pair_loss == "linear":
+        return (math.log(2.0) - logits / 2).mean()
+    return -logsigmoid(logits).mean()
 
 
-def preference_weights(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Tensor | None = None) -> Tensor:
+def preference_weights(
+    seq_logps: Tensor,
+    pairs: Pairs,
+    beta: float,
+    ref_seq_logps: Tensor | None = None,
+    pair_loss: str = "logistic",
+) -> Tensor:
     """w with ∇L_pref = -Σ_i w_i ∇ℓ_i: wins minus losses, each weighted by how wrong the policy still is about the pair.
 
     w_i = (β/|S|) [Σ_{j:(i,j)∈S} σ(-z_ij) - Σ_{j:(j,i)∈S} σ(-z_ji)].
 
-    Args: as in `pair_logits`.
+    Args:
+        seq_logps, pairs, beta, ref_seq_logps: As in `pair_logits`.
+        pair_loss: "logistic", the paper's -log σ(z), or "linear", its tangent log 2 - z/2, where every σ(-z) is 1/2.
 
     Returns:
         (N,) float without gradient; sums to 0 in each group, all 0 where there is no pair.
     """
     logits = pair_logits(seq_logps.detach(), pairs, beta, ref_seq_logps)
-    pull = torch.sigmoid(-logits) * (beta / max(logits.numel(), 1))
+    _check_pair_loss(pair_loss)
+    slope = torch.full_like(logits, 0.5) if pair_loss == "linear" else torch.sigmoid(-logits)
+    pull = slope * (beta / max(logits.numel(), 1))
     weights = torch.zeros_like(seq_logps, requires_grad=False)
     return weights.index_add(0, pairs.chosen, pull).index_add(0, pairs.rejected, -pull)
+
+
+def _check_pair_loss(pair_loss: str) -> None:
+    if pair_loss not in PAIR_LOSSES:
+        raise ValueError(f"Unknown pair loss {pair_loss!r}: choose one of {', '.join(PAIR_LOSSES)}.")
 
 
 def published_lambda(lambda_reg: float, preference_loss: float, grpo_loss: float) -> float:

@@ -76,6 +76,9 @@ class Settings:
     pair_mining: str = _setting("all", "Which pairs: all or topk.")
     max_pairs_per_group: int | None = _setting(None, "Cap on the pairs of a group. None: no cap.")
     ref_free: bool = _setting(True, "Leave the reference policy out of the preference.")
+    pair_loss: str = _setting(
+        "logistic", "Loss of a pair: logistic (the paper's), or linear, its tangent: plain wins minus losses."
+    )
     lambda_schedule: str = _setting(
         "constant", "How λ moves: constant, published (the published code's rule) or share."
     )
@@ -83,6 +86,7 @@ class Settings:
     # bookkeeping
     logging_steps: int = _setting(1, "Optimizer steps between two rows of the log.")
     save_steps: int = _setting(250, "Optimizer steps between two checkpoints. 0: none.")
+    save_total_limit: int | None = _setting(2, "Checkpoints that are kept, the latest. None: all.")
     report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.")
     # evaluation
     benchmarks: list[str] = _setting(
@@ -239,7 +243,14 @@ def _check_values(s: Settings) -> None:
     for name in ("weight_decay", "lambda_reg", "reward_margin", "save_steps", "seed"):
         if not getattr(s, name) >= 0:
             raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0.")
-    for name in ("dataset_limit", "eval_limit", "steps_per_generation", "max_pairs_per_group", "epsilon_high"):
+    for name in (
+        "dataset_limit",
+        "eval_limit",
+        "steps_per_generation",
+        "max_pairs_per_group",
+        "epsilon_high",
+        "save_total_limit",
+    ):
         if getattr(s, name) is not None and not getattr(s, name) > 0:
             raise ValueError(f"{name} is {getattr(s, name)}; leave it None, or give a value above 0.")
     for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
@@ -268,6 +279,7 @@ def _check_values(s: Settings) -> None:
         )
     for name, valid in (
         ("pair_mining", ("all", "topk")),
+        ("pair_loss", ("logistic", "linear")),
         ("lambda_schedule", ("constant", "published", "share")),
         ("scale_rewards", ("group", "batch", "none")),
         ("importance_sampling_level", ("token", "sequence")),

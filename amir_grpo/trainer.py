@@ -26,6 +26,7 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 
 from amir_grpo.preference import (
     LAMBDA_SCHEDULES,
+    PAIR_LOSSES,
     PAIR_MINING,
     lambda_of_share,
     mine_pairs,
@@ -91,7 +92,14 @@ class AmirGRPOConfig(GRPOConfig):
             "with PEFT the base model (the adapter switched off), else a copy of the initial policy."
         },
     )
-
+    pair_loss: str = field(
+        default="logistic",
+        metadata={
+            "help": "'logistic', the paper's -log σ(z) of a pair, or 'linear', its tangent at z = 0, whose weights are "
+            "plain wins minus losses.",
+            "choices": list(PAIR_LOSSES),
+        },
+    )
     lambda_schedule: str = field(
         default="constant",
         metadata={
@@ -122,6 +130,8 @@ class AmirGRPOConfig(GRPOConfig):
             )
         if not 0 < self.preference_share < 1:
             raise ValueError(f"preference_share is {self.preference_share}; it must be above 0 and below 1.")
+        if self.pair_loss not in PAIR_LOSSES:
+            raise ValueError(f"pair_loss is {self.pair_loss!r}; choose one of {', '.join(PAIR_LOSSES)}.")
         if self.pair_mining not in PAIR_MINING:
             raise ValueError(f"pair_mining is {self.pair_mining!r}; choose one of {', '.join(PAIR_MINING)}.")
         if self.max_pairs_per_group is not None and self.max_pairs_per_group < 1:
@@ -214,7 +224,7 @@ class AmirGRPOTrainer(GRPOTrainer):
 
     def _score_preferences(self, output: dict[str, Any]) -> Tensor:
         """w_i of this process's rows, (N / processes,), from the pairs of the whole rollout; logs what it saw."""
-        args, mask = self.args, _loss_mask(output)
+        args, mask = self.args, loss_mask(output)
         seq_logps = _sequence_logps(self._known_logps(output), mask)
         columns = [seq_logps, mask.sum(-1).to(seq_logps.dtype)]
         if not args.ref_free:
@@ -228,11 +238,11 @@ class AmirGRPOTrainer(GRPOTrainer):
         pairs = mine_pairs(
             rewards, self.num_generations, args.reward_margin, args.pair_mining, args.max_pairs_per_group
         )
-        weights = preference_weights(seq_logps, pairs, args.beta_dpo, ref_seq_logps)
+        weights = preference_weights(seq_logps, pairs, args.beta_dpo, ref_seq_logps, args.pair_loss)
         logits = pair_logits(seq_logps, pairs, args.beta_dpo, ref_seq_logps)
         seen = torch.stack(
             [
-                preference_loss(seq_logps, pairs, args.beta_dpo, ref_seq_logps),
+                preference_loss(seq_logps, pairs, args.beta_dpo, ref_seq_logps, args.pair_loss),
                 (logits > 0).float().mean(),
                 (seq_logps[pairs.chosen] - seq_logps[pairs.rejected]).mean(),
             ]
@@ -240,7 +250,9 @@ class AmirGRPOTrainer(GRPOTrainer):
         self._seen = dict(zip(("loss", "accuracy", "margin"), seen, strict=True)) | {"pairs": pairs.chosen.numel()}
         weights = weights[self.accelerator.process_index * len(mask) :][: len(mask)]
         if args.lambda_schedule == "share" and pairs.chosen.numel():
-            sums = torch.stack([output["advantages"].abs().sum(), (self._kappa(output) * weights).abs().sum()])
+            sums = torch.stack(
+                [output["advantages"].abs().sum(), (preference_factor(self, output) * weights).abs().sum()]
+            )
             self._lambda = lambda_of_share(args.preference_share, *self.accelerator.reduce(sums).tolist())
         return weights
 
@@ -278,11 +290,15 @@ class AmirGRPOTrainer(GRPOTrainer):
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             return self._logps(self.model, output)
 
+    def preference_bonus(self, inputs: dict[str, Any]) -> Tensor:
+        """λ κ_i w_i, (M,): what is added to the advantages of a micro-batch."""
+        return self._lambda * preference_factor(self, inputs) * inputs["preference_weights"]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         weights = inputs.get("preference_weights")
         if weights is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        bonus = self._lambda * self._kappa(inputs) * weights
+        bonus = self.preference_bonus(inputs)
         sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
         preference, advantage = self.accelerator.reduce(sums).tolist()
         # without a pair there is no accuracy, margin or share: NaN, which TRL leaves out of its averages
@@ -319,31 +335,33 @@ class AmirGRPOTrainer(GRPOTrainer):
         if checkpoint is not None and (Path(checkpoint) / _STATE_FILE).is_file():
             self._lambda = json.loads((Path(checkpoint) / _STATE_FILE).read_text())["lambda"]
 
-    def _kappa(self, inputs: dict[str, Any]) -> Tensor:
-        """κ_i, (M,): what turns the weight of ∇ℓ_i in L_pref into an advantage under this loss type.
 
-        TRL's losses give a sequence of the micro-batch the gradient A_i ∇ℓ_i times 1/M (grpo, sapo), |o_i|/(M L_max)
-        (dr_grpo), |o_i|/T_micro (bnpo), |o_i| P/T_gen for P processes and micro-batches (dapo, cispo, vespo) or
-        |o_i|/M (luspo), averaged over micro-batches and processes.
-        """
-        mask = _loss_mask(inputs)
-        length = mask.sum(-1).clamp(min=1).to(inputs["advantages"].dtype)
-        completions = self.args.generation_batch_size  # N, over all processes
-        if self.loss_type in ("grpo", "sapo"):
-            return torch.full_like(length, completions)
-        if self.loss_type == "dr_grpo":
-            return completions * self.max_completion_length / length
-        if self.loss_type == "bnpo":
-            return completions * mask.sum().clamp(min=1) / len(mask) / length
-        if self.loss_type == "luspo":
-            return completions / length
-        kappa = inputs["num_items_in_batch"].clamp(min=1.0) / length  # dapo, cispo, vespo
-        if self.loss_type == "cispo":  # CISPO clamps the ratio, which is 1 on-policy, at epsilon_high
-            kappa = kappa / min(1.0, self.epsilon_high)
-        return kappa
+def preference_factor(trainer: GRPOTrainer, inputs: dict[str, Any]) -> Tensor:
+    """κ_i, (M,): what turns the weight of ∇ℓ_i in L_pref into an advantage under the trainer's loss type.
+
+    TRL's losses give a sequence of the micro-batch the gradient A_i ∇ℓ_i times 1/M (grpo, sapo), |o_i|/(M L_max)
+    (dr_grpo), |o_i|/T_micro (bnpo), |o_i| P/T_gen for P processes and micro-batches (dapo, cispo, vespo) or
+    |o_i|/M (luspo), averaged over micro-batches and processes. So A_i / (κ_i |o_i|) is the weight of each of its
+    tokens in the update of a rollout.
+    """
+    mask = loss_mask(inputs)
+    length = mask.sum(-1).clamp(min=1).to(inputs["advantages"].dtype)
+    completions = trainer.args.generation_batch_size  # N, over all processes
+    if trainer.loss_type in ("grpo", "sapo"):
+        return torch.full_like(length, completions)
+    if trainer.loss_type == "dr_grpo":
+        return completions * trainer.max_completion_length / length
+    if trainer.loss_type == "bnpo":
+        return completions * mask.sum().clamp(min=1) / len(mask) / length
+    if trainer.loss_type == "luspo":
+        return completions / length
+    kappa = inputs["num_items_in_batch"].clamp(min=1.0) / length  # dapo, cispo, vespo
+    if trainer.loss_type == "cispo":  # CISPO clamps the ratio, which is 1 on-policy, at epsilon_high
+        kappa = kappa / min(1.0, trainer.epsilon_high)
+    return kappa
 
 
-def _loss_mask(batch: dict[str, Any]) -> Tensor:
+def loss_mask(batch: dict[str, Any]) -> Tensor:
     """(N, T): 1 on the completion tokens that the loss sees."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
+from amir_grpo.files import write_whole
 from amir_grpo.policy import compute_dtype, device, load_policy, load_tokenizer, lora_config
 from amir_grpo.profiles import METHODS, Settings, check_names
 from amir_grpo.rewards import reward_functions
-from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
+from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer, loss_mask, preference_factor
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +29,7 @@ _SHARED = (
     "mask_truncated_completions scale_rewards importance_sampling_level logging_steps report_to"
 ).split()
 _PREFERENCE = (
-    "lambda_reg reward_margin beta_dpo pair_mining max_pairs_per_group ref_free lambda_schedule preference_share"
+    "lambda_reg reward_margin beta_dpo pair_mining max_pairs_per_group ref_free pair_loss lambda_schedule preference_share"
 ).split()
 
 
@@ -40,11 +43,69 @@ class _PromptLimit:
         return [ids[-self.max_prompt_length :] for ids in prompt_ids], *rest
 
 
-class _LimitedGRPOTrainer(_PromptLimit, GRPOTrainer):
+class _RolloutRecord:
+    """Keeps one row a completion that the loss has used: what it was worth, and what the update made of it.
+
+    Columns: step (of the optimizer), tokens (that the loss sees), reward, correct (1 or 0), advantage (A_i), bonus
+    (λ κ_i w_i, 0 for GRPO) and token_weight, what stands before the gradient of each token's log-probability in the
+    update: (A_i + λ κ_i w_i) / (κ_i |o_i|), before clipping.
+    """
+
+    COLUMNS = ("step", "tokens", "reward", "correct", "advantage", "bonus", "token_weight")
+    FILE = "rollouts.parquet"
+
+    def rollouts(self) -> pd.DataFrame:
+        """All rows so far, in the order of use."""
+        rows = np.concatenate(self._rows()) if self._rows() else np.empty((0, len(self.COLUMNS)))
+        kinds = {"step": int, "tokens": int, "correct": int}
+        return pd.DataFrame(rows, columns=list(self.COLUMNS)).astype(kinds)
+
+    def _rows(self) -> list[np.ndarray]:
+        self.__dict__.setdefault("_recorded_rows", [])
+        return self._recorded_rows
+
+    def _calculate_rewards(self, *args, **kwargs):
+        self._scores = super()._calculate_rewards(*args, **kwargs)  # (N, functions), over all processes
+        return self._scores
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            local = len(output["advantages"])
+            scores = self._scores[self.accelerator.process_index * local :][:local]
+            output["reward"] = (scores * self.reward_weights.to(scores.device)).nansum(dim=1)
+            output["correct"] = scores[:, self.reward_func_names.index("correctness")] > 0
+        return output
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if "correct" in inputs:
+            tokens, factor = loss_mask(inputs).sum(-1), preference_factor(self, inputs)
+            advantage = inputs["advantages"]
+            bonus = self.preference_bonus(inputs) if "preference_weights" in inputs else torch.zeros_like(advantage)
+            weight = (advantage + bonus) / (factor * tokens.clamp(min=1))
+            step = torch.full_like(advantage, self.state.global_step + 1)
+            columns = (step, tokens, inputs["reward"], inputs["correct"], advantage, bonus, weight)
+            rows = torch.stack([column.double() for column in columns], dim=1)
+            self._rows().append(self.accelerator.gather(rows).cpu().numpy())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.rollouts().to_parquet(folder / self.FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / self.FILE).is_file():
+            self._rows().append(pd.read_parquet(Path(checkpoint) / self.FILE).to_numpy(dtype=float))
+
+
+class _RunGRPOTrainer(_PromptLimit, _RolloutRecord, GRPOTrainer):
     pass
 
 
-class _LimitedAmirGRPOTrainer(_PromptLimit, AmirGRPOTrainer):
+class _RunAmirGRPOTrainer(_PromptLimit, _RolloutRecord, AmirGRPOTrainer):
     pass
 
 
@@ -100,7 +161,7 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
         "fp16": str(compute_dtype()) == "torch.float16",
         "save_strategy": "steps" if settings.save_steps else "no",
         "save_steps": settings.save_steps or 500,
-        "save_total_limit": 2,
+        "save_total_limit": settings.save_total_limit,
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
     }
@@ -116,7 +177,8 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
         method: "grpo" or "amir_grpo".
         base: Hub id or folder of the base policy.
         problems: Columns prompt (chat messages) and answer.
-        folder: Gets the adapter, and checkpoints under checkpoints/.
+        folder: Gets the adapter, rollouts.parquet (one row a completion that the loss has used: step, tokens, reward,
+            correct, advantage, bonus, token_weight), and checkpoints under checkpoints/.
 
     Returns:
         TRL's log, one row a logging step, with the columns step, completions (of that step's rollout), reward,
@@ -125,7 +187,7 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
     set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
     checkpoints = folder / "checkpoints"
     config = trainer_config(method, settings, checkpoints)
-    trainer_class = _LimitedGRPOTrainer if method == "grpo" else _LimitedAmirGRPOTrainer
+    trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
     trainer = trainer_class(
         model=load_policy(base, load_in_4bit=settings.load_in_4bit),
         reward_funcs=reward_functions(settings.calibration),
@@ -140,6 +202,7 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(folder))
+    write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
     log.insert(0, "completions", config.generation_batch_size)
     log.insert(0, "step", log.pop("step"))
