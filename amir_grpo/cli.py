@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
-from pathlib import Path
 from typing import Any
 
 from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
@@ -17,7 +16,7 @@ from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
 _ABOUT = {
     "reproduce": "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
     "train": "Train one method into the run folder.",
-    "evaluate": "Sample, grade and summarise the policies of the run folder, or the policy in --model_dir.",
+    "evaluate": "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
     "figures": "Draw the figures of a run that has been evaluated, and its report.",
 }
 
@@ -38,9 +37,12 @@ class _TrainOptions(_RunOptions):
 
 @dataclass
 class _EvaluateOptions(_RunOptions):
-    model_dir: str | None = field(
+    model_dir: list[str] | None = field(
         default=None,
-        metadata={"help": "Evaluate this policy (adapter of the run's base, or a whole model) instead of the run's."},
+        metadata={
+            "help": "Evaluate these policies instead of the run's, on the same problems: folders (an adapter or a whole "
+            "model) or Hub ids, as in `runs/a/grpo` or `mine=runs/a/grpo`."
+        },
     )
 
 
@@ -162,33 +164,34 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
 
 
 def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo import experiment, tables
-    from amir_grpo.policy import base_of_adapter
+    from amir_grpo import experiment, report, tables
+    from amir_grpo.policy_source import named_policies
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
     benchmark = overrides.pop("dataset_name", None)
-    model_dir = Path(options.model_dir).resolve() if options.model_dir else None
-    is_adapter = model_dir is not None and (model_dir / "adapter_config.json").is_file()
-    if model_dir and not is_adapter and not (model_dir / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{model_dir} is no policy: it holds neither adapter_config.json nor config.json.\n"
-            "Give the folder that `amir_grpo train` wrote, or a model saved by transformers."
-        )
-    if model_dir and not options.run_dir:
-        options.run_dir = str(experiment.project_root() / "runs" / "evaluations" / model_dir.name)
+    sources = named_policies(options.model_dir or ())
+    if sources and not options.run_dir:
+        options.run_dir = str(experiment.project_root() / "runs" / "evaluations" / "-vs-".join(sources))
     run = _open(options, overrides)
     benchmarks = [benchmark] if benchmark else run.settings.benchmarks
     check_names("benchmark", benchmarks, run.settings.benchmarks)
-    if model_dir is None:
-        samples = run.samples(benchmarks=benchmarks)
+    if not sources and benchmarks == run.settings.benchmarks:
+        summary, comparisons = report.policies_result(run)
     else:
-        base = base_of_adapter(model_dir) if is_adapter else str(model_dir)
-        samples = run.samples_of(model_dir.name, base, model_dir if is_adapter else None, benchmarks)
-    summary = tables.policy_summary(samples, run.settings.ks)
-    if model_dir is None and benchmarks == run.settings.benchmarks:
-        run.save_table(summary, "policies")
-    print(summary.round(1).to_string(index=False))
-    print(f"Completions: {run.folder / 'samples'}")
+        draw = (lambda **which: run.samples_of(sources, **which)) if sources else run.samples
+        samples, greedy = draw(benchmarks=benchmarks), draw(benchmarks=benchmarks, greedy=True)
+        summary = tables.policy_summary(samples, run.settings.ks, greedy)
+        comparisons = tables.comparison_table(samples, run.settings.ks, greedy)
+        if sources:
+            run.save_table(summary, "policies")
+            run.save_table(comparisons, "comparisons")
+    print(tables.wide_summary(summary).reset_index().to_string(index=False))
+    print("\nIn brackets: 95 % intervals over problems. tokens: mean of a completion; all else in percent.")
+    if len(comparisons):
+        print(f"\nEvery two policies, paired by problem; p_holm is corrected over these {len(comparisons)} rows:\n")
+        shown = comparisons[["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high"]].round(1)
+        print(shown.assign(p_holm=comparisons["p_holm"].round(3)).to_string(index=False))
+    print(f"\nCompletions: {run.folder / 'samples'}")
 
 
 def _figures(options: _RunOptions, overrides: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@
       config.json              settings and provenance
       base/                    the sandbox's base policy (a Hub policy stays in the Hub's cache)
       grpo/, amir_grpo/        adapter, training log (log.csv), checkpoints, stage.json
-      samples/<policy>/<benchmark>.parquet
+      problems/<set>.json      where the problems came from, and their fingerprint
+      samples/<policy>/<benchmark>.parquet, <benchmark>.greedy.parquet, policy.json
       scores/<policy>.parquet  log-probabilities of shared and own completions under a policy
       tables/, figures/, notebooks/, report.html
 
@@ -15,7 +16,6 @@ can be run alone.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import os
 import platform
@@ -31,13 +31,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from amir_grpo.files import whole_folder, write_text, write_whole
-from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
+from amir_grpo.policy_source import PolicySource
+from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
 from amir_grpo.sandbox import FAMILIES, SandboxSpec, base_policy, load_sandbox
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
+
+    from amir_grpo.engines import Engine
 
 # Settings that change neither a completion nor a number.
 _FREE = ("report_to", "save_steps", "save_total_limit")
@@ -58,7 +61,7 @@ class Run:
         self.folder = folder
         self.profile = profile
         self.settings = settings
-        self._loaded: tuple[tuple[str, Path | None], Any] | None = None  # the policy used last, and what it is
+        self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
 
     # --- problems -----------------------------------------------------------------------------------------------
 
@@ -66,15 +69,41 @@ class Run:
         """The training set."""
         s = self.settings
         if s.dataset_name == "sandbox":
-            return load_sandbox("sandbox", s.dataset_limit or 4000, s.seed)
-        return load_problems(s.dataset_name, s.dataset_split, limit=s.dataset_limit, calibration=s.calibration)
+            problems = load_sandbox("sandbox", s.dataset_limit or 4000, s.seed)
+        else:
+            problems = load_problems(s.dataset_name, s.dataset_split, limit=s.dataset_limit, calibration=s.calibration)
+        self._record_problems(f"{s.dataset_name}-{s.dataset_split}", problems)
+        return problems
 
     def problems(self, benchmark: str) -> Dataset:
-        """The problems of one benchmark of the run."""
+        """The problems of one benchmark of the run; their fingerprint is kept in the run folder.
+
+        Raises:
+            ValueError: If they are not those that the run has used before.
+        """
         s = self.settings
         if benchmark in FAMILIES:
-            return load_sandbox(benchmark, s.eval_limit or 200)
-        return load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
+            problems = load_sandbox(benchmark, s.eval_limit or 200)
+        else:
+            problems = load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
+        self._record_problems(benchmark, problems)
+        return problems
+
+    def _record_problems(self, name: str, problems: Dataset) -> None:
+        path = self.folder / "problems" / f"{name}.json"
+        seen = fingerprint(problems)
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before["fingerprint"] != seen:
+                raise ValueError(
+                    f"The problems of {name} are not those that this run has used: fingerprint {seen}, was "
+                    f"{before['fingerprint']} ({before['source']}).\n"
+                    "Results would mix. Restore the data, or give another run_dir."
+                )
+            return
+        source = problems.info.description or "made on the spot"
+        record = {"set": name, "source": source, "problems": len(problems), "fingerprint": seen}
+        write_text(path, _json(record))
 
     # --- policies -----------------------------------------------------------------------------------------------
 
@@ -120,16 +149,20 @@ class Run:
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def samples(self, policies: Iterable[str] = POLICIES, benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
+    def samples(
+        self, policies: Iterable[str] = POLICIES, benchmarks: Iterable[str] | None = None, greedy: bool = False
+    ) -> pd.DataFrame:
         """Graded completions of the run's policies, drawn now where they are not there yet.
 
         Args:
             policies: Of base, grpo and amir_grpo.
             benchmarks: Of the run's; None for all.
+            greedy: One greedy completion a problem instead of n samples.
 
         Returns:
             One row a completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
-            logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed.
+            logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed; with calibration also
+            confidence (NaN where none is stated).
         """
         policies, benchmarks = list(policies), list(benchmarks or self.settings.benchmarks)
         check_names("policy", policies, POLICIES)
@@ -138,58 +171,93 @@ class Run:
             if policy != "base":
                 self.train(policy)
             adapter = None if policy == "base" else self.folder / policy
-            frames += [self.sample(policy, benchmark, self.base(), adapter) for benchmark in benchmarks]
+            frames += [self.sample(policy, b, PolicySource(self.base(), adapter), greedy) for b in benchmarks]
         return pd.concat(frames, ignore_index=True)
 
-    def samples_of(self, name: str, base: str, adapter: Path | None, benchmarks: Iterable[str]) -> pd.DataFrame:
-        """Graded completions of a policy that is not the run's own, under the settings of this run.
+    def samples_of(
+        self, sources: Mapping[str, PolicySource], benchmarks: Iterable[str] | None = None, greedy: bool = False
+    ) -> pd.DataFrame:
+        """Graded completions of policies that are not the run's own, on the same problems, under its settings.
 
         They lie in samples/<name>-<hash of the weights>, apart from the run's own and from those of other policies.
 
-        Args: as of `sample`.
+        Args:
+            sources: Policies by the names that the column policy is to show.
+            benchmarks, greedy: As of `samples`.
         """
-        label = f"{name}-{weights_hash(adapter or Path(base))}"
-        return pd.concat([self.sample(label, b, base, adapter) for b in benchmarks], ignore_index=True)
+        frames = []
+        for name, source in sources.items():
+            for benchmark in benchmarks or self.settings.benchmarks:
+                rows = self.sample(f"{name}-{source.weights_hash()}", benchmark, source, greedy)
+                frames.append(rows.assign(policy=name))
+        return pd.concat(frames, ignore_index=True)
 
-    def sample(self, name: str, benchmark: str, base: str, adapter: Path | None) -> pd.DataFrame:
+    def sample(self, name: str, benchmark: str, source: PolicySource, greedy: bool = False) -> pd.DataFrame:
         """Graded completions of any policy on one benchmark, under the settings of this run; columns as in `samples`.
+
+        Every batch is written when it is drawn: what is killed continues where it stopped.
 
         Args:
             name: What the column policy, and the folder under samples/, say.
-            base: Hub id or folder of the policy, or of the base of its adapter.
-            adapter: Folder of a PEFT adapter, None for the base itself.
+            source: What to load.
+            greedy: As of `samples`.
         """
-        path = self.folder / "samples" / name / f"{benchmark}.parquet"
+        path = self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
         if not path.exists():
-            rows = self._sample_and_grade(name, benchmark, base, adapter)
+            self._record_policy(path.parent, source)
+            rows = self._graded(self._drawn(path.with_suffix(".parts"), name, benchmark, source, greedy), benchmark)
+            rows.insert(0, "benchmark", benchmark)
+            rows.insert(0, "policy", name)
             write_whole(path, rows.to_parquet)
+            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
         return pd.read_parquet(path)
 
-    def _sample_and_grade(self, name: str, benchmark: str, base: str, adapter: Path | None) -> pd.DataFrame:
-        from amir_grpo.grading import grade_many
-        from amir_grpo.rewards import has_format
-        from amir_grpo.sampling import sample
+    def _record_policy(self, folder: Path, source: PolicySource) -> None:
+        """Say beside the samples what drew them."""
+        if not (folder / "policy.json").exists():
+            s = self.settings
+            drawn_by = {"engine": s.eval_engine, "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
+            record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
+            write_text(folder / "policy.json", _json(record | {"provenance": provenance()}))
+
+    def _drawn(self, parts: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> pd.DataFrame:
+        """All completions of a benchmark: the batches that are in `parts`, and those that are drawn and put there now."""
+        from amir_grpo.sampling import in_order, sample_batches
 
         s = self.settings
         problems = self.problems(benchmark)
-        rows = sample(
-            *self._policy_and_tokenizer(base, adapter),
-            problems,
-            num_samples=s.num_samples,
-            temperature=s.eval_temperature,
-            top_p=s.eval_top_p,
-            max_new_tokens=s.eval_max_new_tokens,
-            seed=s.seed,
-            token_budget=s.eval_token_budget,
-            label=f"{name} on {benchmark}",
-        )
+        frames = [pd.read_parquet(path) for path in sorted(parts.glob("*.parquet"))]
+        done = {problem for frame in frames for problem in frame["problem_id"]}
+        if len(done) < len(problems):
+            batches = sample_batches(
+                self._engine(source),
+                problems,
+                1 if greedy else s.num_samples,
+                temperature=0.0 if greedy else s.eval_temperature,
+                top_p=s.eval_top_p,
+                max_new_tokens=s.eval_max_new_tokens,
+                seed=s.seed,
+                token_budget=s.eval_token_budget,
+                done=done,
+                label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
+            )
+            for batch in batches:
+                write_whole(parts / f"{len(frames):05d}.parquet", batch.to_parquet)
+                frames.append(batch)
+        return in_order(pd.concat(frames), problems)
+
+    def _graded(self, rows: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+        from amir_grpo.grading import grade_many
+        from amir_grpo.rewards import has_format, stated_confidence
+
+        problems, calibration = self.problems(benchmark), self.settings.calibration
         answers = dict(zip(problems["id"], problems["answer"], strict=True))
         grades = grade_many(rows["text"].tolist(), [answers[problem] for problem in rows["problem_id"]])
         rows["correct"] = [grade.correct for grade in grades]
-        rows["formatted"] = [has_format(text, s.calibration) for text in rows["text"]]
-        rows["seed"] = s.seed
-        rows.insert(0, "benchmark", benchmark)
-        rows.insert(0, "policy", name)
+        rows["formatted"] = [has_format(text, calibration) for text in rows["text"]]
+        if calibration:
+            rows["confidence"] = pd.Series([stated_confidence(text) for text in rows["text"]], dtype=float)
+        rows["seed"] = self.settings.seed
         return rows
 
     def scores(self) -> pd.DataFrame:
@@ -214,9 +282,13 @@ class Run:
         return pd.concat(frames, ignore_index=True)
 
     def _score(self, method: str, samples: pd.DataFrame) -> list[float]:
+        from amir_grpo.policy import load_policy, load_tokenizer
         from amir_grpo.sampling import score, tokenize_prompts
 
-        policy, tokenizer = self._policy_and_tokenizer(self.base(), self.folder / method)
+        use_one_thread(self.settings)
+        self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
+        policy = load_policy(self.base(), self.folder / method, self.settings.load_in_4bit)
+        tokenizer = load_tokenizer(self.base())
         prompts = {}
         for benchmark in self.settings.benchmarks:
             prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
@@ -227,14 +299,14 @@ class Run:
             samples["completion_ids"].tolist(),
         )
 
-    def _policy_and_tokenizer(self, base: str, adapter: Path | None):
-        from amir_grpo.policy import load_policy, load_tokenizer
+    def _engine(self, source: PolicySource) -> Engine:
+        from amir_grpo.engines import load_engine
 
         use_one_thread(self.settings)
-        if self._loaded is None or self._loaded[0] != (base, adapter):
+        if self._loaded is None or self._loaded[0] != source:
             self._loaded = None  # free the last one before the next is loaded
-            policy = load_policy(base, adapter, self.settings.load_in_4bit)
-            self._loaded = (base, adapter), (policy, load_tokenizer(base))
+            s = self.settings
+            self._loaded = source, load_engine(s.eval_engine, source.base, source.adapter, s.load_in_4bit)
         return self._loaded[1]
 
     # --- what is shown ------------------------------------------------------------------------------------------
@@ -278,10 +350,9 @@ def open_run(
     settings = settings_of(profile, overrides)
     check_names("benchmark", settings.benchmarks, [*FAMILIES, *BENCHMARKS])
     check_names("training set", [settings.dataset_name], ["sandbox", *TRAINING_SETS])
-    if settings.is_sandbox and (settings.dataset_name != "sandbox" or not set(settings.benchmarks) <= set(FAMILIES)):
+    if settings.is_sandbox and settings.dataset_name != "sandbox":
         raise ValueError(
-            "The sandbox's policy reads arithmetic only: with model_name='sandbox', dataset_name must be 'sandbox' and "
-            f"benchmarks be among {', '.join(FAMILIES)}."
+            "The sandbox's policy reads arithmetic only: with model_name='sandbox', dataset_name must be 'sandbox'."
         )
     if settings.is_sandbox and settings.calibration:
         raise ValueError(
@@ -304,19 +375,9 @@ def open_run(
     return Run(folder, profile, settings)
 
 
-def weights_hash(folder: Path) -> str:
-    """Hash of a folder's safetensors, 8 hexadecimal digits: of their content, or size and time where that is over 1 GB."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        stat = path.stat()
-        large = stat.st_size > 1e9
-        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode() if large else path.read_bytes())
-    return digest.hexdigest()[:8]
-
-
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
     """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
-    parts = ["*/checkpoints/*", "*/stage.json", "samples/*/*.parquet", "scores/*.parquet"]
+    parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
     if not {"model_name", "sandbox_warmup_steps"}.isdisjoint(differing):
         parts.append("base")
     return any(True for part in parts for _ in folder.glob(part))

@@ -476,3 +476,33 @@ def share_figure(log: pd.DataFrame, title: str = "") -> Figure:
     if title:
         figure.suptitle(title, fontsize=9, fontweight="bold")
     return figure
+
+
+@_styled
+def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
+    """Reliability diagram: how often completions that state a confidence are right, one panel a policy.
+
+    `table`: as of `tables.reliability_table`. Below each panel's diagonal a policy is overconfident. Bars are 95 %
+    intervals over problems, the area of a point stands for the number of completions.
+    """
+    names = list(dict.fromkeys(table["policy"]))
+    figure = _new_figure(1.0 + 2.1 * max(len(names), 1), 2.7)
+    panels = figure.subplots(1, max(len(names), 1), squeeze=False, sharey=True)[0]
+    for index, panel in enumerate(panels):
+        panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
+        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="stated confidence", aspect="equal")
+        if index >= len(names):
+            panel.text(0.5, 0.5, "no completion states\na confidence", ha="center", va="center")
+            continue
+        part = table[table["policy"] == names[index]]
+        colour = _colour(names[index], index)
+        panel.vlines(part["confidence"], part["right_low"], part["right_high"], color=colour, linewidth=1)
+        area = 6 + 60 * part["completions"] / part["completions"].max()
+        panel.scatter(
+            part["confidence"], part["right"], s=area, color=colour, edgecolor="white", linewidth=0.5, zorder=3
+        )
+        panel.set_title(f"{LABELS.get(names[index], names[index])} ({part['completions'].sum():,} completions)")
+    panels[0].set_ylabel("share right")
+    if title:
+        figure.suptitle(title, fontsize=9, fontweight="bold")
+    return figure

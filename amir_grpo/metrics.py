@@ -16,6 +16,7 @@ RESAMPLES = 10_000
 EXACT_SIGN_FLIPS = 16
 # Below this many changed problems Student's t covers too rarely (measured: down to 76 %), see `paired_gain`.
 MIN_CHANGED = 8
+BINS = 10  # of stated confidence
 # base, grpo, amir_grpo, in the order of the published coverage table.
 PATTERNS = ((1, 1, 1), (1, 1, 0), (1, 0, 1), (1, 0, 0), (0, 1, 1), (0, 1, 0), (0, 0, 1), (0, 0, 0))
 
@@ -265,6 +266,46 @@ def margins(
     sum_right = np.bincount(index, weights=logp_per_token * correct, minlength=names.size)
     sum_wrong = np.bincount(index, weights=logp_per_token * ~correct, minlength=names.size)
     return names[both], sum_right[both] / right[both] - sum_wrong[both] / wrong[both]
+
+
+def confidence_bins(confidence: ArrayLike) -> NDArray[np.int64]:
+    """The bin, 0 to 9, of each stated confidence in [0, 1]: ten of equal width, 1 in the last."""
+    return np.minimum((np.asarray(confidence, dtype=float) * BINS).astype(int), BINS - 1)
+
+
+def calibration_error(
+    problem: ArrayLike, confidence: ArrayLike, correct: ArrayLike, seed: Seed = 0, resamples: int = 2_000
+) -> Interval:
+    """Expected calibration error over ten bins of equal width (Guo et al. 2017, arXiv 1706.04599), with an interval.
+
+    `problem`, `confidence` (in [0, 1]), `correct`: one entry a completion, (completions,). The error is the mean over
+    completions of |mean confidence - share right| of their bin. The interval is SciPy's percentile bootstrap over
+    problems. Noise in a bin can only raise the error, so that it and its interval lie too high where a bin holds few
+    completions. NaN without a completion, ends NaN with fewer than two problems.
+    """
+    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    if confidence.size == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    names, index = np.unique(np.asarray(problem), return_inverse=True)
+    gaps = np.zeros((names.size, BINS))  # sums of confidence - correct
+    np.add.at(gaps, (index, confidence_bins(confidence)), confidence - correct)
+    sizes = np.bincount(index, minlength=names.size)
+
+    def error(drawn: NDArray[np.int64]) -> float:
+        return float(np.abs(gaps[drawn].sum(axis=0)).sum() / sizes[drawn].sum())
+
+    estimate = error(np.arange(names.size))
+    if names.size < 2:
+        return Interval(estimate, np.nan, np.nan)
+    ends = stats.bootstrap(
+        (np.arange(names.size),),
+        error,
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(estimate, float(ends.low), float(ends.high))
 
 
 def seeds_gain(new: ArrayLike, old: ArrayLike) -> Interval:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,21 +103,6 @@ def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = Fal
         if not load_in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
             policy = policy.merge_and_unload()
     return policy
-
-
-def base_of_adapter(folder: Path) -> str:
-    """Hub id or folder of the policy that an adapter was trained on.
-
-    Raises:
-        FileNotFoundError: If that is a folder which is not there any more.
-    """
-    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise FileNotFoundError(
-            f"The adapter in {folder} was trained on {base}, which is not there.\n"
-            "Put that policy back, or correct base_model_name_or_path in adapter_config.json."
-        )
-    return base
 
 
 def lora_config(rank: int, alpha: int) -> LoraConfig:

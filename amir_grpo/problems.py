@@ -10,8 +10,9 @@ Every problem has the columns
 A list also where there is one answer, so that the column has one Arrow type in every set. A problem that wants several
 values at once has them in one string, such as ``"3, 5"``.
 
-Revisions: the registry's default is ``"main"``, because a commit that was not looked up would be invented. Give
-`load_problems` a ``revision`` to pin one, and record `fingerprint`, which depends on the problems alone.
+Revisions are pinned to commits, so that a later change of a data set changes nothing here; LiveMathBench alone, of
+which no commit is known to us, is read at ``"main"``. Give `load_problems` a ``revision`` for another one, and record
+`fingerprint`, which depends on the problems alone.
 """
 
 from __future__ import annotations
@@ -65,19 +66,19 @@ class ProblemSet:
         name: Name in this registry, and of the folder in a mirror.
         hub_id: Repository on the Hugging Face Hub.
         config: Configuration of the repository, None for its only one.
+        revision: Commit, tag or branch of the repository.
         split: The split used unless another is asked for.
         question: Reads the question from a row.
         answers: Reads the right answers from a row; empty strings and an empty list mean that it has none.
-        revision: Commit, tag or branch of the repository.
     """
 
     name: str
     hub_id: str
     config: str | None
+    revision: str
     split: str
     question: Callable[[Row], str]
     answers: Callable[[Row], list[str]]
-    revision: str = "main"
 
 
 def load_problems(
@@ -308,19 +309,74 @@ def _letter_and_value(row: Row) -> list[str]:
 BENCHMARKS: dict[str, ProblemSet] = {
     entry.name: entry
     for entry in (
-        ProblemSet("gsm8k", "openai/gsm8k", "main", "test", _column("question"), _after_hashes),
-        ProblemSet("math500", "HuggingFaceH4/MATH-500", None, "test", _column("problem"), _one("answer")),
-        ProblemSet("aime25", "math-ai/aime25", None, "test", _column("problem"), _one("answer")),
         ProblemSet(
-            "olympiadbench", "Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", _column("question"), _several
+            "gsm8k",
+            "openai/gsm8k",
+            "main",
+            "740312add88f781978c0658806c59bc2815b9866",
+            "test",
+            _column("question"),
+            _after_hashes,
         ),
-        ProblemSet("amc23", "math-ai/amc23", None, "test", _column("question"), _one("answer")),
-        ProblemSet("minervamath", "math-ai/minervamath", None, "test", _column("question"), _one("answer")),
-        ProblemSet("aquarat", "deepmind/aqua_rat", "raw", "test", _with_options, _letter_and_value),
+        ProblemSet(
+            "math500",
+            "HuggingFaceH4/MATH-500",
+            None,
+            "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+            "test",
+            _column("problem"),
+            _one("answer"),
+        ),
+        ProblemSet(
+            "aime25",
+            "math-ai/aime25",
+            None,
+            "563bb8404243c5f09de6ec262f2db674fe5bce9b",
+            "test",
+            _column("problem"),
+            _one("answer"),
+        ),
+        ProblemSet(
+            "olympiadbench",
+            "Hothan/OlympiadBench",
+            "OE_TO_maths_en_COMP",
+            "91184b52131e7fc9455fef848035173aea8cc01a",
+            "train",
+            _column("question"),
+            _several,
+        ),
+        ProblemSet(
+            "amc23",
+            "math-ai/amc23",
+            None,
+            "80815d37005feb82cd7f8fbc6901d5d3eff43057",
+            "test",
+            _column("question"),
+            _one("answer"),
+        ),
+        ProblemSet(
+            "minervamath",
+            "math-ai/minervamath",
+            None,
+            "ee46ddc498933b1977577953250ca5c66be64f96",
+            "test",
+            _column("question"),
+            _one("answer"),
+        ),
+        ProblemSet(
+            "aquarat",
+            "deepmind/aqua_rat",
+            "raw",
+            "33301c6a050c96af81f63cad5562cb5363e88971",
+            "test",
+            _with_options,
+            _letter_and_value,
+        ),
         ProblemSet(
             "livemathbench",
             "opencompass/LiveMathBench",
             "v202412_AMC_en",
+            "main",
             "test",
             _column("question"),
             _without_dollars,
@@ -333,7 +389,23 @@ TRAINING_SETS: dict[str, ProblemSet] = {
     for entry in (
         replace(BENCHMARKS["gsm8k"], split="train"),
         # The 7,500 training problems. Copies of competition_math with all 12,500 in one split hold MATH-500 as well.
-        ProblemSet("math", "DigitalLearningGmbH/MATH-lighteval", "default", "train", _column("problem"), _boxed),
-        ProblemSet("dapo_math", "open-r1/DAPO-Math-17k-Processed", "en", "train", _column("prompt"), _one("solution")),
+        ProblemSet(
+            "math",
+            "DigitalLearningGmbH/MATH-lighteval",
+            "default",
+            "0530c78699ea5e8eb5530600900e1f328b48acad",
+            "train",
+            _column("problem"),
+            _boxed,
+        ),
+        ProblemSet(
+            "dapo_math",
+            "open-r1/DAPO-Math-17k-Processed",
+            "en",
+            "31dd309567e3da778038cc87d868b6097a3ccf68",
+            "train",
+            _column("prompt"),
+            _one("solution"),
+        ),
     )
 }

@@ -101,7 +101,10 @@ class Settings:
     eval_temperature: float = _setting(0.6, "Sampling temperature of the evaluation.")
     eval_top_p: float = _setting(1.0, "Nucleus of the evaluation; 1 is the whole distribution.")
     eval_max_new_tokens: int = _setting(1024, "Longest completion of the evaluation, in tokens.")
-    eval_token_budget: int = _setting(262_144, "Tokens of one evaluation batch, prompts and completions together.")
+    eval_token_budget: int = _setting(
+        262_144, "Tokens of one evaluation batch, prompts and completions together; halved where memory runs out."
+    )
+    eval_engine: str = _setting("transformers", "What draws the completions of the evaluation: transformers or vllm.")
     # the sandbox's base policy
     sandbox_warmup_steps: int = _setting(2000, "Supervised steps that make the sandbox's base policy.")
 
@@ -284,6 +287,7 @@ def _check_values(s: Settings) -> None:
         ("scale_rewards", ("group", "batch", "none")),
         ("importance_sampling_level", ("token", "sequence")),
         ("report_to", ("none", "trackio", "wandb", "tensorboard")),
+        ("eval_engine", ("transformers", "vllm")),
         ("loss_type", ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")),
     ):
         check_names(name, [getattr(s, name)], valid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,25 @@ def margin_result(run: Run) -> tuple[pd.DataFrame, Figure]:
     return summary, figure
 
 
+def policies_result(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What each policy does, and every two of them compared. Saved as `policies` and `comparisons`."""
+    samples, greedy = run.samples(), run.samples(greedy=True)
+    summary = tables.policy_summary(samples, run.settings.ks, greedy)
+    comparisons = tables.comparison_table(samples, run.settings.ks, greedy)
+    run.save_table(summary, "policies")
+    run.save_table(comparisons, "comparisons")
+    return summary, comparisons
+
+
+def reliability_result(run: Run) -> tuple[pd.DataFrame, Figure]:
+    """Of a run with calibration: how often completions of a stated confidence are right. Saved as `reliability`."""
+    table = tables.reliability_table(run.samples())
+    figure = figures.reliability_figure(table, title=f"This run ({run.profile}): stated confidence and success")
+    run.save_table(table, "reliability")
+    run.save_figure(figure, "reliability")
+    return table, figure
+
+
 def reward_result(run: Run) -> tuple[pd.DataFrame, Figure]:
     """Reward over the training of both methods: logs and figure. Saved as `reward`."""
     logs = run.logs().dropna(subset=["reward"])  # a step that reuses a rollout has no reward of its own
@@ -59,9 +79,13 @@ def reward_result(run: Run) -> tuple[pd.DataFrame, Figure]:
 _RESULTS = {"reward": reward_result, "main": main_result, "coverage": coverage_result, "margin": margin_result}
 
 
+def _results(run: Run) -> dict[str, Callable[[Run], tuple[pd.DataFrame, Figure]]]:
+    return _RESULTS | ({"reliability": reliability_result} if run.settings.calibration else {})
+
+
 def draw(run: Run, missing_only: bool = False) -> list[Path]:
     """Draw every figure of a run, or those that are not there yet; returns where they are."""
-    for name, result in _RESULTS.items():
+    for name, result in _results(run).items():
         if not (missing_only and (run.folder / "figures" / f"{name}.png").exists()):
             result(run)
     return [run.folder / "figures" / f"{name}.png" for name in _RESULTS]
@@ -74,6 +98,8 @@ _CAPTIONS = {
     "them do.",
     "margin": "Margin. Mean length-normalised log-probability of right minus wrong completions of the same problem. "
     "Own: each policy on its own samples. Shared: both on the base policy's samples.",
+    "reliability": "Reliability. How often completions that state a confidence are right; on the dotted line confidence "
+    "and success agree. Bars: 95 % intervals over problems.",
     "reward": "Reward in training, mean of a step's completions; bands are 95 % intervals within this one run.",
 }
 
@@ -86,6 +112,7 @@ def write(run: Run) -> Path:
     """
     draw(run, missing_only=True)
     samples = run.samples()
+    summary, comparisons = policies_result(run)
     main = pd.read_csv(run.folder / "tables" / "main.csv")
     config = json.loads((run.folder / "config.json").read_text())
     pictures = [
@@ -95,15 +122,18 @@ def write(run: Run) -> Path:
             "data": base64.b64encode((run.folder / "figures" / f"{name}.png").read_bytes()).decode(),
         }
         for name, caption in _CAPTIONS.items()
+        if name in _results(run)
     ]
-    summary = tables.policy_summary(samples, run.settings.ks)
+    wide = tables.wide_summary(summary).reset_index()
     page = _PAGE.render(
         title=f"AMIR-GRPO: {run.profile}",
         sentence=verdict(main),
         main=main.to_dict("records"),
         signed=tables.signed,
-        summary_columns=list(summary.columns),
-        summary=summary.round(1).to_numpy().tolist(),
+        summary_columns=list(wide.columns),
+        summary=wide.to_numpy().tolist(),
+        comparisons=comparisons.to_dict("records"),
+        problems=_problem_sets(run),
         pictures=pictures,
         settings=config["settings"],
         provenance={k: v for k, v in config["provenance"].items() if k != "packages"}
@@ -111,6 +141,10 @@ def write(run: Run) -> Path:
         examples=_examples(samples),
     )
     return write_text(run.folder / "report.html", page)
+
+
+def _problem_sets(run: Run) -> list[dict[str, str]]:
+    return [json.loads(path.read_text()) for path in sorted((run.folder / "problems").glob("*.json"))]
 
 
 def verdict(main: pd.DataFrame) -> str:
@@ -178,11 +212,27 @@ Intervals: 95 %, over problems, paired.</p>
 <div class="wide"><table><thead><tr>{% for c in summary_columns %}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in summary %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
+<p>pass@k, greedy, truncated and formatted in percent, tokens a completion; in brackets 95 % intervals over problems.
+greedy: one completion a problem at temperature 0. truncated: ended for length. formatted: keeps to the strict format.</p>
+<h2>Every two policies</h2>
+<div class="wide"><table><thead><tr><th>benchmark</th><th>quantity</th><th>policy</th><th>against</th><th>%</th><th>%</th>
+<th>gain</th><th>95 % interval</th><th>p</th><th>p (Holm)</th></tr></thead><tbody>
+{% for r in comparisons %}<tr><td>{{ r.benchmark }}</td><td>{{ r.quantity }}</td><td>{{ r.new }}</td><td>{{ r.old }}</td>
+<td>{{ '%.1f' % r.new_percent }}</td><td>{{ '%.1f' % r.old_percent }}</td>
+<td class="{{ 'gain' if r.gain > 0 else 'loss' if r.gain < 0 }}">{{ signed(r.gain) }}</td>
+<td>{{ signed(r.gain_low) }} to {{ signed(r.gain_high) }}</td><td>{{ '%.3f' % r.p_value }}</td>
+<td>{{ '%.3f' % r.p_holm }}</td></tr>
+{% endfor %}</tbody></table></div>
+<p>Gains in points, paired by problem; p: sign-flip test, corrected for the {{ comparisons|length }} rows (Holm).</p>
 <h2>Completions</h2>
 {% for e in examples %}<p>{{ e.kind }} ({{ e.problem }})</p><pre>{{ e.text }}</pre>
 {% endfor %}
 <h2>Settings</h2>
 <table class="settings">{% for name, value in settings.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}</table>
+<h2>Problems</h2>
+<table class="settings">{% for p in problems %}<tr><td>{{ p.set }}</td><td>{{ p.problems }} problems, {{ p.source }},
+fingerprint {{ p.fingerprint }}</td></tr>
 {% endfor %}</table>
 <h2>Provenance</h2>
 <table class="settings">{% for name, value in provenance.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>

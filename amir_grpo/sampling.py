@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import gc
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
+
+from amir_grpo.engines import Drawn, Engine, Request
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,83 +23,125 @@ if TYPE_CHECKING:
 _LOGITS = 2**28
 
 
-def sample(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+def sample(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
+    """Draw `num_samples` completions for each problem; options and columns as of `sample_batches`.
+
+    Returns:
+        One row a completion, in the order of `problems` and of the samples.
+    """
+    return in_order(pd.concat(sample_batches(engine, problems, num_samples, **options)), problems)
+
+
+def in_order(rows: pd.DataFrame, problems: Dataset) -> pd.DataFrame:
+    """Completions in the order of `problems` and of their samples, with a new index."""
+    place = rows["problem_id"].map({problem: place for place, problem in enumerate(problems["id"])})
+    return rows.assign(_place=place).sort_values(["_place", "sample"], ignore_index=True).drop(columns="_place")
+
+
+def sample_batches(
+    engine: Engine,
     problems: Dataset,
     num_samples: int,
+    *,
     temperature: float,
     top_p: float,
     max_new_tokens: int,
     seed: int,
     token_budget: int = 32_768,
+    done: Collection[str] = (),
     label: str = "sampling",
-) -> pd.DataFrame:
-    """Draw `num_samples` completions for each problem.
+) -> Iterator[pd.DataFrame]:
+    """Draw `num_samples` completions for each problem, and yield them batch by batch, so that a caller can keep them.
 
-    Problems are sorted by prompt length, and a batch holds as many completions as `token_budget` tokens of prompt and
-    completion allow. Each batch has a random stream of its own, made from the seed and the ids of its problems.
+    Problems are sorted by prompt length, and a batch holds as many whole problems as `token_budget` tokens of prompt
+    and completion allow, one at least. Where memory runs out the batch is halved, and so are those that follow.
+    Each sample has a random stream of its own, made from the seed, the problem's id and its number: see
+    `amir_grpo.engines` for what that says about repeating a run with other batches.
 
     Args:
         problems: Columns id and prompt (chat messages).
         num_samples: n, completions a problem.
-        temperature: Above 0.
+        temperature: 0 is greedy.
         max_new_tokens: A completion that reaches it is cut: finish_reason "length".
+        done: Ids of problems that are left out, as they are sampled already; the batches of the others stay the same.
+        label: Of the progress bar, which shows completions a second and the time left.
 
-    Returns:
-        One row a completion, in the order of `problems`: problem_id, sample (0 to n-1), text (without special
-        tokens), completion_ids (with the end token where it came), tokens (their number), finish_reason ("stop" or
-        "length"), logprob (sum of the tokens' log-probabilities under the policy at temperature 1, in nats).
+    Yields:
+        One row a completion: problem_id, sample (0 to n-1), text (without special tokens), completion_ids (with the
+        end token where it came), tokens (their number), finish_reason ("stop" or "length"), logprob (sum of the
+        tokens' log-probabilities under the policy at temperature 1, in nats).
+
+    Raises:
+        MemoryError: If not even one completion fits into memory.
     """
+    tokenizer = engine.tokenizer
     prompt_ids = tokenize_prompts(tokenizer, problems)
-    eos = set(_eos_ids(policy, tokenizer))
-    rows = []
-    policy.eval()
-    with tqdm(total=len(prompt_ids) * num_samples, desc=label, unit="completion", mininterval=2) as progress:
+    options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    shrink = _Shrinking(engine, options)
+    there = num_samples * len(set(done) & set(prompt_ids))
+    total = num_samples * len(prompt_ids)
+    with tqdm(total=total, initial=there, desc=label, unit=" completions", mininterval=2) as progress:
         for batch in _batches(prompt_ids, num_samples, max_new_tokens, token_budget):
-            inputs = tokenizer.pad({"input_ids": [prompt_ids[i] for i in batch]}, return_tensors="pt").to(
-                policy.device
-            )
-            with torch.random.fork_rng():
-                torch.manual_seed(zlib.crc32(f"{seed}/{'/'.join(batch)}".encode()))
-                with torch.no_grad():
-                    output = policy.generate(
-                        **inputs,
-                        do_sample=True,
-                        temperature=temperature,
-                        top_p=top_p,
-                        top_k=0,
-                        repetition_penalty=1.0,  # some policies ship with a penalty in their generation config
-                        max_new_tokens=max_new_tokens,
-                        num_return_sequences=num_samples,
-                        pad_token_id=tokenizer.pad_token_id,
-                    )
-            completions = output[:, inputs["input_ids"].shape[1] :].tolist()
-            for index, ids in enumerate(completions):
-                end = next((place for place, token in enumerate(ids) if token in eos), None)
-                kept = ids if end is None else ids[: end + 1]
-                rows.append(
-                    {
-                        "problem_id": batch[index // num_samples],
-                        "sample": index % num_samples,
-                        "text": tokenizer.decode(kept, skip_special_tokens=True),
-                        "completion_ids": kept,
-                        "tokens": len(kept),
-                        "finish_reason": "length" if end is None else "stop",
-                    }
-                )
-            progress.update(len(completions))
-    order = {problem: place for place, problem in enumerate(problems["id"])}
-    rows.sort(key=lambda row: (order[row["problem_id"]], row["sample"]))
-    frame = pd.DataFrame(rows)
-    frame["logprob"] = score(
-        policy,
-        tokenizer.pad_token_id,
-        [prompt_ids[problem] for problem in frame["problem_id"]],
-        frame["completion_ids"].tolist(),
-        token_budget,
-    )
-    return frame
+            batch = [problem for problem in batch if problem not in done]
+            if not batch:
+                continue
+            requests = [Request(prompt_ids[p], [_stream(seed, p, n) for n in range(num_samples)]) for p in batch]
+            rows = []
+            for problem, samples in zip(batch, shrink.generate(requests), strict=True):
+                for number, drawn in enumerate(samples):
+                    rows.append({"problem_id": problem, "sample": number, **_row(drawn, tokenizer)})
+            progress.update(len(rows))
+            yield pd.DataFrame(rows)
+
+
+def _row(drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {
+        "text": tokenizer.decode(drawn.ids, skip_special_tokens=True),
+        "completion_ids": drawn.ids,
+        "tokens": len(drawn.ids),
+        "finish_reason": "stop" if drawn.ended else "length",
+        "logprob": drawn.logprob,
+    }
+
+
+def _stream(seed: int, problem: str, number: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{problem}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+class _Shrinking:
+    """Generates with at most as many completions at once as have fitted into memory so far."""
+
+    def __init__(self, engine: Engine, options: dict[str, Any]) -> None:
+        self._engine = engine
+        self._options = options
+        self._most: int | None = None
+
+    def generate(self, requests: list[Request]) -> list[list[Drawn]]:
+        size = sum(len(request.streams) for request in requests)
+        if self._most is None or size <= self._most:
+            try:
+                return self._engine.generate(requests, **self._options)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if size == 1:
+                    raise MemoryError(
+                        f"Not even one completion of {self._options['max_new_tokens']} tokens fits into memory.\n"
+                        "Lower eval_max_new_tokens, load the policy in 4 bits, or take a smaller one."
+                    ) from error
+                self._most = size // 2
+            gc.collect()  # outside of the except block, which holds the failed batch's tensors
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if len(requests) > 1:
+            middle = len(requests) // 2
+            return self.generate(requests[:middle]) + self.generate(requests[middle:])
+        (request,) = requests
+        middle = len(request.streams) // 2
+        halves = (request.streams[:middle], request.streams[middle:])
+        (first,), (second,) = (self.generate([Request(request.prompt_ids, half)]) for half in halves)
+        return [first + second]
 
 
 def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, problems: Dataset) -> dict[str, list[int]]:
@@ -152,9 +198,3 @@ def _batches(
         count = max(1, token_budget // (longest * num_samples))
         yield waiting[-count:]
         waiting = waiting[:-count]
-
-
-def _eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = policy.generation_config.eos_token_id
-    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    return [*ids, tokenizer.eos_token_id]

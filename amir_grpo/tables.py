@@ -6,6 +6,7 @@ percent, gains in percentage points, margins in nats a token.
 """
 
 from collections.abc import Sequence
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,13 @@ def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _paired_counts(counts: pd.DataFrame, benchmark: str) -> tuple[dict[str, np.ndarray], int]:
+def _paired_counts(
+    counts: pd.DataFrame, benchmark: str, policies: Sequence[str] = POLICIES
+) -> tuple[dict[str, np.ndarray], int]:
     """Correct counts of each policy on the same problems in the same order, and the samples a problem."""
-    part = counts[counts["benchmark"] == benchmark]
+    part = counts[(counts["benchmark"] == benchmark) & counts["policy"].isin(policies)]
     wide = part.pivot_table(index="problem_id", columns="policy", values="correct", sort=False, observed=True)
-    wide = wide.reindex(columns=list(POLICIES))
+    wide = wide.reindex(columns=list(policies))
     absent = wide.isna().sum()
     if absent.any():
         raise ValueError(
@@ -79,7 +82,7 @@ def _paired_counts(counts: pd.DataFrame, benchmark: str) -> tuple[dict[str, np.n
             f"{benchmark}: {part['samples'].min()} to {part['samples'].max()} samples a problem.\n"
             "Every policy needs the same number for every problem: finish the sampling."
         )
-    return {policy: wide[policy].to_numpy(dtype=int) for policy in POLICIES}, int(part["samples"].iloc[0])
+    return {policy: wide[policy].to_numpy(dtype=int) for policy in policies}, int(part["samples"].iloc[0])
 
 
 def main_table(
@@ -136,35 +139,152 @@ def coverage_table(samples: pd.DataFrame, benchmark: str | None = None) -> pd.Da
     return table
 
 
-def policy_summary(samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), seed: int = 0) -> pd.DataFrame:
-    """Per policy, benchmark and k: columns policy, benchmark, k, pass_at_k, low, high, tokens, truncated, problems,
-    samples.
+SUMMARY_COLUMNS = ["policy", "benchmark", "quantity", "estimate", "low", "high", "problems", "samples"]
 
-    pass_at_k with its 95 % interval over problems in percent; tokens: mean number a completion; truncated: percent of
-    the completions that ended for length.
+
+def policy_summary(
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """What each policy does on each benchmark, one row a quantity: columns `SUMMARY_COLUMNS`, ends of 95 % intervals
+    over problems.
+
+    Quantities: pass@k for each k; greedy (percent right of one greedy completion a problem) where those are given;
+    tokens (mean number a completion); truncated (percent that ended for length); formatted (percent in the strict
+    format). Where the samples have a column confidence also stated (percent that state one) and, of those that do,
+    brier (mean of (confidence - right)², 0 is best) and ece (expected calibration error, `metrics.calibration_error`).
+    Shares have the interval of `metrics.mean_interval` within 0 and 100, tokens its t-interval.
     """
     counts = correct_counts(samples)
+    samples = samples.assign(truncated=samples["finish_reason"] == "length")
+    greedy_counts = None if greedy is None else correct_counts(greedy)
     rows = []
     for (policy, benchmark), part in counts.groupby(["policy", "benchmark"], sort=False, observed=True):
-        completions = samples[(samples["policy"] == policy) & (samples["benchmark"] == benchmark)]
-        for k in ks:
-            solved = metrics.pass_at_k(part["correct"].to_numpy(), part["samples"].to_numpy(), k)
-            level = metrics.mean_interval(solved, seed=seed)
-            rows.append(
-                {
-                    "policy": policy,
-                    "benchmark": benchmark,
-                    "k": k,
-                    "pass_at_k": 100 * level.estimate,
-                    "low": 100 * level.low,
-                    "high": 100 * level.high,
-                    "tokens": completions["tokens"].mean(),
-                    "truncated": 100 * (completions["finish_reason"] == "length").mean(),
-                    "problems": len(part),
-                    "samples": int(part["samples"].min()),
-                }
-            )
-    return pd.DataFrame(rows)
+        ours = samples[(samples["policy"] == policy) & (samples["benchmark"] == benchmark)]
+        by_problem = ours.groupby("problem_id", sort=False)
+        n = part["samples"].to_numpy()
+        found = {f"pass@{k}": metrics.pass_at_k(part["correct"].to_numpy(), n, k) for k in ks}
+        if greedy_counts is not None:
+            one = greedy_counts[(greedy_counts["policy"] == policy) & (greedy_counts["benchmark"] == benchmark)]
+            found["greedy"] = one["correct"].to_numpy(dtype=float)
+        intervals = {name: _percent(metrics.mean_interval(values, seed=seed)) for name, values in found.items()}
+        intervals["tokens"] = metrics.mean_interval(by_problem["tokens"].mean(), bounds=None)
+        for name in ("truncated", "formatted"):
+            if name in ours:
+                intervals[name] = _percent(metrics.mean_interval(by_problem[name].mean(), seed=seed))
+        if "confidence" in ours:
+            intervals |= _calibration(ours, seed)
+        for quantity, level in intervals.items():
+            row = {"policy": policy, "benchmark": benchmark, "quantity": quantity}
+            row |= {"estimate": level.estimate, "low": level.low, "high": level.high}
+            rows.append(row | {"problems": len(part), "samples": int(n.min())})
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def _percent(interval: metrics.Interval) -> metrics.Interval:
+    return metrics.Interval(100 * interval.estimate, 100 * interval.low, 100 * interval.high)
+
+
+def _calibration(samples: pd.DataFrame, seed: int) -> dict[str, metrics.Interval]:
+    states = samples["confidence"].notna()
+    stated = samples[states]
+    error = (stated["confidence"] - stated["correct"]) ** 2
+    return {
+        "stated": _percent(metrics.mean_interval(states.groupby(samples["problem_id"]).mean(), seed=seed)),
+        "brier": metrics.mean_interval(error.groupby(stated["problem_id"]).mean(), seed=seed),
+        "ece": metrics.calibration_error(stated["problem_id"], stated["confidence"], stated["correct"], seed=seed),
+    }
+
+
+def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """How often completions of a stated confidence are right: one row for each policy and bin of ten.
+
+    Columns policy, low, high (of the bin), confidence (mean stated), right (share that is right), right_low,
+    right_high (95 % interval over problems) and completions. Completions that state no confidence are left out.
+    """
+    stated = samples[samples["confidence"].notna()]
+    stated = stated.assign(bin=metrics.confidence_bins(stated["confidence"]))
+    rows = []
+    for (policy, place), part in stated.groupby(["policy", "bin"], sort=False, observed=True):
+        right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
+        row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
+        row |= {"confidence": part["confidence"].mean(), "right": part["correct"].mean()}
+        rows.append(row | {"right_low": right.low, "right_high": right.high, "completions": len(part)})
+    columns = ["policy", "low", "high", "confidence", "right", "right_low", "right_high", "completions"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["policy", "low"], ignore_index=True)
+
+
+COMPARISON_COLUMNS = (
+    "benchmark quantity new old new_percent old_percent gain gain_low gain_high p_value p_holm problems samples"
+).split()
+
+
+def comparison_table(
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Every two policies of a samples table, paired by problem: columns `COMPARISON_COLUMNS`.
+
+    One row for each pair of policies (the later in the table is `new`), benchmark and quantity: pass@k for each k,
+    and greedy where greedy completions are given. Gain and its interval in percentage points (`metrics.paired_gain`);
+    p_holm is corrected over all rows. Raises ValueError where the policies were not all sampled alike.
+    """
+    counts = correct_counts(samples)
+    greedy_counts = None if greedy is None else correct_counts(greedy)
+    names = list(counts["policy"].unique())
+    rows = []
+    for benchmark in counts["benchmark"].unique():
+        correct, n = _paired_counts(counts, benchmark, names)
+        solved = {f"pass@{k}": {name: metrics.pass_at_k(correct[name], n, k) for name in names} for k in ks}
+        if greedy_counts is not None:
+            solved["greedy"] = _paired_counts(greedy_counts, benchmark, names)[0]
+        for (old, new), (quantity, values) in product(combinations(names, 2), solved.items()):
+            gain = metrics.paired_gain(values[new], values[old], seed=seed)
+            row = {"benchmark": benchmark, "quantity": quantity, "new": new, "old": old}
+            row |= {"new_percent": 100 * np.mean(values[new]), "old_percent": 100 * np.mean(values[old])}
+            row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
+            rows.append(row | {"p_value": gain.p_value, "problems": len(values[new]), "samples": n})
+    table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+    if rows:
+        table["p_holm"] = metrics.holm(table["p_value"])
+    return table
+
+
+def style_comparisons(comparisons: pd.DataFrame) -> Styler:
+    """A comparison table for a notebook: gains coloured by sign, intervals and corrected p-values, text escaped."""
+    shown = comparisons[["benchmark", "quantity"]].copy()
+    shown["policy"] = comparisons["new"]
+    shown["against"] = comparisons["old"]
+    shown["gain"] = comparisons["gain"]
+    ends = zip(comparisons["gain_low"], comparisons["gain_high"], strict=True)
+    shown["95 % interval"] = [f"{signed(low)} to {signed(high)}" for low, high in ends]
+    shown["p (Holm)"] = [p_text(p) for p in comparisons["p_holm"]]
+    return (
+        shown.style.format({"gain": signed}, escape="html")
+        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
+        .hide(axis="index")
+    )
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as text, – where there is none."""
+    return "–" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
+    """A policy summary as people read it: a row for each benchmark and policy, estimates with their intervals as text."""
+    cells = [
+        f"{row.estimate:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+        if np.isfinite(row.low)
+        else ("–" if np.isnan(row.estimate) else f"{row.estimate:.{digits}f}")
+        for row in summary.itertuples()
+        for digits in [3 if row.quantity in ("brier", "ece") else 1]
+    ]
+    wide = summary.assign(cell=cells).pivot(index=["benchmark", "policy"], columns="quantity", values="cell")
+    order = summary[["benchmark", "policy"]].drop_duplicates().sort_values("benchmark", key=_first_met, kind="stable")
+    return wide.loc[list(order.itertuples(index=False, name=None)), list(summary["quantity"].unique())]
+
+
+def _first_met(names: pd.Series) -> pd.Series:
+    return names.map({name: place for place, name in enumerate(names.unique())})
 
 
 MARGIN_COLUMNS = ["reading", "method", "benchmark", "problem_id", "margin"]
@@ -295,7 +415,7 @@ def style_main_table(table: pd.DataFrame) -> Styler:
         shown["95 % interval"] = [
             f"{signed(low)} to {signed(high)}" for low, high in zip(table["gain_low"], table["gain_high"], strict=True)
         ]
-        shown["p (Holm)"] = ["–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_holm"]]
+        shown["p (Holm)"] = [p_text(p) for p in table["p_holm"]]
         shown["problems"] = table["problems"]
         caption += (
             f" Interval over problems; p: paired sign-flip test, corrected for the {len(table)} rows (Holm);"

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from amir_grpo import cli
 from amir_grpo.experiment import open_run
+from amir_grpo.policy_source import named_policies
 from amir_grpo.profiles import Settings
 from amir_grpo.sandbox import chain_answer, load_sandbox
 
@@ -242,9 +244,40 @@ def test_evaluate_prints_and_saves_the_summary(trained, call, capsys):
     printed = capsys.readouterr().out
     table = pd.read_csv(trained / "tables" / "policies.csv")
     assert sorted(set(table["policy"])) == ["amir_grpo", "base", "grpo"]
-    assert table["k"].tolist() == [1, 2, 4] * 6  # three policies on two benchmarks
-    assert {"pass_at_k", "low", "high", "problems", "samples"} <= set(table.columns)
-    assert all(column in printed for column in ("pass_at_k", "amir_grpo", "samples"))
+    each = ["pass@1", "pass@2", "pass@4", "greedy", "tokens", "truncated", "formatted"]
+    assert table["quantity"].tolist() == each * 6  # three policies on two benchmarks
+    assert all(column in printed for column in [*each, "amir_grpo"])
+    comparisons = pd.read_csv(trained / "tables" / "comparisons.csv")
+    assert len(comparisons) == 2 * 3 * 4
+    assert "p_holm is corrected over these 24 rows" in printed
+
+
+def test_two_policies_in_one_call_are_compared(trained, runs, call, capsys):
+    folder = call(
+        "evaluate",
+        *("--model_dir", f"first={trained / 'grpo'}", f"second={runs / 'copies' / 'amir_grpo'}"),
+        run="two of them",
+    )
+    printed = capsys.readouterr().out
+    table = pd.read_csv(folder / "tables" / "comparisons.csv")
+    assert set(zip(table["new"], table["old"], strict=True)) == {("second", "first")}
+    own = pd.read_csv(trained / "tables" / "comparisons.csv")
+    own = own[(own["new"] == "amir_grpo") & (own["old"] == "grpo")]
+    assert table["gain"].tolist() == own["gain"].tolist()
+    assert "second" in printed
+    for record in folder.glob("samples/*/policy.json"):
+        drawn_by = json.loads(record.read_text())
+        assert drawn_by["engine"] == "transformers"
+        assert Path(drawn_by["adapter"]).is_dir()
+        assert record.parent.name.endswith(drawn_by["weights"])
+
+
+def test_two_policies_of_one_name_are_told_apart(runs, trained, call, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call("evaluate", "--model_dir", trained / "grpo", runs / "copies" / "grpo", run="twice")
+    assert caught.value.code == 2
+    assert "Two policies are named 'grpo'" in capsys.readouterr().err
+    assert not (runs / "twice").exists()
 
 
 def test_training_again_repeats_nothing(trained, call, monkeypatch, capsys):
@@ -306,7 +339,7 @@ def test_a_run_does_not_take_another_policys_samples_for_its_own(trained, base, 
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("samples"))
     shutil.copytree(base, runs / "disguised" / "grpo")
     run = open_run("sandbox", folder, json.loads((trained / "config.json").read_text())["settings"])
-    run.samples_of("grpo", str(runs / "disguised" / "grpo"), None, ["chain3"])
+    run.samples_of(named_policies([str(runs / "disguised" / "grpo")]), ["chain3"])
     try:
         run.samples(["grpo"], ["chain3"])
     except ValueError:
@@ -339,10 +372,10 @@ def test_an_adapter_is_not_put_on_another_base(trained, runs, call):
 
 def test_what_is_no_policy_is_refused(tmp_path, capsys):
     (tmp_path / "model.bin").touch()
-    for folder in (tmp_path, tmp_path / "absent"):
+    for folder, said in ((tmp_path, f"{tmp_path} is no policy"), (tmp_path / "absent", "There is no policy")):
         code, message = failure(capsys, "evaluate", "--model_dir", folder, "--run_dir", tmp_path / "run")
         assert code == 2
-        assert f"{folder} is no policy" in message
+        assert said in message
     assert not (tmp_path / "run").exists()
 
 

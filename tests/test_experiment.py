@@ -1,7 +1,10 @@
 """Run folders: what may change, what is done once, what is left behind when something fails."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -9,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from amir_grpo import experiment, policy, sampling
+from amir_grpo import experiment, policy, report, sampling
 from amir_grpo.experiment import injected_parameters, open_run, project_root, provenance
 from amir_grpo.files import whole_folder, write_text, write_whole
+from amir_grpo.problems import fingerprint
 from amir_grpo.profiles import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -84,10 +88,9 @@ def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
         open_tiny()
 
 
-@pytest.mark.parametrize("overrides", [{"dataset_name": "gsm8k"}, {"benchmarks": ["chain3", "gsm8k"]}])
-def test_the_sandbox_policy_gets_arithmetic_only(tmp_path, overrides):
+def test_the_sandbox_policy_is_trained_on_arithmetic_only(tmp_path):
     with pytest.raises(ValueError, match="reads arithmetic only"):
-        open_run("sandbox", tmp_path / "run", overrides)
+        open_run("sandbox", tmp_path / "run", {"dataset_name": "gsm8k"})
     assert not (tmp_path / "run").exists()
 
 
@@ -189,15 +192,18 @@ def test_formatted_means_the_format_that_was_asked_for(open_tiny, monkeypatch, c
     plain = r"<think>1+1=2</think><answer>\boxed{2}</answer>"
     texts = [plain, plain + "<analysis>sure</analysis><confidence>0.9</confidence>", "2"]
 
-    def sample(policy, tokenizer, problems, **options):
-        ids = [problems["id"][0]] * len(texts)
-        return pd.DataFrame({"problem_id": ids, "text": texts, "sample": range(3)})
+    def sample_batches(engine, problems, *arguments, **options):
+        yield pd.DataFrame({"problem_id": problems["id"], "text": texts, "sample": 0})
 
-    monkeypatch.setattr(sampling, "sample", sample)
-    run = open_tiny(benchmarks=["chain3"])
+    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    run = open_tiny(benchmarks=["chain3"], eval_limit=3)
     run.settings = dataclasses.replace(run.settings, calibration=calibration)
     rows = run.samples(["base"])
     assert rows["formatted"].tolist() == [not calibration, calibration, False]
+    if calibration:
+        assert rows["confidence"].tolist() == pytest.approx([math.nan, 0.9, math.nan], nan_ok=True)
+    else:
+        assert "confidence" not in rows
 
 
 def test_correct_is_against_the_answer_of_the_rows_own_problem(open_tiny, monkeypatch):
@@ -205,14 +211,85 @@ def test_correct_is_against_the_answer_of_the_rows_own_problem(open_tiny, monkey
     answers = [eval(chain) for chain in run.problems("chain6")["question"]]
     assert len(set(answers)) == 3
     said = [answers[0], answers[1], answers[2], answers[0], answers[1] + 1]
-    about = [0, 1, 2, 1, 1]
+    about, number = [0, 1, 2, 1, 1], [0, 0, 0, 1, 2]
 
-    def sample(policy, tokenizer, problems, **options):
+    def sample_batches(engine, problems, *arguments, **options):
         ids = [problems["id"][index] for index in about]
-        return pd.DataFrame({"problem_id": ids, "text": [rf"<answer>\boxed{{{value}}}</answer>" for value in said]})
+        texts = [rf"<answer>\boxed{{{value}}}</answer>" for value in said]
+        yield pd.DataFrame({"problem_id": ids, "sample": number, "text": texts})
 
-    monkeypatch.setattr(sampling, "sample", sample)
-    assert run.samples(["base"])["correct"].tolist() == [True, True, True, False, False]
+    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    assert run.samples(["base"])["correct"].tolist() == [True, True, False, False, True]
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(open_tiny, monkeypatch):
+    """Killed after each batch in turn: the same file in the end, and nothing drawn twice."""
+    whole = open_tiny(eval_limit=4, eval_token_budget=700)
+    expected = whole.samples(["base"], ["chain3"])
+    path = whole.folder / "samples" / "base" / "chain3.parquet"
+    assert not path.with_suffix(".parts").exists()
+    path.unlink()
+
+    drawn, plain = [], sampling.sample_batches
+
+    def killed_after_one(*arguments, **options):
+        for batch in itertools.islice(plain(*arguments, **options), 1):
+            drawn.extend(batch["problem_id"].unique())
+            yield batch
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "sample_batches", killed_after_one)
+    for _ in range(len(expected["problem_id"].unique())):
+        if path.exists():
+            break
+        with contextlib.suppress(KeyboardInterrupt):
+            open_tiny(eval_limit=4, eval_token_budget=700).samples(["base"], ["chain3"])
+    else:
+        open_tiny(eval_limit=4, eval_token_budget=700).samples(["base"], ["chain3"])
+    assert len(drawn) == len(set(drawn)) == expected["problem_id"].nunique() > 2
+    pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
+    assert not path.with_suffix(".parts").exists()
+
+
+def test_greedy_completions_lie_beside_the_samples(open_tiny):
+    run = open_tiny()
+    greedy = run.samples(["base"], ["chain3"], greedy=True)
+    assert greedy["sample"].tolist() == [0] * 2
+    assert (run.folder / "samples" / "base" / "chain3.greedy.parquet").is_file()
+    assert not (run.folder / "samples" / "base" / "chain3.parquet").exists()
+    pd.testing.assert_frame_equal(open_tiny().samples(["base"], ["chain3"], greedy=True), greedy)
+
+
+def amc23(folder, answer="27", rows=5):
+    path = folder / "amc23" / "test.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"question": f"What is {n}+3?", "answer": answer}) + "\n" for n in range(rows)))
+
+
+def test_problems_are_recorded_with_their_fingerprint_and_may_not_change(open_tiny, monkeypatch, tmp_path):
+    amc23(tmp_path)
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
+    run = open_tiny(benchmarks=["amc23"])
+    problems = run.problems("amc23")
+    record = json.loads((run.folder / "problems" / "amc23.json").read_text())
+    assert record["fingerprint"] == fingerprint(problems)
+    assert record["problems"] == 2
+    assert str(tmp_path) in record["source"]
+    amc23(tmp_path, answer="28")
+    with pytest.raises(ValueError, match=r"The problems of amc23 are not those that this run has used"):
+        open_tiny(benchmarks=["amc23"]).problems("amc23")
+
+
+def test_a_sandbox_policy_on_a_benchmark_of_the_paper(open_tiny, monkeypatch, tmp_path):
+    """Its prompts are beyond its tokenizer; what counts is the path from the mirror to the report."""
+    amc23(tmp_path)
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
+    run = open_tiny(benchmarks=["amc23", "chain3"])
+    summary, comparisons = report.policies_result(run)
+    assert set(summary["benchmark"]) == {"amc23", "chain3"}
+    assert len(comparisons) == 2 * 3 * 4
+    page = report.write(run).read_text()
+    assert fingerprint(run.problems("amc23")) in page
 
 
 def test_tables_go_to_their_folder(open_tiny):

@@ -1,6 +1,7 @@
 """Problems: rows in the Hub's own columns, written here and read through the mirror and through a stand-in Hub."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,13 @@ def test_the_hub_and_a_mirror_give_the_same_problems(hub, tmp_path):
     ours, mirrored = load_problems("amc23"), load_problems("amc23", mirror=tmp_path)
     assert ours[:] == mirrored[:]
     assert fingerprint(ours) == fingerprint(mirrored)
-    assert hub == [("math-ai/amc23", None, "test", "main")]
+    assert hub == [("math-ai/amc23", None, "test", "80815d37005feb82cd7f8fbc6901d5d3eff43057")]
+
+
+@pytest.mark.parametrize("entry", {**BENCHMARKS, **TRAINING_SETS}.values(), ids=lambda entry: entry.name)
+def test_revisions_are_commits(entry):
+    unknown = entry.name == "livemathbench"  # as the module says
+    assert entry.revision == "main" if unknown else re.fullmatch("[0-9a-f]{40}", entry.revision)
 
 
 def test_revisions_are_passed_on_and_the_commit_is_recorded(hub):

@@ -1,12 +1,18 @@
 """Sampling: log-probabilities and completions against plain forward passes, one sequence at a time."""
 
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 from datasets import concatenate_datasets
 
 from amir_grpo import sampling
-from amir_grpo.sampling import sample, score
+from amir_grpo.engines import TransformersEngine, VLLMEngine, load_engine
+from amir_grpo.sampling import in_order, sample, sample_batches, score
 from amir_grpo.sandbox import load_sandbox
 
 NEW_TOKENS = 24
@@ -19,11 +25,16 @@ def problems():
 
 
 @pytest.fixture(scope="module")
-def draw(tiny_policy, tokenizer, problems):
-    def draw(policy=tiny_policy, **changes):
+def engine(tiny_policy, tokenizer):
+    return TransformersEngine(tiny_policy, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def draw(engine, problems):
+    def draw(engine=engine, **changes):
         options = {"num_samples": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0}
         options |= {"problems": problems, "token_budget": 700} | changes  # several batches
-        return sample(policy, tokenizer, **options)
+        return sample(engine, **options)
 
     return draw
 
@@ -71,9 +82,11 @@ def test_logprob_is_at_temperature_1_whatever_was_sampled_at(tiny_policy, draw, 
         assert row.logprob == pytest.approx(expected, abs=1e-4)
 
 
-def test_next_to_temperature_0_it_is_the_greedy_completion(tiny_policy, tokenizer, draw, prompts):
-    cold = draw(temperature=1e-5, num_samples=2)
-    for row in cold.itertuples():
+@pytest.mark.parametrize("temperature", [0.0, 1e-5])
+def test_at_temperature_0_and_next_to_it_it_is_the_greedy_completion(
+    tiny_policy, tokenizer, draw, prompts, temperature
+):
+    for row in draw(temperature=temperature, num_samples=2).itertuples():
         assert row.completion_ids == plain_greedy(tiny_policy, prompts[row.problem_id], tokenizer.eos_token_id)
 
 
@@ -99,6 +112,157 @@ def test_seed_decides(draw, drawn):
     pd.testing.assert_frame_equal(draw(), drawn)
     other = draw(seed=1)
     assert (other["text"] != drawn["text"]).mean() > 0.5
+
+
+def same_but_for_rounding(rows, others):
+    pd.testing.assert_frame_equal(rows.drop(columns="logprob"), others.drop(columns="logprob"))
+    assert rows["logprob"].tolist() == pytest.approx(others["logprob"].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("token_budget", [1, 250, 10**6])
+def test_completions_do_not_depend_on_the_batches(draw, drawn, token_budget):
+    same_but_for_rounding(draw(token_budget=token_budget), drawn)
+
+
+def test_completions_do_not_depend_on_the_other_problems_or_samples(draw, drawn, problems):
+    rows = draw(problems=problems.select([7, 2]), num_samples=2)
+    kept = drawn[drawn["problem_id"].isin(problems.select([7, 2])["id"]) & (drawn["sample"] < 2)]
+    same_but_for_rounding(rows, in_order(kept, problems.select([7, 2])))
+
+
+def test_a_prompt_goes_through_the_policy_once(tiny_policy, draw, problems):
+    """The first forward pass holds the prompts, one row each; the others one token of every completion."""
+    shapes = []
+    watch = tiny_policy.register_forward_pre_hook(
+        lambda module, inputs, keywords: shapes.append(tuple(keywords["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        draw(problems=problems.select([0, 1, 2]), num_samples=5, token_budget=10**6)
+    finally:
+        watch.remove()
+    assert shapes[0][0] == 3
+    assert set(shapes[1:]) == {(15, 1)}
+
+
+def test_batches_come_one_by_one_and_leave_out_what_is_done(engine, draw, drawn, problems):
+    options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0, "token_budget": 700}
+    batches = list(sample_batches(engine, problems, 4, **options))
+    assert len(batches) > 2
+    assert all(set(batch["sample"]) == {0, 1, 2, 3} for batch in batches)
+    first = batches[0]
+    rest = list(sample_batches(engine, problems, 4, **options, done=set(first["problem_id"])))
+    pd.testing.assert_frame_equal(in_order(pd.concat([*rest, first]), problems), drawn)  # to the last digit
+
+
+class _SmallMemory(TransformersEngine):
+    """Runs out of memory, as PyTorch says it, above a number of completions at once."""
+
+    limit = 3
+
+    def generate(self, requests, *arguments, **keywords):
+        size = sum(len(request.streams) for request in requests)
+        self.sizes = [*getattr(self, "sizes", []), size]
+        if size > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().generate(requests, *arguments, **keywords)
+
+
+def test_memory_errors_halve_the_batch_and_those_that_follow(tiny_policy, tokenizer, draw, drawn):
+    engine = _SmallMemory(tiny_policy, tokenizer)
+    same_but_for_rounding(draw(engine=engine), drawn)
+    assert sum(size for size in engine.sizes if size <= 3) == len(drawn)
+    failures = [size for size in engine.sizes if size > 3]
+    assert len(failures) <= 3, "what has failed once is not tried again"
+
+
+def test_what_never_fits_is_said(tiny_policy, tokenizer, draw):
+    engine = _SmallMemory(tiny_policy, tokenizer)
+    engine.limit = 0
+    with pytest.raises(MemoryError, match="Not even one completion of 24 tokens"):
+        draw(engine=engine)
+
+
+def test_other_errors_are_not_taken_for_memory(tiny_policy, tokenizer, draw):
+    class Broken(TransformersEngine):
+        def generate(self, *arguments, **keywords):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        draw(engine=Broken(tiny_policy, tokenizer))
+
+
+def test_engines_by_name(base):
+    assert isinstance(load_engine("transformers", str(base), None, False), TransformersEngine)
+    with pytest.raises(ValueError, match="Unknown engine 'sglang': choose one of transformers, vllm"):
+        load_engine("sglang", str(base), None, False)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed_is_asked_for(base):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[vllm\]'"):
+        load_engine("vllm", str(base), None, False)
+
+
+class _StandInLLM:
+    """vLLM's LLM with the arguments and outputs that the engine uses (0.30), drawing with transformers."""
+
+    def __init__(self, *, model, quantization, trust_remote_code, enable_prefix_caching, **lora):
+        assert trust_remote_code is False
+        assert enable_prefix_caching
+        self.asked = {"model": model, "quantization": quantization, **lora}
+
+    def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
+        assert use_tqdm is False
+        self.lora_request = lora_request
+        outputs = []
+        for prompt, wanted in zip(prompts, sampling_params, strict=True):
+            assert 0 <= wanted.seed < 2**63
+            assert wanted.logprobs == 0
+            ids = prompt["prompt_token_ids"]
+            generator = torch.Generator().manual_seed(wanted.seed)
+            kept, total, end = [], 0.0, False
+            while len(kept) < wanted.max_tokens and not end:
+                with torch.no_grad():
+                    logits = self.policy(input_ids=torch.tensor([[*ids, *kept]])).logits[0, -1]
+                kept.append(
+                    int(torch.multinomial(torch.softmax(logits / wanted.temperature, -1), 1, generator=generator))
+                )
+                total += torch.log_softmax(logits, -1)[kept[-1]].item()
+                end = kept[-1] == self.eos
+            one = SimpleNamespace(token_ids=kept, cumulative_logprob=total, finish_reason="stop" if end else "length")
+            outputs.append(SimpleNamespace(outputs=[one]))
+        return outputs
+
+
+def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
+    tiny_policy, tokenizer, draw, prompts, problems, monkeypatch, tmp_path
+):
+    """Against a stand-in of vLLM's interface, since vLLM itself needs a GPU."""
+    vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    vllm.__spec__ = ModuleSpec("vllm", None)
+    vllm.LLM = _StandInLLM
+    vllm.SamplingParams = lambda **values: SimpleNamespace(**values)
+    request.LoRARequest = lambda name, number, path: (name, number, path)
+    for name, module in {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    engine = VLLMEngine("some/policy", tmp_path, tokenizer)
+    assert engine._llm.asked == {
+        "model": "some/policy",
+        "quantization": None,
+        "enable_lora": True,
+        "max_lora_rank": 64,
+    }
+    engine._llm.policy, engine._llm.eos = tiny_policy, tokenizer.eos_token_id
+    two = problems.select([3, 0])
+    rows = draw(engine=engine, problems=two)
+    assert engine._llm.lora_request == ("policy", 1, str(tmp_path))
+    assert list(zip(rows["problem_id"], rows["sample"], strict=True)) == [(p, n) for p in two["id"] for n in range(4)]
+    assert rows["text"].nunique() > 4, "each sample has a seed of its own"
+    pd.testing.assert_frame_equal(draw(engine=engine, problems=two), rows)
+    for row in rows.itertuples():
+        expected = plain_logprob(tiny_policy, prompts[row.problem_id], row.completion_ids)
+        assert row.logprob == pytest.approx(expected, abs=1e-4)
+        assert row.finish_reason == ("stop" if row.completion_ids[-1] == tokenizer.eos_token_id else "length")
 
 
 def test_samples_of_a_problem_differ(drawn):

@@ -118,13 +118,91 @@ def test_coverage_table_with_nothing_solved():
     assert table["percent"].tolist() == [0.0] * 8
 
 
+def greedy_from(counts):
+    return samples_from(counts, n=1)
+
+
 def test_policy_summary_by_hand(samples):
-    summary = tables.policy_summary(samples, ks=(1, 2))
-    assert len(summary) == 3 * 2 * 2
-    row = summary[(summary["policy"] == "amir_grpo") & (summary["benchmark"] == "zeta") & (summary["k"] == 1)].iloc[0]
-    assert (row["pass_at_k"], row["tokens"], row["truncated"]) == pytest.approx((37.5, 11.5, 25.0))
-    assert (row["problems"], row["samples"]) == (4, 4)
-    assert row["low"] < 37.5 < row["high"]
+    greedy = greedy_from({b: {p: [1, 0, 0, 0][:n] for p in tables.POLICIES} for b, n in (("zeta", 4), ("alpha", 2))})
+    samples["formatted"] = samples["sample"] < 3
+    summary = tables.policy_summary(samples, ks=(1, 2), greedy=greedy)
+    assert list(summary.columns) == tables.SUMMARY_COLUMNS
+    assert len(summary) == 3 * 2 * 6
+    zeta = summary[(summary["policy"] == "amir_grpo") & (summary["benchmark"] == "zeta")].set_index("quantity")
+    assert zeta["estimate"].to_dict() == pytest.approx(
+        {
+            "pass@1": 37.5,
+            "pass@2": 100 * (1 + 5 / 6) / 4,
+            "greedy": 25.0,
+            "tokens": 11.5,
+            "truncated": 25.0,
+            "formatted": 75.0,
+        }
+    )
+    assert set(zeta["problems"]) == {4}
+    assert set(zeta["samples"]) == {4}
+    bounded = zeta.drop(index="tokens")
+    assert ((bounded["low"] < bounded["estimate"]) & (bounded["estimate"] < bounded["high"])).all()
+    assert np.isnan(zeta.loc["tokens", "low"]), "every problem has the same mean length here: nothing is known"
+
+
+def test_summary_as_people_read_it(samples):
+    wide = tables.wide_summary(tables.policy_summary(samples, ks=(1,)))
+    assert list(wide.index) == [(b, p) for b in ("zeta", "alpha") for p in ("base", "grpo", "amir_grpo")]
+    assert list(wide.columns) == ["pass@1", "tokens", "truncated"]
+    assert wide.loc[("zeta", "amir_grpo"), "pass@1"].startswith("37.5 [")
+    assert wide.loc[("zeta", "amir_grpo"), "tokens"] == "11.5"
+
+
+def test_summary_of_stated_confidence_by_hand():
+    rows = samples_from({"b": {"p": [1, 2]}}, n=2)
+    rows["confidence"] = [0.9, 0.9, 0.6, np.nan]
+    summary = tables.policy_summary(rows, ks=(1,)).set_index("quantity")
+    assert summary.loc["stated", "estimate"] == 75.0
+    assert summary.loc["brier", "estimate"] == pytest.approx(((0.1**2 + 0.9**2) / 2 + 0.4**2) / 2)
+    # one bin holds 0.9 and 0.9, half right: off by 0.4; another 0.6, right: off by 0.4
+    assert summary.loc["ece", "estimate"] == pytest.approx(0.4)
+    table = tables.reliability_table(rows)
+    assert table[["low", "high", "right", "completions"]].to_numpy().tolist() == [
+        [0.6, 0.7, 1.0, 1],
+        [0.9, 1.0, 0.5, 2],
+    ]
+
+
+def test_no_stated_confidence_at_all():
+    rows = samples_from({"b": {"p": [1, 2]}}, n=2).assign(confidence=np.nan)
+    summary = tables.policy_summary(rows, ks=(1,)).set_index("quantity")
+    assert summary.loc["stated", "estimate"] == 0
+    assert np.isnan(summary.loc["ece", "estimate"])
+    assert np.isnan(summary.loc["brier", "estimate"])
+    assert tables.reliability_table(rows).empty
+    assert tables.wide_summary(tables.policy_summary(rows, ks=(1,)))["brier"].tolist() == ["–"]
+
+
+def test_comparisons_hold_every_two_policies_and_agree_with_the_main_table(samples):
+    greedy = greedy_from(
+        {
+            "zeta": {"base": [0, 0, 0, 0], "grpo": [1, 0, 0, 0], "amir_grpo": [1, 1, 1, 0]},
+            "alpha": {p: [1, 0] for p in tables.POLICIES},
+        }
+    )
+    table = tables.comparison_table(samples, ks=(1, 2), greedy=greedy)
+    assert list(table.columns) == tables.COMPARISON_COLUMNS
+    assert len(table) == 2 * 3 * 3
+    main = tables.main_table(samples, ks=(1, 2))
+    ours = table[(table["new"] == "amir_grpo") & (table["old"] == "grpo") & (table["quantity"] != "greedy")]
+    assert ours["gain"].tolist() == pytest.approx(main["gain"].tolist())
+    assert ours["gain_low"].tolist() == pytest.approx(main["gain_low"].tolist())
+    assert ours["p_value"].tolist() == pytest.approx(main["p_value"].tolist())
+    assert table["p_holm"].tolist() == pytest.approx(metrics.holm(table["p_value"]).tolist())
+    pairs = table.loc[table["quantity"] == "greedy"].set_index(["benchmark", "new", "old"])["gain"]
+    assert pairs["zeta"].to_dict() == {("grpo", "base"): 25, ("amir_grpo", "base"): 75, ("amir_grpo", "grpo"): 50}
+    html = tables.style_comparisons(table.assign(new="<script>")).to_html()
+    assert "<script>" not in html
+
+
+def test_one_policy_alone_has_no_comparison():
+    assert tables.comparison_table(samples_from({"b": {"mine": [1, 2]}}), ks=(1,)).empty
 
 
 @pytest.fixture

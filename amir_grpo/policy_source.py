@@ -1,0 +1,104 @@
+"""Where a policy's weights are: a Hub id, a folder, or an adapter on top of one. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """A policy that can be loaded.
+
+    Attributes:
+        base: Hub id or folder of the policy, or of the base of its adapter.
+        adapter: Folder of a PEFT adapter, None for the base itself.
+    """
+
+    base: str
+    adapter: Path | None = None
+
+    def weights_hash(self) -> str:
+        """Hash of the adapter's safetensors, or of the base's: 8 hexadecimal digits.
+
+        Of their content, or of size and time where that is over 1 GB; of the name where the base is on the Hub.
+        """
+        folder = self.adapter or Path(self.base)
+        digest = hashlib.sha256()
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        for path in files:
+            stat = path.stat()
+            large = stat.st_size > 1e9
+            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode() if large else path.read_bytes())
+        if not files:
+            digest.update(self.base.encode())
+        return digest.hexdigest()[:8]
+
+
+def find_policy(where: str) -> PolicySource:
+    """The policy in a folder that training or transformers has saved, or on the Hub.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, it holds no policy, or the base of its adapter is gone.
+    """
+    folder = Path(where).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        return PolicySource(base_of_adapter(folder), folder.resolve())
+    if (folder / "config.json").is_file():
+        return PolicySource(str(folder.resolve()))
+    if folder.exists():
+        raise FileNotFoundError(
+            f"{folder.resolve()} is no policy: it holds neither adapter_config.json nor config.json.\n"
+            "Give the folder that `amir_grpo train` wrote, or a model saved by transformers."
+        )
+    if _HUB_ID.fullmatch(where) and not folder.parent.exists():
+        return PolicySource(where)
+    raise FileNotFoundError(
+        f"There is no policy {where!r}: no such folder, and no Hub id of the form organisation/name.\n"
+        "Give the folder that `amir_grpo train` wrote, a model saved by transformers, or a Hub id."
+    )
+
+
+def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
+    """Policies by name, from words such as ``runs/a/grpo`` (named after the folder) or ``mine=runs/a/grpo``.
+
+    Raises:
+        ValueError: If two have the same name, or a name is not fit for a folder.
+        FileNotFoundError: As of `find_policy`.
+    """
+    found: dict[str, PolicySource] = {}
+    for word in words:
+        name, equals, where = word.partition("=")
+        if not equals:
+            where, name = word, Path(word).expanduser().resolve().name
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot name a policy: use letters, digits, '.', '_' and '-'.")
+        if name in found:
+            raise ValueError(
+                f"Two policies are named {name!r}: tell them apart, as in first={found[name].adapter or where} "
+                f"second={where}."
+            )
+        found[name] = find_policy(where)
+    return found
+
+
+def base_of_adapter(folder: Path) -> str:
+    """Hub id or folder of the policy that an adapter was trained on.
+
+    Raises:
+        FileNotFoundError: If that is a folder which is not there any more.
+    """
+    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise FileNotFoundError(
+            f"The adapter in {folder} was trained on {base}, which is not there.\n"
+            "Put that policy back, or correct base_model_name_or_path in adapter_config.json."
+        )
+    return base
