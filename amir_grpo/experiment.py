@@ -154,10 +154,12 @@ class Run:
     ) -> pd.DataFrame:
         """Graded completions of the run's policies, drawn now where they are not there yet.
 
+        Samples and greedy completions are drawn together, so that each policy is loaded once.
+
         Args:
             policies: Of base, grpo and amir_grpo.
             benchmarks: Of the run's; None for all.
-            greedy: One greedy completion a problem instead of n samples.
+            greedy: Return the one greedy completion of each problem instead of its n samples.
 
         Returns:
             One row a completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
@@ -170,8 +172,8 @@ class Run:
         for policy in policies:
             if policy != "base":
                 self.train(policy)
-            adapter = None if policy == "base" else self.folder / policy
-            frames += [self.sample(policy, b, PolicySource(self.base(), adapter), greedy) for b in benchmarks]
+            source = PolicySource(self.base(), None if policy == "base" else self.folder / policy)
+            frames += [self._both(policy, benchmark, source)[greedy] for benchmark in benchmarks]
         return pd.concat(frames, ignore_index=True)
 
     def samples_of(
@@ -188,9 +190,12 @@ class Run:
         frames = []
         for name, source in sources.items():
             for benchmark in benchmarks or self.settings.benchmarks:
-                rows = self.sample(f"{name}-{source.weights_hash()}", benchmark, source, greedy)
+                rows = self._both(f"{name}-{source.weights_hash()}", benchmark, source)[greedy]
                 frames.append(rows.assign(policy=name))
         return pd.concat(frames, ignore_index=True)
+
+    def _both(self, name: str, benchmark: str, source: PolicySource) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return self.sample(name, benchmark, source), self.sample(name, benchmark, source, greedy=True)
 
     def sample(self, name: str, benchmark: str, source: PolicySource, greedy: bool = False) -> pd.DataFrame:
         """Graded completions of any policy on one benchmark, under the settings of this run; columns as in `samples`.

@@ -486,7 +486,7 @@ def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
     intervals over problems, the area of a point stands for the number of completions.
     """
     names = list(dict.fromkeys(table["policy"]))
-    figure = _new_figure(1.0 + 2.1 * max(len(names), 1), 2.7)
+    figure = _new_figure(0.7 + 2.1 * max(len(names), 1), 3.0)
     panels = figure.subplots(1, max(len(names), 1), squeeze=False, sharey=True)[0]
     for index, panel in enumerate(panels):
         panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
@@ -501,7 +501,8 @@ def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
         panel.scatter(
             part["confidence"], part["right"], s=area, color=colour, edgecolor="white", linewidth=0.5, zorder=3
         )
-        panel.set_title(f"{LABELS.get(names[index], names[index])} ({part['completions'].sum():,} completions)")
+        label = LABELS.get(names[index], names[index])
+        panel.set_title(f"{label} ({part['completions'].sum():,} completions)", fontsize=8, fontweight="normal")
     panels[0].set_ylabel("share right")
     if title:
         figure.suptitle(title, fontsize=9, fontweight="bold")

@@ -17,7 +17,7 @@ from amir_grpo import figures, tables
 from amir_grpo.experiment import project_root
 from amir_grpo.files import write_text, write_whole
 
-TABLES = ("main", "coverage", "margins", "margin_summary", "policies")
+TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
 LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
 PROFILE = "sandbox"
 

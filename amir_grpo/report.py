@@ -88,7 +88,7 @@ def draw(run: Run, missing_only: bool = False) -> list[Path]:
     for name, result in _results(run).items():
         if not (missing_only and (run.folder / "figures" / f"{name}.png").exists()):
             result(run)
-    return [run.folder / "figures" / f"{name}.png" for name in _RESULTS]
+    return [run.folder / "figures" / f"{name}.png" for name in _results(run)]
 
 
 _CAPTIONS = {

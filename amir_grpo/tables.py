@@ -198,7 +198,7 @@ def _calibration(samples: pd.DataFrame, seed: int) -> dict[str, metrics.Interval
 def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
     """How often completions of a stated confidence are right: one row for each policy and bin of ten.
 
-    Columns policy, low, high (of the bin), confidence (mean stated), right (share that is right), right_low,
+    Columns policy, low, high (of the bin), confidence (mean stated), right (share that is right, by problem), right_low,
     right_high (95 % interval over problems) and completions. Completions that state no confidence are left out.
     """
     stated = samples[samples["confidence"].notna()]
@@ -207,10 +207,12 @@ def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
     for (policy, place), part in stated.groupby(["policy", "bin"], sort=False, observed=True):
         right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
         row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
-        row |= {"confidence": part["confidence"].mean(), "right": part["correct"].mean()}
+        row |= {"confidence": part["confidence"].mean(), "right": right.estimate}
         rows.append(row | {"right_low": right.low, "right_high": right.high, "completions": len(part)})
     columns = ["policy", "low", "high", "confidence", "right", "right_low", "right_high", "completions"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["policy", "low"], ignore_index=True)
+    order = list(samples["policy"].unique())
+    rows.sort(key=lambda row: (order.index(row["policy"]), row["low"]))
+    return pd.DataFrame(rows, columns=columns)
 
 
 COMPARISON_COLUMNS = (
@@ -284,6 +286,7 @@ def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _first_met(names: pd.Series) -> pd.Series:
+    """Sort key: the place of each name in order of appearance."""
     return names.map({name: place for place, name in enumerate(names.unique())})
 
 

@@ -241,3 +241,29 @@ def test_figures_leave_no_global_state(margins, table):
         figures.main_figure(table)
         assert dict(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
+
+
+def test_reliability_figure_has_a_panel_a_policy_in_the_given_order():
+    table = pd.DataFrame(
+        {
+            "policy": ["mine", "mine", "base"],
+            "low": [0.2, 0.9, 0.9],
+            "high": [0.3, 1.0, 1.0],
+            "confidence": [0.25, 0.95, 0.92],
+            "right": [0.2, 1.0, 0.4],
+            "right_low": [0.1, 0.9, 0.3],
+            "right_high": [0.4, 1.0, 0.6],
+            "completions": [10, 1200, 7],
+        }
+    )
+    figure = figures.reliability_figure(table, title="test")
+    assert [panel.get_title() for panel in figure.axes] == ["mine (1,210 completions)", "Base (7 completions)"]
+    points = figure.axes[0].collections[1].get_offsets()
+    assert points.tolist() == [[0.25, 0.2], [0.95, 1.0]]
+    assert inside(figure)
+
+
+def test_reliability_figure_without_a_stated_confidence():
+    columns = ["policy", "low", "high", "confidence", "right", "right_low", "right_high", "completions"]
+    (panel,) = figures.reliability_figure(pd.DataFrame(columns=columns)).axes
+    assert "no completion states" in panel.texts[0].get_text()

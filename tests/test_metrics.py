@@ -236,3 +236,32 @@ def test_probability_of_improvement_by_hand():
     # problem 1: wins 1, 1, tie, win -> 3.5 of 4; problem 2: tie, loss, tie, loss -> 1 of 4
     assert metrics.probability_of_improvement(new, old) == pytest.approx((3.5 / 4 + 1 / 4) / 2)
     assert metrics.probability_of_improvement(new, new) == 0.5
+
+
+def test_calibration_error_by_hand_and_its_interval():
+    # problem a: two completions at 0.95, one right; problem b: one at 0.15, wrong, and one at 1.0, right
+    error = metrics.calibration_error(["a", "a", "b", "b"], [0.95, 0.95, 0.15, 1.0], [1, 0, 0, 1])
+    assert error.estimate == pytest.approx((abs(0.95 + 0.95 + 1.0 - 2) + 0.15) / 4)
+    # resamples: a twice, b twice, or both
+    assert error.low == pytest.approx(0.15 / 2)
+    assert error.high == pytest.approx(0.45)
+    assert metrics.calibration_error(["a"], [0.5], [1]).estimate == 0.5
+    assert np.isnan(metrics.calibration_error(["a"], [0.5], [1]).low)
+    assert np.isnan(metrics.calibration_error([], [], []).estimate)
+
+
+def test_calibration_error_of_a_calibrated_policy_is_near_zero():
+    generator = np.random.default_rng(0)
+    confidence = generator.random(20_000)
+    error = metrics.calibration_error(np.arange(20_000), confidence, generator.random(20_000) < confidence)
+    assert error.estimate < 0.02
+    assert error.low <= error.estimate <= error.high
+    overconfident = metrics.calibration_error(
+        np.arange(20_000), confidence, generator.random(20_000) < confidence / 2, resamples=200
+    )
+    assert overconfident.estimate == pytest.approx(0.25, abs=0.02)
+    assert overconfident.low < 0.25 < overconfident.high
+
+
+def test_confidence_bins_hold_their_lower_ends():
+    assert metrics.confidence_bins([0.0, 0.05, 0.1, 0.95, 1.0]).tolist() == [0, 0, 1, 9, 9]

@@ -59,7 +59,7 @@ def test_reproduce_fills_the_run_folder(reproduced):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
         assert (folder / "figures" / f"{name}.svg").read_text().startswith("<?xml")
         assert f'alt="{name} figure"' in (folder / "report.html").read_text()
-    for name in ("main", "coverage", "margins", "margin_summary", "policies"):
+    for name in ("main", "coverage", "margins", "margin_summary", "policies", "comparisons"):
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) or name.startswith("margin")
     for method in ("grpo", "amir_grpo"):
         assert (folder / method / "adapter_model.safetensors").is_file()
@@ -78,6 +78,9 @@ def test_samples_are_one_row_a_completion_and_the_table_agrees_with_them(reprodu
     for policy in ("base", "grpo", "amir_grpo"):
         for path in (folder / "samples" / policy).glob("*.parquet"):
             rows = pd.read_parquet(path)
+            if path.stem.endswith(".greedy"):
+                assert len(rows) == 8
+                continue
             assert len(rows) == 8 * 8
             assert not rows.duplicated(["policy", "benchmark", "problem_id", "sample"]).any()
             # pass@1 is the share of right completions

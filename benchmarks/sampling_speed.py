@@ -1,0 +1,113 @@
+"""Completions a second of the evaluation against the published loop: one problem at a time, 8 samples.
+
+    python benchmarks/sampling_speed.py                         the sandbox policy, as `reproduce` makes it
+    python benchmarks/sampling_speed.py --policy FOLDER_OR_ID   any policy, on its own chat template
+
+Both sides sample the same problems from the same loaded policy at temperature 0.6, one after the other in each round;
+the published loop is one call of `generate` with num_return_sequences=8 a problem, as its evaluation script has it.
+Ours includes what it does beside: the log-probability of every completion. Writes data/results/sampling_speed.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from statistics import median
+
+import pandas as pd
+import torch
+
+from amir_grpo.engines import TransformersEngine
+from amir_grpo.experiment import project_root
+from amir_grpo.files import write_whole
+from amir_grpo.policy import load_policy, load_tokenizer
+from amir_grpo.policy_source import find_policy
+from amir_grpo.sampling import sample, tokenize_prompts
+from amir_grpo.sandbox import FAMILIES, SandboxSpec, base_policy, load_sandbox
+
+SAMPLES, TEMPERATURE = 8, 0.6
+
+
+def published_loop(policy, tokenizer, problems, max_new_tokens: int) -> list[str]:
+    """One problem at a time; returns the completions."""
+    texts = []
+    for prompt in tokenize_prompts(tokenizer, problems).values():
+        ids = torch.tensor([prompt], device=policy.device)
+        with torch.no_grad():
+            output = policy.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=TEMPERATURE,
+                top_k=0,
+                num_return_sequences=SAMPLES,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        texts += tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True)
+    return texts
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--policy", help="folder or Hub id; by default the sandbox's base policy")
+    parser.add_argument("--problems", type=int, default=100, help="of each sandbox family")
+    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--token_budget", type=int, default=65_536)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    root = project_root()
+    where = arguments.policy or str(base_policy(SandboxSpec(), root / "runs" / ".cache"))
+    source = find_policy(where)
+    policy, tokenizer = load_policy(source.base, source.adapter), load_tokenizer(source.base)
+    policy.eval()
+    engine = TransformersEngine(policy, tokenizer)
+    rows = []
+    for threads in sorted({1, os.cpu_count() or 1}):
+        torch.set_num_threads(threads)
+        for family in FAMILIES:
+            problems = load_sandbox(family, arguments.problems)
+            rates: dict[str, list[float]] = {"published": [], "ours": []}
+            for number in range(arguments.rounds):
+                torch.manual_seed(number)
+                begin = time.perf_counter()
+                published_loop(policy, tokenizer, problems, arguments.max_new_tokens)
+                rates["published"].append(SAMPLES * len(problems) / (time.perf_counter() - begin))
+                begin = time.perf_counter()
+                sample(
+                    engine,
+                    problems,
+                    SAMPLES,
+                    temperature=TEMPERATURE,
+                    top_p=1.0,
+                    max_new_tokens=arguments.max_new_tokens,
+                    seed=number,
+                    token_budget=arguments.token_budget,
+                )
+                rates["ours"].append(SAMPLES * len(problems) / (time.perf_counter() - begin))
+            ratios = pd.Series(rates["ours"]) / pd.Series(rates["published"])
+            rows.append(
+                {
+                    "policy": "sandbox" if arguments.policy is None else arguments.policy,
+                    "benchmark": family,
+                    "threads": threads,
+                    "published_per_second": round(median(rates["published"]), 1),
+                    "ours_per_second": round(median(rates["ours"]), 1),
+                    "ratio": round(float(ratios.median()), 2),
+                    "ratio_low": round(float(ratios.min()), 2),
+                    "ratio_high": round(float(ratios.max()), 2),
+                    "rounds": arguments.rounds,
+                }
+            )
+            print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    if arguments.policy is None:
+        path = root / "data" / "results" / "sampling_speed.csv"
+        write_whole(path, lambda part: table.to_csv(part, index=False))
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
