@@ -6,8 +6,9 @@ An arm is one method under some settings; its runs differ in the training seed a
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from amir_grpo.experiment import Run, open_run
+from amir_grpo.experiment import Run, open_run, use_one_thread
+from amir_grpo.files import write_text, write_whole
 
 PROFILE = "sandbox"
 
@@ -119,9 +123,128 @@ def open_arm(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any] | None
     return open_run(PROFILE, folder / f"{arm.name}.seed{seed}", arm.changes | {"seed": seed} | (overrides or {}))
 
 
-def _train(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> str:
-    open_arm(folder, arm, seed, overrides).train(arm.method)
-    return f"{arm.name}, seed {seed}"
+def reproduce(
+    folder: Path, arms: Iterable[Arm] = tuple(ARMS.values()), overrides: dict[str, Any] | None = None, workers: int = 0
+) -> dict[str, pd.DataFrame]:
+    """Train, evaluate and score every run of the arms that is not complete, side by side, with progress and time left.
+
+    Args:
+        folder, overrides: As in `open_arm`.
+        arms: Among them "grpo", whose runs hold the base policy's completions.
+        workers: Processes; 0 is one a core.
+
+    Returns:
+        The tables of `collect`.
+    """
+    arms, overrides = tuple(arms), overrides or {}
+    jobs = [(folder, arm, seed, overrides) for arm, seed in runs(arms)]
+    _open(*jobs[0]).base()  # made once, before the workers would each make it
+    _each("training", _train, [job for job in jobs if not _open(*job).is_trained(job[1].method)], workers)
+    _each("evaluating", _evaluate, [job for job in jobs if not _is_evaluated(_open(*job), job[1])], workers)
+    tracked = [job for job in jobs if job[1].changes.get("save_total_limit", 0) is None]
+    _each("scoring", _score, [job for job in tracked if not (_open(*job).folder / _SCORES).exists()], workers)
+    weighed = [job for job in jobs if job[1].name in ("grpo", "amir_grpo")]
+    _each("weighing", _weigh, [job for job in weighed if not (_open(*job).folder / _WEIGHTS).exists()], workers)
+    return collect(folder, arms, overrides)
+
+
+_SCORES, _WEIGHTS = "scores/shared.parquet", "scores/weights.csv"
+
+
+def _open(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> Run:
+    return open_arm(folder, arm, seed, overrides)
+
+
+def _train(*job: Any) -> None:
+    _open(*job).train(job[1].method)
+
+
+def _policies(arm: Arm) -> list[str]:
+    """Which policies a run of the arm draws completions from: its own; those of GRPO also the base's."""
+    return ["base", arm.method] if arm.name == "grpo" else [arm.method]
+
+
+def _evaluate(*job: Any) -> None:
+    _open(*job).samples(_policies(job[1]))
+
+
+def _is_evaluated(run: Run, arm: Arm) -> bool:
+    wanted = [f"{b}{greedy}.parquet" for b in run.settings.benchmarks for greedy in ("", ".greedy")]
+    return all((run.folder / "samples" / policy / name).exists() for policy in _policies(arm) for name in wanted)
+
+
+def _score(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> None:
+    """Margins of the base policy's completions, which all policies of a seed share, at every checkpoint of a run."""
+    run = open_arm(folder, arm, seed, overrides)
+    shared = open_arm(folder, ARMS["grpo"], seed, overrides).samples(["base"])
+    right = shared.groupby(["benchmark", "problem_id"])["correct"].transform("mean")
+    shared = shared[(right > 0) & (right < 1)].reset_index(drop=True)
+    frames = [_margins(shared, shared["logprob"]).assign(step=0)]
+    for checkpoint in (run.folder / arm.method / "checkpoints").glob("checkpoint-*"):
+        scores = pd.Series(run.score(checkpoint, shared))
+        frames.append(_margins(shared, scores).assign(step=int(checkpoint.name.split("-")[1])))
+    rows = pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
+    write_whole(run.folder / _SCORES, rows.to_parquet)
+
+
+def _margins(samples: pd.DataFrame, logprob: pd.Series) -> pd.DataFrame:
+    """Per problem: margin (nats a token) and accuracy, the share of its right/wrong pairs that are ranked right."""
+    per_token = logprob / samples["tokens"].clip(lower=1)
+    rows = []
+    for (benchmark, problem), part in samples.assign(l=per_token).groupby(["benchmark", "problem_id"], sort=False):
+        right, wrong = part.loc[part["correct"], "l"].to_numpy(), part.loc[~part["correct"], "l"].to_numpy()
+        accuracy = (right[:, None] > wrong[None, :]).mean()
+        rows.append((benchmark, problem, right.mean() - wrong.mean(), accuracy))
+    return pd.DataFrame(rows, columns=["benchmark", "problem_id", "margin", "accuracy"])
+
+
+def _weigh(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> None:
+    """How near the preference weights of a rollout come to wins minus losses, before and after training, for some β."""
+    import torch
+
+    from amir_grpo.engines import load_engine
+    from amir_grpo.preference import mine_pairs, preference_weights
+    from amir_grpo.rewards import reward_functions
+    from amir_grpo.sampling import sample
+
+    run = open_arm(folder, arm, seed, overrides)
+    s = run.settings
+    use_one_thread(s)
+    problems = run.training_problems()
+    problems = problems.select(range(min(64, len(problems))))
+    answers = dict(zip(problems["id"], problems["answer"], strict=True))
+    rows = []
+    for when, adapter in (("before", None), ("after", run.folder / arm.method)):
+        engine = load_engine("transformers", run.base(), adapter, False)
+        drawn = sample(
+            engine,
+            problems,
+            s.num_generations,
+            temperature=1.0,
+            top_p=1.0,
+            max_new_tokens=s.max_completion_length,
+            seed=s.seed,
+            token_budget=s.eval_token_budget,
+        )
+        texts, golds = drawn["text"].tolist(), [answers[problem] for problem in drawn["problem_id"]]
+        scores = [function(completions=texts, answer=golds) for function in reward_functions()]
+        rewards = torch.tensor(scores).sum(dim=0)
+        logps = torch.tensor((drawn["logprob"] / drawn["tokens"].clip(lower=1)).to_numpy())
+        pairs = mine_pairs(rewards, s.num_generations, s.reward_margin)
+        linear = preference_weights(logps, pairs, 1.0, pair_loss="linear").numpy()
+        right = torch.tensor(scores[0]).view(-1, s.num_generations)
+        centred = (right - right.mean(dim=1, keepdim=True)).flatten().numpy()
+        for beta in (s.beta_dpo, 1.0, 10.0):
+            weights = preference_weights(logps, pairs, beta).numpy()
+            row = {"policy": when, "beta": beta, "pairs": len(pairs.chosen), "completions": len(rewards)}
+            row["wins_minus_losses"] = _correlation(weights, linear)
+            rows.append(row | {"centred_correctness": _correlation(weights, centred)})
+    table = pd.DataFrame(rows)
+    write_whole(run.folder / _WEIGHTS, lambda part: table.to_csv(part, index=False))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
 
 
 @contextmanager
@@ -138,26 +261,171 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def train(
-    folder: Path, arms: Iterable[Arm] = tuple(ARMS.values()), overrides: dict[str, Any] | None = None, workers: int = 0
-) -> None:
-    """Train every run of the arms that is not complete, side by side, with a progress bar.
-
-    Args:
-        folder: As in `open_arm`.
-        overrides: As in `open_arm`.
-        workers: Processes; 0 is one a core.
-    """
-    overrides = overrides or {}
-    todo = [(a, s) for a, s in runs(arms) if not open_arm(folder, a, s, overrides).is_trained(a.method)]
-    if not todo:
+def _each(what: str, do: Callable[..., None], jobs: list[tuple], workers: int) -> None:
+    """Do every job, side by side; what fails stops what has not begun, and is raised."""
+    if not jobs:
         return
-    open_arm(folder, *todo[0], overrides).base()  # made once, before the workers would each make it
-    with (
-        _workers(workers) as pool,
-        tqdm(total=len(todo), desc="training", unit="run", smoothing=0) as progress,
-    ):
-        waiting = [pool.submit(_train, folder, arm, seed, overrides) for arm, seed in todo]
-        for done in as_completed(waiting):
-            progress.set_postfix_str(done.result(), refresh=False)
-            progress.update()
+    with _workers(workers) as pool, tqdm(total=len(jobs), desc=what, unit="run", smoothing=0) as progress:
+        waiting = {pool.submit(do, *job): job for job in jobs}
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                _, arm, seed, _ = waiting[done]
+                progress.set_postfix_str(f"{arm.name}, seed {seed}", refresh=False)
+                progress.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# --- the tables that are kept -------------------------------------------------------------------------------------
+
+LENGTH_BINS = (0, 16, 20, 24, 28, 32, 40, 52, 65)
+_LOG = {
+    "reward": "reward",
+    "preference/pairs": "pairs",
+    "preference/share": "share",
+    "preference/lambda": "lambda_reg",
+    "preference/accuracy": "accuracy",
+    "completions": "completions",
+}
+
+
+def collect(
+    folder: Path, arms: Iterable[Arm] = tuple(ARMS.values()), overrides: dict[str, Any] | None = None
+) -> dict[str, pd.DataFrame]:
+    """The evidence as small tables, read from complete runs.
+
+    Returns:
+        - correct: arm, seed, benchmark, problem (its number), correct (of n samples), samples (n), greedy (0 or 1), one
+          row a problem of every run; the base policy is an arm of its own.
+        - training: arm, seed, step, group_size, reward, pairs, share, lambda_reg, accuracy, completions, tokens_right and
+          tokens_wrong (mean lengths of the right and the wrong completions of the step), one row a step.
+        - pressure: arm, seed, correct, tokens (lower end of the bin of `LENGTH_BINS`), length (mean), completions,
+          token_weight (mean), and bonus_share (Σ|bonus| / (Σ|advantage| + Σ|bonus|)), one row a bin of rollout lengths.
+        - margins: arm, seed, step, benchmark, problem, margin, accuracy on the base policy's completions.
+        - weights: arm, seed, policy (before or after training), beta, pairs, completions, wins_minus_losses and
+          centred_correctness (correlations with the preference weights).
+        - settings: arm, about, method, against, seeds, and what the arm changes.
+    """
+    arms, overrides = tuple(arms), overrides or {}
+    found: dict[str, list[pd.DataFrame]] = {
+        name: [] for name in ("correct", "training", "pressure", "margins", "weights")
+    }
+    for arm, seed in runs(arms):
+        run = open_arm(folder, arm, seed, overrides)
+        names = {"arm": arm.name, "seed": seed}
+        for policy in _policies(arm):
+            found["correct"].append(
+                _correct(run, policy).assign(**names | ({"arm": "base"} if policy == "base" else {}))
+            )
+        rollouts = pd.read_parquet(run.folder / arm.method / "rollouts.parquet")
+        found["training"].append(_training(run, arm, rollouts).assign(**names))
+        found["pressure"].append(_pressure(rollouts).assign(**names))
+        if (run.folder / _SCORES).exists():
+            margins = pd.read_parquet(run.folder / _SCORES)
+            margins["problem"] = margins.pop("problem_id").str.rpartition("-")[2].astype(int)
+            found["margins"].append(margins.assign(**names))
+        if (run.folder / _WEIGHTS).exists():
+            found["weights"].append(pd.read_csv(run.folder / _WEIGHTS).assign(**names))
+    tables = {name: _first(pd.concat(frames, ignore_index=True)) for name, frames in found.items() if frames}
+    settings = [
+        {
+            "arm": arm.name,
+            "about": arm.about,
+            "method": arm.method,
+            "against": arm.against or "",
+            "seeds": arm.seeds,
+            "changes": json.dumps({k: v for k, v in arm.changes.items() if k not in _KEEP_CHECKPOINTS}),
+        }
+        for arm in arms
+    ]
+    return tables | {"settings": pd.DataFrame(settings)}
+
+
+def _first(table: pd.DataFrame) -> pd.DataFrame:
+    names = ["arm", "seed"]
+    return table[[*names, *(column for column in table.columns if column not in names)]]
+
+
+def _correct(run: Run, policy: str) -> pd.DataFrame:
+    key = ["benchmark", "problem_id"]
+    counts = run.samples([policy]).groupby(key, sort=False)["correct"].agg(correct="sum", samples="size")
+    greedy = run.samples([policy], greedy=True).set_index(key)["correct"].astype(int).rename("greedy")
+    table = counts.join(greedy).reset_index()
+    table["problem"] = table.pop("problem_id").str.rpartition("-")[2].astype(int)
+    return table
+
+
+def _training(run: Run, arm: Arm, rollouts: pd.DataFrame) -> pd.DataFrame:
+    log = run.train(arm.method).rename(columns=_LOG)
+    log = log.reindex(columns=["step", *_LOG.values()]).assign(group_size=run.settings.num_generations)
+    lengths = rollouts.groupby(["step", "correct"])["tokens"].mean().unstack().reindex(columns=[1, 0])
+    lengths.columns = ["tokens_right", "tokens_wrong"]
+    return log.join(lengths, on="step")
+
+
+def _pressure(rollouts: pd.DataFrame) -> pd.DataFrame:
+    rollouts = rollouts[rollouts["tokens"] > 0]
+    bins = np.digitize(rollouts["tokens"], LENGTH_BINS[1:])
+    rows = []
+    for (correct, place), part in rollouts.groupby([rollouts["correct"], bins]):
+        bonus, advantage = part["bonus"].abs().sum(), part["advantage"].abs().sum()
+        row = {"correct": correct, "tokens": LENGTH_BINS[place], "length": part["tokens"].mean()}
+        row |= {"completions": len(part), "token_weight": part["token_weight"].mean()}
+        rows.append(row | {"bonus_share": bonus / (bonus + advantage) if bonus + advantage else np.nan})
+    return pd.DataFrame(rows)
+
+
+def keep(tables: dict[str, pd.DataFrame], folder: Path, results: Path) -> None:
+    """Write the tables of `collect`, small and rounded, with the provenance of the runs, into `results`."""
+    for name, table in tables.items():
+        if name in ("correct", "training", "margins"):
+            small = table.assign(**{c: table[c].astype("category") for c in ("arm", "benchmark") if c in table})
+            for column in small.select_dtypes("integer"):
+                small[column] = pd.to_numeric(small[column], downcast="integer")
+            for column in small.select_dtypes("float"):
+                small[column] = small[column].astype("float32")
+            write_whole(results / f"{name}.parquet", lambda part, t=small: t.to_parquet(part, compression="zstd"))
+        else:
+            write_whole(
+                results / f"{name}.csv", lambda part, t=table: t.to_csv(part, index=False, float_format="%.6g")
+            )
+    stages = [json.loads(path.read_text()) for path in sorted(folder.glob("*.seed*/*/stage.json"))]
+    provenances = [stage["provenance"] for stage in stages]
+    record = {
+        "profile": PROFILE,
+        "runs": len(stages),
+        "started": min(stage["started"] for stage in stages),
+        "ended": max(stage["ended"] for stage in stages),
+        "commits": sorted({str(p["commit"]) for p in provenances}),
+        "uncommitted_changes": any(p["uncommitted_changes"] for p in provenances),
+        "python": sorted({p["python"] for p in provenances}),
+        "device": sorted({p["device"] for p in provenances}),
+        "packages": provenances[0]["packages"],
+        "problems": sorted(
+            {
+                (r["set"], r["problems"], r["fingerprint"])
+                for r in map(_read_json, folder.glob("*.seed*/problems/*.json"))
+            }
+        ),
+    }
+    write_text(results / "provenance.json", json.dumps(record, indent=2) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def load(results: Path) -> dict[str, pd.DataFrame]:
+    """The tables that `keep` has written.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    paths = sorted([*results.glob("*.parquet"), *results.glob("*.csv")])
+    if not paths:
+        raise FileNotFoundError(
+            f"{results} holds no evidence: `make evidence` makes it, and a clone of the project has it."
+        )
+    return {path.stem: pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path) for path in paths}

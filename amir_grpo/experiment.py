@@ -277,7 +277,7 @@ class Run:
             path = self.folder / "scores" / f"{method}.parquet"
             if not path.exists():
                 shared = samples[samples["policy"] == "base"].copy()
-                shared["logprob"] = self._score(method, shared)
+                shared["logprob"] = self.score(self.folder / method, shared)
                 own = samples[samples["policy"] == method]
                 frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
                 frame.insert(0, "scorer", method)
@@ -286,13 +286,19 @@ class Run:
             frames.append(pd.read_parquet(path))
         return pd.concat(frames, ignore_index=True)
 
-    def _score(self, method: str, samples: pd.DataFrame) -> list[float]:
+    def score(self, adapter: Path, samples: pd.DataFrame) -> list[float]:
+        """Log-probability of each completion under an adapter on the run's base, at temperature 1, in nats.
+
+        Args:
+            adapter: Folder of a PEFT adapter, such as a checkpoint.
+            samples: Columns problem_id and completion_ids.
+        """
         from amir_grpo.policy import load_policy, load_tokenizer
         from amir_grpo.sampling import score, tokenize_prompts
 
         use_one_thread(self.settings)
         self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
-        policy = load_policy(self.base(), self.folder / method, self.settings.load_in_4bit)
+        policy = load_policy(self.base(), adapter, self.settings.load_in_4bit)
         tokenizer = load_tokenizer(self.base())
         prompts = {}
         for benchmark in self.settings.benchmarks:
