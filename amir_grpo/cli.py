@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any
 
 from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
@@ -17,6 +18,7 @@ _ABOUT = {
     "reproduce": "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
     "train": "Train one method into the run folder.",
     "evaluate": "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
+    "evidence": "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
     "figures": "Draw the figures of a run that has been evaluated, and its report.",
 }
 
@@ -46,10 +48,21 @@ class _EvaluateOptions(_RunOptions):
     )
 
 
+@dataclass
+class _EvidenceOptions:
+    arms: list[str] | None = field(
+        default=None, metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.evidence."}
+    )
+    folder: str | None = field(default=None, metadata={"help": "Holds the run folders. Default: runs/evidence."})
+    results: str | None = field(default=None, metadata={"help": "Gets the tables. Default: tables/ in the folder."})
+    workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one a core."})
+
+
 _OPTIONS: dict[str, type] = {
     "reproduce": _RunOptions,
     "train": _TrainOptions,
     "evaluate": _EvaluateOptions,
+    "evidence": _EvidenceOptions,
     "figures": _RunOptions,
 }
 
@@ -64,9 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     command = top.parse_known_args(arguments[:1])[0].command
     try:
         options, overrides = _parse(command, arguments[1:])
-        {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "figures": _figures}[command](
-            options, overrides
-        )
+        run = {
+            "reproduce": _reproduce,
+            "train": _train,
+            "evaluate": _evaluate,
+            "evidence": _evidence,
+            "figures": _figures,
+        }
+        run[command](options, overrides)
     except (ValueError, FileNotFoundError) as error:
         print(f"amir_grpo {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -192,6 +210,30 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
         shown = comparisons[["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high"]].round(1)
         print(shown.assign(p_holm=comparisons["p_holm"].round(3)).to_string(index=False))
     print(f"\nCompletions: {run.folder / 'samples'}")
+
+
+def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
+    from amir_grpo import claims, evidence
+    from amir_grpo.experiment import project_root
+
+    check_names("arm", options.arms or (), evidence.ARMS)
+    if options.workers < 0:
+        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
+    if options.arms:
+        wanted = evidence.with_what_they_are_compared_to([*options.arms, "amir_grpo"])
+    else:
+        wanted = list(evidence.ARMS.values())
+    folder = Path(options.folder or project_root() / "runs" / "evidence").expanduser().resolve()
+    results = Path(options.results).expanduser().resolve() if options.results else folder / "tables"
+    tables = evidence.reproduce(folder, wanted, overrides, options.workers)
+    evidence.keep(tables, folder, results)
+    if not options.arms:
+        print(claims.verdicts(tables).to_string(index=False))
+    others = [arm.name for arm in wanted if arm.against]
+    gains = claims.gain_table(tables, others, ks=(1,)).drop(columns=["about", "quantity"])
+    print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
+    print(gains.round(3).to_string(index=False))
+    print(f"\nTables: {results}")
 
 
 def _figures(options: _RunOptions, overrides: dict[str, Any]) -> None:

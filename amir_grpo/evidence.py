@@ -106,6 +106,17 @@ ARMS: dict[str, Arm] = {
 }
 
 
+def with_what_they_are_compared_to(names: Iterable[str]) -> list[Arm]:
+    """The named arms, and those that they are compared with, in the order of `ARMS`."""
+    wanted, waiting = set(), ["grpo", *names]
+    while waiting:
+        arm = ARMS[waiting.pop()]
+        wanted.add(arm.name)
+        if arm.against:
+            waiting.append(arm.against)
+    return [arm for arm in ARMS.values() if arm.name in wanted]
+
+
 def runs(arms: Iterable[Arm] = tuple(ARMS.values())) -> list[tuple[Arm, int]]:
     """Every run of the arms, as (arm, seed): the arms with the most seeds first, then seed by seed, so that a part of
     them already holds every comparison."""

@@ -1,5 +1,6 @@
 """One function a figure: tables in, matplotlib Figure out; nothing is shown, and no global state is left behind."""
 
+import io
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -47,7 +48,7 @@ STYLE = {
 }
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw from matplotlib's defaults and STYLE only, so that a reader's own settings change nothing."""
 
     @wraps(draw)
@@ -60,7 +61,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure that pyplot does not know: nothing to close, and no window."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -95,7 +96,17 @@ def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-@_styled
+def png(figure: Figure) -> bytes:
+    """A figure as PNG, for a notebook."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@styled
 def main_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Benchmark x k by model, each cell `GRPO → AMIR-GRPO (gain)` in percent, gains blue above 0 and orange below.
 
@@ -182,7 +193,7 @@ def _main_cell(axes, x: float, y: float, height: float, row, interval: bool) -> 
         axes.text(x, y + 0.29, text, ha="center", va="center", fontsize=6.5, color="#444444")
 
 
-@_styled
+@styled
 def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Of the problems that at least one of base, GRPO and AMIR-GRPO solves, the share for each solved-by pattern.
 
@@ -192,7 +203,7 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
     policies = ["base", "grpo", "amir_grpo"]
     table = table.reset_index(drop=True)
     solved = int(table.loc[table[policies].any(axis=1), "problems"].sum())
-    figure = _new_figure(5.4, 1.25 + 0.25 * len(table))
+    figure = new_figure(5.4, 1.25 + 0.25 * len(table))
     dots, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.9))
     for index, row in table.iterrows():
         marks = [bool(row[policy]) for policy in policies]
@@ -263,7 +274,7 @@ def _coverage_kind(row: pd.Series, policies: list[str]) -> str:
     return "amir" if row["amir_grpo"] else "not_amir"
 
 
-@_styled
+@styled
 def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, title: str = "") -> Figure:
     """Length-normalised log-probability margins of AMIR-GRPO and GRPO: violins, means marked and labelled, zero line.
 
@@ -278,7 +289,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
         readings = [None]
     methods = ["amir_grpo", "grpo"]
     methods += [method for method in margins["method"].unique() if method not in [*methods, "base"]]
-    figure = _new_figure(max(3.5, 3.1 * len(readings)), 3.2)
+    figure = new_figure(max(3.5, 3.1 * len(readings)), 3.2)
     panels = figure.subplots(1, len(readings), sharey=True, squeeze=False)[0]
     for panel, reading in zip(panels, readings, strict=True):
         part = margins if reading is None else margins[margins["reading"] == reading]
@@ -366,7 +377,7 @@ def _margin_mean(panel, x: float, mean: float, beside_bar: bool = False) -> None
     panel.annotate(text, place, va="center", ha="left", fontsize=7.5, fontweight="bold", zorder=6)
 
 
-@_styled
+@styled
 def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figure:
     """Reward over training steps, one colour a method.
 
@@ -376,7 +387,7 @@ def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figu
     noise of drawing prompts and completions within this one run; it says nothing about another seed, and in a block
     where the reward still rises it is a little too wide.
     """
-    figure = _new_figure(4.6, 2.9)
+    figure = new_figure(4.6, 2.9)
     axes = figure.subplots()
     sizes = set()
     for index, (method, run) in enumerate(logs.groupby("method", sort=False)):
@@ -432,7 +443,7 @@ def _block_means(steps: np.ndarray, values: np.ndarray, blocks: int) -> tuple[np
     return np.array(middle), np.array(mean), np.array(half), size
 
 
-@_styled
+@styled
 def share_figure(log: pd.DataFrame, title: str = "") -> Figure:
     """Share of the update that the preference term makes, at every training step, on a logarithmic axis.
 
@@ -440,7 +451,7 @@ def share_figure(log: pd.DataFrame, title: str = "") -> Figure:
     and a wrong completion) have no place on a logarithmic axis: they are counted in the figure. The dashed line is the
     median over all steps.
     """
-    figure = _new_figure(4.6, 2.6)
+    figure = new_figure(4.6, 2.6)
     axes = figure.subplots()
     share = log["preference/share"].to_numpy(dtype=float)
     step = log["step"].to_numpy(dtype=float)
@@ -478,7 +489,7 @@ def share_figure(log: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Reliability diagram: how often completions that state a confidence are right, one panel a policy.
 
@@ -486,7 +497,7 @@ def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
     intervals over problems, the area of a point stands for the number of completions.
     """
     names = list(dict.fromkeys(table["policy"]))
-    figure = _new_figure(0.7 + 2.1 * max(len(names), 1), 3.0)
+    figure = new_figure(0.7 + 2.1 * max(len(names), 1), 3.0)
     panels = figure.subplots(1, max(len(names), 1), squeeze=False, sharey=True)[0]
     for index, panel in enumerate(panels):
         panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")

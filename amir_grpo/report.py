@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jinja2
 import pandas as pd
 
-from amir_grpo import figures, tables
+from amir_grpo import claims, figures, tables
 from amir_grpo.files import write_text
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def write(run: Run) -> Path:
     page = _PAGE.render(
         title=f"AMIR-GRPO: {run.profile}",
         sentence=verdict(main),
+        verdicts=verdicts(run).to_dict("records"),
         main=main.to_dict("records"),
         signed=tables.signed,
         summary_columns=list(wide.columns),
@@ -141,6 +142,62 @@ def write(run: Run) -> Path:
         examples=_examples(samples),
     )
     return write_text(run.folder / "report.html", page)
+
+
+def verdicts(run: Run) -> pd.DataFrame:
+    """What this run, with its one training seed, says of the paper's claims: columns claim, test, result, verdict.
+
+    Computed from its tables by the rule of `amir_grpo.claims`; intervals are over problems, p-values Holm-corrected within
+    a claim. The claims over several seeds are in notebook 06.
+    """
+    main = pd.read_csv(run.folder / "tables" / "main.csv")
+    clear = main[main["p_holm"] < 0.05]
+    mean = main.loc[main["k"] == main["k"].min(), "gain"].mean()
+    sign = claims.verdict(*(clear["gain"].agg(["min", "max"]))) if len(clear) else claims.OPEN
+    rows = [
+        {
+            "claim": "AMIR-GRPO outperforms GRPO",
+            "test": f"gains in pass@k, {len(main)} cells",
+            "result": f"{(clear['gain'] > 0).sum()} clearly above 0, {(clear['gain'] < 0).sum()} below; mean gain at "
+            f"k = {main['k'].min()}: {tables.signed(mean)} points",
+            "verdict": sign,
+        }
+    ]
+    share = pd.read_csv(run.folder / "amir_grpo" / "log.csv").get("preference/share", pd.Series(dtype=float)).dropna()
+    if len(share):
+        rows.append(
+            {
+                "claim": "Richer supervision",
+                "test": "share of the update that the preference makes; at least 5 %",
+                "result": f"{100 * share.median():.2f} % (median of the steps)",
+                "verdict": claims.SUPPORTED if share.median() >= 0.05 else claims.REFUTED,
+            }
+        )
+    margins = pd.read_csv(run.folder / "tables" / "margins.csv")
+    shared = margins[margins["reading"] == "shared"]
+    if shared["method"].nunique() == 2:
+        gain = tables.shared_margin_gain(margins)
+        decided = claims.verdict(gain["gain_low"], gain["gain_high"])
+        rows.append(
+            {
+                "claim": "Sharper decision boundary",
+                "test": f"margin on shared completions, AMIR-GRPO − GRPO, {gain['problems']} problems",
+                "result": f"{gain['gain']:+.4f} nats a token [{gain['gain_low']:+.4f}, {gain['gain_high']:+.4f}], "
+                f"p = {gain['p_value']:.2g}",
+                "verdict": decided if gain["p_value"] < 0.05 else claims.OPEN,
+            }
+        )
+    test = tables.coverage_test(pd.read_csv(run.folder / "tables" / "coverage.csv"))
+    more = test["only_amir_grpo"] - test["only_grpo"]
+    rows.append(
+        {
+            "claim": "Broader coverage",
+            "test": "problems solved by AMIR-GRPO and not GRPO, against the other way round (McNemar)",
+            "result": f"{test['only_amir_grpo']} against {test['only_grpo']}, p = {test['p_value']:.2g}",
+            "verdict": claims.verdict(more, more) if test["p_value"] < 0.05 else claims.OPEN,
+        }
+    )
+    return pd.DataFrame(rows)
 
 
 def _problem_sets(run: Run) -> list[dict[str, str]]:
@@ -183,22 +240,33 @@ _PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).fr
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h2 { margin-top: 2.5rem; } figure { margin: 1.5rem 0; } img { max-width: min(100%, 42rem); } figcaption { color: #555; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } .settings td { text-align: left; white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
+.settings td, .words td, .words th { text-align: left; white-space: normal; }
+th button { font: inherit; font-weight: bold; background: none; border: 0; padding: 0; cursor: pointer; color: inherit; }
+th button::after { content: " \\2195"; color: #999; }
+th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
+th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
 .gain { color: #0a4f8f; } .loss { color: #c75000; }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p>{{ sentence }}</p>
+<h2>Verdicts</h2>
+<div class="wide"><table class="words">
+<thead><tr><th>claim</th><th>test</th><th>result</th><th>verdict</th></tr></thead><tbody>
+{% for r in verdicts %}<tr><td>{{ r.claim }}</td><td>{{ r.test }}</td><td>{{ r.result }}</td><td>{{ r.verdict }}</td></tr>
+{% endfor %}</tbody></table></div>
+<p>One training seed: intervals and p-values are over problems. The claims over several seeds are in notebook 06.</p>
 <h2>Main table</h2>
 <div class="wide"><table><thead><tr><th>benchmark</th><th>k</th><th>base</th><th>GRPO</th><th>AMIR-GRPO</th><th>gain</th>
 <th>95 % interval</th><th>p</th><th>p (Holm)</th><th>problems</th></tr></thead><tbody>
 {% for r in main %}<tr><td>{{ r.benchmark }}</td><td>{{ r.k }}</td><td>{{ '%.1f' % r.base }}</td>
 <td>{{ '%.1f' % r.grpo }}</td><td>{{ '%.1f' % r.amir_grpo }}</td>
-<td class="{{ 'gain' if r.gain > 0 else 'loss' if r.gain < 0 }}">{{ signed(r.gain) }}</td>
+<td class="{{ 'gain' if r.gain >= 0.05 else 'loss' if r.gain <= -0.05 }}">{{ signed(r.gain) }}</td>
 <td>{{ signed(r.gain_low) }} to {{ signed(r.gain_high) }}</td><td>{{ '%.3f' % r.p_value }}</td>
 <td>{{ '%.3f' % r.p_holm }}</td><td>{{ r.problems }}</td></tr>
 {% endfor %}</tbody></table></div>
@@ -219,7 +287,7 @@ greedy: one completion a problem at temperature 0. truncated: ended for length. 
 <th>gain</th><th>95 % interval</th><th>p</th><th>p (Holm)</th></tr></thead><tbody>
 {% for r in comparisons %}<tr><td>{{ r.benchmark }}</td><td>{{ r.quantity }}</td><td>{{ r.new }}</td><td>{{ r.old }}</td>
 <td>{{ '%.1f' % r.new_percent }}</td><td>{{ '%.1f' % r.old_percent }}</td>
-<td class="{{ 'gain' if r.gain > 0 else 'loss' if r.gain < 0 }}">{{ signed(r.gain) }}</td>
+<td class="{{ 'gain' if r.gain >= 0.05 else 'loss' if r.gain <= -0.05 }}">{{ signed(r.gain) }}</td>
 <td>{{ signed(r.gain_low) }} to {{ signed(r.gain_high) }}</td><td>{{ '%.3f' % r.p_value }}</td>
 <td>{{ '%.3f' % r.p_holm }}</td></tr>
 {% endfor %}</tbody></table></div>
@@ -237,5 +305,24 @@ fingerprint {{ p.fingerprint }}</td></tr>
 <h2>Provenance</h2>
 <table class="settings">{% for name, value in provenance.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
 {% endfor %}</table>
+<script>
+// a click on a column's head sorts its table: numbers by the first one in the cell, words by the alphabet
+const key = (row, i) => row.cells[i].textContent.trim().replace("\u2212", "-");
+document.querySelectorAll("thead th").forEach(th => {
+  const button = document.createElement("button");
+  button.type = "button"; button.textContent = th.textContent; th.replaceChildren(button);
+  button.addEventListener("click", () => {
+    const table = th.closest("table"), body = table.tBodies[0], i = th.cellIndex;
+    const down = th.getAttribute("aria-sort") === "ascending";
+    table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+    th.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const rows = [...body.rows].sort((a, b) => {
+      const x = key(a, i), y = key(b, i), m = parseFloat(x), n = parseFloat(y);
+      return isNaN(m) || isNaN(n) ? x.localeCompare(y) : m - n;
+    });
+    body.append(...(down ? rows.reverse() : rows));
+  });
+});
+</script>
 </body></html>
 """)

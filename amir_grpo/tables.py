@@ -40,6 +40,12 @@ def published(name: str, folder: Path | str = PUBLISHED_FOLDER) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def published_sizes(folder: Path | str = PUBLISHED_FOLDER) -> dict[str, int]:
+    """Number of problems of each published benchmark, by the names of the published table."""
+    sizes = pd.read_csv(Path(folder) / "sizes.csv")
+    return dict(zip(sizes["benchmark"], sizes["problems"], strict=True))
+
+
 def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
     """Per policy, benchmark and problem: columns policy, benchmark, problem_id, correct and samples (both counts).
 

@@ -211,6 +211,8 @@ def test_seeds_gain_is_the_t_test_over_seeds_where_only_the_seeds_differ():
     expected = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
     gain = metrics.seeds_gain(run, np.zeros_like(run))
     assert (gain.estimate, gain.low, gain.high) == pytest.approx((0.2, expected.low, expected.high))
+    assert gain.p_value == pytest.approx(stats.ttest_1samp(by_seed, 0).pvalue)
+    assert metrics.seeds_gain(run, run).p_value == 1.0
     with pytest.raises(ValueError, match="paired_gain"):
         metrics.seeds_gain(run[:1], run[:1])
 
@@ -234,8 +236,25 @@ def test_seeds_bootstrap_has_the_pigeonhole_variance_and_is_fast():
 def test_probability_of_improvement_by_hand():
     new, old = np.array([[1.0, 0.5], [0.5, 0.5]]), np.array([[0.5, 0.5], [0.0, 1.0]])
     # problem 1: wins 1, 1, tie, win -> 3.5 of 4; problem 2: tie, loss, tie, loss -> 1 of 4
-    assert metrics.probability_of_improvement(new, old) == pytest.approx((3.5 / 4 + 1 / 4) / 2)
-    assert metrics.probability_of_improvement(new, new) == 0.5
+    assert metrics.probability_of_improvement(new, old).estimate == pytest.approx((3.5 / 4 + 1 / 4) / 2)
+    assert metrics.probability_of_improvement(new, new).estimate == 0.5
+    assert np.isnan(metrics.probability_of_improvement(new[:1, :1], old[:1, :1]).low)
+
+
+def test_probability_of_improvement_covers_the_truth():
+    """Policies with a success rate of their own on each problem; the truth by enumeration of what two runs may do."""
+    generator = np.random.default_rng(1)
+    covered = []
+    for _ in range(200):
+        old_rates = generator.beta(2, 2, 60)
+        new_rates = np.clip(old_rates + 0.15, 0, 1)
+        runs = [generator.binomial(1, rates, (5, 60)) for rates in (new_rates, old_rates)]
+        interval = metrics.probability_of_improvement(*runs, resamples=500)
+        # of the problems' distribution: E[P(new > old) + P(tie) / 2] = 1/2 + E[new - old] / 2
+        big = generator.beta(2, 2, 200_000)
+        truth = 0.5 + (np.clip(big + 0.15, 0, 1) - big).mean() / 2
+        covered.append(interval.low <= truth <= interval.high)
+    assert 0.9 <= np.mean(covered) <= 1.0
 
 
 def test_calibration_error_by_hand_and_its_interval():

@@ -119,6 +119,37 @@ def test_with_small_beta_the_weights_are_wins_minus_losses():
     torch.testing.assert_close(weights, 1e-4 / 2 / pairs.chosen.numel() * wins, rtol=1e-3, atol=0)
 
 
+@given(batches(), st.floats(0.05, 3.0), st.integers(0, 10_000))
+def test_the_linear_pair_loss_has_plain_wins_minus_losses_for_weights(batch, beta, seed):
+    rewards, group_size = batch
+    generator = torch.Generator().manual_seed(seed)
+    logps = torch.randn(len(rewards), generator=generator, dtype=torch.float64, requires_grad=True)
+    pairs = mine_pairs(rewards, group_size)
+    wins = [0] * len(rewards)
+    for i, j in zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True):
+        wins[i] += 1
+        wins[j] -= 1
+    expected = beta / 2 / max(len(pairs.chosen), 1) * torch.tensor(wins, dtype=torch.float64)
+    weights = preference_weights(logps, pairs, beta, pair_loss="linear")
+    torch.testing.assert_close(weights, expected, rtol=1e-9, atol=1e-12)
+    (gradient,) = torch.autograd.grad(preference_loss(logps, pairs, beta, pair_loss="linear"), logps)
+    torch.testing.assert_close(-gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_linear_pair_loss_is_the_tangent_at_equal_log_probabilities():
+    pairs = Pairs(torch.tensor([0]), torch.tensor([1]))
+    for margin in (-1e-3, 0.0, 1e-3):
+        logps = torch.tensor([margin, 0.0], dtype=torch.float64)
+        losses = [preference_loss(logps, pairs, 1.0, pair_loss=kind).item() for kind in ("linear", "logistic")]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_an_unknown_pair_loss_is_refused():
+    pairs = mine_pairs(torch.tensor([1.0, 0.0]), group_size=2)
+    with pytest.raises(ValueError, match="'hinge': choose one of logistic, linear"):
+        preference_weights(torch.zeros(2), pairs, 0.2, pair_loss="hinge")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
