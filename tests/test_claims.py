@@ -169,7 +169,7 @@ def test_verdicts_say_what_was_put_into_the_evidence(evidence):
     assert found["1. Richer supervision"] == [claims.SUPPORTED, claims.REFUTED]
     assert found["2. Sharper decision boundary"] == [claims.SUPPORTED] * 2
     assert found["3. Less length bias"] == [claims.SUPPORTED] * 2
-    assert found["4. Broader coverage"][:2] == [claims.SUPPORTED] * 2  # at k = 8 both solve nearly all
+    assert found["4. Broader coverage"][0] == claims.SUPPORTED  # at greater k both solve nearly all
     assert set(found["5. Gains for every variant"]) == {claims.OPEN}
     assert table["result"].str.len().min() > 5
 
@@ -183,7 +183,7 @@ def test_a_claim_that_fails_is_not_supported(evidence):
     found = claims.verdicts(turned).groupby("claim")["verdict"].agg(list)
     assert found["2. Sharper decision boundary"] == [claims.REFUTED] * 2
     assert found["3. Less length bias"][0] == claims.REFUTED
-    assert found["4. Broader coverage"][:2] == [claims.REFUTED] * 2
+    assert found["4. Broader coverage"][0] == claims.REFUTED
 
 
 def test_plain_sentences(evidence):
