@@ -22,7 +22,8 @@ Evidence = Mapping[str, pd.DataFrame]
 GROUPS = {"trained lengths": ("chain3", "chain4", "chain5"), "longer chains": ("chain6",)}
 SUPPORTED, REFUTED, OPEN = "supported", "not supported", "not distinguishable"
 GAIN_COLUMNS = (
-    "arm about against benchmarks quantity estimate against_estimate gain low high p_value p_holm seeds problems"
+    "arm about against against_about benchmarks quantity estimate against_estimate gain low high p_value p_holm "
+    "seeds problems"
 ).split()
 
 
@@ -64,7 +65,8 @@ def gain_table(
             for k in ks:
                 new, old = paired(solved(correct, arm, benchmarks, k), solved(correct, other, benchmarks, k))
                 gain = metrics.seeds_gain(new, old)
-                row = {"arm": arm, "about": settings.loc[arm, "about"], "against": other, "benchmarks": group}
+                row = {"arm": arm, "about": settings.loc[arm, "about"], "against": other}
+                row |= {"against_about": settings.loc[other, "about"], "benchmarks": group}
                 row |= {"quantity": f"pass@{k}" if k else "greedy"}
                 row |= {"estimate": 100 * new.mean(), "against_estimate": 100 * old.mean()}
                 row |= {"gain": 100 * gain.estimate, "low": 100 * gain.low, "high": 100 * gain.high}
@@ -130,20 +132,22 @@ def boundary_table(evidence: Evidence) -> pd.DataFrame:
 
     One row for each quantity, arm and step: columns quantity (margin in nats a token, accuracy in percent), arm, step,
     mean, gain, low, high, p_value (against GRPO at the same step), seeds, problems. Problems are those with right and
-    wrong completions of the base policy in every seed.
+    wrong completions of the base policy in every seed, the same for every arm; `mean` is over the seeds that all arms have.
     """
     margins = evidence["margins"]
     rows = []
     for quantity, scale in (("margin", 1.0), ("accuracy", 100.0)):
         wide = margins.pivot(index=["arm", "step", "seed"], columns=["benchmark", "problem"], values=quantity) * scale
+        wide = wide.loc[:, wide.notna().all()]
+        seeds = margins.groupby("seed")["arm"].nunique()
+        common = list(seeds.index[seeds == margins["arm"].nunique()])
         for arm in margins["arm"].unique():
             for step in sorted(margins["step"].unique()):
                 new, old = wide.loc[(arm, step)], wide.loc[("grpo", step)]
-                new, old = (part.loc[new.index.intersection(old.index)] for part in (new, old))
-                there = new.notna().all() & old.notna().all()
-                new, old = new.loc[:, there].to_numpy(float), old.loc[:, there].to_numpy(float)
+                old = old.loc[new.index]
                 gain = metrics.seeds_gain(new, old)
-                row = {"quantity": quantity, "arm": arm, "step": int(step), "mean": new.mean(), "gain": gain.estimate}
+                row = {"quantity": quantity, "arm": arm, "step": int(step), "mean": new.loc[common].to_numpy().mean()}
+                row |= {"gain": gain.estimate}
                 row |= {"low": gain.low, "high": gain.high, "p_value": gain.p_value}
                 rows.append(row | {"seeds": new.shape[0], "problems": new.shape[1]})
     return pd.DataFrame(rows)

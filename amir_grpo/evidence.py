@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -80,8 +80,8 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in [
         Arm("grpo", "grpo", "GRPO", None, 5, _KEEP_CHECKPOINTS),
-        Arm("amir_grpo", "amir_grpo", "AMIR-GRPO, published λ and β", "grpo", 5, _KEEP_CHECKPOINTS),
-        Arm("linear", "amir_grpo", "wins − losses, published λ and β", "amir_grpo", 5, {"pair_loss": "linear"}),
+        Arm("amir_grpo", "amir_grpo", "AMIR-GRPO", "grpo", 5, _KEEP_CHECKPOINTS),
+        Arm("linear", "amir_grpo", "wins − losses", "amir_grpo", 5, {"pair_loss": "linear"}),
         Arm("share-0.3", "amir_grpo", "share 0.3", changes=_SHARE | _KEEP_CHECKPOINTS),
         Arm("share-0.3-linear", "amir_grpo", "share 0.3, wins − losses", changes=_SHARE | {"pair_loss": "linear"}),
         *_variant("grpo", "GRPO", {}),
@@ -142,7 +142,7 @@ def reproduce(
     Args:
         folder, overrides: As in `open_arm`.
         arms: Among them "grpo", whose runs hold the base policy's completions.
-        workers: Processes; 0 is one a core.
+        workers: Processes; 0 is one a core, 1 this one.
 
     Returns:
         The tables of `collect`.
@@ -258,9 +258,21 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
 
 
+class _Here(Executor):
+    """Runs each job at once, in this process."""
+
+    def submit(self, do, /, *arguments, **keywords):
+        done: Future = Future()
+        done.set_result(do(*arguments, **keywords))
+        return done
+
+
 @contextmanager
-def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes without progress bars: the bar of the whole is this one's."""
+def _workers(number: int) -> Iterator[Executor]:
+    """Processes without progress bars, since the bar of the whole is this one's; one worker is this process itself."""
+    if number == 1:
+        yield _Here()
+        return
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
     try:
@@ -277,8 +289,10 @@ def _each(what: str, do: Callable[..., None], jobs: list[tuple], workers: int) -
     if not jobs:
         return
     with _workers(workers) as pool, tqdm(total=len(jobs), desc=what, unit="run", smoothing=0) as progress:
-        waiting = {pool.submit(do, *job): job for job in jobs}
+        waiting = {}
         try:
+            for job in jobs:
+                waiting[pool.submit(do, *job)] = job
             for done in as_completed(waiting):
                 done.result()
                 _, arm, seed, _ = waiting[done]
@@ -335,7 +349,7 @@ def collect(
         found["pressure"].append(_pressure(rollouts).assign(**names))
         if (run.folder / _SCORES).exists():
             margins = pd.read_parquet(run.folder / _SCORES)
-            margins["problem"] = margins.pop("problem_id").str.rpartition("-")[2].astype(int)
+            margins["problem"] = _number(margins.pop("problem_id"))
             found["margins"].append(margins.assign(**names))
         if (run.folder / _WEIGHTS).exists():
             found["weights"].append(pd.read_csv(run.folder / _WEIGHTS).assign(**names))
@@ -364,8 +378,13 @@ def _correct(run: Run, policy: str) -> pd.DataFrame:
     counts = run.samples([policy]).groupby(key, sort=False)["correct"].agg(correct="sum", samples="size")
     greedy = run.samples([policy], greedy=True).set_index(key)["correct"].astype(int).rename("greedy")
     table = counts.join(greedy).reset_index()
-    table["problem"] = table.pop("problem_id").str.rpartition("-")[2].astype(int)
+    table["problem"] = _number(table.pop("problem_id"))
     return table
+
+
+def _number(problem_ids: pd.Series) -> pd.Series:
+    """The number of a problem within its benchmark, the last part of its id."""
+    return problem_ids.map(lambda problem: problem.rpartition("-")[2]).astype(int)
 
 
 def _training(run: Run, arm: Arm, rollouts: pd.DataFrame) -> pd.DataFrame:

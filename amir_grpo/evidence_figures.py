@@ -114,7 +114,7 @@ def supervision_figure(training: pd.DataFrame, arms: list[str], title: str = "")
     size = int(training["group_size"].iloc[0])
     left.axhline(size, color="#777777", linewidth=0.8, linestyle=":")
     left.annotate(
-        f"{size} rewards a group", (1, size), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7
+        f"{size} rewards a group", (0.02, size - 0.15), xycoords=("axes fraction", "data"), va="top", fontsize=7
     )
     left.set(xlabel="training step", ylabel="pairs a group", ylim=(0, None))
     right.set(xlabel="training step", ylabel="share of the update (%)", yscale="log")
@@ -182,7 +182,7 @@ def length_figure(pressure: pd.DataFrame, training: pd.DataFrame, title: str = "
                 marker=marker, markevery=10, markersize=4, label=f"{LABELS[arm]}, {kind}",
             )  # fmt: skip
     right.set(xlabel="training step", ylabel="tokens a completion")
-    right.legend(loc="best", fontsize=7)
+    right.legend(loc="center right", bbox_to_anchor=(1, 0.42), ncols=2, fontsize=6.5, columnspacing=1)
     _note(right, "mean of 5 steps and all seeds")
     _title(figure, title)
     return figure
@@ -207,7 +207,7 @@ def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
     `coverage`: as of `claims.coverage_table`.
     """
     ks = list(coverage["k"].unique())
-    figure = new_figure(1.6 + 1.7 * len(ks), 2.6)
+    figure = new_figure(1.6 + 1.7 * len(ks), 2.8)
     panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
     names = list(_PATTERN_NAMES.values())
     for panel, k in zip(panels, ks, strict=True):
@@ -222,6 +222,11 @@ def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(4))
     panels[0].set_yticks(range(8), names)
     panels[0].invert_yaxis()
+    figure.supxlabel(
+        "Expected over the choice of k of the samples. Bars: 95 % intervals for new seeds and problems.",
+        fontsize=6.5,
+        color="#444444",
+    )
     _title(figure, title)
     return figure
 
@@ -235,7 +240,7 @@ def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
     arms = table.drop_duplicates("arm")
     shown = table[["benchmarks", "quantity"]].drop_duplicates().itertuples(index=False, name=None)
     shown = list(shown)
-    figure = new_figure(2.2 + 1.5 * len(shown), 0.9 + 0.24 * len(arms))
+    figure = new_figure(2.6 + 1.5 * len(shown), 1.25 + 0.24 * len(arms))
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (group, quantity) in zip(panels, shown, strict=True):
         part = table[(table["benchmarks"] == group) & (table["quantity"] == quantity)].reset_index(drop=True)
@@ -245,12 +250,18 @@ def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
             panel.hlines(row.Index, row.low, row.high, color=colour, linewidth=1.2)
             face = colour if row.p_holm < 0.05 else "white"
             panel.plot(row.gain, row.Index, "o", markersize=4, color=colour, markerfacecolor=face)
-        panel.set_title(f"{quantity}, {group}", fontsize=7.5)
+        panel.set_title(f"{quantity}\n{group}", fontsize=7.5)
         panel.set_xlabel("gain (points)")
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="x")
-    panels[0].set_yticks(range(len(arms)), [f"{row.about} ({row.seeds} seeds)" for row in arms.itertuples()])
+    labels = [f"{row.about} vs {row.against_about} ({row.seeds} seeds)" for row in arms.itertuples()]
+    panels[0].set_yticks(range(len(arms)), labels)
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    figure.supxlabel(
+        "Bars: 95 % intervals for new training seeds and problems, n = 8 samples a problem. Filled: p < 0.05 (Holm).",
+        fontsize=6.5,
+        color="#444444",
+    )
     _title(figure, title)
     return figure
 

@@ -263,4 +263,4 @@ def test_figures_of_the_evidence_are_drawn(evidence):
             assert box.x1 <= width + 1
             assert box.y1 <= height + 1
     labels = [label.get_text() for label in drawn[4].axes[0].get_yticklabels()]
-    assert labels == [f"{arm} (4 seeds)" for arm in claims.ablation_arms(evidence)]
+    assert labels == [f"{arm} vs {ARMS[arm][0]} (4 seeds)" for arm in claims.ablation_arms(evidence)]
