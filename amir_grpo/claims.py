@@ -8,6 +8,7 @@ above 0 lies above 0, "not supported" where it lies below, "not distinguishable"
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -47,6 +48,13 @@ def paired(new: pd.DataFrame, old: pd.DataFrame) -> tuple[np.ndarray, np.ndarray
     return new.loc[seeds, columns].to_numpy(float), old.loc[seeds, columns].to_numpy(float)
 
 
+def arm_table(evidence: Evidence) -> pd.DataFrame:
+    """The arms as people read them: columns arm, about, against, seeds, and the settings that each arm changes."""
+    settings = evidence["settings"]
+    changes = [", ".join(f"{k} = {v}" for k, v in json.loads(text).items()) for text in settings["changes"]]
+    return settings[["arm", "about", "against", "seeds"]].fillna({"against": ""}).assign(changes=changes)
+
+
 def gain_table(
     evidence: Evidence, arms: Sequence[str], ks: Sequence[int] = (1, 4), against: str | None = None
 ) -> pd.DataFrame:
@@ -74,6 +82,22 @@ def gain_table(
     table = pd.DataFrame(rows, columns=GAIN_COLUMNS)
     table["p_holm"] = metrics.holm(table["p_value"])
     return table
+
+
+def readable_gains(gains: pd.DataFrame) -> pd.DataFrame:
+    """A gain table as people read it: comparison, benchmarks, quantity, percent, gain with its interval, p (Holm), seeds."""
+    cells = [f"{r.gain:+.2f} [{r.low:+.2f}, {r.high:+.2f}]".replace("-", "−") for r in gains.itertuples()]
+    return pd.DataFrame(
+        {
+            "comparison": gains["about"] + " vs " + gains["against_about"],
+            "benchmarks": gains["benchmarks"],
+            "quantity": gains["quantity"],
+            "percent": gains["estimate"],
+            "gain (points)": cells,
+            "p (Holm)": gains["p_holm"],
+            "seeds": gains["seeds"],
+        }
+    )
 
 
 def main_table(evidence: Evidence, ks: Sequence[int] = (1, 2, 4)) -> pd.DataFrame:
@@ -131,25 +155,22 @@ def boundary_table(evidence: Evidence) -> pd.DataFrame:
     """Margin and pair accuracy on the base policy's completions over training, and how far each arm is from GRPO.
 
     One row for each quantity, arm and step: columns quantity (margin in nats a token, accuracy in percent), arm, step,
-    mean, gain, low, high, p_value (against GRPO at the same step), seeds, problems. Problems are those with right and
-    wrong completions of the base policy in every seed, the same for every arm; `mean` is over the seeds that all arms have.
+    mean, grpo_mean (of the same seeds), gain, low, high, p_value (against GRPO at the same step), seeds, problems. Problems
+    are those with right and wrong completions of the base policy in every seed, the same for every arm.
     """
     margins = evidence["margins"]
     rows = []
     for quantity, scale in (("margin", 1.0), ("accuracy", 100.0)):
         wide = margins.pivot(index=["arm", "step", "seed"], columns=["benchmark", "problem"], values=quantity) * scale
         wide = wide.loc[:, wide.notna().all()]
-        seeds = margins.groupby("seed")["arm"].nunique()
-        common = list(seeds.index[seeds == margins["arm"].nunique()])
         for arm in margins["arm"].unique():
             for step in sorted(margins["step"].unique()):
-                new, old = wide.loc[(arm, step)], wide.loc[("grpo", step)]
-                old = old.loc[new.index]
+                new, old = paired(wide.loc[(arm, step)], wide.loc[("grpo", step)])
                 gain = metrics.seeds_gain(new, old)
-                row = {"quantity": quantity, "arm": arm, "step": int(step), "mean": new.loc[common].to_numpy().mean()}
-                row |= {"gain": gain.estimate}
-                row |= {"low": gain.low, "high": gain.high, "p_value": gain.p_value}
-                rows.append(row | {"seeds": new.shape[0], "problems": new.shape[1]})
+                row = {"quantity": quantity, "arm": arm, "step": int(step)}
+                row |= {"mean": new.mean(), "grpo_mean": old.mean(), "gain": gain.estimate, "low": gain.low}
+                row |= {"high": gain.high, "p_value": gain.p_value, "seeds": new.shape[0], "problems": new.shape[1]}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -82,8 +82,8 @@ ARMS: dict[str, Arm] = {
         Arm("grpo", "grpo", "GRPO", None, 5, _KEEP_CHECKPOINTS),
         Arm("amir_grpo", "amir_grpo", "AMIR-GRPO", "grpo", 5, _KEEP_CHECKPOINTS),
         Arm("linear", "amir_grpo", "wins − losses", "amir_grpo", 5, {"pair_loss": "linear"}),
-        Arm("share-0.3", "amir_grpo", "share 0.3", changes=_SHARE | _KEEP_CHECKPOINTS),
-        Arm("share-0.3-linear", "amir_grpo", "share 0.3, wins − losses", changes=_SHARE | {"pair_loss": "linear"}),
+        Arm("share-0.3", "amir_grpo", "share 0.3", "grpo", 5, _SHARE | _KEEP_CHECKPOINTS),
+        Arm("share-0.3-linear", "amir_grpo", "share 0.3, wins − losses", "grpo", 5, _SHARE | {"pair_loss": "linear"}),
         *_variant("grpo", "GRPO", {}),
         *_variant("dr_grpo", "Dr. GRPO", {"loss_type": "dr_grpo", "scale_rewards": "none"}),
         *_variant(

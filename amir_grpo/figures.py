@@ -102,7 +102,7 @@ def png(figure: Figure) -> bytes:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
 
 
