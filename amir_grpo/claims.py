@@ -19,8 +19,6 @@ from amir_grpo import metrics
 
 Evidence = Mapping[str, pd.DataFrame]
 
-# Benchmarks are read in two groups: chains of the lengths that training had, and longer ones.
-GROUPS = {"trained lengths": ("chain3", "chain4", "chain5"), "longer chains": ("chain6",)}
 SUPPORTED, REFUTED, OPEN = "supported", "not supported", "not distinguishable"
 GAIN_COLUMNS = (
     "arm about against against_about benchmarks quantity estimate against_estimate gain low high p_value p_holm "
@@ -31,6 +29,12 @@ GAIN_COLUMNS = (
 def verdict(low: float, high: float) -> str:
     """What an interval says of a claim that the quantity is above 0."""
     return SUPPORTED if low > 0 else REFUTED if high < 0 else OPEN
+
+
+def groups(evidence: Evidence) -> dict[str, list[str]]:
+    """Benchmarks by group: problems of the lengths that training had, and longer ones."""
+    table = evidence["benchmarks"]
+    return {group: list(part["benchmark"]) for group, part in table.groupby("group", sort=False)}
 
 
 def solved(correct: pd.DataFrame, arm: str, benchmarks: Sequence[str], k: int) -> pd.DataFrame:
@@ -69,7 +73,7 @@ def gain_table(
     rows = []
     for arm in arms:
         other = against or settings.loc[arm, "against"]
-        for group, benchmarks in GROUPS.items():
+        for group, benchmarks in groups(evidence).items():
             for k in ks:
                 new, old = paired(solved(correct, arm, benchmarks, k), solved(correct, other, benchmarks, k))
                 gain = metrics.seeds_gain(new, old)
@@ -114,7 +118,7 @@ def main_table(evidence: Evidence, ks: Sequence[int] = (1, 2, 4)) -> pd.DataFram
             by_arm = {arm: solved(correct, arm, [benchmark], k) for arm in ("base", "grpo", "amir_grpo")}
             new, old = paired(by_arm["amir_grpo"], by_arm["grpo"])
             gain, improvement = metrics.seeds_gain(new, old), metrics.probability_of_improvement(new, old)
-            row = {"benchmark": benchmark, "k": k, "model": "sandbox"}
+            row = {"benchmark": benchmark, "k": k, "model": evidence["benchmarks"]["model"].iloc[0]}
             row |= {arm: 100 * float(values.to_numpy().mean()) for arm, values in by_arm.items()}
             row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
             row |= {"p_value": gain.p_value, "p_holm": np.nan, "improvement": 100 * improvement.estimate}
@@ -316,7 +320,7 @@ def ablation_arms(evidence: Evidence) -> list[str]:
 
 def told_apart(evidence: Evidence) -> list[str]:
     """In plain words: can AMIR-GRPO be told from GRPO, and from plain wins − losses, at the published settings and where the
-    preference is 30 % of the update? One sentence each, by pass@1 on the trained lengths and on longer chains."""
+    preference is 30 % of the update? One sentence each, by pass@1 on the trained lengths and on longer problems."""
     names = {
         "grpo": "GRPO",
         "amir_grpo": "AMIR-GRPO at the published λ and β",

@@ -50,10 +50,13 @@ class _EvaluateOptions(_RunOptions):
 
 @dataclass
 class _EvidenceOptions:
+    profile: str = field(default="sandbox", metadata={"help": "sandbox, or sandbox-large (for a GPU)."})
     arms: list[str] | None = field(
         default=None, metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.evidence."}
     )
-    folder: str | None = field(default=None, metadata={"help": "Holds the run folders. Default: runs/evidence."})
+    folder: str | None = field(
+        default=None, metadata={"help": "Holds the run folders. Default: runs/evidence or runs/evidence-large."}
+    )
     results: str | None = field(default=None, metadata={"help": "Gets the tables. Default: tables/ in the folder."})
     workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one a core."})
 
@@ -217,16 +220,18 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.experiment import project_root
 
     check_names("arm", options.arms or (), evidence.ARMS)
+    check_names("sandbox profile", [options.profile], ["sandbox", "sandbox-large"])
     if options.workers < 0:
         raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
     if options.arms:
         wanted = evidence.with_what_they_are_compared_to([*options.arms, "amir_grpo"])
     else:
         wanted = list(evidence.ARMS.values())
-    folder = Path(options.folder or project_root() / "runs" / "evidence").expanduser().resolve()
+    name = options.profile.replace("sandbox", "evidence")
+    folder = Path(options.folder or project_root() / "runs" / name).expanduser().resolve()
     results = Path(options.results).expanduser().resolve() if options.results else folder / "tables"
-    tables = evidence.reproduce(folder, wanted, overrides, options.workers)
-    evidence.keep(tables, folder, results)
+    tables = evidence.reproduce(folder, wanted, overrides, options.workers, options.profile)
+    evidence.keep(tables, folder, results, options.profile)
     if not options.arms:
         print(claims.verdicts(tables).to_string(index=False))
     others = [arm.name for arm in wanted if arm.against]

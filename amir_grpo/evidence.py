@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from amir_grpo.experiment import Run, open_run, use_one_thread
 from amir_grpo.files import write_text, write_whole
+from amir_grpo.sandbox import SANDBOXES
 
 PROFILE = "sandbox"
+TRAINED, LONGER = "trained lengths", "longer problems"
 
 # Two optimizer steps a rollout, so that importance ratios leave 1: with one, every clipping rule and GSPO are GRPO.
 _TWO_STEPS = {
@@ -124,23 +126,30 @@ def runs(arms: Iterable[Arm] = tuple(ARMS.values())) -> list[tuple[Arm, int]]:
     return sorted(pairs, key=lambda pair: 0 if pair[0].seeds > 3 else 1 + pair[1])
 
 
-def open_arm(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any] | None = None) -> Run:
+def open_arm(
+    folder: Path, arm: Arm, seed: int, overrides: dict[str, Any] | None = None, profile: str = PROFILE
+) -> Run:
     """The run folder of one arm and seed.
 
     Args:
         folder: Holds the run folders of all arms, and the base policy that they share.
         overrides: Changes to all arms, such as fewer steps for a test.
+        profile: What the arms change; arms that set a batch size suit "sandbox" alone.
     """
-    return open_run(PROFILE, folder / f"{arm.name}.seed{seed}", arm.changes | {"seed": seed} | (overrides or {}))
+    return open_run(profile, folder / f"{arm.name}.seed{seed}", arm.changes | {"seed": seed} | (overrides or {}))
 
 
 def reproduce(
-    folder: Path, arms: Iterable[Arm] = tuple(ARMS.values()), overrides: dict[str, Any] | None = None, workers: int = 0
+    folder: Path,
+    arms: Iterable[Arm] = tuple(ARMS.values()),
+    overrides: dict[str, Any] | None = None,
+    workers: int = 0,
+    profile: str = PROFILE,
 ) -> dict[str, pd.DataFrame]:
     """Train, evaluate and score every run of the arms that is not complete, side by side, with progress and time left.
 
     Args:
-        folder, overrides: As in `open_arm`.
+        folder, overrides, profile: As in `open_arm`.
         arms: Among them "grpo", whose runs hold the base policy's completions.
         workers: Processes; 0 is one a core, 1 this one.
 
@@ -148,26 +157,22 @@ def reproduce(
         The tables of `collect`.
     """
     arms, overrides = tuple(arms), overrides or {}
-    jobs = [(folder, arm, seed, overrides) for arm, seed in runs(arms)]
-    _open(*jobs[0]).base()  # made once, before the workers would each make it
-    _each("training", _train, [job for job in jobs if not _open(*job).is_trained(job[1].method)], workers)
-    _each("evaluating", _evaluate, [job for job in jobs if not _is_evaluated(_open(*job), job[1])], workers)
+    jobs = [(folder, arm, seed, overrides, profile) for arm, seed in runs(arms)]
+    open_arm(*jobs[0]).base()  # made once, before the workers would each make it
+    _each("training", _train, [job for job in jobs if not open_arm(*job).is_trained(job[1].method)], workers)
+    _each("evaluating", _evaluate, [job for job in jobs if not _is_evaluated(open_arm(*job), job[1])], workers)
     tracked = [job for job in jobs if job[1].changes.get("save_total_limit", 0) is None]
-    _each("scoring", _score, [job for job in tracked if not (_open(*job).folder / _SCORES).exists()], workers)
+    _each("scoring", _score, [job for job in tracked if not (open_arm(*job).folder / _SCORES).exists()], workers)
     weighed = [job for job in jobs if job[1].name in ("grpo", "amir_grpo")]
-    _each("weighing", _weigh, [job for job in weighed if not (_open(*job).folder / _WEIGHTS).exists()], workers)
-    return collect(folder, arms, overrides)
+    _each("weighing", _weigh, [job for job in weighed if not (open_arm(*job).folder / _WEIGHTS).exists()], workers)
+    return collect(folder, arms, overrides, profile)
 
 
 _SCORES, _WEIGHTS = "scores/shared.parquet", "scores/weights.csv"
 
 
-def _open(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> Run:
-    return open_arm(folder, arm, seed, overrides)
-
-
 def _train(*job: Any) -> None:
-    _open(*job).train(job[1].method)
+    open_arm(*job).train(job[1].method)
 
 
 def _policies(arm: Arm) -> list[str]:
@@ -176,7 +181,7 @@ def _policies(arm: Arm) -> list[str]:
 
 
 def _evaluate(*job: Any) -> None:
-    _open(*job).samples(_policies(job[1]))
+    open_arm(*job).samples(_policies(job[1]))
 
 
 def _is_evaluated(run: Run, arm: Arm) -> bool:
@@ -184,10 +189,10 @@ def _is_evaluated(run: Run, arm: Arm) -> bool:
     return all((run.folder / "samples" / policy / name).exists() for policy in _policies(arm) for name in wanted)
 
 
-def _score(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> None:
+def _score(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any], profile: str) -> None:
     """Margins of the base policy's completions, which all policies of a seed share, at every checkpoint of a run."""
-    run = open_arm(folder, arm, seed, overrides)
-    shared = open_arm(folder, ARMS["grpo"], seed, overrides).samples(["base"])
+    run = open_arm(folder, arm, seed, overrides, profile)
+    shared = open_arm(folder, ARMS["grpo"], seed, overrides, profile).samples(["base"])
     right = shared.groupby(["benchmark", "problem_id"])["correct"].transform("mean")
     shared = shared[(right > 0) & (right < 1)].reset_index(drop=True)
     frames = [_margins(shared, shared["logprob"]).assign(step=0)]
@@ -209,7 +214,7 @@ def _margins(samples: pd.DataFrame, logprob: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["benchmark", "problem_id", "margin", "accuracy"])
 
 
-def _weigh(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> None:
+def _weigh(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any], profile: str) -> None:
     """How near the preference weights of a rollout come to wins minus losses, before and after training, for some β."""
     import torch
 
@@ -218,7 +223,7 @@ def _weigh(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any]) -> None
     from amir_grpo.rewards import reward_functions
     from amir_grpo.sampling import sample
 
-    run = open_arm(folder, arm, seed, overrides)
+    run = open_arm(folder, arm, seed, overrides, profile)
     s = run.settings
     use_one_thread(s)
     problems = run.training_problems()
@@ -295,7 +300,7 @@ def _each(what: str, do: Callable[..., None], jobs: list[tuple], workers: int) -
                 waiting[pool.submit(do, *job)] = job
             for done in as_completed(waiting):
                 done.result()
-                _, arm, seed, _ = waiting[done]
+                _, arm, seed, *_ = waiting[done]
                 progress.set_postfix_str(f"{arm.name}, seed {seed}", refresh=False)
                 progress.update()
         except BaseException:
@@ -317,7 +322,10 @@ _LOG = {
 
 
 def collect(
-    folder: Path, arms: Iterable[Arm] = tuple(ARMS.values()), overrides: dict[str, Any] | None = None
+    folder: Path,
+    arms: Iterable[Arm] = tuple(ARMS.values()),
+    overrides: dict[str, Any] | None = None,
+    profile: str = PROFILE,
 ) -> dict[str, pd.DataFrame]:
     """The evidence as small tables, read from complete runs.
 
@@ -332,13 +340,14 @@ def collect(
         - weights: arm, seed, policy (before or after training), beta, pairs, completions, wins_minus_losses and
           centred_correctness (correlations with the preference weights).
         - settings: arm, about, method, against, seeds, and what the arm changes.
+        - benchmarks: benchmark, group (`TRAINED` or `LONGER`) and model.
     """
     arms, overrides = tuple(arms), overrides or {}
     found: dict[str, list[pd.DataFrame]] = {
         name: [] for name in ("correct", "training", "pressure", "margins", "weights")
     }
     for arm, seed in runs(arms):
-        run = open_arm(folder, arm, seed, overrides)
+        run = open_arm(folder, arm, seed, overrides, profile)
         names = {"arm": arm.name, "seed": seed}
         for policy in _policies(arm):
             found["correct"].append(
@@ -365,7 +374,12 @@ def collect(
         }
         for arm in arms
     ]
-    return tables | {"settings": pd.DataFrame(settings)}
+    trained_on = SANDBOXES[run.settings.model_name].trained_on
+    benchmarks = [
+        {"benchmark": name, "group": TRAINED if name in trained_on else LONGER, "model": run.settings.model_name}
+        for name in run.settings.benchmarks
+    ]
+    return tables | {"settings": pd.DataFrame(settings), "benchmarks": pd.DataFrame(benchmarks)}
 
 
 def _first(table: pd.DataFrame) -> pd.DataFrame:
@@ -407,7 +421,7 @@ def _pressure(rollouts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def keep(tables: dict[str, pd.DataFrame], folder: Path, results: Path) -> None:
+def keep(tables: dict[str, pd.DataFrame], folder: Path, results: Path, profile: str = PROFILE) -> None:
     """Write the tables of `collect`, small and rounded, with the provenance of the runs, into `results`."""
     for name, table in tables.items():
         if name in ("correct", "training", "margins"):
@@ -424,7 +438,7 @@ def keep(tables: dict[str, pd.DataFrame], folder: Path, results: Path) -> None:
     stages = [json.loads(path.read_text()) for path in sorted(folder.glob("*.seed*/*/stage.json"))]
     provenances = [stage["provenance"] for stage in stages]
     record = {
-        "profile": PROFILE,
+        "profile": profile,
         "runs": len(stages),
         "started": min(stage["started"] for stage in stages),
         "ended": max(stage["ended"] for stage in stages),

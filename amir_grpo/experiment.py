@@ -22,7 +22,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +34,7 @@ from amir_grpo.files import whole_folder, write_text, write_whole
 from amir_grpo.policy_source import PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
-from amir_grpo.sandbox import FAMILIES, SandboxSpec, base_policy, load_sandbox
+from amir_grpo.sandbox import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,8 +68,8 @@ class Run:
     def training_problems(self) -> Dataset:
         """The training set."""
         s = self.settings
-        if s.dataset_name == "sandbox":
-            problems = load_sandbox("sandbox", s.dataset_limit or 4000, s.seed)
+        if s.dataset_name in SANDBOXES:
+            problems = load_sandbox(s.dataset_name, s.dataset_limit or 4000, s.seed)
         else:
             problems = load_problems(s.dataset_name, s.dataset_split, limit=s.dataset_limit, calibration=s.calibration)
         self._record_problems(f"{s.dataset_name}-{s.dataset_split}", problems)
@@ -82,7 +82,7 @@ class Run:
             ValueError: If they are not those that the run has used before.
         """
         s = self.settings
-        if benchmark in FAMILIES:
+        if benchmark in ALL_FAMILIES:
             problems = load_sandbox(benchmark, s.eval_limit or 200)
         else:
             problems = load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
@@ -113,7 +113,7 @@ class Run:
             return self.settings.model_name
         folder = self.folder / "base"
         if not folder.exists():
-            spec = SandboxSpec(seed=0, warmup_steps=self.settings.sandbox_warmup_steps)
+            spec = replace(SANDBOXES[self.settings.model_name], warmup_steps=self.settings.sandbox_warmup_steps)
             made = base_policy(spec, self.folder.parent / ".cache")
             with whole_folder(folder) as beside:
                 shutil.copytree(made, beside, dirs_exist_ok=True)
@@ -359,11 +359,12 @@ def open_run(
         ValueError: If a name or value is not valid, or the folder holds a run with other settings.
     """
     settings = settings_of(profile, overrides)
-    check_names("benchmark", settings.benchmarks, [*FAMILIES, *BENCHMARKS])
-    check_names("training set", [settings.dataset_name], ["sandbox", *TRAINING_SETS])
-    if settings.is_sandbox and settings.dataset_name != "sandbox":
+    check_names("benchmark", settings.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
+    check_names("training set", [settings.dataset_name], [*SANDBOXES, *TRAINING_SETS])
+    if settings.is_sandbox and settings.dataset_name != settings.model_name:
         raise ValueError(
-            "The sandbox's policy reads arithmetic only: with model_name='sandbox', dataset_name must be 'sandbox'."
+            f"The sandbox's policy reads arithmetic only: with model_name={settings.model_name!r}, dataset_name must be "
+            f"{settings.model_name!r}, not {settings.dataset_name!r}."
         )
     if settings.is_sandbox and settings.calibration:
         raise ValueError(
@@ -410,7 +411,7 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 def use_one_thread(settings: Settings) -> None:
     """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
-    if settings.is_sandbox:
+    if settings.model_name == "sandbox":
         import torch
 
         torch.set_num_threads(1)

@@ -29,7 +29,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, load_dataset
 
-from amir_grpo.sandbox import FAMILIES, load_sandbox
+from amir_grpo.sandbox import ALL_FAMILIES, SANDBOXES, load_sandbox
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"
 
@@ -114,7 +114,7 @@ def load_problems(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"The limit must be at least 1, not {limit}.")
-    if name == "sandbox" or name in FAMILIES:
+    if name in SANDBOXES or name in ALL_FAMILIES:
         if split is not None or calibration:
             raise ValueError(f"{name!r} is made on the spot: it has no splits and no calibrated prompt.")
         return load_sandbox(name, limit=limit or _SANDBOX_PROBLEMS)
@@ -150,7 +150,7 @@ _SANDBOX_PROBLEMS = 200
 def _entry(name: str) -> ProblemSet:
     entry = BENCHMARKS.get(name) or TRAINING_SETS.get(name)
     if entry is None:
-        names = sorted({*BENCHMARKS, *TRAINING_SETS, *FAMILIES, "sandbox"})
+        names = sorted({*BENCHMARKS, *TRAINING_SETS, *ALL_FAMILIES, *SANDBOXES})
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"There is no set of problems named {name!r}.{hint}\nChoose one of {', '.join(names)}.")

@@ -29,13 +29,15 @@ class Settings:
     """
 
     # policy
-    model_name: str = _setting("Qwen/Qwen2.5-3B-Instruct", "Base policy: a Hub id, a folder, or 'sandbox'.")
+    model_name: str = _setting(
+        "Qwen/Qwen2.5-3B-Instruct", "Base policy: a Hub id, a folder, sandbox or sandbox-large."
+    )
     lora_rank: int = _setting(16, "Rank of the LoRA adapter, on all linear projections.")
     lora_alpha: int = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
     max_seq_length: int = _setting(2048, "Longest prompt and completion together, in tokens.")
     load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
     # training data
-    dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math or sandbox.")
+    dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math, sandbox or sandbox-large.")
     dataset_split: str = _setting("train", "Split of the training set.")
     dataset_limit: int | None = _setting(None, "Use the first so many training problems. None: all.")
     calibration: bool = _setting(False, "Ask for a stated confidence and reward its Brier score.")
@@ -115,7 +117,8 @@ class Settings:
 
     @property
     def is_sandbox(self) -> bool:
-        return self.model_name == "sandbox"
+        """Whether the policy is made on the spot, by `amir_grpo.sandbox`."""
+        return self.model_name in ("sandbox", "sandbox-large")
 
 
 _SANDBOX: dict[str, Any] = {
@@ -151,6 +154,26 @@ PROFILES: dict[str, dict[str, Any]] = {
         "sandbox_warmup_steps": 300,
     },
     "sandbox": _SANDBOX,
+    # One size up, for a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions a rollout.
+    "sandbox-large": {
+        **_SANDBOX,
+        "model_name": "sandbox-large",
+        "dataset_name": "sandbox-large",
+        "dataset_limit": 20_000,
+        "max_seq_length": 256,
+        "learning_rate": 3e-4,
+        "per_device_train_batch_size": 256,
+        "gradient_accumulation_steps": 4,
+        "num_generations": 16,
+        "max_steps": 200,
+        "max_prompt_length": 128,
+        "max_completion_length": 128,
+        "benchmarks": ["chain5", "chain7", "words3", "words4", "chain9", "words6"],
+        "eval_limit": 400,
+        "eval_max_new_tokens": 128,
+        "eval_token_budget": 262_144,
+        "sandbox_warmup_steps": 6000,
+    },
     "colab-t4": {
         "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
         "load_in_4bit": True,

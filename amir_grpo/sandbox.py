@@ -1,9 +1,11 @@
-r"""The embedded default: arithmetic chains, their tokenizer and a tiny base policy, all made here from a seed.
+r"""The embedded sandboxes: arithmetic problems, their tokenizer and a base policy, all made here from a seed.
 
 A chain is a sum such as ``7+8-5``; its answer is wanted in the paper's format,
 ``<think>7+8=15\n15-5=10</think><answer>\boxed{10}</answer>``. The base policy is a causal LM of 0.3M parameters that
 was shown careful, hasty and rambling solutions of such chains. It is right some of the time, and there is
 something for a policy-gradient method to choose between: how to work, and whether to keep to the format.
+
+The large sandbox is one size up, for a GPU: a policy of 26M parameters, longer chains, and chains told as word problems.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of arithmetic chains over the numbers 1 to 9."""
+    """A family of arithmetic chains over the numbers 1 to 9; told in words, no partial sum is below 0."""
 
     numbers: int
     about: str
+    words: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -42,6 +45,14 @@ FAMILIES: dict[str, Family] = {
     "chain6": Family(6, "six numbers, longer than any seen in training"),
 }
 TRAINED_ON = ("chain3", "chain4", "chain5")
+LARGE_FAMILIES: dict[str, Family] = {
+    "chain7": Family(7, "seven numbers"),
+    "chain9": Family(9, "nine numbers, longer than any seen in training"),
+    "words3": Family(3, "three numbers in words", words=True),
+    "words4": Family(4, "four numbers in words", words=True),
+    "words6": Family(6, "six numbers in words, longer than any seen in training", words=True),
+}
+ALL_FAMILIES = FAMILIES | LARGE_FAMILIES
 # A quarter of all chains is kept for evaluation: no warm-up and no rollout ever sees one of them.
 _HELD_OUT_ONE_IN = 4
 _WARMUP_CHAINS = 6000
@@ -52,6 +63,7 @@ class SandboxSpec:
     """Everything that the base policy is made from; its hash names the cached copy.
 
     Attributes:
+        trained_on: Families of the warm-up.
         seed: Seed of the weights, of the solutions shown and of their order.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: Shape of the Llama.
         warmup_steps, warmup_batch_size, warmup_learning_rate: The supervised warm-up.
@@ -63,6 +75,7 @@ class SandboxSpec:
         no_answer: How often a rambling solution ends without an answer block.
     """
 
+    trained_on: tuple[str, ...] = TRAINED_ON
     seed: int = 0
     hidden_size: int = 64
     num_hidden_layers: int = 2
@@ -84,6 +97,27 @@ class SandboxSpec:
         source = Path(__file__).read_bytes()
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode() + source).hexdigest()[:12]
 
+    @property
+    def words(self) -> bool:
+        """Whether problems are told in words, too."""
+        return any(ALL_FAMILIES[name].words for name in self.trained_on)
+
+
+# By the name that settings give as model_name and dataset_name.
+SANDBOXES: dict[str, SandboxSpec] = {
+    "sandbox": SandboxSpec(),
+    "sandbox-large": SandboxSpec(
+        trained_on=("chain5", "chain7", "words3", "words4"),
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        intermediate_size=1408,
+        warmup_steps=6000,
+        warmup_batch_size=64,
+        warmup_learning_rate=1e-3,
+    ),
+}
+
 
 # --- problems -----------------------------------------------------------------------------------------------------
 
@@ -98,31 +132,68 @@ def _is_held_out(chain: str) -> bool:
 
 
 def _random_chain(rng: random.Random, family: Family) -> str:
-    terms = [rng.randint(1, 9) for _ in range(family.numbers)]
-    return str(terms[0]) + "".join(rng.choice("+-") + str(term) for term in terms[1:])
+    while True:
+        terms = [rng.randint(1, 9) for _ in range(family.numbers)]
+        chain = str(terms[0]) + "".join(rng.choice("+-") + str(term) for term in terms[1:])
+        if not family.words or all(total >= 0 for _, total in _steps(chain)):
+            return chain
+
+
+_NAMES = ("Mia", "Tom", "Ana", "Ben", "Zoe", "Leo")
+_ITEMS = ("apples", "books", "coins", "stamps", "shells", "cards")
+_MORE, _LESS = ("buys", "finds", "gets"), ("loses", "sells", "gives away")
+_WORDS = (*_NAMES, *_ITEMS, *_MORE, *"loses sells gives away has more How many does have".split())
+
+
+def word_problem(chain: str) -> str:
+    """A chain told in words, always in the same ones: ``7+8-5`` as "Mia has 7 apples. Mia buys 8 more. …"."""
+    rng = random.Random(f"words/{chain}")
+    name, item = rng.choice(_NAMES), rng.choice(_ITEMS)
+    first, *rest = re.findall(r"[+-]?\d+", chain)
+    told = [f"{name} has {first} {item}."]
+    for term in rest:
+        told.append(
+            f"{name} {rng.choice(_MORE)} {term[1:]} more."
+            if term[0] == "+"
+            else f"{name} {rng.choice(_LESS)} {term[1:]}."
+        )
+    return " ".join([*told, f"How many {item} does {name} have?"])
+
+
+def question_of(chain: str, name: str) -> str:
+    """A chain as the question of a family: itself, or told in words."""
+    return word_problem(chain) if ALL_FAMILIES[name].words else chain
 
 
 def chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[str]:
-    """Distinct random chains of the named families in turn, held out for evaluation or not; ends when none is left."""
+    """As `named_chains`, without the names."""
+    return (chain for _, chain in named_chains(names, held_out, seed))
+
+
+def named_chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[tuple[str, str]]:
+    """Distinct random (family, chain) of the named families in turn, held out for evaluation or not, until none is left.
+
+    A chain is held out in words and in figures alike, and is told only once.
+    """
     rng = random.Random(f"{'-'.join(names)}/{held_out}/{seed}")
     seen: set[str] = set()
     misses = 0
     while misses < 10_000:
         for name in names:
-            chain = _random_chain(rng, FAMILIES[name])
+            chain = _random_chain(rng, ALL_FAMILIES[name])
             if _is_held_out(chain) != held_out or chain in seen:
                 misses += 1
                 continue
             misses = 0
             seen.add(chain)
-            yield chain
+            yield name, chain
 
 
 def load_sandbox(name: str, limit: int, seed: int = 0) -> Dataset:
-    """A sandbox family as an evaluation set, or ``"sandbox"``, the training set over the families trained on.
+    """A sandbox family as an evaluation set, or a sandbox's training set over the families that it is trained on.
 
     Args:
-        name: One of `FAMILIES`, or "sandbox".
+        name: One of `ALL_FAMILIES` or of `SANDBOXES`.
         limit: Number of problems, all distinct. Families are finite: at most as many as there are are returned.
         seed: Which problems.
 
@@ -134,17 +205,18 @@ def load_sandbox(name: str, limit: int, seed: int = 0) -> Dataset:
     """
     from datasets import Dataset
 
-    if name != "sandbox" and name not in FAMILIES:
-        raise ValueError(f"Unknown sandbox family {name!r}: choose one of {', '.join(['sandbox', *FAMILIES])}.")
-    names = TRAINED_ON if name == "sandbox" else (name,)
+    if name not in SANDBOXES and name not in ALL_FAMILIES:
+        raise ValueError(f"Unknown sandbox family {name!r}: choose one of {', '.join([*SANDBOXES, *ALL_FAMILIES])}.")
+    names = SANDBOXES[name].trained_on if name in SANDBOXES else (name,)
     rows = []
-    for index, chain in enumerate(islice(chains(names, held_out=name != "sandbox", seed=seed), limit)):
+    for index, (family, chain) in enumerate(islice(named_chains(names, name not in SANDBOXES, seed), limit)):
+        question = question_of(chain, family)
         rows.append(
             {
                 "id": f"{name}-{index:05d}",
-                "question": chain,
+                "question": question,
                 "answer": [str(chain_answer(chain))],
-                "prompt": [{"role": "user", "content": chain}],
+                "prompt": [{"role": "user", "content": question}],
             }
         )
     return Dataset.from_list(rows)
@@ -209,16 +281,21 @@ _CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of one token a character and one a tag, with a chat template; text survives the round trip."""
+def build_tokenizer(words: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer of one token a character and one a tag, with a chat template; text survives the round trip.
+
+    Args:
+        words: Also one token for each word of `word_problem`.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {
-        token: index for index, token in enumerate([*_SPECIAL, *_UNITS, *_CHARACTERS, *map(str, range(10, 100))])
-    }
+    # the longest first: a pattern takes the first alternative that fits
+    units = [*_UNITS, *(sorted(_WORDS, key=len, reverse=True) if words else ())]
+    tokens = [*_SPECIAL, *_UNITS, *_CHARACTERS, *map(str, range(10, 100)), *(_WORDS if words else ())]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    pattern = "|".join(re.escape(unit) for unit in _UNITS) + r"|[1-9]\d|[\s\S]"
+    pattern = "|".join(re.escape(unit) for unit in units) + r"|[1-9]\d|[\s\S]"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -257,16 +334,16 @@ def _untrained_policy(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> 
 def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
     """Tokenised chains with solutions, in the order of the warm-up; labels on the solutions only."""
     rng = random.Random(f"warm-up/{spec.seed}")
-    shown = list(islice(chains(TRAINED_ON, held_out=False, seed=spec.seed), _WARMUP_CHAINS))
+    shown = list(islice(named_chains(spec.trained_on, held_out=False, seed=spec.seed), _WARMUP_CHAINS))
     start, middle, end = (
         tokenizer.encode(text) for text in ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
     )
     sequences = spec.warmup_steps * spec.warmup_batch_size
     examples = []
     for index in range(sequences):
-        chain = rng.choice(shown)
+        family, chain = rng.choice(shown)
         text = careful_solution(chain) if index < spec.careful_first * sequences else solution(chain, rng, spec)
-        prompt = start + tokenizer.encode(chain) + middle
+        prompt = start + tokenizer.encode(question_of(chain, family)) + middle
         completion = tokenizer.encode(text) + end
         examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
     return examples
@@ -274,14 +351,16 @@ def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> li
 
 def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
     """Warm up the base policy by supervised learning and save it with its tokenizer into `folder`."""
+    import torch
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments, set_seed
 
     from amir_grpo.policy import quiet
 
     set_seed(spec.seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(spec.words)
     policy = _untrained_policy(spec, tokenizer)
+    small = spec.hidden_size <= 128  # a GPU would be slower, and another machine's weights differ
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=policy,
@@ -299,7 +378,7 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
                 save_strategy="no",
                 report_to="none",
                 seed=spec.seed,
-                use_cpu=True,
+                use_cpu=small or not torch.cuda.is_available(),
                 disable_tqdm=True,
             ),
             train_dataset=Dataset.from_list(warmup_examples(spec, tokenizer)),

@@ -20,8 +20,8 @@ from amir_grpo.files import write_whole
 
 EXPERIMENTS, SAMPLES, LARGE = 1_000, 8, 1_000_000
 # mean and standard deviation of the problems' log-odds under the older method
-DIFFICULTY = {"trained lengths": (3.4, 3.3), "longer chains": (-8.9, 4.6)}
-SIZES = {"trained lengths": 600, "longer chains": 200}
+DIFFICULTY = {"trained lengths": (3.4, 3.3), "longer problems": (-8.9, 4.6)}
+SIZES = {"trained lengths": 600, "longer problems": 200}
 # standard deviations, in log-odds: of the gain between problems, of a seed everywhere, of a seed on one problem
 EFFECTS = {"as measured": (0.15, 0.05, 0.5), "seeds further apart": (0.15, 0.12, 0.5), "larger": (0.5, 0.25, 0.8)}
 GAIN = 0.1

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from amir_grpo import claims, evidence_figures, metrics, tables
+from amir_grpo.evidence import LONGER, TRAINED
 
 SEEDS, PROBLEMS, N = 4, 40, 8
 ARMS = {  # arm -> (compared with, logit of success, logit on the longer chains)
@@ -87,6 +88,9 @@ def evidence():
         "margins": pd.DataFrame(margins),
         "settings": pd.DataFrame(settings),
         "weights": pd.DataFrame(weights),
+        "benchmarks": pd.DataFrame(
+            {"benchmark": list(hardness), "group": [TRAINED] * 3 + [LONGER], "model": "sandbox"}
+        ),
     }
 
 

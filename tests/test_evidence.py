@@ -67,7 +67,7 @@ def made(runs, tiny_settings, tmp_path_factory):
 
 def test_tables_hold_every_run(made):
     (_, arms, _, _), tables = made
-    assert set(tables) == {"correct", "training", "pressure", "margins", "weights", "settings"}
+    assert set(tables) == {"correct", "training", "pressure", "margins", "weights", "settings", "benchmarks"}
     correct = tables["correct"]
     assert set(correct["arm"]) == {*SMALL, "base"}
     assert (correct.groupby(["arm", "seed", "benchmark"]).size() == 4).all()

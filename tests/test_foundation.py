@@ -1,6 +1,5 @@
 """The project's own files agree with one another, and the README's claims with the kept results."""
 
-import json
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from amir_grpo import claims, evidence, tables
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -87,12 +88,29 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
 
 
 def test_readme_shows_the_kept_results():
-    results = ROOT / "data" / "results" / "sandbox"
-    table = pd.read_csv(results / "main.csv")
-    for row in table.itertuples():
-        cells = rf"\| {row.benchmark} \| {row.k} \| {row.base:.1f} \| {row.grpo:.1f} \| {row.amir_grpo:.1f} \|"
-        assert re.search(cells, README), f"README lacks {row.benchmark}, k = {row.k} as in data/results"
-    assert json.loads((results / "provenance.json").read_text())["profile"] == "sandbox"
+    found = evidence.load(ROOT / "data" / "results" / "evidence")
+    for row in claims.main_table(found, ks=(1, 4)).itertuples():
+        cells = f"| {row.benchmark} | {row.k} | {row.base:.1f} | {row.grpo:.1f} | {row.amir_grpo:.1f} |"
+        assert cells in README, f"README lacks {cells}, as in data/results/evidence"
+    for row in claims.verdicts(found).itertuples():
+        assert f"| {row.claim} | {row.test} | {row.result} | {row.verdict} |" in README
+    share = claims.supervision_table(found).set_index("arm").loc["amir_grpo", "share"]
+    assert f"is {share:.2f} % of the update" in README
+    weights = found["weights"]
+    least = weights.loc[weights["beta"] == 0.2, "wins_minus_losses"].min()
+    assert f"to a correlation of {int(least * 10_000) / 10_000:.4f} or more" in README
+    arms = evidence.ARMS.values()
+    assert f"{len(arms)} arms" in README
+    noise = claims.noise_table(tables.published("table1"), tables.published_sizes())
+    assert ("None of the 63 published gains leaves the band" in README) == (noise["reading"] != "exceeds").all()
+    coverage = pd.read_csv(ROOT / "data" / "results" / "interval_coverage.csv")["coverage"]
+    assert f"{coverage.min():.1f} to {coverage.max():.1f} %" in README
+
+
+def test_readme_shows_the_measured_speed_of_sampling():
+    for row in pd.read_csv(ROOT / "data" / "results" / "sampling_speed.csv").itertuples():
+        cells = f"| {row.benchmark} | {row.threads} | {row.published_per_second:.0f} | {row.ours_per_second:.0f} |"
+        assert f"{cells} {row.ratio:.1f} |" in README
 
 
 def test_readme_shows_the_measured_cost_of_a_step():

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+READ_EVIDENCE = ("06_claims", "07_ablations")  # they read what `make evidence` has kept
 SMALL = [
     "--max_steps",
     "2",
@@ -64,7 +65,9 @@ def test_reproduce_fills_the_run_folder(reproduced):
     for method in ("grpo", "amir_grpo"):
         assert (folder / method / "adapter_model.safetensors").is_file()
         assert len(pd.read_csv(folder / method / "log.csv")) == 2
-    assert len(list((folder / "notebooks").glob("*.ipynb"))) == len(NOTEBOOKS) + 1  # 01_train for each method
+    assert (
+        len(list((folder / "notebooks").glob("*.ipynb"))) == len(NOTEBOOKS) - len(READ_EVIDENCE) + 1
+    )  # 01_train for each method
     main = pd.read_csv(folder / "tables" / "main.csv")
     for benchmark in main["benchmark"].unique():
         assert benchmark in printed
@@ -94,6 +97,29 @@ def test_executed_notebooks_show_their_figures(reproduced):
         pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
         assert pictures, f"{path.name} shows no figure"
         assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
+
+
+@pytest.mark.parametrize("name", READ_EVIDENCE)
+def test_notebooks_of_the_evidence_run_alone(name, tmp_path):
+    done = run("papermill", f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", "-k", "python3")
+    assert done.returncode == 0, done.stderr[-2000:]
+    outputs = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if c.cell_type == "code" for o in c.outputs]
+    assert [o for o in outputs if "image/png" in o.get("data", {})], "shows no figure"
+
+
+def test_a_notebook_of_the_evidence_says_what_is_missing(tmp_path):
+    done = run(
+        "papermill",
+        "notebooks/06_claims.ipynb",
+        tmp_path / "out.ipynb",
+        "-k",
+        "python3",
+        "-p",
+        "evidence_dir",
+        tmp_path,
+    )
+    assert done.returncode != 0
+    assert "holds no evidence: `make evidence` makes it" in done.stderr
 
 
 def test_a_second_reproduce_repeats_no_stage(reproduced):

@@ -1,5 +1,6 @@
 """Sampling: log-probabilities and completions against plain forward passes, one sequence at a time."""
 
+import copy
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
@@ -9,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from datasets import concatenate_datasets
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
 
 from amir_grpo import sampling
 from amir_grpo.engines import TransformersEngine, VLLMEngine, load_engine
@@ -332,3 +335,54 @@ def test_scoring_holds_few_logits_at_once(tiny_policy, drawn, prompts, monkeypat
         watch.remove()
     assert max(held) <= 20_000
     assert scores == pytest.approx(drawn["logprob"].tolist(), abs=1e-4)
+
+
+def tiny(architecture, vocabulary):
+    """A random policy of an architecture of the paper, small; Gemma's and Qwen's attention windows are short here."""
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+    }
+    if architecture == "gemma3":
+        config = Gemma3TextConfig(
+            **shape, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2
+        )
+        return Gemma3ForCausalLM(config)
+    window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}
+    return Qwen2ForCausalLM(Qwen2Config(**shape, **window))
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+def test_greedy_completions_of_the_papers_architectures_are_those_of_a_plain_loop(
+    tokenizer, draw, problems, prompts, architecture
+):
+    """Prompts of several lengths, most of them longer than the attention window, padded and computed once."""
+    torch.manual_seed(1)
+    policy = tiny(architecture, len(tokenizer)).eval()
+    policy.generation_config.eos_token_id = tokenizer.eos_token_id
+    rows = draw(
+        engine=TransformersEngine(policy, tokenizer),
+        temperature=0.0,
+        num_samples=2,
+        problems=problems.select([0, 3, 9]),
+    )
+    assert len(set(rows["text"])) > 1
+    for row in rows.itertuples():
+        assert row.completion_ids == plain_greedy(policy, prompts[row.problem_id], tokenizer.eos_token_id)
+        expected = plain_logprob(policy, prompts[row.problem_id], row.completion_ids)
+        assert row.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_adapter_that_is_not_merged_draws_what_it_draws_when_merged(tiny_policy, tokenizer, draw, problems):
+    """In 4 bits adapters stay apart from the base."""
+    torch.manual_seed(2)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    apart = get_peft_model(copy.deepcopy(tiny_policy), adapter)
+    rows = draw(engine=TransformersEngine(apart, tokenizer))
+    merged = apart.merge_and_unload()
+    same_but_for_rounding(draw(engine=TransformersEngine(merged, tokenizer)), rows)

@@ -14,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amir_grpo import sandbox
+from amir_grpo.profiles import settings_of
 from amir_grpo.sandbox import (
     FAMILIES,
+    LARGE_FAMILIES,
+    SANDBOXES,
     TRAINED_ON,
     SandboxSpec,
     base_policy,
@@ -126,8 +129,10 @@ def test_problems_are_the_same_in_another_process():
 
 
 def test_unknown_family_is_refused():
-    with pytest.raises(ValueError, match="'chain9': choose one of sandbox, chain3, chain4, chain5, chain6"):
-        load_sandbox("chain9", 1)
+    with pytest.raises(
+        ValueError, match="'chain2': choose one of sandbox, sandbox-large, chain3, chain4, chain5, chain6"
+    ):
+        load_sandbox("chain2", 1)
 
 
 # --- solutions ------------------------------------------------------------------------------------------------------
@@ -274,3 +279,53 @@ def test_base_policy_is_made_of_its_spec_alone(tmp_path):
     assert first.keys() == again.keys() == other.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first if "norm" not in name)
+
+
+# --- the large sandbox ----------------------------------------------------------------------------------------------
+
+
+def reading(story):
+    """The answer of a word problem, read sentence by sentence."""
+    total = 0
+    for sentence in story.split(". "):
+        number = re.search(r"\d+", sentence)
+        if number:
+            sign = -1 if re.search("loses|sells|gives away", sentence) else 1
+            total += sign * int(number[0])
+            assert total >= 0, "nobody has less than nothing"
+    return total
+
+
+@pytest.mark.parametrize("name", ["words3", "words4", "words6"])
+def test_word_problems_are_right_told_in_known_words_and_distinct(name):
+    tokenizer = build_tokenizer(words=True)
+    problems = load_sandbox(name, limit=100)
+    assert len(set(problems["question"])) == 100
+    for row in problems:
+        assert row["answer"] == [str(reading(row["question"]))]
+        ids = tokenizer.encode(row["question"])
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == row["question"]
+        assert len(re.findall(r"\d", row["question"])) == LARGE_FAMILIES[name].numbers
+
+
+def test_the_large_sandbox_trains_on_figures_and_words_and_evaluates_on_others():
+    trained = load_sandbox("sandbox-large", limit=2000)["question"]
+    assert {bool(re.search("How many", question)) for question in trained} == {True, False}
+    assert {numbers(question) for question in trained} == {3, 4, 5, 7}
+    for name in ("chain7", "words3", "words4"):
+        assert set(trained).isdisjoint(load_sandbox(name, limit=300)["question"])
+
+
+def test_the_large_policy_has_20_to_50_million_parameters_and_room_for_its_problems():
+    spec = SANDBOXES["sandbox-large"]
+    tokenizer = build_tokenizer(spec.words)
+    policy = sandbox._untrained_policy(spec, tokenizer)
+    assert 20e6 < sum(p.numel() for p in policy.parameters()) < 50e6
+    longest = max(len(tokenizer.encode(question)) for question in load_sandbox("words6", 200)["question"])
+    assert longest + 10 < settings_of("sandbox-large").max_prompt_length
+
+
+def test_the_small_sandbox_has_no_word_tokens():
+    assert len(build_tokenizer()) < len(build_tokenizer(words=True))
+    assert not SANDBOXES["sandbox"].words
