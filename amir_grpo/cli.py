@@ -206,6 +206,8 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
         if sources:
             run.save_table(summary, "policies")
             run.save_table(comparisons, "comparisons")
+        if sources and run.settings.calibration:
+            report.reliability_result(run, samples)
     print(tables.wide_summary(summary).reset_index().to_string(index=False))
     print("\nIn brackets: 95 % intervals over problems. tokens: mean of a completion; all else in percent.")
     if len(comparisons):

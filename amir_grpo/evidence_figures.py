@@ -158,32 +158,45 @@ def boundary_figure(boundary: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def length_figure(pressure: pd.DataFrame, training: pd.DataFrame, title: str = "") -> Figure:
-    """Left: weight of a token of a wrong completion in the update, by length. Right: lengths over training.
+    """Left: weight of a token of a wrong completion in the update, by length. Right: lengths over training, by method.
 
-    `pressure`: as of `claims.pressure_table`. `training`: as of `evidence.collect`; its arms grpo and amir_grpo.
+    `pressure`: as of `claims.pressure_table`; its arms are those that the other panels show, two and two. `training`: as
+    of `evidence.collect`.
     """
-    figure = new_figure(6.6, 2.9)
-    left, right = figure.subplots(1, 2)
-    for index, arm in enumerate(pressure["arm"].unique()):
+    arms = list(pressure["arm"].unique())
+    pairs = [arms[start : start + 2] for start in range(0, len(arms), 2)]
+    figure = new_figure(2.9 + 2.2 * len(pairs), 2.9)
+    left, *panels = figure.subplots(1, 1 + len(pairs), width_ratios=[1.3, *[1] * len(pairs)])
+    for index, arm in enumerate(arms):
         part, look = pressure[pressure["arm"] == arm], _look(arm, index)
         left.fill_between(part["length"], part["low"], part["high"], color=look["color"], alpha=0.15, linewidth=0)
         left.plot(part["length"], part["relative"], marker="o", markersize=3, linewidth=1.4, **look)
     left.axhline(1, color="#777777", linewidth=0.6, linestyle=":")
     left.axhline(0, color="#777777", linewidth=0.6)
     left.set(xlabel="tokens of a wrong completion", ylabel="push on each token,\nrelative to short ones")
-    left.legend(loc="best", fontsize=7)
-    for index, arm in enumerate(("grpo", "amir_grpo")):
-        part, look = training[training["arm"] == arm], _look(arm, index)
-        for column, marker in (("tokens_right", ""), ("tokens_wrong", "x")):
-            by_step = part.groupby("step")[column].mean().rolling(5, min_periods=1).mean()
-            kind = "right" if column == "tokens_right" else "wrong"
-            right.plot(
-                by_step.index, by_step, color=look["color"], linestyle=look["linestyle"], linewidth=1.2,
-                marker=marker, markevery=10, markersize=4, label=f"{LABELS[arm]}, {kind}",
-            )  # fmt: skip
-    right.set(xlabel="training step", ylabel="tokens a completion")
-    right.legend(loc="center right", bbox_to_anchor=(1, 0.42), ncols=2, fontsize=6.5, columnspacing=1)
-    _note(right, "mean of 5 steps and all seeds")
+    left.legend(loc="best", fontsize=6.5)
+    for panel, pair in zip(panels, pairs, strict=True):
+        for index, arm in enumerate(pair):
+            part, look = training[training["arm"] == arm], _look(arm, index)
+            for column, marker in (("tokens_right", ""), ("tokens_wrong", "x")):
+                by_step = part.groupby("step")[column].mean()
+                done = 100 * by_step.index / by_step.index.max()
+                panel.plot(
+                    done,
+                    by_step.rolling(5, min_periods=1).mean(),
+                    color=look["color"],
+                    linestyle=look["linestyle"],
+                    linewidth=1.2,
+                    marker=marker,
+                    markevery=len(by_step) // 8 or 1,
+                    markersize=4,
+                    label=f"{look['label'].removesuffix(', published λ')}, {column.removeprefix('tokens_')}",
+                )
+        low, high = panel.get_ylim()
+        panel.set(xlabel="training (%)", ylim=(low, high + 0.55 * (high - low)))
+        panel.legend(loc="upper right", fontsize=6.5)
+    panels[0].set_ylabel("tokens a completion")
+    _note(panels[-1], "mean of 5 steps and all seeds")
     _title(figure, title)
     return figure
 

@@ -59,9 +59,13 @@ def policies_result(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     return summary, comparisons
 
 
-def reliability_result(run: Run) -> tuple[pd.DataFrame, Figure]:
-    """Of a run with calibration: how often completions of a stated confidence are right. Saved as `reliability`."""
-    table = tables.reliability_table(run.samples())
+def reliability_result(run: Run, samples: pd.DataFrame | None = None) -> tuple[pd.DataFrame, Figure]:
+    """Of a run with calibration: how often completions of a stated confidence are right. Saved as `reliability`.
+
+    Args:
+        samples: Of other policies than the run's own.
+    """
+    table = tables.reliability_table(run.samples() if samples is None else samples)
     figure = figures.reliability_figure(table, title=f"This run ({run.profile}): stated confidence and success")
     run.save_table(table, "reliability")
     run.save_figure(figure, "reliability")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 
 from amir_grpo import experiment, policy, report, sampling
 from amir_grpo.experiment import injected_parameters, open_run, project_root, provenance
@@ -280,6 +281,24 @@ def test_problems_are_recorded_with_their_fingerprint_and_may_not_change(open_ti
         open_tiny(benchmarks=["amc23"]).problems("amc23")
 
 
+REAL = ROOT.parent / "shared" / "benchmarks"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")
+def test_a_sandbox_policy_on_every_mirrored_benchmark(open_tiny, monkeypatch):
+    """The real problems: recorded, sampled, graded; nothing of it is right but by luck."""
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(REAL))
+    names = sorted(
+        path.parent.name for path in REAL.glob("*/*.jsonl") if path.stem != "train" or "olympiad" in str(path)
+    )
+    run = open_tiny(benchmarks=names)
+    rows = run.samples(["base"])
+    assert (rows.groupby("benchmark").size() == 2 * 8).all()
+    assert set(rows["benchmark"]) == set(names)
+    assert rows["correct"].mean() < 0.2
+    assert {path.stem for path in (run.folder / "problems").glob("*.json")} == set(names)
+
+
 def test_a_sandbox_policy_on_a_benchmark_of_the_paper(open_tiny, monkeypatch, tmp_path):
     """Its prompts are beyond its tokenizer; what counts is the path from the mirror to the report."""
     amc23(tmp_path)
@@ -290,6 +309,42 @@ def test_a_sandbox_policy_on_a_benchmark_of_the_paper(open_tiny, monkeypatch, tm
     assert len(comparisons) == 2 * 3 * 4
     page = report.write(run).read_text()
     assert fingerprint(run.problems("amc23")) in page
+    assert "Broader coverage" in page, "verdicts"
+
+
+def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monkeypatch):
+    """Completions of a policy that states one, on problems of a mirror, from the samples to the report's diagram."""
+    right, wrong = r"<think>.</think><answer>\boxed{27}</answer>", r"<think>.</think><answer>\boxed{2}</answer>"
+    said = "<analysis>.</analysis><confidence>{}</confidence>"
+    texts = [right + said.format(0.9), right + said.format(0.8), wrong + said.format(0.9), wrong]
+
+    def sample_batches(engine, problems, num_samples, **options):
+        for problem in problems["id"]:
+            yield pd.DataFrame(
+                {
+                    "problem_id": problem,
+                    "sample": range(num_samples),
+                    "text": texts[:num_samples],
+                    "tokens": 5,
+                    "finish_reason": "stop",
+                    "logprob": -1.0,
+                    "completion_ids": [[1]] * num_samples,
+                }
+            )
+
+    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    run = open_tiny(benchmarks=["chain3"], ks=[1], num_samples=4)
+    run.settings = dataclasses.replace(run.settings, calibration=True)
+    monkeypatch.setattr(
+        run, "problems", lambda name: Dataset.from_list([{"id": f"p-{n}", "answer": ["27"]} for n in range(3)])
+    )
+    summary, _ = report.policies_result(run)
+    base = summary[summary["policy"] == "base"].set_index("quantity")["estimate"]
+    assert base["stated"] == 75
+    assert base["brier"] == pytest.approx((0.01 + 0.04 + 0.81) / 3)
+    table, figure = report.reliability_result(run)
+    assert table.loc[table["policy"] == "base", "right"].tolist() == [1.0, 0.5]
+    assert len(figure.axes) == 3
 
 
 def test_tables_go_to_their_folder(open_tiny):

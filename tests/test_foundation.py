@@ -96,6 +96,13 @@ def test_readme_shows_the_kept_results():
         assert f"| {row.claim} | {row.test} | {row.result} | {row.verdict} |" in README
     share = claims.supervision_table(found).set_index("arm").loc["amir_grpo", "share"]
     assert f"is {share:.2f} % of the update" in README
+    gains = claims.gain_table(
+        found, [*claims.ablation_arms(found), "share-0.1", "share-0.6"], ks=(1, 4), against="grpo"
+    )
+    told = set(gains.loc[gains["p_holm"] < 0.05, "arm"])
+    assert not told & {"amir_grpo", "linear", "share-0.1", "share-0.3", "share-0.6"}, (
+        "the README says that they cannot be told"
+    )
     weights = found["weights"]
     least = weights.loc[weights["beta"] == 0.2, "wins_minus_losses"].min()
     assert f"to a correlation of {int(least * 10_000) / 10_000:.4f} or more" in README
