@@ -303,3 +303,18 @@ def test_style_main_table_draws_the_published_table():
 def test_signed_and_colour_agree_on_what_prints_as_zero():
     assert [tables.signed(value) for value in (1.25, -0.2, 0.04, -0.04, np.nan)] == ["+1.2", "−0.2", "0.0", "0.0", "–"]
     assert tables.gain_colour(0.04) == tables.gain_colour(np.nan) != tables.gain_colour(0.06)
+
+
+def test_shared_margin_gain_by_hand_and_where_nothing_is_right():
+    rows = [
+        ("shared", method, "b", problem, value)
+        for method, values in (("grpo", [0.1, 0.2, 0.4]), ("amir_grpo", [0.2, 0.2, 0.3]))
+        for problem, value in enumerate(values)
+    ]
+    margins = pd.DataFrame(rows, columns=tables.MARGIN_COLUMNS)
+    gain = tables.shared_margin_gain(margins)
+    assert gain["problems"] == 3
+    assert gain["gain"] == pytest.approx(0.0)
+    empty = tables.shared_margin_gain(margins.iloc[:0])
+    assert empty["problems"] == 0
+    assert all(np.isnan(empty[name]) for name in ("gain", "gain_low", "gain_high", "p_value"))
