@@ -4,7 +4,7 @@ PROFILE ?= sandbox
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test lint figures notebooks publish evidence evidence-large clean
+.PHONY: setup reproduce test test-long lint figures notebooks publish evidence evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ reproduce: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+# whole commands killed at random moments, and other tests of minutes
+test-long: setup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
+from amir_grpo.locks import Busy
 from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
 
 _ABOUT = {
@@ -19,6 +20,7 @@ _ABOUT = {
     "train": "Train one method into the run folder.",
     "evaluate": "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
     "evidence": "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
+    "verify": "Compare two run folders and name the first difference.",
     "figures": "Draw the figures of a run that has been evaluated, and its report.",
 }
 
@@ -61,11 +63,17 @@ class _EvidenceOptions:
     workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one a core."})
 
 
+@dataclass
+class _VerifyOptions:
+    runs: list[str] | None = field(default=None, metadata={"help": "The two run folders."})
+
+
 _OPTIONS: dict[str, type] = {
     "reproduce": _RunOptions,
     "train": _TrainOptions,
     "evaluate": _EvaluateOptions,
     "evidence": _EvidenceOptions,
+    "verify": _VerifyOptions,
     "figures": _RunOptions,
 }
 
@@ -79,18 +87,29 @@ def main(arguments: list[str] | None = None) -> None:
         commands.add_parser(name, help=about, add_help=False)
     command = top.parse_known_args(arguments[:1])[0].command
     try:
-        options, overrides = _parse(command, arguments[1:])
+        arguments = arguments[1:]
+        if command == "verify":  # its folders stand alone, as those of diff do
+            arguments = ["--runs", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+        options, overrides = _parse(command, arguments)
         run = {
             "reproduce": _reproduce,
             "train": _train,
             "evaluate": _evaluate,
             "evidence": _evidence,
+            "verify": _verify,
             "figures": _figures,
         }
         run[command](options, overrides)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"amir_grpo {command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, Busy) as error:
+        print(f"amir_grpo {command}: {_in_three_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _in_three_lines(error: BaseException) -> str:
+    """The message of an error, at most three lines of it, without control characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
+    text = "\n".join(lines)[:4000] or type(error).__name__
+    return "".join(c for c in text if c == "\n" or c.isprintable())
 
 
 def _parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
@@ -241,6 +260,19 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
     print(gains.round(3).to_string(index=False))
     print(f"\nTables: {results}")
+
+
+def _verify(options: _VerifyOptions, overrides: dict[str, Any]) -> None:
+    from amir_grpo.verify import first_difference
+
+    folders = [Path(folder).expanduser().resolve() for folder in options.runs or ()]
+    if len(folders) != 2:
+        raise ValueError(f"verify compares two run folders, and got {len(folders)}: amir_grpo verify runs/a runs/b.")
+    difference = first_difference(*folders)
+    if difference:
+        print(f"They differ. First difference: {difference}")
+        raise SystemExit(1)
+    print("The same: settings, problems, policies, completions, scores, tables and figures.")
 
 
 def _figures(options: _RunOptions, overrides: dict[str, Any]) -> None:

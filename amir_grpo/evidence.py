@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 from amir_grpo.experiment import Run, open_run, use_one_thread
 from amir_grpo.files import write_text, write_whole
+from amir_grpo.locks import locked
+from amir_grpo.processes import die_with_parent
 from amir_grpo.sandbox import SANDBOXES
 
 PROFILE = "sandbox"
@@ -189,6 +191,12 @@ def reproduce(
     """
     arms, overrides = tuple(arms), overrides or {}
     jobs = [(folder, arm, seed, overrides, profile) for arm, seed in runs(arms)]
+    with locked(folder, "evidence"):
+        _work(jobs, workers)
+    return collect(folder, arms, overrides, profile)
+
+
+def _work(jobs: list[tuple], workers: int) -> None:
     open_arm(*jobs[0]).base()  # made once, before the workers would each make it
     _each("training", _train, [job for job in jobs if not open_arm(*job).is_trained(job[1].method)], workers)
     _each("evaluating", _evaluate, [job for job in jobs if not _is_evaluated(open_arm(*job), job[1])], workers)
@@ -196,7 +204,6 @@ def reproduce(
     _each("scoring", _score, [job for job in tracked if not (open_arm(*job).folder / _SCORES).exists()], workers)
     weighed = [job for job in jobs if job[1].name in ("grpo", "amir_grpo")]
     _each("weighing", _weigh, [job for job in weighed if not (open_arm(*job).folder / _WEIGHTS).exists()], workers)
-    return collect(folder, arms, overrides, profile)
 
 
 _SCORES, _WEIGHTS = "scores/shared.parquet", "scores/weights.csv"
@@ -312,7 +319,7 @@ def _workers(number: int) -> Iterator[Executor]:
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
     try:
-        with ProcessPoolExecutor(number or os.cpu_count(), get_context("spawn")) as pool:
+        with ProcessPoolExecutor(number or os.cpu_count(), get_context("spawn"), die_with_parent) as pool:
             yield pool
     finally:
         os.environ.pop("TQDM_DISABLE")

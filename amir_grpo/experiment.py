@@ -21,6 +21,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from amir_grpo.files import whole_folder, write_text, write_whole
+from amir_grpo.locks import locked
 from amir_grpo.policy_source import PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from amir_grpo.engines import Engine
 
+_LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # Settings that change neither a completion nor a number.
 _FREE = ("report_to", "save_steps", "save_total_limit")
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
@@ -133,11 +136,14 @@ class Run:
 
             base, problems = self.base(), self.training_problems()
             use_one_thread(self.settings)
-            started = now()
-            log = training.train(method, self.settings, base, problems, folder)
-            write_whole(log_path, lambda part: log.to_csv(part, index=False))
-            write_text(folder / "stage.json", _json({"started": started, "ended": now(), "provenance": provenance()}))
-        return pd.read_csv(log_path)
+            with locked(self.folder, f"training {method}"):
+                if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
+                    started = now()
+                    log = training.train(method, self.settings, base, problems, folder)
+                    write_whole(log_path, lambda part: log.to_csv(part, index=False))
+                    stage = {"started": started, "ended": now(), "provenance": provenance()}
+                    write_text(folder / "stage.json", _json(stage))
+        return read_table(log_path)
 
     def logs(self) -> pd.DataFrame:
         """The training logs of both methods, one below the other."""
@@ -209,13 +215,16 @@ class Run:
         """
         path = self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
         if not path.exists():
-            self._record_policy(path.parent, source)
-            rows = self._graded(self._drawn(path.with_suffix(".parts"), name, benchmark, source, greedy), benchmark)
-            rows.insert(0, "benchmark", benchmark)
-            rows.insert(0, "policy", name)
-            write_whole(path, rows.to_parquet)
-            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
-        return pd.read_parquet(path)
+            with locked(self.folder, f"sampling {name}"):
+                if not path.exists():  # unless another process has done it meanwhile
+                    self._record_policy(path.parent, source)
+                    parts = path.with_suffix(".parts")
+                    rows = self._graded(self._drawn(parts, name, benchmark, source, greedy), benchmark)
+                    rows.insert(0, "benchmark", benchmark)
+                    rows.insert(0, "policy", name)
+                    write_whole(path, rows.to_parquet)
+                    shutil.rmtree(parts, ignore_errors=True)
+        return read_table(path)
 
     def _record_policy(self, folder: Path, source: PolicySource) -> None:
         """Say beside the samples what drew them."""
@@ -231,7 +240,7 @@ class Run:
 
         s = self.settings
         problems = self.problems(benchmark)
-        frames = [pd.read_parquet(path) for path in sorted(parts.glob("*.parquet"))]
+        frames = [read_table(path) for path in sorted(parts.glob("*.parquet"))]
         done = {problem for frame in frames for problem in frame["problem_id"]}
         if len(done) < len(problems):
             batches = sample_batches(
@@ -276,14 +285,24 @@ class Run:
         for method in METHODS:
             path = self.folder / "scores" / f"{method}.parquet"
             if not path.exists():
-                shared = samples[samples["policy"] == "base"].copy()
-                shared["logprob"] = self.score(self.folder / method, shared)
-                own = samples[samples["policy"] == method]
-                frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
-                frame.insert(0, "scorer", method)
-                columns = ["scorer", "sampler", "benchmark", "problem_id", "sample", "tokens", "correct", "logprob"]
-                write_whole(path, frame[columns].to_parquet)
-            frames.append(pd.read_parquet(path))
+                with locked(self.folder, f"scoring {method}"):
+                    shared = samples[samples["policy"] == "base"].copy()
+                    shared["logprob"] = self.score(self.folder / method, shared)
+                    own = samples[samples["policy"] == method]
+                    frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
+                    frame.insert(0, "scorer", method)
+                    columns = [
+                        "scorer",
+                        "sampler",
+                        "benchmark",
+                        "problem_id",
+                        "sample",
+                        "tokens",
+                        "correct",
+                        "logprob",
+                    ]
+                    write_whole(path, frame[columns].to_parquet)
+            frames.append(read_table(path))
         return pd.concat(frames, ignore_index=True)
 
     def score(self, adapter: Path, samples: pd.DataFrame) -> list[float]:
@@ -372,9 +391,10 @@ def open_run(
         )
     folder = Path(run_dir).expanduser() if run_dir else project_root() / "runs" / profile
     folder = folder.resolve()
+    _check_folder(folder)
     config = folder / "config.json"
     if config.exists():
-        there = json.loads(config.read_text())
+        there = _read_config(config)
         differing = {k: v for k, v in differences(there["settings"], settings).items() if k not in _FREE}
         if differing and _holds_results(folder, differing):
             what = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
@@ -385,6 +405,58 @@ def open_run(
     if not config.exists() or differing:
         write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
     return Run(folder, profile, settings)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+        if isinstance(config["settings"], dict):
+            return config
+        cause = "settings is no object"
+    except (ValueError, KeyError, TypeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+    raise ValueError(
+        f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
+    )
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A Parquet or CSV file of a run folder.
+
+    Raises:
+        ValueError: If it cannot be read, since something else than this package has changed it.
+    """
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        cause = str(error).strip().splitlines()[0][:150]
+        raise ValueError(
+            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; whatever was complete stays."
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """See before the work begins that a run folder can be written to, and that the disk is not full.
+
+    Raises:
+        OSError: If not.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file: a run needs a folder.\nGive another run_dir.")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"{there} cannot be written to ({error.strerror}).\nGive another run_dir, or make it writable."
+        ) from error
+    free = shutil.disk_usage(there).free
+    if free < _LEAST_DISK:
+        raise OSError(
+            f"{there}: {free / 1e6:.0f} MB are free on the disk; a run needs {_LEAST_DISK / 1e6:.0f} MB at least.\n"
+            "Free some, or give a run_dir on another disk."
+        )
 
 
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from amir_grpo import report
 from amir_grpo.experiment import project_root
+from amir_grpo.locks import locked
 from amir_grpo.profiles import METHODS
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ _STAGES: list[list[tuple[str, dict[str, Any]]]] = [
 ]
 
 
+# A kernel ends with its papermill, and papermill with this process: nothing works on behind a restart's back.
+_PAPERMILL = (
+    "from amir_grpo.processes import die_with_parent; die_with_parent(); "
+    "import runpy; runpy.run_module('papermill', run_name='__main__')"
+)
+
+
 class NotebookError(RuntimeError):
     """A notebook has failed; the message holds the end of what papermill said."""
 
@@ -43,6 +51,7 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
     Raises:
         FileNotFoundError: If the notebooks are not there.
         NotebookError: If one fails.
+        Busy: If another process reproduces into the same folder.
     """
     folder = project_root() / "notebooks"
     if not folder.is_dir():
@@ -50,10 +59,11 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
     started = time.perf_counter()
     parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
     print(f"Executing the notebooks into {run.folder / 'notebooks'}:", flush=True)
-    for stage in _STAGES:
-        with ThreadPoolExecutor(_side_by_side()) as pool:
-            list(pool.map(lambda job: _execute(folder, run.folder, job[0], parameters | job[1]), stage))
-    page = report.write(run)
+    with locked(run.folder, "reproduce"):
+        for stage in _STAGES:
+            with ThreadPoolExecutor(_side_by_side()) as pool:
+                list(pool.map(lambda job: _execute(folder, run.folder, job[0], parameters | job[1]), stage))
+        page = report.write(run)
     table = pd.read_csv(run.folder / "tables" / "main.csv")
     shown = table[["benchmark", "k", "base", "grpo", "amir_grpo", "gain", "gain_low", "gain_high", "p_holm"]]
     print(
@@ -82,8 +92,8 @@ def _execute(notebooks: Path, run_folder: Path, name: str, parameters: dict[str,
     done = subprocess.run(
         [
             sys.executable,
-            "-m",
-            "papermill",
+            "-c",
+            _PAPERMILL,
             str(notebooks / f"{name}.ipynb"),
             str(out),
             "--parameters_yaml",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ class _RolloutRecord:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.rollouts().to_parquet(folder / self.FILE)
+            write_whole(folder / self.FILE, self.rollouts().to_parquet)  # the last file: the checkpoint is whole
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -170,6 +171,14 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
     return AmirGRPOConfig(**values, **{name: getattr(settings, name) for name in _PREFERENCE})
 
 
+def _last_whole_checkpoint(checkpoints: Path) -> str | None:
+    """The latest checkpoint that was written to its end; those that were cut off are removed."""
+    for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not (folder / _RolloutRecord.FILE).is_file():
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
 def train(method: str, settings: Settings, base: str, problems: Dataset, folder: Path) -> pd.DataFrame:
     """Train a LoRA adapter on `base` and save it into `folder`; continue from its last checkpoint where there is one.
 
@@ -199,11 +208,11 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
     )
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     trainer.save_model(str(folder))
     write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
-    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
+    # by name: a resumed training reads its rows back from a checkpoint, in another order
+    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row]).sort_index(axis=1)
     log.insert(0, "completions", config.generation_batch_size)
     log.insert(0, "step", log.pop("step"))
     log.insert(0, "method", method)
