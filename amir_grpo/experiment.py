@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     from amir_grpo.engines import Engine
 
+_DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
+_SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # Settings that change neither a completion nor a number.
 _FREE = ("report_to", "save_steps", "save_total_limit")
@@ -224,7 +226,7 @@ class Run:
                     rows.insert(0, "policy", name)
                     write_whole(path, rows.to_parquet)
                     shutil.rmtree(parts, ignore_errors=True)
-        return read_table(path)
+        return read_table(path, _SAMPLE_COLUMNS)
 
     def _record_policy(self, folder: Path, source: PolicySource) -> None:
         """Say beside the samples what drew them."""
@@ -240,7 +242,7 @@ class Run:
 
         s = self.settings
         problems = self.problems(benchmark)
-        frames = [read_table(path) for path in sorted(parts.glob("*.parquet"))]
+        frames = [read_table(path, _DRAWN_COLUMNS) for path in sorted(parts.glob("*.parquet"))]
         done = {problem for frame in frames for problem in frame["problem_id"]}
         if len(done) < len(problems):
             batches = sample_batches(
@@ -420,19 +422,26 @@ def _read_config(path: Path) -> dict[str, Any]:
     )
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     """A Parquet or CSV file of a run folder.
 
+    Args:
+        columns: Those that it must have.
+
     Raises:
-        ValueError: If it cannot be read, since something else than this package has changed it.
+        ValueError: If it cannot be read or lacks a column, since something else than this package has changed it.
     """
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        missing = [column for column in columns if column not in table]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
     except (ValueError, OSError) as error:
         cause = str(error).strip().splitlines()[0][:150]
         raise ValueError(
             f"{path} cannot be read ({cause}).\nDelete it, and it is made again; whatever was complete stays."
         ) from error
+    return table
 
 
 def _check_folder(folder: Path) -> None:

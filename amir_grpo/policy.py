@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -30,6 +31,27 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def _said(what: str, name: str) -> Iterator[None]:
+    """Turns the many errors of loading into one that names the policy and the way out.
+
+    Raises:
+        OSError: If the block fails to load.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        out = (
+            "Give a folder that transformers or PEFT has saved: configuration, safetensors and tokenizer."
+            if Path(name).exists()
+            else "Check the name, the network and the login (hf auth login); without a network give a folder."
+        )
+        raise OSError(f"The {what} of {name} cannot be loaded: {cause}\n{out}") from error
+
+
 def device() -> torch.device:
     """Where policies run: the first GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,11 +68,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hub id or folder, padding on the left as generation needs it.
 
     Raises:
+        OSError: If it cannot be loaded.
         ValueError: If it has no chat template: problems are posed as chat messages.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    with _said("tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {name} has no chat template: take an instruction-tuned policy.")
     if tokenizer.pad_token is None:
@@ -71,6 +95,7 @@ def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = Fal
     Raises:
         ValueError: If 4 bits are asked for without a GPU.
         FileNotFoundError: If the adapter folder holds no adapter.
+        OSError: If the policy or its adapter cannot be loaded, such as an adapter of another base.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -87,7 +112,7 @@ def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = Fal
     for part in ("adapter_config.json", "adapter_model.safetensors") if adapter is not None else ():
         if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
             raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
-    with quiet():
+    with quiet(), _said("policy", name):
         policy = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=compute_dtype(),
@@ -99,7 +124,8 @@ def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = Fal
     if adapter is not None:
         from peft import PeftModel
 
-        policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=True)
+        with _said("adapter", str(adapter)):
+            policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=True)
         if not load_in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
             policy = policy.merge_and_unload()
     return policy

@@ -94,8 +94,16 @@ def base_of_adapter(folder: Path) -> str:
 
     Raises:
         FileNotFoundError: If that is a folder which is not there any more.
+        ValueError: If the adapter does not say.
     """
-    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    path = Path(folder) / "adapter_config.json"
+    try:
+        base = json.loads(path.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not name the base of its adapter ({type(error).__name__}).\n"
+            "Give a folder that PEFT or `amir_grpo train` has saved."
+        ) from error
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise FileNotFoundError(
             f"The adapter in {folder} was trained on {base}, which is not there.\n"

@@ -107,8 +107,8 @@ def load_problems(
         The problems. ``info.description`` says where they came from, with the commit where the Hub told it.
 
     Raises:
-        ValueError: If there is no such set, the limit is not positive, a row has no question or no answer, or what is
-            asked for does not exist in the sandbox.
+        ValueError: If there is no such set, it is empty, the limit is not positive, a row has no question or no answer,
+            or what is asked for does not exist in the sandbox.
         FileNotFoundError: If the mirror does not hold the split.
         ConnectionError: If the Hub cannot be reached or does not hold the set.
     """
@@ -127,10 +127,10 @@ def load_problems(
     else:
         path = Path(folder) / name / f"{split}.jsonl"
         rows, source = _mirror_rows(path, entry, split), str(path)
-    dataset = Dataset.from_list(
-        list(_records(rows, entry, split, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT)),
-        features=_FEATURES,
-    )
+    records = list(_records(rows, entry, split, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT))
+    if not records:
+        raise ValueError(f"{source} holds no problem.\nPut the {split} split of {entry.hub_id} there.")
+    dataset = Dataset.from_list(records, features=_FEATURES)
     dataset.info.description = f"{name}, {split} split, from {source}"
     return dataset
 

@@ -1,0 +1,341 @@
+"""Bad input, as a table: each case is refused in at most three lines that name the value and the way out, exit code 2,
+before anything expensive is begun."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from amir_grpo import cli, engines, experiment, policy, sandbox, training  # noqa: F401 (binds what is patched here)
+
+TRAIN, EVALUATE, REPRODUCE, EVIDENCE, VERIFY = "train", "evaluate", "reproduce", "evidence", "verify"
+
+# what is given on the command line, and what the message must hold
+ARGUMENTS = [
+    # names
+    ((TRAIN, "--profile", "sandbx"), ["'sandbx'", "Did you mean 'sandbox'"]),
+    ((TRAIN, "--profile", "paper-qwen3"), ["'paper-qwen3'", "paper-qwen3b"]),
+    ((TRAIN, "--method", "amir-grpo"), ["amir-grpo", "amir_grpo"]),
+    ((TRAIN, "--lamda_reg", "0.1"), ["lamda_reg", "Did you mean 'lambda_reg'"]),
+    ((EVALUATE, "--benchmarks", "chain3", "chian4"), ["'chian4'", "Did you mean 'chain4'"]),
+    ((EVALUATE, "--benchmarks", "gsm8"), ["'gsm8'", "gsm8k"]),
+    ((EVALUATE, "--dataset_name", "chain"), ["'chain'", "chain3"]),
+    ((TRAIN, "--dataset_name", "gsm"), ["'gsm'", "gsm8k"]),
+    ((TRAIN, "--dataset_name", "gsm8k"), ["'gsm8k'", "must be 'sandbox'"]),
+    ((TRAIN, "--loss_type", "dapoo"), ["'dapoo'", "dapo"]),
+    ((TRAIN, "--pair_mining", "best"), ["'best'", "all, topk"]),
+    ((TRAIN, "--pair_loss", "hinge"), ["'hinge'", "logistic, linear"]),
+    ((TRAIN, "--lambda_schedule", "cosine"), ["'cosine'", "constant, published, share"]),
+    ((TRAIN, "--scale_rewards", "std"), ["'std'", "group, batch, none"]),
+    ((TRAIN, "--importance_sampling_level", "word"), ["'word'", "token, sequence"]),
+    ((TRAIN, "--report_to", "tensorbord"), ["'tensorbord'", "Did you mean 'tensorboard'"]),
+    ((EVALUATE, "--eval_engine", "sglang"), ["'sglang'", "transformers, vllm"]),
+    ((EVIDENCE, "--arms", "share-0.4"), ["'share-0.4'", "Did you mean 'share-0."]),
+    ((EVIDENCE, "--profile", "smoke"), ["'smoke'", "sandbox-large"]),
+    # values of the wrong kind
+    ((TRAIN, "--max_steps", "ten"), ["max_steps", "ten"]),
+    ((TRAIN, "--learning_rate", "fast"), ["learning_rate", "fast"]),
+    ((TRAIN, "--max_steps", "1.5"), ["max_steps", "1.5"]),
+    ((TRAIN, "--calibration", "perhaps"), ["calibration", "perhaps"]),
+    ((TRAIN, "--ks", "one"), ["ks", "one"]),
+    # impossible values
+    ((TRAIN, "--lambda_reg", "-0.1"), ["lambda_reg is -0.1", "at least 0"]),
+    ((TRAIN, "--reward_margin", "-1"), ["reward_margin is -1", "at least 0"]),
+    ((TRAIN, "--beta_dpo", "0"), ["beta_dpo is 0", "above 0"]),
+    ((TRAIN, "--beta_dpo", "-2"), ["beta_dpo is -2", "above 0"]),
+    ((TRAIN, "--lambda_reg", "nan"), ["lambda_reg is nan", "finite"]),
+    ((TRAIN, "--learning_rate", "inf"), ["learning_rate is inf", "finite"]),
+    ((TRAIN, "--learning_rate", "0"), ["learning_rate is 0", "above 0"]),
+    ((TRAIN, "--max_steps", "0"), ["max_steps is 0", "above 0"]),
+    ((TRAIN, "--num_generations", "1"), ["num_generations is 1", "at least 2"]),
+    ((TRAIN, "--num_generations", "7"), ["128", "num_generations = 7", "multiple"]),
+    ((TRAIN, "--per_device_train_batch_size", "12"), ["12", "num_generations = 8", "multiple"]),
+    ((TRAIN, "--steps_per_generation", "0"), ["steps_per_generation is 0", "None"]),
+    ((TRAIN, "--dataset_limit", "0"), ["dataset_limit is 0", "None"]),
+    ((TRAIN, "--max_pairs_per_group", "0"), ["max_pairs_per_group is 0", "None"]),
+    ((TRAIN, "--preference_share", "1"), ["preference_share is 1", "below 1"]),
+    ((TRAIN, "--warmup_ratio", "1"), ["warmup_ratio is 1", "below 1"]),
+    ((TRAIN, "--adam_beta2", "1.5"), ["adam_beta2 is 1.5", "below 1"]),
+    ((TRAIN, "--seed", "-1"), ["seed is -1", "at least 0"]),
+    ((TRAIN, "--seed", "4294967296"), ["seed is 4294967296", "2**32"]),
+    ((TRAIN, "--lora_rank", "0"), ["lora_rank is 0", "above 0"]),
+    ((TRAIN, "--max_prompt_length", "100"), ["164", "max_seq_length = 128"]),
+    ((TRAIN, "--sandbox_warmup_steps", "0"), ["sandbox_warmup_steps is 0", "above 0"]),
+    ((TRAIN, "--calibration"), ["cannot state a confidence", "calibration"]),
+    ((TRAIN, "--save_total_limit", "0"), ["save_total_limit is 0", "None"]),
+    ((EVALUATE, "--ks", "1", "9"), ["[1, 9]", "num_samples = 8"]),
+    ((EVALUATE, "--ks", "0"), ["[0]", "between 1 and"]),
+    ((EVALUATE, "--ks", "1", "1"), ["[1, 1]", "once"]),
+    ((EVALUATE, "--num_samples", "2"), ["[1, 2, 4]", "num_samples = 2"]),
+    ((EVALUATE, "--eval_limit", "0"), ["eval_limit is 0", "None"]),
+    ((EVALUATE, "--eval_temperature", "0"), ["eval_temperature is 0", "above 0"]),
+    ((EVALUATE, "--eval_top_p", "1.1"), ["eval_top_p is 1.1", "at most 1"]),
+    ((EVALUATE, "--benchmarks", "chain3", "chain3"), ["chain3", "once"]),
+    ((EVIDENCE, "--workers", "-1"), ["workers is -1", "at least 0"]),
+    ((VERIFY, "only-one"), ["two run folders", "got 1"]),
+    ((VERIFY, "no-such-run", "nor-this"), ["no-such-run", "no config.json"]),
+    # policies
+    ((EVALUATE, "--model_dir", "no/such/folder"), ["no/such/folder", "Hub id"]),
+    ((EVALUATE, "--model_dir", "a=b=c"), ["b=c", "Hub id"]),
+    ((EVALUATE, "--model_dir", "../up=org/name"), ["'../up'", "letters, digits"]),
+    ((EVALUATE, "--model_dir", "=cmd()=org/name"), ["cannot name a policy"]),
+    ((EVALUATE, "--model_dir", "one=org/a", "one=org/b"), ["'one'", "tell them apart"]),
+    ((TRAIN, "--model_name", "no/such/folder", "--dataset_name", "gsm8k"), []),
+]
+
+
+def refused(capsys, *arguments):
+    """The message of a call that must be refused."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(argument) for argument in arguments])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert "Traceback" not in message
+    return message
+
+
+def at_most_three_lines(message):
+    assert len(message.splitlines()) <= 3, message
+
+
+@pytest.fixture
+def nothing_expensive(monkeypatch):
+    """No policy is loaded or made, nothing is trained or downloaded."""
+
+    def never(*arguments, **keywords):
+        raise AssertionError("expensive work before the input was checked")
+
+    monkeypatch.setattr(policy, "load_policy", never)
+    monkeypatch.setattr(engines, "load_engine", never)
+    monkeypatch.setattr(sandbox, "make_base_policy", never)
+
+
+@pytest.mark.parametrize(("arguments", "named"), ARGUMENTS, ids=lambda value: " ".join(value)[:60])
+def test_bad_arguments(arguments, named, tmp_path, capsys, monkeypatch, nothing_expensive):
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path / "empty mirror"))
+    where = {VERIFY: (), EVIDENCE: ("--folder", tmp_path / "run")}.get(arguments[0], ("--run_dir", tmp_path / "run"))
+    message = refused(capsys, *arguments, *where)
+    at_most_three_lines(message)
+    for part in named:
+        assert part in message
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_the_table_is_long_enough():
+    assert len(ARGUMENTS) >= 60
+
+
+# --- run folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sampled(runs, tiny_settings):
+    """A run folder whose base policy has been sampled."""
+    run = experiment.open_run("sandbox", runs / "bad input", tiny_settings | {"benchmarks": ["chain3"]})
+    run.samples(["base"])
+    return run
+
+
+@pytest.fixture
+def folder(sampled, tmp_path):
+    """A copy of that folder, to be spoilt."""
+    shutil.copytree(sampled.folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def config(folder, change):
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+# what is done to the folder, and what the message must hold
+FOLDERS = [
+    (lambda f: half(f / "config.json"), ["config.json is not a run's configuration", "another run_dir"]),
+    (lambda f: (f / "config.json").write_text("[1, 2]"), ["config.json is not a run's configuration"]),
+    (lambda f: (f / "config.json").write_text('{"settings": 3}'), ["settings is no object"]),
+    (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), ["config.json is not a run's configuration"]),
+    (lambda f: config(f, lambda c: c["settings"].update(seed=5)), ["seed was 5, is now 0", "another run_dir"]),
+    (lambda f: config(f, lambda c: c["settings"].pop("seed")), ["seed was None, is now 0"]),
+    (lambda f: half(f / "samples/base/chain3.parquet"), ["chain3.parquet cannot be read", "Delete it"]),
+    (lambda f: (f / "samples/base/chain3.parquet").write_text("a,b\n1,2\n"), ["chain3.parquet cannot be read"]),
+    (lambda f: (f / "samples/base/chain3.parquet").write_bytes(b""), ["chain3.parquet cannot be read"]),
+    (
+        lambda f: pd.DataFrame({"policy": ["base"]}).to_parquet(f / "samples/base/chain3.parquet"),
+        ["chain3.parquet cannot be read (it has no column benchmark, problem_id"],
+    ),
+    (
+        lambda f: (f / "problems/chain3.json").write_text('{"fingerprint": "0", "source": "elsewhere"}'),
+        ["The problems of chain3 are not those", "elsewhere"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "named"), FOLDERS, ids=range(len(FOLDERS)))
+def test_spoilt_run_folders(spoil, named, folder, sampled, capsys, nothing_expensive, monkeypatch):
+    spoil(folder)
+    if "problems" in named[0]:
+        shutil.rmtree(folder / "samples")
+    monkeypatch.setattr(experiment.Run, "train", lambda *_: None)
+    settings = [f"--{k}={' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in tiny(sampled).items()]
+    message = refused(capsys, EVALUATE, "--run_dir", folder, *settings, "--benchmarks", "chain3")
+    at_most_three_lines(message)
+    for part in named:
+        assert part in message
+
+
+def tiny(run):
+    names = "sandbox_warmup_steps max_steps per_device_train_batch_size dataset_limit max_completion_length"
+    names += " reward_margin eval_limit eval_max_new_tokens"
+    return {name: getattr(run.settings, name) for name in names.split()}
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path, capsys, nothing_expensive):
+    (tmp_path / "run").write_text("mine")
+    message = refused(capsys, TRAIN, "--run_dir", tmp_path / "run")
+    assert f"{tmp_path / 'run'} is a file" in message
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_to(capsys, nothing_expensive):
+    message = refused(capsys, TRAIN, "--run_dir", "/proc/run")
+    assert "/proc cannot be written to" in message
+    at_most_three_lines(message)
+
+
+def test_a_full_disk_is_said_before_the_work(tmp_path, capsys, nothing_expensive, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage(1e9, 1e9, 3e6))
+    message = refused(capsys, TRAIN, "--run_dir", tmp_path / "run")
+    assert "3 MB are free" in message
+    assert "50 MB" in message
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+GOOD = {"question": "What is 1+1?", "answer": "2"}
+MIRRORS = [
+    (None, ["amc23/test.jsonl", "AMIR_GRPO_DATA"]),
+    ("", ["amc23/test.jsonl holds no problem", "math-ai/amc23"]),
+    (json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:20], ["row 2", "not a line of JSON"]),
+    (json.dumps([1]), ["row 1", "not a JSON object"]),
+    (json.dumps({"problem": "?", "answer": "2"}), ["row 1", "no question", "problem"]),
+    (json.dumps({"question": "?", "answer": None}), ["row 1", "no answer"]),
+    (json.dumps({"question": "?", "answer": " "}), ["row 1", "no answer"]),
+    (json.dumps({"question": "", "answer": "2"}), ["row 1", "no question"]),
+]
+
+
+@pytest.mark.parametrize(("content", "named"), MIRRORS, ids=range(len(MIRRORS)))
+def test_spoilt_mirrors(content, named, tmp_path, capsys, monkeypatch, base):
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
+    if content is not None:
+        (tmp_path / "amc23").mkdir()
+        (tmp_path / "amc23" / "test.jsonl").write_text(content)
+    message = refused(capsys, EVALUATE, "--model_dir", base, "--benchmarks", "amc23", "--run_dir", tmp_path / "run")
+    at_most_three_lines(message)
+    for part in named:
+        assert part in message
+
+
+def test_no_network(tmp_path, capsys, monkeypatch, base):
+    from amir_grpo import problems
+
+    def unreachable(*arguments, **keywords):
+        raise ConnectionError("Couldn't reach 'math-ai/amc23' on the Hub (Connection timed out)")
+
+    monkeypatch.setattr(problems, "load_dataset", unreachable)
+    message = refused(capsys, EVALUATE, "--model_dir", base, "--benchmarks", "amc23", "--run_dir", tmp_path / "run")
+    at_most_three_lines(message)
+    assert "math-ai/amc23" in message
+    assert "AMIR_GRPO_DATA" in message
+
+
+# --- policies -------------------------------------------------------------------------------------------------------
+
+
+def without(*names):
+    def spoil(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return spoil
+
+
+POLICIES = [
+    (without("model.safetensors"), ["policy of ", "cannot be loaded", "safetensors"]),
+    (lambda f: half(f / "model.safetensors"), ["policy of ", "cannot be loaded"]),
+    (without("tokenizer.json", "tokenizer_config.json"), ["tokenizer of ", "cannot be loaded"]),
+    (without("config.json"), ["neither adapter_config.json nor config.json"]),
+    (lambda f: (f / "config.json").write_text("{}"), ["cannot be loaded"]),
+    (lambda f: (f / "adapter_config.json").write_text("{}"), ["does not name the base"]),
+    (
+        lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/away"}'),
+        ["/gone/away", "not there"],
+    ),
+    (
+        lambda f: (f / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(f)})),
+        ["no adapter_model.safetensors"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "named"), POLICIES, ids=range(len(POLICIES)))
+def test_spoilt_policies(spoil, named, tmp_path, capsys, base):
+    shutil.copytree(base, tmp_path / "policy")
+    spoil(tmp_path / "policy")
+    arguments = ("--model_dir", tmp_path / "policy", "--benchmarks", "chain3", "--eval_limit", "2")
+    message = refused(capsys, EVALUATE, *arguments, "--run_dir", tmp_path / "run")
+    at_most_three_lines(message)
+    for part in named:
+        assert part in message
+
+
+def test_an_adapter_of_another_base(tmp_path, capsys, base, tiny_policy):
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path / "adapter"
+    import copy
+
+    adapter = get_peft_model(copy.deepcopy(tiny_policy), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapter.save_pretrained(folder)
+    weights = {
+        name: values[:, :-8] if "lora_A" in name else values
+        for name, values in load_file(folder / "adapter_model.safetensors").items()
+    }
+    save_file({name: values.copy() for name, values in weights.items()}, folder / "adapter_model.safetensors")
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    arguments = ("--model_dir", folder, "--benchmarks", "chain3", "--eval_limit", "2")
+    message = refused(capsys, EVALUATE, *arguments, "--run_dir", tmp_path / "run")
+    at_most_three_lines(message)
+    assert f"The adapter of {folder} cannot be loaded" in message
+    assert "size mismatch" in message or "Error(s) in loading" in message
+
+
+def test_a_hub_that_refuses_the_token(tmp_path, capsys, monkeypatch):
+    import transformers
+
+    def refuses(*arguments, **keywords):
+        raise OSError("401 Client Error: Unauthorized. Invalid credentials in Authorization header: token expired")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuses)
+    arguments = ("--model_dir", "some/private-policy", "--benchmarks", "chain3", "--eval_limit", "2")
+    message = refused(capsys, EVALUATE, *arguments, "--run_dir", tmp_path / "run")
+    at_most_three_lines(message)
+    assert "some/private-policy" in message
+    assert "hf auth login" in message
+
+
+def test_the_same_message_in_a_notebook(tmp_path):
+    """What the command line prints is the text of the exception that a notebook shows."""
+    with pytest.raises(ValueError, match=r"lambda_reg is -1\.0; it must be at least 0"):
+        experiment.open_run("sandbox", tmp_path / "run", {"lambda_reg": -1.0})
