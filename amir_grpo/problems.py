@@ -214,6 +214,10 @@ def _records(
     for number, row in enumerate(rows, start=1):
         question = _read(entry.question, row, "question", source, number)
         answers = [answer.strip() for answer in _read(entry.answers, row, "answer", source, number)]
+        if any("\ud800" <= c <= "\udfff" for text in (question, *answers) for c in text):
+            raise ValueError(
+                f"{source}, row {number}: holds half of a surrogate pair, which is no text.\nCorrect the row."
+            )
         if not question.strip():
             raise ValueError(f"{source}, row {number}: no question.")
         if not answers or not all(answers):

@@ -303,6 +303,8 @@ def _check_values(s: Settings) -> None:
             f"max_prompt_length + max_completion_length is {s.max_prompt_length + s.max_completion_length}, above "
             f"max_seq_length = {s.max_seq_length}: raise the latter or lower one of the former."
         )
+    if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
+        raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")
     for name, valid in (
         ("pair_mining", ("all", "topk")),
         ("pair_loss", ("logistic", "linear")),

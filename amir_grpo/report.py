@@ -229,14 +229,16 @@ def _examples(samples: pd.DataFrame, each: int = 3) -> list[dict[str, str]]:
     own = samples[samples["policy"] == "amir_grpo"]
     for label, part in (("right", own[own["correct"]]), ("wrong", own[~own["correct"]])):
         for row in part.drop_duplicates("problem_id").head(each).itertuples():
-            chosen.append({"kind": f"AMIR-GRPO, {label}", "problem": row.problem_id, "text": row.text})
+            chosen.append({"kind": f"AMIR-GRPO, {label}", "problem": row.problem_id, "text": tables.visible(row.text)})
     solved = samples.pivot_table(index="problem_id", columns="policy", values="correct", aggfunc="mean")
     widest = (solved["amir_grpo"] - solved["grpo"]).abs().sort_values(ascending=False, kind="stable").head(each)
     for problem in widest[widest > 0].index:
         for policy in ("grpo", "amir_grpo"):
             row = samples[(samples["policy"] == policy) & (samples["problem_id"] == problem)].iloc[0]
             share = f"{100 * solved.loc[problem, policy]:.0f} % right"
-            chosen.append({"kind": f"methods differ: {policy}, {share}", "problem": problem, "text": row["text"]})
+            chosen.append(
+                {"kind": f"methods differ: {policy}, {share}", "problem": problem, "text": tables.visible(row["text"])}
+            )
     return chosen
 
 

@@ -415,6 +415,25 @@ def signed(value: float) -> str:
     return "0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
 
 
+def visible(text: str) -> str:
+    """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
+    return "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)
+
+
+def style_texts(table: pd.DataFrame, precision: int = 2) -> Styler:
+    """A table with untrusted texts for a notebook: escaped, without mathematics being typeset, lines kept."""
+    table = table.copy()
+    texts = [c for c in table if pd.api.types.is_string_dtype(table[c]) or table[c].dtype == object]
+    for column in texts:
+        table[column] = [visible(value) if isinstance(value, str) else value for value in table[column]]
+    return (
+        table.style.hide(axis="index")
+        .format(precision=precision, escape="html")
+        .set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
+        .set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap", "max-width": "36em"})
+    )
+
+
 def style_main_table(table: pd.DataFrame) -> Styler:
     """The main table (ours or the published one) for a notebook: gains coloured by sign, intervals, text escaped."""
     table = with_gain(table).reset_index(drop=True)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,8 +27,17 @@ SMALL = [
 ]
 
 
+SECRETS = {
+    "HF_TOKEN": "hf_PlantedSecretOfTheTestSuite00",
+    "WANDB_API_KEY": "planted0wandb0key0000000000000000000000",
+    "AWS_SECRET_ACCESS_KEY": "PlantedAwsSecretOfTheTestSuite",
+    "MY_PRIVATE_SETTING": "planted-private-value-of-the-test-suite",
+}
+
+
 def run(*arguments, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=os.environ | SECRETS, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +107,18 @@ def test_executed_notebooks_show_their_figures(reproduced):
         pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
         assert pictures, f"{path.name} shows no figure"
         assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
+
+
+def test_no_secret_of_the_environment_is_in_any_output(reproduced):
+    """Every file of the run folder is searched for the values that were planted."""
+    folder, printed = reproduced
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for path in files:
+        content = path.read_bytes()
+        for name, secret in SECRETS.items():
+            assert secret.encode() not in content, f"{path} holds the value of {name}"
+    assert not [name for name, secret in SECRETS.items() if secret in printed]
 
 
 @pytest.mark.parametrize("name", READ_EVIDENCE)

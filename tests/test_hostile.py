@@ -1,0 +1,125 @@
+"""Untrusted text: what a policy or a data set says reaches no interpreter, no path and no output as anything but text."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+from amir_grpo import policy, report, sampling, tables
+from amir_grpo.experiment import open_run
+from amir_grpo.problems import load_problems
+from amir_grpo.profiles import settings_of
+
+HOSTILE = [
+    "<script>alert(1)</script><think>x</think><answer>\\boxed{2}</answer>",
+    "<img src=x onerror=alert(1)>",
+    "</pre></td></table><iframe src='//evil'></iframe>",
+    "$\\href{javascript:alert(1)}{x}$ \\(\\unicode{x3c}script\\)",
+    "[click](javascript:alert(1)) ![x](http://evil/x.png)",
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x00 \u202egnp.exe",
+    '=HYPERLINK("http://evil") +1+1 @SUM(A1)',
+    "{{ 7*7 }} {% for x in range(9) %}{% endfor %} __import__('os').system('touch pwned')",
+]
+
+
+def answers(engine, problems, num_samples, **options):
+    """In place of sampling: hostile completions."""
+    for problem in problems["id"]:
+        texts = [HOSTILE[n % len(HOSTILE)] for n in range(num_samples)]
+        yield pd.DataFrame(
+            {
+                "problem_id": problem,
+                "sample": range(num_samples),
+                "text": texts,
+                "completion_ids": [[5, 6]] * num_samples,
+                "tokens": 2,
+                "finish_reason": "stop",
+                "logprob": -1.0,
+            }
+        )
+
+
+@pytest.fixture
+def hostile(runs, tiny_settings, monkeypatch, request):
+    monkeypatch.setattr(sampling, "sample_batches", answers)
+    changes = {"benchmarks": ["chain3"], "eval_limit": 8}
+    return open_run("sandbox", runs / f"hostile {request.node.name[:20]}", tiny_settings | changes)
+
+
+def test_the_report_shows_text_as_text(hostile):
+    page = report.write(hostile).read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page, "the hostile completions are on the page"
+    without = re.sub(r"<script>\n// a click.*?</script>", "", page, count=1, flags=re.DOTALL)  # the page's own
+    assert not re.search(r"<script|<iframe|<img src=x|onerror=alert(?!\(1\)&gt;)", without)
+    assert "49" not in re.findall(r"<pre>(.*?)</pre>", page)[0]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x9b]", page)
+    assert not re.search(r"(src|href)=.(https?:)?//", page), "nothing is fetched from elsewhere"
+
+
+def test_tables_with_texts_show_them_as_text():
+    html = tables.style_texts(pd.DataFrame({"text": HOSTILE, "n": 1.0})).to_html()
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "<iframe" not in html
+    assert "\x1b" not in html
+    assert "\x00" not in html
+    assert re.search(r'<table[^>]*class="tex2jax_ignore mathjax_ignore"', html), "mathematics is not typeset"
+
+
+def test_visible_keeps_text_and_lines():
+    assert tables.visible("7+8=15\n\tö 数 🙂") == "7+8=15\n\tö 数 🙂"
+    assert tables.visible("a\x1b[31mb\x00\ud800") == "a�[31mb��"
+
+
+def test_every_table_of_a_run_is_free_of_formulas(hostile):
+    report.policies_result(hostile)
+    report.draw(hostile)
+    for path in (hostile.folder / "tables").glob("*.csv"):
+        for column in (table := pd.read_csv(path)).select_dtypes("object"):
+            assert not table[column].dropna().str.match(r"[=+\-@\t]").any(), f"{path.name}, column {column}"
+    with pytest.raises(ValueError, match="model_name is .=cmd"):
+        settings_of("paper-qwen3b", {"model_name": "=cmd|' /C calc'!A0"})
+
+
+def test_nothing_that_a_completion_says_is_run(hostile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = hostile.samples(["base"])
+    assert set(rows["text"]) == set(HOSTILE)
+    assert not list(tmp_path.iterdir())
+
+
+def mirror(folder, *rows):
+    path = folder / "amc23" / "test.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_ids_of_a_data_set_are_not_paths(tmp_path):
+    mirror(tmp_path, {"id": "../../../etc/passwd", "question": "?", "answer": "2"})
+    assert load_problems("amc23", mirror=tmp_path)["id"] == ["amc23-test-00000"]
+
+
+def test_half_a_surrogate_pair_is_named(tmp_path):
+    mirror(tmp_path, {"question": "ok", "answer": "2"}, {"question": "\ud800", "answer": "2"})
+    with pytest.raises(ValueError, match=r"row 2: holds half of a surrogate pair"):
+        load_problems("amc23", mirror=tmp_path)
+
+
+def test_hostile_problems_reach_the_policy_as_text(tmp_path, tokenizer):
+    mirror(tmp_path, *({"question": text, "answer": "2"} for text in HOSTILE if "\x00" not in text))
+    problems = load_problems("amc23", mirror=tmp_path)
+    prompts = sampling.tokenize_prompts(tokenizer, problems)
+    assert len(prompts) == len(HOSTILE) - 1
+
+
+def test_code_that_comes_with_a_policy_is_not_run(base, tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(base, folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    policy.load_policy(str(folder))
+    assert not (tmp_path / "pwned").exists()
