@@ -4,7 +4,7 @@ PROFILE ?= sandbox
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test test-long lint figures notebooks publish evidence evidence-large clean
+.PHONY: setup reproduce test test-long test-browser lint figures notebooks publish evidence evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,12 @@ test: setup
 # whole commands killed at random moments, and other tests of minutes
 test-long: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long
+
+# every notebook in JupyterLab and the report, in Chromium: the system's, or else the one that Playwright brings
+test-browser: setup
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$CHROMIUM" || $(RUN) -m playwright install chromium
+	$(RUN) -m pytest -m browser tests/test_browser.py
 
 lint: setup
 	$(RUN) -m ruff check .

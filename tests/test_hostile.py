@@ -79,7 +79,7 @@ def test_every_table_of_a_run_is_free_of_formulas(hostile):
     for path in (hostile.folder / "tables").glob("*.csv"):
         for column in (table := pd.read_csv(path)).select_dtypes("object"):
             assert not table[column].dropna().str.match(r"[=+\-@\t]").any(), f"{path.name}, column {column}"
-    with pytest.raises(ValueError, match="model_name is .=cmd"):
+    with pytest.raises(ValueError, match=r"model_name is .=cmd"):
         settings_of("paper-qwen3b", {"model_name": "=cmd|' /C calc'!A0"})
 
 

@@ -1,0 +1,225 @@
+"""As users meet it: every notebook in a real JupyterLab in a real Chromium, Run all; and the report, offline.
+
+`make test-browser` runs these and installs what they need. Screenshots go to runs/screenshots.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make test-browser")
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+READ_EVIDENCE = ("06_claims", "07_ablations")
+BARS = {"00_base_policy": 0, "01_train": 1, "02_evaluate": 1}  # notebooks in which work is done, and shown
+MINUTES = 4
+
+
+@pytest.fixture(scope="session")
+def screenshots():
+    folder = ROOT / "runs" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    system = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=system, args=["--no-sandbox", "--disable-quic"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory):
+    """What a clone holds for the notebooks, at the smoke profile; the project's own notebooks stay as they are."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("amir_grpo", "data", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        notebook = json.loads(path.read_text())
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell["outputs"], cell["execution_count"] = [], None
+                cell["source"] = "".join(cell["source"]).replace('profile = "sandbox"', 'profile = "smoke"')
+        path.write_text(json.dumps(notebook))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lab(clone, tmp_path_factory):
+    """Address of a JupyterLab over the clone, with settings of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("jupyter")
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    environment = os.environ | {name: str(home / name) for name in names} | {"OMP_NUM_THREADS": "1"}
+    options = (
+        f"--no-browser --port={port} --IdentityProvider.token= --expose-app-in-browser --ServerApp.allow_root=True"
+    )
+    command = [sys.executable, "-m", "jupyterlab", *options.split(), f"--ServerApp.root_dir={clone}"]
+    log = (home / "log").open("w")
+    server = subprocess.Popen(command, env=environment, cwd=clone, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/api/status", timeout=2)
+            break
+        except OSError:
+            time.sleep(0.5)
+    else:
+        raise RuntimeError((home / "log").read_text()[-2000:])
+    yield address
+    server.terminate()
+    server.wait(20)
+
+
+STATE = """() => {
+  const panel = window.jupyterapp.shell.currentWidget;
+  if (!panel || !panel.sessionContext || !panel.content) return null;
+  const cells = panel.content.widgets.filter(cell => cell.model.type === 'code');
+  const kernel = panel.sessionContext.session && panel.sessionContext.session.kernel;
+  return {
+    status: kernel ? kernel.status : 'none',
+    cells: cells.length,
+    run: cells.filter(cell => cell.model.executionCount).length,
+    outputs: cells.map(cell => cell.model.outputs.toJSON()),
+  };
+}"""
+
+
+def run_all(page, lab, name):
+    """Open a notebook and run all of it; the outputs of its code cells."""
+    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
+    page.wait_for_function(
+        "() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.content?.widgets?.length"
+    )
+    page.wait_for_function(f"() => {{ const s = ({STATE})(); return s && s.status === 'idle'; }}", timeout=60_000)
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    deadline = time.monotonic() + 60 * MINUTES
+    while time.monotonic() < deadline:
+        state = page.evaluate(STATE)
+        errors = [o for cell in state["outputs"] for o in cell if o["output_type"] == "error"]
+        assert not errors, errors[0].get("evalue")
+        if state["run"] == state["cells"] and state["status"] == "idle":
+            return state["outputs"]
+        time.sleep(0.5)
+    raise TimeoutError(f"{name}: {state['run']} of {state['cells']} cells after {MINUTES} minutes")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_run_all_in_jupyterlab(browser, lab, screenshots, name):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    try:
+        outputs = run_all(page, lab, name)
+        texts = ["".join(o["text"]) for cell in outputs for o in cell if o["output_type"] == "stream"]
+        if BARS.get(name):
+            assert any("100%" in text for text in texts), "no progress bar was drawn to its end"
+        assert not [text for text in texts if "Traceback" in text or "Warning" in text]
+        drawn = [number for number, cell in enumerate(outputs) if any("image/png" in o.get("data", {}) for o in cell)]
+        if name[:2] in ("01", "03", "04", "05", "06", "07"):
+            assert drawn, "shows no figure"
+        for number in drawn:
+            page.evaluate(
+                """number => { const content = window.jupyterapp.shell.currentWidget.content;
+                const codes = content.widgets.filter(cell => cell.model.type === 'code');
+                content.scrollToItem(content.widgets.indexOf(codes[number])); }""",
+                number,
+            )
+            page.wait_for_timeout(400)
+        if drawn:
+            figure = page.locator(".jp-RenderedImage img").first
+            figure.scroll_into_view_if_needed()
+            box = figure.bounding_box()
+            assert box["width"] > 100
+            assert box["height"] > 50
+            assert figure.evaluate("image => image.complete && image.naturalWidth > 100")
+        page.screenshot(path=screenshots / f"{name}.png")
+    finally:
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def report(clone):
+    """The report that notebook 05 has written in the browser."""
+    path = clone / "runs" / "smoke" / "report.html"
+    if not path.is_file():
+        command = [sys.executable, "-m", "amir_grpo", "figures", "--profile", "smoke"]
+        subprocess.run(command, cwd=clone / "notebooks", check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def page_of_report(browser, report):
+    """The report, opened from a file with no network, and what it asked for and complained about."""
+    page = browser.new_page(viewport={"width": 1100, "height": 1000})
+    page.context.set_offline(True)
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(report.as_uri())
+    yield page, asked, complaints
+    page.close()
+
+
+def column(page, table, number):
+    cells = page.locator(f"table >> nth={table}").locator(f"tbody tr td:nth-child({number})")
+    return [text.strip().replace("−", "-") for text in cells.all_inner_texts()]
+
+
+def test_report_is_whole_offline(page_of_report, report, screenshots):
+    page, asked, complaints = page_of_report
+    images = page.locator("img")
+    assert images.count() >= 4
+    for number in range(images.count()):
+        images.nth(number).scroll_into_view_if_needed()
+        assert images.nth(number).evaluate("image => image.complete && image.naturalWidth > 100")
+        assert images.nth(number).get_attribute("alt")
+    assert not complaints
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()], "nothing leaves the page"
+    page.screenshot(path=screenshots / "report.png", full_page=True)
+
+
+def test_tables_of_the_report_sort_by_mouse_and_by_keyboard(page_of_report):
+    page, _, complaints = page_of_report
+    main = page.locator("table >> nth=1")
+    head = main.locator("th button", has_text="base")
+    head.click()
+    values = [float(text) for text in column(page, 1, 3)]
+    assert values == sorted(values)
+    assert main.locator("th", has=head).get_attribute("aria-sort") == "ascending"
+    head.focus()
+    page.keyboard.press("Enter")
+    values = [float(text) for text in column(page, 1, 3)]
+    assert values == sorted(values, reverse=True)
+    assert main.locator("th", has=head).get_attribute("aria-sort") == "descending"
+    main.locator("th button", has_text="benchmark").click()
+    names = column(page, 1, 1)
+    assert names == sorted(names)
+    assert not complaints
+
+
+def test_every_head_of_the_report_is_reached_by_tab(page_of_report):
+    page, *_ = page_of_report
+    heads = page.locator("th button").count()
+    reached = set()
+    for _ in range(heads + 2):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("[...document.querySelectorAll('th button')].indexOf(document.activeElement)"))
+    assert reached >= set(range(heads))
