@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from tqdm import tqdm
 
 from amir_grpo.engines import Drawn, Engine, Request
+from amir_grpo.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,7 +80,8 @@ def sample_batches(
     shrink = _Shrinking(engine, options)
     there = num_samples * len(set(done) & set(prompt_ids))
     total = num_samples * len(prompt_ids)
-    with tqdm(total=total, initial=there, desc=label, unit=" completions", mininterval=2) as progress:
+    bar = {"total": total, "initial": there, "desc": label, "unit": " completions", "mininterval": 2}
+    with progress_bar(**bar, leave=temperature > 0) as progress:
         for batch in _batches(prompt_ids, num_samples, max_new_tokens, token_budget):
             batch = [problem for problem in batch if problem not in done]
             if not batch:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
@@ -17,11 +16,13 @@ from trl import GRPOConfig, GRPOTrainer
 from amir_grpo.files import write_whole
 from amir_grpo.policy import compute_dtype, device, load_policy, load_tokenizer, lora_config
 from amir_grpo.profiles import METHODS, Settings, check_names
+from amir_grpo.progress import progress_bar
 from amir_grpo.rewards import reward_functions
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer, loss_mask, preference_factor
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from tqdm import tqdm
 
 # Settings that go to TRL's configuration under their own name.
 _SHARED = (
@@ -119,7 +120,7 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(
+            self.bar = progress_bar(
                 total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", mininterval=2
             )
 
