@@ -1,10 +1,11 @@
 # Thin names for the commands of the README.
 PYTHON ?= python3
 PROFILE ?= sandbox
+RUN_DIR ?= runs/$(PROFILE)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test test-long test-browser lint figures notebooks publish evidence evidence-large clean
+.PHONY: setup reproduce test test-long test-browser test-clean lint figures notebooks publish evidence evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -14,12 +15,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# train both methods, evaluate, draw, report: into runs/$(PROFILE)
+# train both methods, evaluate, draw, report: into $(RUN_DIR)
 reproduce: setup
-	$(RUN) -m amir_grpo reproduce --profile $(PROFILE)
+	$(RUN) -m amir_grpo reproduce --profile $(PROFILE) --run_dir "$(RUN_DIR)"
 
 test: setup
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
 
 # whole commands killed at random moments, and other tests of minutes
 test-long: setup
@@ -30,6 +31,10 @@ test-browser: setup
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$CHROMIUM" || $(RUN) -m playwright install chromium
 	$(RUN) -m pytest -m browser tests/test_browser.py
+
+# the README's commands without rights, home, network or a writable tree; as root
+test-clean:
+	.ci/clean
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -24,6 +24,7 @@ from amir_grpo.experiment import Run, open_run, use_one_thread
 from amir_grpo.files import write_text, write_whole
 from amir_grpo.locks import locked
 from amir_grpo.processes import die_with_parent
+from amir_grpo.provenance import read_json, to_json
 from amir_grpo.sandbox import SANDBOXES
 
 PROFILE = "sandbox"
@@ -473,11 +474,13 @@ def keep(tables: dict[str, pd.DataFrame], folder: Path, results: Path, profile: 
             write_whole(
                 results / f"{name}.csv", lambda part, t=table: t.to_csv(part, index=False, float_format="%.6g")
             )
-    stages = [json.loads(path.read_text()) for path in sorted(folder.glob("*.seed*/*/stage.json"))]
+    stages = [read_json(path) for path in sorted(folder.glob("*.seed*/*/stage.json"))]
+    configs = [read_json(path) for path in sorted(folder.glob("*.seed*/config.json"))]
     provenances = [stage["provenance"] for stage in stages]
     record = {
         "profile": profile,
         "runs": len(stages),
+        "seeds": sorted({config["settings"]["seed"] for config in configs}),
         "started": min(stage["started"] for stage in stages),
         "ended": max(stage["ended"] for stage in stages),
         "commits": sorted({str(p["commit"]) for p in provenances}),
@@ -485,18 +488,15 @@ def keep(tables: dict[str, pd.DataFrame], folder: Path, results: Path, profile: 
         "python": sorted({p["python"] for p in provenances}),
         "device": sorted({p["device"] for p in provenances}),
         "packages": provenances[0]["packages"],
+        "settings": {k: v for k, v in configs[0]["settings"].items() if all(c["settings"][k] == v for c in configs)},
         "problems": sorted(
             {
                 (r["set"], r["problems"], r["fingerprint"])
-                for r in map(_read_json, folder.glob("*.seed*/problems/*.json"))
+                for r in map(read_json, folder.glob("*.seed*/problems/*.json"))
             }
         ),
     }
-    write_text(results / "provenance.json", json.dumps(record, indent=2) + "\n")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    write_text(results / "provenance.json", to_json(record))
 
 
 def load(results: Path) -> dict[str, pd.DataFrame]:

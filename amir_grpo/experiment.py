@@ -5,9 +5,10 @@
       base/                    the sandbox's base policy (a Hub policy stays in the Hub's cache)
       grpo/, amir_grpo/        adapter, training log (log.csv), checkpoints, stage.json
       problems/<set>.json      where the problems came from, and their fingerprint
-      samples/<policy>/<benchmark>.parquet, <benchmark>.greedy.parquet, policy.json
+      samples/<policy>/<benchmark>.parquet, <benchmark>.greedy.parquet, each with a .stage.json; policy.json
       scores/<policy>.parquet  log-probabilities of shared and own completions under a policy
-      tables/, figures/, notebooks/, report.html
+      tables/<name>.csv, and <name>.json with what it was made with
+      figures/, notebooks/, report.html
 
 A stage that is complete is read back, not repeated. Every stage asks for the ones before it, so that each notebook
 can be run alone.
@@ -17,25 +18,23 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo.files import whole_folder, write_text, write_whole
+from amir_grpo.files import full_disk_said, whole_folder, write_text, write_whole
 from amir_grpo.locks import locked
 from amir_grpo.policy_source import PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
+from amir_grpo.provenance import now, provenance, read_json, record_of
+from amir_grpo.provenance import to_json as _json
 from amir_grpo.sandbox import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # Settings that change neither a completion nor a number.
 _FREE = ("report_to", "save_steps", "save_total_limit")
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
-_PACKAGES = ("amir-grpo", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
 class Run:
@@ -119,8 +117,8 @@ class Run:
         folder = self.folder / "base"
         if not folder.exists():
             spec = replace(SANDBOXES[self.settings.model_name], warmup_steps=self.settings.sandbox_warmup_steps)
-            made = base_policy(spec, self.folder.parent / ".cache")
-            with whole_folder(folder) as beside:
+            with full_disk_said(self.folder), whole_folder(folder) as beside:
+                made = base_policy(spec, self.folder.parent / ".cache")
                 shutil.copytree(made, beside, dirs_exist_ok=True)
         return str(folder)
 
@@ -138,13 +136,12 @@ class Run:
 
             base, problems = self.base(), self.training_problems()
             use_one_thread(self.settings)
-            with locked(self.folder, f"training {method}"):
+            with full_disk_said(self.folder), locked(self.folder, f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
                     started = now()
                     log = training.train(method, self.settings, base, problems, folder)
                     write_whole(log_path, lambda part: log.to_csv(part, index=False))
-                    stage = {"started": started, "ended": now(), "provenance": provenance()}
-                    write_text(folder / "stage.json", _json(stage))
+                    _write_stage(folder / "stage.json", started)
         return read_table(log_path)
 
     def logs(self) -> pd.DataFrame:
@@ -217,13 +214,15 @@ class Run:
         """
         path = self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
         if not path.exists():
-            with locked(self.folder, f"sampling {name}"):
+            with full_disk_said(self.folder), locked(self.folder, f"sampling {name}"):
                 if not path.exists():  # unless another process has done it meanwhile
+                    started = now()
                     self._record_policy(path.parent, source)
                     parts = path.with_suffix(".parts")
                     rows = self._graded(self._drawn(parts, name, benchmark, source, greedy), benchmark)
                     rows.insert(0, "benchmark", benchmark)
                     rows.insert(0, "policy", name)
+                    _write_stage(path.with_suffix(".stage.json"), started)
                     write_whole(path, rows.to_parquet)
                     shutil.rmtree(parts, ignore_errors=True)
         return read_table(path, _SAMPLE_COLUMNS)
@@ -287,7 +286,8 @@ class Run:
         for method in METHODS:
             path = self.folder / "scores" / f"{method}.parquet"
             if not path.exists():
-                with locked(self.folder, f"scoring {method}"):
+                with full_disk_said(self.folder), locked(self.folder, f"scoring {method}"):
+                    started = now()
                     shared = samples[samples["policy"] == "base"].copy()
                     shared["logprob"] = self.score(self.folder / method, shared)
                     own = samples[samples["policy"] == method]
@@ -303,6 +303,7 @@ class Run:
                         "correct",
                         "logprob",
                     ]
+                    _write_stage(path.with_suffix(".stage.json"), started)
                     write_whole(path, frame[columns].to_parquet)
             frames.append(read_table(path))
         return pd.concat(frames, ignore_index=True)
@@ -344,7 +345,9 @@ class Run:
     # --- what is shown ------------------------------------------------------------------------------------------
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
-        """Write a table to tables/<name>.csv."""
+        """Write a table to tables/<name>.csv, and beside it, in <name>.json, what it was made with."""
+        record = {"table": name, "made": now(), **record_of(self.folder)}
+        write_text(self.folder / "tables" / f"{name}.json", _json(record))
         return write_whole(self.folder / "tables" / f"{name}.csv", lambda part: table.to_csv(part, index=False))
 
     def save_figure(self, figure: Figure, name: str) -> tuple[Path, Path]:
@@ -358,7 +361,7 @@ class Run:
         """What is complete and how long it took: columns stage, seconds."""
         rows = []
         for path in sorted(self.folder.glob("*/stage.json")):
-            stage = json.loads(path.read_text())
+            stage = read_json(path)
             seconds = (
                 datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
             ).total_seconds()
@@ -468,6 +471,11 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _write_stage(path: Path, started: str) -> None:
+    """Say beside a result when it was made, and with what; written before it, so that none is without."""
+    write_text(path, _json({"started": started, "ended": now(), "provenance": provenance()}))
+
+
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
     """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
     parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
@@ -505,48 +513,3 @@ def project_root() -> Path:
         if (folder / "amir_grpo" / "experiment.py").is_file():
             return folder
     return here
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def provenance() -> dict[str, Any]:
-    """What a result was made with: time, package versions, commit, device."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "time": now(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "device": _device_name(),
-    }
-
-
-def _device_name() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of git in the folder of the package; None where there is no git or no repository."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"

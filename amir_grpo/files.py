@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LITTLE = 1e6  # bytes
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
@@ -42,3 +45,34 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_said(folder: Path) -> Iterator[None]:
+    """Turns what libraries raise where a disk is full into one message with the way out.
+
+    Raises:
+        OSError: If the block has failed for want of space.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (_is_full(error) or (isinstance(error, RuntimeError) and _little_is_left(folder))):
+            raise
+        raise OSError(
+            f"The disk of {folder} is full.\nWhat is complete there stays: free some space, and start the same again."
+        ) from error
+
+
+def _little_is_left(folder: Path) -> bool:
+    """Of a disk on which torch.save has failed, which does not say why."""
+    return folder.exists() and shutil.disk_usage(folder).free < _LITTLE
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        # safetensors and Arrow have errors of their own, with the system's message; copytree lists those of its files
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -19,6 +19,7 @@ from amir_grpo import evidence_figures as drawings
 from amir_grpo.evidence import load as load_evidence
 from amir_grpo.experiment import project_root
 from amir_grpo.files import write_text, write_whole
+from amir_grpo.provenance import record_of, to_json
 
 TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
 LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
@@ -38,8 +39,7 @@ def keep(run_folder: Path, results: Path) -> None:
         write_whole(results / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
     logs = pd.concat([pd.read_csv(run_folder / method / "log.csv") for method in ("grpo", "amir_grpo")])
     write_whole(results / "log.csv", lambda part: logs[LOG_COLUMNS].to_csv(part, index=False))
-    config = json.loads((run_folder / "config.json").read_text())
-    write_text(results / "provenance.json", json.dumps(config, indent=2) + "\n")
+    write_text(results / "provenance.json", to_json(record_of(run_folder)))
 
 
 EVIDENCE = "evidence"

@@ -10,6 +10,10 @@ import pytest
 
 from amir_grpo import cli, evidence
 from amir_grpo.profiles import settings_of
+from amir_grpo.verify import first_difference
+
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("evidence")
 
 SMALL = ["grpo", "amir_grpo", "two-step-dr_grpo-amir"]
 
@@ -102,6 +106,15 @@ def test_what_is_complete_is_not_repeated_and_what_is_lost_is_made_again(made, m
         pd.testing.assert_frame_equal(again[name], table)
 
 
+def test_the_number_of_workers_changes_no_number(made, tmp_path):
+    (folder, arms, changes, _), _ = made
+    shutil.copytree(folder / ".cache", tmp_path / ".cache")
+    only = [dataclasses.replace(next(arm for arm in arms if arm.name == "grpo"), seeds=2)]
+    evidence.reproduce(tmp_path, only, changes, workers=2)
+    for name in ("grpo.seed0", "grpo.seed1"):
+        assert first_difference(folder / name, tmp_path / name) is None
+
+
 def test_kept_tables_come_back_and_say_where_they_are_from(made, tmp_path):
     (folder, *_), tables = made
     evidence.keep(tables, folder, tmp_path)
@@ -117,6 +130,9 @@ def test_kept_tables_come_back_and_say_where_they_are_from(made, tmp_path):
     record = json.loads((tmp_path / "provenance.json").read_text())
     assert record["runs"] == 6
     assert record["started"] <= record["ended"]
+    assert record["seeds"] == [0, 1]
+    assert record["settings"]["max_steps"] == 2
+    assert "loss_type" not in record["settings"], "the arms differ in it"
     assert {name for name, *_ in record["problems"]} == {"sandbox-train", "chain3", "chain6"}
 
 

@@ -14,10 +14,11 @@ import pytest
 from datasets import Dataset
 
 from amir_grpo import experiment, policy, report, sampling
-from amir_grpo.experiment import injected_parameters, open_run, project_root, provenance
+from amir_grpo.experiment import injected_parameters, open_run, project_root
 from amir_grpo.files import whole_folder, write_text, write_whole
 from amir_grpo.problems import fingerprint
 from amir_grpo.profiles import settings_of
+from amir_grpo.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +50,7 @@ def test_config_holds_settings_and_provenance(open_tiny, tiny_settings):
     assert made_with["packages"]["torch"] == version("torch")
     assert {"time", "python", "platform", "commit", "uncommitted_changes", "device"} <= set(made_with)
     assert made_with["time"].endswith("+00:00")
+    assert made_with["repeats"].startswith("byte for byte")
 
 
 def test_a_changed_setting_is_refused_with_both_values(open_tiny):
@@ -445,5 +447,30 @@ def test_provenance_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     made_with = provenance()
     assert made_with["commit"] is None
-    assert made_with["uncommitted_changes"] is False
+    assert made_with["uncommitted_changes"] is None
     json.dumps(made_with)
+
+
+def test_provenance_says_that_a_gpu_does_not_repeat_exactly(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    made_with = provenance()
+    assert made_with["device"] == "Tesla T4"
+    assert made_with["repeats"].startswith("not byte for byte")
+
+
+def test_every_table_says_what_it_was_made_with(open_tiny):
+    run = open_tiny()
+    run.samples(["base"], ["chain3"])
+    run.save_table(pd.DataFrame({"a": [1]}), "some")
+    record = json.loads((run.folder / "tables" / "some.json").read_text())
+    assert record["table"] == "some"
+    assert record["profile"] == "sandbox"
+    assert record["settings"] == asdict(run.settings)
+    assert record["seed"] == run.settings.seed
+    assert {p["set"]: p["fingerprint"] for p in record["problems"]} == {"chain3": fingerprint(run.problems("chain3"))}
+    assert set(record["stages"]) == {"samples/base/chain3", "samples/base/chain3.greedy"}
+    assert record["started"] <= record["ended"] <= record["made"]
+    assert {"commit", "uncommitted_changes", "packages", "device", "repeats"} <= set(record["provenance"])

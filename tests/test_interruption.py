@@ -14,6 +14,9 @@ import pytest
 
 from amir_grpo.verify import first_difference
 
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("interruption")
+
 # (stage, what it does); each asks for the ones before it, which are complete in its starting folder
 STAGES = ("train", "evaluate", "report")
 ROUNDS, KILLS = 4, 5  # of each stage: 20 random moments
@@ -111,6 +114,83 @@ def test_a_checkpoint_that_was_cut_off_is_not_taken_for_whole(server, settings, 
         (last / "optimizer.pt").write_bytes(b"half")
     do(server, "train", folder, settings)
     assert first_difference(undisturbed["train"][1], folder) is None
+
+
+# argv: folder of the undisturbed run, a folder to mount a small disk on, the settings; each stage meets the full disk
+FULL_DISK = """
+import json, shutil, subprocess, sys
+from pathlib import Path
+import torch
+from amir_grpo import experiment, verify
+torch.set_num_threads(1)
+undisturbed, disk, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
+experiment._LEAST_DISK = 0
+shutil.copytree(undisturbed / "base", disk / "run" / "base")
+run = experiment.open_run("sandbox", disk / "run", settings)
+filler = disk / "filler"
+for work in (lambda: run.logs(), lambda: run.samples(), lambda: run.scores()):
+    for free in (0, 30_000, 300_000):
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - free))
+        try:
+            work()
+        except OSError as error:
+            print(error)
+    filler.unlink()
+    work()
+print("difference:", verify.first_difference(undisturbed, disk / "run"))
+"""
+
+
+def test_a_full_disk_is_said_and_loses_nothing(server, settings, undisturbed, runs, tmp_path):
+    """On a disk of a few megabytes, which is full again and again."""
+    namespace = ["unshare", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    _, after, _ = undisturbed["report"]
+    only_these = tmp_path / "undisturbed"
+    shutil.copytree(after, only_these, ignore=shutil.ignore_patterns("tables", "figures"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [*namespace, sys.executable, "-c", FULL_DISK, only_these, disk, json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(f"The disk of {disk / 'run'} is full") >= 4
+    assert done.stdout.splitlines()[-1] == "difference: None"
+
+
+@pytest.mark.long
+def test_evidence_killed_at_random_moments_ends_with_the_same_tables(runs, tmp_path):
+    """Its command with two workers, at 20 random moments."""
+    changes = "--max_steps 2 --sandbox_warmup_steps 60 --dataset_limit 40 --eval_limit 4 --eval_max_new_tokens 24"
+    command = [sys.executable, "-m", "amir_grpo", "evidence", "--arms", "linear", *changes.split(), "--workers", "2"]
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        shutil.copytree(runs / ".cache", folder / ".cache", dirs_exist_ok=True)
+        return subprocess.Popen([*command, "--folder", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    begin = time.perf_counter()
+    assert start(tmp_path / "whole").wait() == 0
+    seconds, moments = time.perf_counter() - begin, random.Random(1)
+    for number in range(ROUNDS):
+        folder = tmp_path / f"killed {number}"
+        for _ in range(KILLS):
+            process = start(folder)
+            try:
+                process.wait(seconds * moments.random())
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        process = start(folder)
+        assert process.wait() == 0, process.stdout.read().decode()[-2000:]
+        for name in ("correct.parquet", "training.parquet", "pressure.csv", "margins.parquet", "weights.csv"):
+            whole, killed = (path / "tables" / name for path in (tmp_path / "whole", folder))
+            assert whole.read_bytes() == killed.read_bytes(), name
+        for whole in sorted((tmp_path / "whole").glob("*.seed*")):
+            assert first_difference(whole, folder / whole.name) is None
+        shutil.rmtree(folder)
 
 
 @pytest.mark.long

@@ -15,6 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 READ_EVIDENCE = ("06_claims", "07_ablations")  # they read what `make evidence` has kept
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("notebooks")
+
 SMALL = [
     "--max_steps",
     "2",

@@ -1,0 +1,102 @@
+"""What a result was made with, so that it can be made again: time, versions, commit, device, and how exactly it repeats."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "amir-grpo torch transformers trl peft accelerate datasets tokenizers safetensors math-verify numpy scipy pandas "
+    "matplotlib bitsandbytes unsloth vllm deepspeed"
+).split()
+
+_ON_CPU = "byte for byte, on the same kind of CPU with the same package versions"
+_ON_GPU = "not byte for byte: kernels add in an order that varies from run to run, and rounding differs between GPUs"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance() -> dict[str, Any]:
+    """What a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, repeats.
+
+    `packages` holds None where one is not installed, `commit` and `uncommitted_changes` where there is no repository;
+    `repeats` says how exactly the same settings, seed and machine give the same numbers again.
+    """
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    device = _device_name()
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "time": now(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": None if status is None else bool(status),
+        "device": device,
+        "repeats": _ON_CPU if device.startswith("cpu") else _ON_GPU,
+    }
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of a run folder, for what is drawn from it: profile, seed, settings, problems, stages, provenance.
+
+    `problems` holds each set's source, number and fingerprint; `stages` when each began and ended; `started` and `ended`
+    are the first and the last of these.
+    """
+    config = read_json(folder / "config.json")
+    stages = {path.parent.name: read_json(path) for path in folder.glob("*/stage.json")}
+    for path in (*folder.glob("samples/*/*.stage.json"), *folder.glob("scores/*.stage.json")):
+        stages[str(path.relative_to(folder)).removesuffix(".stage.json")] = read_json(path)
+    times = {name: {"started": stage["started"], "ended": stage["ended"]} for name, stage in sorted(stages.items())}
+    problems = [read_json(path) for path in sorted(folder.glob("problems/*.json"))]
+    return {
+        "profile": config["profile"],
+        "seed": config["settings"]["seed"],
+        "started": min([t["started"] for t in times.values()], default=None),
+        "ended": max([t["ended"] for t in times.values()], default=None),
+        "stages": times,
+        "problems": problems,
+        "settings": config["settings"],
+        "provenance": config["provenance"],
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def to_json(value: Any) -> str:
+    """JSON as the package writes it."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the folder of the package; None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
