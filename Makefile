@@ -29,7 +29,7 @@ test-long: setup
 # every notebook in JupyterLab and the report, in Chromium: the system's, or else the one that Playwright brings
 test-browser: setup
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
-	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$CHROMIUM" || $(RUN) -m playwright install chromium
+	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$CHROMIUM" || .ci/chromium $(RUN)
 	$(RUN) -m pytest -m browser tests/test_browser.py
 
 # the README's commands without rights, home, network or a writable tree; as root

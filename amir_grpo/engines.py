@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from amir_grpo.policy_source import Loading
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -150,7 +152,7 @@ class VLLMEngine:
         base: str,
         adapter: Path | None,
         tokenizer: PreTrainedTokenizerBase,
-        load_in_4bit: bool = False,
+        loading: Loading = Loading(),
         lora_rank: int = 64,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -166,8 +168,9 @@ class VLLMEngine:
         lora = {"enable_lora": True, "max_lora_rank": lora_rank} if adapter else {}
         self._llm = LLM(
             model=base,
-            quantization="bitsandbytes" if load_in_4bit else None,
-            trust_remote_code=False,
+            quantization="bitsandbytes" if loading.in_4bit else None,
+            trust_remote_code=loading.trust_remote_code,
+            load_format="bitsandbytes" if loading.in_4bit else "safetensors" if loading.safetensors_only else "auto",
             enable_prefix_caching=True,
             **lora,
         )
@@ -201,14 +204,14 @@ class VLLMEngine:
         return [[next(drawn) for _ in request.streams] for request in requests]
 
 
-def load_engine(name: str, base: str, adapter: Path | None, load_in_4bit: bool) -> Engine:
+def load_engine(name: str, base: str, adapter: Path | None, loading: Loading) -> Engine:
     """The engine of one policy.
 
     Args:
         name: One of `ENGINES`.
         base: Hub id or folder of the policy, or of the base of its adapter.
         adapter: Folder of a PEFT adapter, None for the base itself.
-        load_in_4bit: Quantise the base to 4 bits; else 16 bits on a GPU, float32 on a CPU.
+        loading: 4 bits or not, and what is trusted.
 
     Raises:
         ValueError: If there is no such engine, it is not installed, or the policy cannot be loaded so.
@@ -216,9 +219,9 @@ def load_engine(name: str, base: str, adapter: Path | None, load_in_4bit: bool) 
     from amir_grpo.policy import load_policy, load_tokenizer
 
     if name == "transformers":
-        return TransformersEngine(load_policy(base, adapter, load_in_4bit), load_tokenizer(base))
+        return TransformersEngine(load_policy(base, adapter, loading), load_tokenizer(base, loading.trust_remote_code))
     if name == "vllm":
-        return VLLMEngine(base, adapter, load_tokenizer(base), load_in_4bit)
+        return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading)
     raise ValueError(f"Unknown engine {name!r}: choose one of {', '.join(ENGINES)}.")
 
 

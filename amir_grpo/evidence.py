@@ -23,6 +23,7 @@ from tqdm import tqdm
 from amir_grpo.experiment import Run, open_run, use_one_thread
 from amir_grpo.files import write_text, write_whole
 from amir_grpo.locks import locked
+from amir_grpo.policy_source import Loading
 from amir_grpo.processes import die_with_parent
 from amir_grpo.provenance import read_json, to_json
 from amir_grpo.sandbox import SANDBOXES
@@ -270,7 +271,7 @@ def _weigh(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any], profile
     answers = dict(zip(problems["id"], problems["answer"], strict=True))
     rows = []
     for when, adapter in (("before", None), ("after", run.folder / arm.method)):
-        engine = load_engine("transformers", run.base(), adapter, False)
+        engine = load_engine("transformers", run.base(), adapter, Loading())
         drawn = sample(
             engine,
             problems,

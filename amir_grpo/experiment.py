@@ -30,7 +30,7 @@ import pandas as pd
 
 from amir_grpo.files import full_disk_said, whole_folder, write_text, write_whole
 from amir_grpo.locks import locked
-from amir_grpo.policy_source import PolicySource
+from amir_grpo.policy_source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
 from amir_grpo.provenance import now, provenance, read_json, record_of
@@ -41,13 +41,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
 
+    from amir_grpo.backend import Backend
     from amir_grpo.engines import Engine
 
 _DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
 _SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # Settings that change neither a completion nor a number.
-_FREE = ("report_to", "save_steps", "save_total_limit")
+_FREE = ("report_to", "save_steps", "save_total_limit", "trust_remote_code", "safetensors_only")
+# Settings that a run of an earlier version does not name, and what it did.
+_ADDED = {"backend": "transformers"}
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 
 
@@ -65,6 +68,12 @@ class Run:
         self.profile = profile
         self.settings = settings
         self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
+
+    @property
+    def loading(self) -> Loading:
+        """How the run reads weights."""
+        s = self.settings
+        return Loading(s.load_in_4bit, s.trust_remote_code, s.safetensors_only)
 
     # --- problems -----------------------------------------------------------------------------------------------
 
@@ -132,17 +141,27 @@ class Run:
         folder = self.folder / method
         log_path = folder / "log.csv"
         if not (folder / "stage.json").exists():
-            from amir_grpo import training
+            backend = self._start_training()
+            from amir_grpo import training  # imports TRL, which has to come after the backend
 
             base, problems = self.base(), self.training_problems()
             use_one_thread(self.settings)
             with full_disk_said(self.folder), locked(self.folder, f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
                     started = now()
-                    log = training.train(method, self.settings, base, problems, folder)
+                    log = training.train(method, self.settings, base, problems, folder, backend)
                     write_whole(log_path, lambda part: log.to_csv(part, index=False))
-                    _write_stage(folder / "stage.json", started)
+                    _write_stage(folder / "stage.json", started, backend=asdict(backend))
         return read_table(log_path)
+
+    def _start_training(self) -> Backend:
+        """See that the hardware can do what the settings ask for, and start the backend."""
+        from amir_grpo.backend import start_backend
+        from amir_grpo.policy import check_hardware
+
+        s = self.settings
+        check_hardware(s.load_in_4bit, s.optim, s.report_to)
+        return start_backend(s.backend)
 
     def logs(self) -> pd.DataFrame:
         """The training logs of both methods, one below the other."""
@@ -320,8 +339,8 @@ class Run:
 
         use_one_thread(self.settings)
         self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
-        policy = load_policy(self.base(), adapter, self.settings.load_in_4bit)
-        tokenizer = load_tokenizer(self.base())
+        policy = load_policy(self.base(), adapter, self.loading)
+        tokenizer = load_tokenizer(self.base(), self.settings.trust_remote_code)
         prompts = {}
         for benchmark in self.settings.benchmarks:
             prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
@@ -339,7 +358,7 @@ class Run:
         if self._loaded is None or self._loaded[0] != source:
             self._loaded = None  # free the last one before the next is loaded
             s = self.settings
-            self._loaded = source, load_engine(s.eval_engine, source.base, source.adapter, s.load_in_4bit)
+            self._loaded = source, load_engine(s.eval_engine, source.base, source.adapter, self.loading)
         return self._loaded[1]
 
     # --- what is shown ------------------------------------------------------------------------------------------
@@ -400,7 +419,8 @@ def open_run(
     config = folder / "config.json"
     if config.exists():
         there = _read_config(config)
-        differing = {k: v for k, v in differences(there["settings"], settings).items() if k not in _FREE}
+        before = _ADDED | there["settings"]
+        differing = {k: v for k, v in differences(before, settings).items() if k not in _FREE}
         if differing and _holds_results(folder, differing):
             what = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
             raise ValueError(
@@ -471,9 +491,9 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _write_stage(path: Path, started: str) -> None:
+def _write_stage(path: Path, started: str, **more: Any) -> None:
     """Say beside a result when it was made, and with what; written before it, so that none is without."""
-    write_text(path, _json({"started": started, "ended": now(), "provenance": provenance()}))
+    write_text(path, _json({"started": started, "ended": now(), **more, "provenance": provenance()}))
 
 
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:

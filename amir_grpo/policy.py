@@ -1,7 +1,9 @@
-"""Load a policy and its tokenizer: transformers, with PEFT adapters, in 4 bits where asked for."""
+"""Load a policy and its tokenizer: by transformers with PEFT, or by Unsloth for training; in 4 bits where asked for."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
+from amir_grpo.policy_source import Loading
+
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -53,18 +57,43 @@ def _said(what: str, name: str) -> Iterator[None]:
 
 
 def device() -> torch.device:
-    """Where policies run: the first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where policies run: this process's GPU, the first unless it is one of several, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def compute_dtype() -> torch.dtype:
     """float32 on a CPU; bfloat16 on a GPU that has it, else float16."""
     if device().type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # a T4 says that it has it, and emulates it
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def check_hardware(load_in_4bit: bool, optim: str, report_to: str = "none") -> None:
+    """See before anything is loaded that what the settings ask for is installed and has its GPU.
+
+    Raises:
+        ValueError: If not, with the install command or the setting to change.
+    """
+    on_gpu, has_bitsandbytes = device().type == "cuda", importlib.util.find_spec("bitsandbytes") is not None
+    install = "pip install -e '.[gpu]'"
+    for name, value, needed, instead in (
+        ("load_in_4bit", load_in_4bit, load_in_4bit, "False"),
+        ("optim", optim, "8bit" in optim, "adamw_torch"),
+    ):
+        if needed and not on_gpu:
+            raise ValueError(f"{name}={value} needs an NVIDIA GPU, and none is visible: set {name} to {instead}.")
+        if needed and not has_bitsandbytes:
+            raise ValueError(f"{name}={value} needs bitsandbytes: {install}. Or set {name} to {instead}.")
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise ValueError(
+            f"report_to={report_to} needs {report_to}: pip install {report_to}. Or set report_to to none."
+        )
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hub id or folder, padding on the left as generation needs it.
 
     Raises:
@@ -74,7 +103,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _said("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {name} has no chat template: take an instruction-tuned policy.")
     if tokenizer.pad_token is None:
@@ -82,53 +111,108 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(name: str, adapter: Path | None = None, load_in_4bit: bool = False) -> PreTrainedModel:
+def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loading()) -> PreTrainedModel:
     """The policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
-
-    Weights are read from safetensors only, and no code that comes with them is run.
 
     Args:
         name: Hub id or folder of the base policy.
-        adapter: Folder of a PEFT adapter.
-        load_in_4bit: Quantise the base to 4 bits (NF4) with bitsandbytes; needs a GPU.
+        adapter: Folder of a PEFT adapter, whichever backend has saved it.
+        loading: 4 bits or not, and what is trusted.
 
     Raises:
-        ValueError: If 4 bits are asked for without a GPU.
+        ValueError: If 4 bits are asked for without a GPU or bitsandbytes.
         FileNotFoundError: If the adapter folder holds no adapter.
         OSError: If the policy or its adapter cannot be loaded, such as an adapter of another base.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantization = None
-    if load_in_4bit:
-        if device().type == "cpu":
-            raise ValueError("load_in_4bit needs an NVIDIA GPU, and none is visible: set load_in_4bit to False.")
+    if loading.in_4bit:
+        check_hardware(True, "")
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=compute_dtype(),
             bnb_4bit_use_double_quant=True,
         )
-    for part in ("adapter_config.json", "adapter_model.safetensors") if adapter is not None else ():
+    wanted = ("adapter_config.json", "adapter_model.safetensors") if adapter is not None else ()
+    for part in wanted if loading.safetensors_only else wanted[:1]:
         if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
             raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
     with quiet(), _said("policy", name):
         policy = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=compute_dtype(),
-            device_map={"": device()},
+            device_map=None if _sharded() else {"": device()},
             quantization_config=quantization,
-            use_safetensors=True,
-            trust_remote_code=False,
+            use_safetensors=loading.safetensors_only or None,
+            trust_remote_code=loading.trust_remote_code,
         )
     if adapter is not None:
         from peft import PeftModel
 
         with _said("adapter", str(adapter)):
-            policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=True)
-        if not load_in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
+            policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=loading.safetensors_only or None)
+        if not loading.in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
             policy = policy.merge_and_unload()
     return policy
+
+
+def _sharded() -> bool:
+    """Whether FSDP or DeepSpeed place the weights themselves, as `accelerate launch` says."""
+    return any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
+
+
+def load_by_unsloth(
+    name: str, loading: Loading, lora: LoraConfig, max_seq_length: int, gradient_checkpointing: bool, seed: int
+) -> PeftModel:
+    """The policy with a fresh LoRA adapter, from Unsloth's FastLanguageModel; `amir_grpo.backend` has imported it.
+
+    Args:
+        name: Hub id or folder of the base policy; Unsloth's own copies of it are not taken in its place.
+        loading: 4 bits or not, and what is trusted.
+        lora: The adapter's rank, alpha and targets.
+        max_seq_length: Longest prompt and completion together, in tokens.
+        gradient_checkpointing: Recompute activations, by Unsloth's own way of it.
+        seed: Of the adapter's first weights.
+
+    Raises:
+        OSError: If the policy cannot be loaded.
+    """
+    from unsloth import FastLanguageModel
+
+    checkpointing = "unsloth" if gradient_checkpointing else False
+    with quiet(), _said("policy", name):
+        policy, _ = FastLanguageModel.from_pretrained(
+            name,
+            max_seq_length=max_seq_length,
+            dtype=compute_dtype(),
+            load_in_4bit=loading.in_4bit,
+            trust_remote_code=loading.trust_remote_code,
+            use_safetensors=loading.safetensors_only or None,
+            use_gradient_checkpointing=checkpointing,
+            use_exact_model_name=True,
+        )
+    return FastLanguageModel.get_peft_model(
+        policy,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=sorted(lora.target_modules),
+        use_gradient_checkpointing=checkpointing,
+        random_state=seed,
+        max_seq_length=max_seq_length,
+    )
+
+
+def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
+    """Cast what is trained to float32: a loss scaler cannot unscale gradients in 16 bits.
+
+    For float16, on cards without bfloat16; TRL casts the adapters of a 4-bit policy to bfloat16 there, too.
+    """
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def lora_config(rank: int, alpha: int) -> LoraConfig:

@@ -14,6 +14,22 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How weights are read.
+
+    Attributes:
+        in_4bit: Quantise the base policy to 4 bits (NF4) with bitsandbytes; needs a GPU. Else 16 bits on a GPU, float32 on
+            a CPU.
+        trust_remote_code: Run the code that comes with a policy.
+        safetensors_only: Refuse weights in pickles, which can run code when they are read.
+    """
+
+    in_4bit: bool = False
+    trust_remote_code: bool = False
+    safetensors_only: bool = True
+
+
+@dataclass(frozen=True)
 class PolicySource:
     """A policy that can be loaded.
 

@@ -36,6 +36,12 @@ class Settings:
     lora_alpha: int = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
     max_seq_length: int = _setting(2048, "Longest prompt and completion together, in tokens.")
     load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
+    backend: str = _setting(
+        "auto",
+        "What loads the policy for training: unsloth, transformers, or auto: Unsloth where installed, with a GPU.",
+    )
+    trust_remote_code: bool = _setting(False, "Run the code that comes with a policy of the Hub.")
+    safetensors_only: bool = _setting(True, "Refuse weights in pickles, which can run code when they are read.")
     # training data
     dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math, sandbox or sandbox-large.")
     dataset_split: str = _setting("train", "Split of the training set.")
@@ -123,6 +129,7 @@ class Settings:
 
 _SANDBOX: dict[str, Any] = {
     "model_name": "sandbox",
+    "backend": "transformers",
     "max_seq_length": 128,
     "dataset_name": "sandbox",
     "dataset_limit": 4000,
@@ -313,6 +320,7 @@ def _check_values(s: Settings) -> None:
         ("importance_sampling_level", ("token", "sequence")),
         ("report_to", ("none", "trackio", "wandb", "tensorboard")),
         ("eval_engine", ("transformers", "vllm")),
+        ("backend", ("auto", "unsloth", "transformers")),
         ("loss_type", ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")),
     ):
         check_names(name, [getattr(s, name)], valid)

@@ -409,7 +409,7 @@ class _LogpRecorder(LogitsProcessor):
 def _recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[_LogpRecorder]:
     """While the block runs, `model.generate` lets a recorder see its logits: TRL hands on no logits processor."""
     recorder = _LogpRecorder(temperature)
-    generate = model.generate
+    generate, own = model.generate, vars(model).get("generate")  # Unsloth gives the policy one of its own
 
     def recording(*args, **kwargs):
         output = generate(*args, **kwargs, logits_processor=LogitsProcessorList([recorder]))
@@ -420,4 +420,6 @@ def _recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[_Log
     try:
         yield recorder
     finally:
-        del model.generate  # the class's own shows again
+        del model.generate  # the class's shows again
+        if own is not None:
+            model.generate = own

@@ -14,7 +14,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig, GRPOTrainer
 
 from amir_grpo.files import write_whole
-from amir_grpo.policy import compute_dtype, device, load_policy, load_tokenizer, lora_config
+from amir_grpo.policy import (
+    compute_dtype,
+    device,
+    keep_trained_weights_in_float32,
+    load_by_unsloth,
+    load_policy,
+    load_tokenizer,
+    lora_config,
+)
+from amir_grpo.policy_source import Loading
 from amir_grpo.profiles import METHODS, Settings, check_names
 from amir_grpo.progress import progress_bar
 from amir_grpo.rewards import reward_functions
@@ -22,7 +31,10 @@ from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer, loss_mask, prefer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig
     from tqdm import tqdm
+
+    from amir_grpo.backend import Backend
 
 # Settings that go to TRL's configuration under their own name.
 _SHARED = (
@@ -166,6 +178,7 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
         "save_total_limit": settings.save_total_limit,
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,
     }
     if method == "grpo":
         return GRPOConfig(**values)
@@ -180,7 +193,19 @@ def _last_whole_checkpoint(checkpoints: Path) -> str | None:
     return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
-def train(method: str, settings: Settings, base: str, problems: Dataset, folder: Path) -> pd.DataFrame:
+def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
+    """The policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
+    lora = lora_config(settings.lora_rank, settings.lora_alpha)
+    loading = Loading(settings.load_in_4bit, settings.trust_remote_code, settings.safetensors_only)
+    if backend.name == "transformers":
+        return load_policy(base, loading=loading), lora
+    checkpointing = settings.gradient_checkpointing
+    return load_by_unsloth(base, loading, lora, settings.max_seq_length, checkpointing, settings.seed), None
+
+
+def train(
+    method: str, settings: Settings, base: str, problems: Dataset, folder: Path, backend: Backend
+) -> pd.DataFrame:
     """Train a LoRA adapter on `base` and save it into `folder`; continue from its last checkpoint where there is one.
 
     Args:
@@ -189,6 +214,7 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
         problems: Columns prompt (chat messages) and answer.
         folder: Gets the adapter, rollouts.parquet (one row a completion that the loss has used: step, tokens, reward,
             correct, advantage, bonus, token_weight), and checkpoints under checkpoints/.
+        backend: What loads the policy; it has been started.
 
     Returns:
         TRL's log, one row a logging step, with the columns step, completions (of that step's rollout), reward,
@@ -198,15 +224,18 @@ def train(method: str, settings: Settings, base: str, problems: Dataset, folder:
     checkpoints = folder / "checkpoints"
     config = trainer_config(method, settings, checkpoints)
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
+    policy, lora = _policy(settings, base, backend)
     trainer = trainer_class(
-        model=load_policy(base, load_in_4bit=settings.load_in_4bit),
+        model=policy,
         reward_funcs=reward_functions(settings.calibration),
         args=config,
         train_dataset=problems,
-        processing_class=load_tokenizer(base),
-        peft_config=lora_config(settings.lora_rank, settings.lora_alpha),
+        processing_class=load_tokenizer(base, settings.trust_remote_code),
+        peft_config=lora,
         callbacks=[_Progress(method)],
     )
+    if config.fp16:
+        keep_trained_weights_in_float32(trainer.model)
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))

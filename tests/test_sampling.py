@@ -15,6 +15,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2
 
 from amir_grpo import sampling
 from amir_grpo.engines import TransformersEngine, VLLMEngine, load_engine
+from amir_grpo.policy_source import Loading
 from amir_grpo.sampling import in_order, sample, sample_batches, score
 from amir_grpo.sandbox import load_sandbox
 
@@ -195,15 +196,15 @@ def test_other_errors_are_not_taken_for_memory(tiny_policy, tokenizer, draw):
 
 
 def test_engines_by_name(base):
-    assert isinstance(load_engine("transformers", str(base), None, False), TransformersEngine)
+    assert isinstance(load_engine("transformers", str(base), None, Loading()), TransformersEngine)
     with pytest.raises(ValueError, match="Unknown engine 'sglang': choose one of transformers, vllm"):
-        load_engine("sglang", str(base), None, False)
+        load_engine("sglang", str(base), None, Loading())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed_is_asked_for(base):
     with pytest.raises(ValueError, match=r"pip install -e '\.\[vllm\]'"):
-        load_engine("vllm", str(base), None, False)
+        load_engine("vllm", str(base), None, Loading())
 
 
 class _StandInLLM:
@@ -252,6 +253,7 @@ def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
     assert engine._llm.asked == {
         "model": "some/policy",
         "quantization": None,
+        "load_format": "safetensors",
         "enable_lora": True,
         "max_lora_rank": 64,
     }
