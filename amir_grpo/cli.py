@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from amir_grpo.locks import Busy
+from amir_grpo.processes import is_main, world_size
 from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
 
 _ABOUT = {
@@ -91,6 +92,11 @@ def main(arguments: list[str] | None = None) -> None:
         if command == "verify":  # its folders stand alone, as those of diff do
             arguments = ["--runs", *arguments] if arguments and not arguments[0].startswith("-") else arguments
         options, overrides = _parse(command, arguments)
+        if world_size() > 1 and command != "train":
+            raise ValueError(
+                f"{command} runs in one process, and was started in {world_size()}: only train takes several.\n"
+                f"Start it as `python -m amir_grpo {command} …`."
+            )
         run = {
             "reproduce": _reproduce,
             "train": _train,
@@ -192,6 +198,8 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
 
     run = _open(options, overrides)
     log = run.train(options.method)
+    if not is_main():
+        return
     tenth = max(1, len(log) // 10)
     print(
         f"{options.method}: reward {log['reward'][:tenth].mean():.3f} over the first {tenth} logged steps, "

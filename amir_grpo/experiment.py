@@ -21,6 +21,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from amir_grpo.files import full_disk_said, whole_folder, write_text, write_whol
 from amir_grpo.locks import locked
 from amir_grpo.policy_source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
+from amir_grpo.processes import is_main, main_first, wait_for_everyone, world_size
 from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
 from amir_grpo.provenance import now, provenance, read_json, record_of
 from amir_grpo.provenance import to_json as _json
@@ -50,7 +52,13 @@ _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # Settings that change neither a completion nor a number.
 _FREE = ("report_to", "save_steps", "save_total_limit", "trust_remote_code", "safetensors_only")
 # Settings that a run of an earlier version does not name, and what it did.
-_ADDED = {"backend": "transformers"}
+_ADDED = {
+    "backend": "transformers",
+    "use_vllm": False,
+    "vllm_mode": "colocate",
+    "vllm_server_base_url": None,
+    "vllm_gpu_memory_utilization": 0.3,
+}
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 
 
@@ -144,15 +152,22 @@ class Run:
             backend = self._start_training()
             from amir_grpo import training  # imports TRL, which has to come after the backend
 
-            base, problems = self.base(), self.training_problems()
+            with main_first():
+                base, problems = self.base(), self.training_problems()
             use_one_thread(self.settings)
-            with full_disk_said(self.folder), locked(self.folder, f"training {method}"):
+            with full_disk_said(self.folder), self._locked(f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
                     started = now()
                     log = training.train(method, self.settings, base, problems, folder, backend)
-                    write_whole(log_path, lambda part: log.to_csv(part, index=False))
-                    _write_stage(folder / "stage.json", started, backend=asdict(backend))
+                    if is_main():
+                        write_whole(log_path, lambda part: log.to_csv(part, index=False))
+                        _write_stage(folder / "stage.json", started, backend=asdict(backend), processes=world_size())
+            wait_for_everyone()
         return read_table(log_path)
+
+    def _locked(self, work: str) -> AbstractContextManager[None]:
+        """The lock, which the main process of several holds for all."""
+        return locked(self.folder, work) if is_main() else nullcontext()
 
     def _start_training(self) -> Backend:
         """See that the hardware can do what the settings ask for, and start the backend."""
@@ -160,7 +175,7 @@ class Run:
         from amir_grpo.policy import check_hardware
 
         s = self.settings
-        check_hardware(s.load_in_4bit, s.optim, s.report_to)
+        check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm)
         return start_backend(s.backend)
 
     def logs(self) -> pd.DataFrame:
@@ -427,7 +442,7 @@ def open_run(
                 f"{folder} holds a run with other settings: {what}.\n"
                 "Results would mix. Give another run_dir, restore the settings, or delete the folder."
             )
-    if not config.exists() or differing:
+    if is_main() and (not config.exists() or differing):
         write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
     return Run(folder, profile, settings)
 

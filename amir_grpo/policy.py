@@ -71,22 +71,23 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def check_hardware(load_in_4bit: bool, optim: str, report_to: str = "none") -> None:
+def check_hardware(load_in_4bit: bool, optim: str, report_to: str = "none", use_vllm: bool = False) -> None:
     """See before anything is loaded that what the settings ask for is installed and has its GPU.
 
     Raises:
         ValueError: If not, with the install command or the setting to change.
     """
-    on_gpu, has_bitsandbytes = device().type == "cuda", importlib.util.find_spec("bitsandbytes") is not None
-    install = "pip install -e '.[gpu]'"
-    for name, value, needed, instead in (
-        ("load_in_4bit", load_in_4bit, load_in_4bit, "False"),
-        ("optim", optim, "8bit" in optim, "adamw_torch"),
+    for name, value, package, extra, instead in (
+        ("load_in_4bit", load_in_4bit, load_in_4bit and "bitsandbytes", "gpu", "False"),
+        ("optim", optim, "8bit" in optim and "bitsandbytes", "gpu", "adamw_torch"),
+        ("use_vllm", use_vllm, use_vllm and "vllm", "vllm", "False"),
     ):
-        if needed and not on_gpu:
+        if package and device().type != "cuda":
             raise ValueError(f"{name}={value} needs an NVIDIA GPU, and none is visible: set {name} to {instead}.")
-        if needed and not has_bitsandbytes:
-            raise ValueError(f"{name}={value} needs bitsandbytes: {install}. Or set {name} to {instead}.")
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{name}={value} needs {package}: pip install -e '.[{extra}]'. Or set {name} to {instead}."
+            )
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
         raise ValueError(
             f"report_to={report_to} needs {report_to}: pip install {report_to}. Or set report_to to none."

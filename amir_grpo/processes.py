@@ -1,12 +1,18 @@
-"""Child processes that do not outlive their parent."""
+"""Child processes that do not outlive their parent, and the processes of one training."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
+# what a launcher tells each of several processes
+_OF_SEVERAL = "RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
 def die_with_parent() -> None:
@@ -16,3 +22,51 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def world_size() -> int:
+    """How many processes train together, as `accelerate launch` and `torchrun` say."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the one of them that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process go through the block before the others do; what it has made, they find."""
+    if world_size() == 1:
+        yield
+        return
+    with _state().main_process_first():
+        yield
+
+
+def run_alone(module: str, *arguments: str) -> None:
+    """Run a module in a process that does not know of the others that train with this one.
+
+    Raises:
+        RuntimeError: If it fails, with the end of what it said.
+    """
+    several = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
+    environment = {k: v for k, v in os.environ.items() if k not in _OF_SEVERAL and not k.startswith(several)}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{module} has failed: {' '.join(done.stderr.split())[-500:]}")
+
+
+def wait_for_everyone() -> None:
+    """Go on when all processes of the training are here."""
+    if world_size() > 1:
+        _state().wait_for_everyone()
+
+
+def _state():
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())

@@ -70,6 +70,12 @@ class Settings:
     num_generations: int = _setting(8, "G, completions a prompt.")
     max_prompt_length: int = _setting(1024, "Longer prompts lose their beginning, in tokens.")
     max_completion_length: int = _setting(1024, "Longest completion of a rollout, in tokens.")
+    use_vllm: bool = _setting(False, "Draw rollouts with vLLM (GPU only).")
+    vllm_mode: str = _setting(
+        "colocate", "Where vLLM runs: colocate, on the GPUs that train, or server, started by `trl vllm-serve`."
+    )
+    vllm_server_base_url: str | None = _setting(None, "With vllm_mode=server: its address. None: port 8000 here.")
+    vllm_gpu_memory_utilization: float = _setting(0.3, "With vllm_mode=colocate: vLLM's share of a GPU's memory.")
     # GRPO
     loss_type: str = _setting("grpo", "TRL's loss type.")
     epsilon: float = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
@@ -293,6 +299,10 @@ def _check_values(s: Settings) -> None:
         raise ValueError(f"seed is {s.seed}; NumPy takes seeds below 2**32.")
     if not 0 < s.preference_share < 1:
         raise ValueError(f"preference_share is {s.preference_share}; it must be above 0 and below 1.")
+    if not 0 < s.vllm_gpu_memory_utilization < 1:
+        raise ValueError(
+            f"vllm_gpu_memory_utilization is {s.vllm_gpu_memory_utilization}; it must be above 0 and below 1."
+        )
     if not 0 < s.eval_top_p <= 1:
         raise ValueError(f"eval_top_p is {s.eval_top_p}; it must be above 0 and at most 1.")
     if s.num_generations < 2:
@@ -320,6 +330,7 @@ def _check_values(s: Settings) -> None:
         ("importance_sampling_level", ("token", "sequence")),
         ("report_to", ("none", "trackio", "wandb", "tensorboard")),
         ("eval_engine", ("transformers", "vllm")),
+        ("vllm_mode", ("colocate", "server")),
         ("backend", ("auto", "unsloth", "transformers")),
         ("loss_type", ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")),
     ):

@@ -14,6 +14,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amir_grpo.files import whole_folder
+from amir_grpo.processes import run_alone, world_size
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -394,7 +396,14 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
 def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     """Folder of the base policy made from `spec`, made now unless `cache` holds it already."""
     folder = cache / f"base-{spec.fingerprint()}"
-    if not folder.exists():
+    if not folder.exists() and world_size() > 1:  # where its training would wait for the other processes
+        run_alone("amir_grpo.sandbox", json.dumps(asdict(spec)), str(cache))
+    elif not folder.exists():
         with whole_folder(folder) as beside:
             make_base_policy(spec, beside)
     return folder
+
+
+if __name__ == "__main__":
+    fields = json.loads(sys.argv[1])
+    base_policy(SandboxSpec(**fields | {"trained_on": tuple(fields["trained_on"])}), Path(sys.argv[2]))

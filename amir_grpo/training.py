@@ -24,6 +24,7 @@ from amir_grpo.policy import (
     lora_config,
 )
 from amir_grpo.policy_source import Loading
+from amir_grpo.processes import main_first
 from amir_grpo.profiles import METHODS, Settings, check_names
 from amir_grpo.progress import progress_bar
 from amir_grpo.rewards import reward_functions
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 _SHARED = (
     "learning_rate weight_decay max_grad_norm gradient_accumulation_steps max_steps seed lr_scheduler_type optim "
     "adam_beta1 adam_beta2 gradient_checkpointing num_generations max_completion_length loss_type epsilon epsilon_high "
-    "mask_truncated_completions scale_rewards importance_sampling_level logging_steps report_to"
+    "mask_truncated_completions scale_rewards importance_sampling_level logging_steps report_to use_vllm vllm_mode "
+    "vllm_server_base_url vllm_gpu_memory_utilization"
 ).split()
 _PREFERENCE = (
     "lambda_reg reward_margin beta_dpo pair_mining max_pairs_per_group ref_free pair_loss lambda_schedule preference_share"
@@ -178,6 +180,7 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
         "save_total_limit": settings.save_total_limit,
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
+        "ddp_find_unused_parameters": False,  # every weight of the adapter is used
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,
     }
     if method == "grpo":
@@ -187,9 +190,10 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
 
 def _last_whole_checkpoint(checkpoints: Path) -> str | None:
     """The latest checkpoint that was written to its end; those that were cut off are removed."""
-    for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if not (folder / _RolloutRecord.FILE).is_file():
-            shutil.rmtree(folder)
+    with main_first():
+        for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if not (folder / _RolloutRecord.FILE).is_file():
+                shutil.rmtree(folder)
     return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
@@ -240,7 +244,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     trainer.save_model(str(folder))
-    write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
+    if trainer.is_world_process_zero():
+        write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
     # by name: a resumed training reads its rows back from a checkpoint, in another order
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row]).sort_index(axis=1)
     log.insert(0, "completions", config.generation_batch_size)
