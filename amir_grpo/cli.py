@@ -18,6 +18,7 @@ from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
 
 _ABOUT = {
     "reproduce": "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
+    "plan": "Estimate the GPU memory and the time of a training, without a GPU.",
     "train": "Train one method into the run folder.",
     "evaluate": "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
     "evidence": "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
@@ -26,12 +27,18 @@ _ABOUT = {
 }
 
 
+_PROFILE_NAMES = ", ".join([*PROFILES, "auto (by the GPU)"])
+
+
 @dataclass
 class _RunOptions:
-    profile: str = field(
-        default="sandbox", metadata={"help": f"Where the settings start from: {', '.join(PROFILES)}."}
-    )
+    profile: str = field(default="sandbox", metadata={"help": f"Where the settings start from: {_PROFILE_NAMES}."})
     run_dir: str | None = field(default=None, metadata={"help": "Run folder. Default: runs/<profile>."})
+
+
+@dataclass
+class _PlanOptions:
+    profile: str = field(default="colab-t4", metadata={"help": f"Where the settings start from: {_PROFILE_NAMES}."})
 
 
 @dataclass
@@ -71,6 +78,7 @@ class _VerifyOptions:
 
 _OPTIONS: dict[str, type] = {
     "reproduce": _RunOptions,
+    "plan": _PlanOptions,
     "train": _TrainOptions,
     "evaluate": _EvaluateOptions,
     "evidence": _EvidenceOptions,
@@ -99,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
         run = {
             "reproduce": _reproduce,
+            "plan": _plan,
             "train": _train,
             "evaluate": _evaluate,
             "evidence": _evidence,
@@ -191,6 +200,15 @@ def _open(options: _RunOptions, overrides: dict[str, Any]):
     from amir_grpo.experiment import open_run
 
     return open_run(options.profile, options.run_dir, overrides)
+
+
+def _plan(options: _PlanOptions, overrides: dict[str, Any]) -> None:
+    from amir_grpo.experiment import resolve_profile
+    from amir_grpo.plan import planned
+    from amir_grpo.profiles import settings_of
+
+    profile = resolve_profile(options.profile)
+    print(planned(profile, settings_of(profile, overrides)))
 
 
 def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:

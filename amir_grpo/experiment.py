@@ -59,6 +59,7 @@ _ADDED = {
     "vllm_server_base_url": None,
     "vllm_gpu_memory_utilization": 0.3,
 }
+_DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 
 
@@ -409,13 +410,14 @@ def open_run(
     """Open a run folder, or start one.
 
     Args:
-        profile: One of `amir_grpo.profiles.PROFILES`.
-        run_dir: The folder; None is runs/<profile> in the project.
+        profile: One of `amir_grpo.profiles.PROFILES`, or auto: the largest that fits the GPU, sandbox without one.
+        run_dir: The folder; None is runs/<profile> in the project, or on Google Drive where Colab has mounted it.
         overrides: Settings that differ from the profile's.
 
     Raises:
         ValueError: If a name or value is not valid, or the folder holds a run with other settings.
     """
+    profile = resolve_profile(profile)
     settings = settings_of(profile, overrides)
     check_names("benchmark", settings.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
     check_names("training set", [settings.dataset_name], [*SANDBOXES, *TRAINING_SETS])
@@ -428,7 +430,7 @@ def open_run(
         raise ValueError(
             "The sandbox's policy cannot state a confidence: leave calibration off, or take another policy."
         )
-    folder = Path(run_dir).expanduser() if run_dir else project_root() / "runs" / profile
+    folder = Path(run_dir).expanduser() if run_dir else runs_folder() / profile
     folder = folder.resolve()
     _check_folder(folder)
     config = folder / "config.json"
@@ -539,6 +541,20 @@ def use_one_thread(settings: Settings) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+def resolve_profile(profile: str) -> str:
+    """The profile itself; for auto, the one that `amir_grpo.plan` finds for the GPU of this process."""
+    if profile != "auto":
+        return profile
+    from amir_grpo.plan import card_here, profile_for
+
+    return profile_for(card_here())
+
+
+def runs_folder() -> Path:
+    """Where run folders go: runs/ of the project, or on a mounted Google Drive, which outlives a Colab session."""
+    return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
 
 
 def project_root() -> Path:

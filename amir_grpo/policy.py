@@ -36,7 +36,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _said(what: str, name: str) -> Iterator[None]:
+def said(what: str, name: str) -> Iterator[None]:
     """Turns the many errors of loading into one that names the policy and the way out.
 
     Raises:
@@ -103,7 +103,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     """
     from transformers import AutoTokenizer
 
-    with _said("tokenizer", name):
+    with said("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {name} has no chat template: take an instruction-tuned policy.")
@@ -140,7 +140,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     for part in wanted if loading.safetensors_only else wanted[:1]:
         if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
             raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
-    with quiet(), _said("policy", name):
+    with quiet(), said("policy", name):
         policy = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=compute_dtype(),
@@ -152,7 +152,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     if adapter is not None:
         from peft import PeftModel
 
-        with _said("adapter", str(adapter)):
+        with said("adapter", str(adapter)):
             policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=loading.safetensors_only or None)
         if not loading.in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
             policy = policy.merge_and_unload()
@@ -183,7 +183,7 @@ def load_by_unsloth(
     from unsloth import FastLanguageModel
 
     checkpointing = "unsloth" if gradient_checkpointing else False
-    with quiet(), _said("policy", name):
+    with quiet(), said("policy", name):
         policy, _ = FastLanguageModel.from_pretrained(
             name,
             max_seq_length=max_seq_length,
@@ -216,10 +216,21 @@ def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def lora_config(rank: int, alpha: int) -> LoraConfig:
-    """LoRA on all linear projections of attention and MLP, without dropout, as published."""
+def lora_config(rank: int, alpha: int, policy: torch.nn.Module | None = None) -> LoraConfig:
+    """LoRA on all linear projections of attention and MLP, without dropout, as published.
+
+    Args:
+        rank, alpha: Its rank, and alpha / rank its scale.
+        policy: What it will be put on. The vision tower of one that has it gets no adapter: no image is shown.
+    """
     from peft import LoraConfig
 
+    sees = policy is not None and any("vision_tower" in name for name, _ in policy.named_modules())
     return LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(LORA_TARGETS), task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=list(LORA_TARGETS),
+        exclude_modules=r".*vision_tower.*" if sees else None,
+        task_type="CAUSAL_LM",
     )

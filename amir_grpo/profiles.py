@@ -214,7 +214,7 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Set
         ValueError: If the profile or a setting is unknown (with the nearest name and all valid ones), or a value is of
             the wrong type or impossible.
     """
-    check_names("profile", [profile], PROFILES)
+    check_names("profile", [profile], [*PROFILES, "auto"])
     changes = {**PROFILES[profile], **(overrides or {})}
     check_names("setting", changes, [f.name for f in fields(Settings)])
     kinds = typing.get_type_hints(Settings)

@@ -28,7 +28,7 @@ from amir_grpo.processes import run_alone, world_size
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -313,11 +313,12 @@ def build_tokenizer(words: bool = False) -> PreTrainedTokenizerBase:
     )
 
 
-def _untrained_policy(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def untrained_config(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The shape of the base policy."""
     # Llama, not Qwen2: AutoTokenizer replaces the tokenizer of a folder whose config says qwen2 by Qwen2's own.
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
@@ -330,7 +331,6 @@ def _untrained_policy(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
 
 
 def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
@@ -355,13 +355,20 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
     """Warm up the base policy by supervised learning and save it with its tokenizer into `folder`."""
     import torch
     from datasets import Dataset
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments, set_seed
+    from transformers import (
+        DataCollatorForSeq2Seq,
+        LlamaForCausalLM,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
 
     from amir_grpo.policy import quiet
 
     set_seed(spec.seed)
     tokenizer = build_tokenizer(spec.words)
-    policy = _untrained_policy(spec, tokenizer)
+    policy = LlamaForCausalLM(untrained_config(spec, tokenizer))
     small = spec.hidden_size <= 128  # a GPU would be slower, and another machine's weights differ
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 from amir_grpo import sandbox
 from amir_grpo.profiles import settings_of
@@ -320,7 +321,7 @@ def test_the_large_sandbox_trains_on_figures_and_words_and_evaluates_on_others()
 def test_the_large_policy_has_20_to_50_million_parameters_and_room_for_its_problems():
     spec = SANDBOXES["sandbox-large"]
     tokenizer = build_tokenizer(spec.words)
-    policy = sandbox._untrained_policy(spec, tokenizer)
+    policy = LlamaForCausalLM(sandbox.untrained_config(spec, tokenizer))
     assert 20e6 < sum(p.numel() for p in policy.parameters()) < 50e6
     longest = max(len(tokenizer.encode(question)) for question in load_sandbox("words6", 200)["question"])
     assert longest + 10 < settings_of("sandbox-large").max_prompt_length
