@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
+from amir_grpo.backend import import_early
 from amir_grpo.locks import Busy
 from amir_grpo.processes import is_main, world_size
 from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
@@ -22,6 +23,7 @@ _ABOUT = {
     "train": "Train one method into the run folder.",
     "evaluate": "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
     "evidence": "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
+    "export": "Save a trained policy with a model card, and upload it to the Hub where asked for.",
     "verify": "Compare two run folders and name the first difference.",
     "figures": "Draw the figures of a run that has been evaluated, and its report.",
 }
@@ -59,6 +61,17 @@ class _EvaluateOptions(_RunOptions):
 
 
 @dataclass
+class _ExportOptions(_RunOptions):
+    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
+    out: str | None = field(default=None, metadata={"help": "New folder for it. Default: export/<method> in the run."})
+    merged: bool = field(default=False, metadata={"help": "The whole policy in 16 bits instead of the adapter."})
+    push_to: str | None = field(
+        default=None, metadata={"help": "Upload it to this repository of the Hub, as in me/name."}
+    )
+    public: bool = field(default=False, metadata={"help": "With push_to: anyone may see it. Default: private."})
+
+
+@dataclass
 class _EvidenceOptions:
     profile: str = field(default="sandbox", metadata={"help": "sandbox, or sandbox-large (for a GPU)."})
     arms: list[str] | None = field(
@@ -82,6 +95,7 @@ _OPTIONS: dict[str, type] = {
     "train": _TrainOptions,
     "evaluate": _EvaluateOptions,
     "evidence": _EvidenceOptions,
+    "export": _ExportOptions,
     "verify": _VerifyOptions,
     "figures": _RunOptions,
 }
@@ -99,6 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = arguments[1:]
         if command == "verify":  # its folders stand alone, as those of diff do
             arguments = ["--runs", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+        if command == "train":
+            _import_backend(arguments)
         options, overrides = _parse(command, arguments)
         if world_size() > 1 and command != "train":
             raise ValueError(
@@ -111,6 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
             "train": _train,
             "evaluate": _evaluate,
             "evidence": _evidence,
+            "export": _export,
             "verify": _verify,
             "figures": _figures,
         }
@@ -125,6 +142,15 @@ def _in_three_lines(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
     text = "\n".join(lines)[:4000] or type(error).__name__
     return "".join(c for c in text if c == "\n" or c.isprintable())
+
+
+def _import_backend(arguments: list[str]) -> None:
+    """Unsloth is to be imported before transformers, which reads the options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--profile", default=_RunOptions.profile)
+    parser.add_argument("--backend")
+    known = parser.parse_known_args(arguments)[0]
+    import_early(known.backend or PROFILES.get(known.profile, {}).get("backend", Settings.backend))
 
 
 def _parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
@@ -286,6 +312,19 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
     print(gains.round(3).to_string(index=False))
     print(f"\nTables: {results}")
+
+
+def _export(options: _ExportOptions, overrides: dict[str, Any]) -> None:
+    from amir_grpo import publish
+
+    run = _open(options, overrides)
+    out = Path(options.out).expanduser() if options.out else run.folder / "export" / options.method
+    if options.push_to and options.out is None and out.exists():  # an upload that failed is tried again
+        print(f"Already exported: {out}")
+    else:
+        print(f"Saved: {publish.export(run, options.method, out, options.merged)}")
+    if options.push_to:
+        print(f"Uploaded: {publish.push(out, options.push_to, private=not options.public)}")
 
 
 def _verify(options: _VerifyOptions, overrides: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from amir_grpo.backend import Backend, import_early, start_backend
 from amir_grpo.files import full_disk_said, whole_folder, write_text, write_whole
 from amir_grpo.locks import locked
 from amir_grpo.policy_source import Loading, PolicySource
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
 
-    from amir_grpo.backend import Backend
     from amir_grpo.engines import Engine
 
 _DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
@@ -172,11 +172,16 @@ class Run:
 
     def _start_training(self) -> Backend:
         """See that the hardware can do what the settings ask for, and start the backend."""
-        from amir_grpo.backend import start_backend
+        from amir_grpo.plan import card_here, plan_here
         from amir_grpo.policy import check_hardware
 
         s = self.settings
         check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm)
+        if is_main() and (card := card_here()):
+            made = plan_here(s)
+            print(
+                f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
+            )
         return start_backend(s.backend)
 
     def logs(self) -> pd.DataFrame:
@@ -430,6 +435,7 @@ def open_run(
         raise ValueError(
             "The sandbox's policy cannot state a confidence: leave calibration off, or take another policy."
         )
+    import_early(settings.backend)
     folder = Path(run_dir).expanduser() if run_dir else runs_folder() / profile
     folder = folder.resolve()
     _check_folder(folder)

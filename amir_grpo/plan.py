@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amir_grpo.policy import lora_config
-from amir_grpo.profiles import PROFILES, Settings, settings_of
+from amir_grpo.profiles import Settings, settings_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -396,23 +396,29 @@ def _attention(module, query, key, value, attention_mask, **options):
     return _FusedAttention.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
+def plan_here(settings: Settings) -> Plan:
+    """The plan for the GPU of this process, or, without one, for a card that computes in bfloat16."""
+    here = card_here()
+    return plan(settings, here is None or here.bf16)
+
+
+def cards_here() -> dict[str, Card]:
+    """The GPU of this process, or, without one, the cards that are known."""
+    here = card_here()
+    return {here.name: here} if here else CARDS
+
+
 def planned(profile: str, settings: Settings) -> str:
     """A plan as text: the parts, the card of this process or all that are known, and what to change."""
-    here = card_here()
-    made = plan(settings, here is None or here.bf16)
-    cards = made.cards({here.name: here} if here else None)
+    made = plan_here(settings)
     lines = [
-        f"Profile {profile}: {settings.model_name}, {made.parameters / 1e9:.2f}·10⁹ parameters, "
-        f"{made.trained / 1e6:.1f}·10⁶ of them the adapter's on top, {settings.max_steps} steps of "
-        f"{_rollout(settings)} completions on each GPU.",
+        f"Profile {profile}: {settings.model_name}, {made.parameters / 1e6:,.0f}M parameters, the adapter's "
+        f"{made.trained / 1e6:.1f}M on top; {settings.max_steps} steps of {_rollout(settings)} completions on each GPU.",
         "",
         made.table().round(2).to_string(index=False),
         "",
-        cards.round({"memory": 1, "hours": 1}).to_string(index=False),
+        made.cards(cards_here()).round({"memory": 1, "hours": 1}).to_string(index=False),
         "",
         "GiB on each GPU. hours: one method, if every completion is as long as it may be; rough, from data sheets.",
     ]
     return "\n".join(lines)
-
-
-__all__ = ["CARDS", "PROFILES", "Card", "Plan", "card_here", "plan", "planned", "profile_for"]

@@ -62,6 +62,23 @@ def test_environment_yml_has_the_bounds_of_pyproject():
             assert wanted.specifier == bounds[wanted.name], f"{wanted.name} differs from pyproject.toml"
 
 
+def test_environment_yml_and_colab_install_the_extra_gpu():
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
+    assert "-e .[gpu]" in pip
+    assert {Requirement(line).name for line in PROJECT["optional-dependencies"]["gpu"]} <= {
+        Requirement(line).name for line in pip if not line.startswith("-e")
+    }
+    assert '"[gpu]"' in (ROOT / "amir_grpo" / "colab.py").read_text()
+
+
+def test_the_cpu_backend_of_unsloth_that_ci_installs_is_within_bounds():
+    lines = [line for line in (ROOT / ".ci" / "unsloth.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {name: pin for name, pin in (line.split("==") for line in lines)}
+    assert pins["unsloth"] in requirements("gpu")["unsloth"]
+    assert pins["unsloth"] == pins["unsloth_zoo"]
+
+
 def test_unsloths_bounds_are_kept():
     # Unsloth 2026.10 asks for trl <= 1.15.0, transformers <= 5.17.0, torch < 2.15, datasets < 5
     bounds = requirements()

@@ -83,6 +83,28 @@ def test_evaluation_goes_on_from_what_unsloth_has_trained(trained):
     assert "Completions:" in printed
 
 
+def test_the_command_imports_unsloth_before_transformers(tmp_path):
+    """Seen by a finder that notes the order in which the two are looked for."""
+    code = """
+import sys
+order = []
+class Note:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("unsloth", "trl", "transformers", "peft"):
+            order.append(name)
+sys.meta_path.insert(0, Note())
+from amir_grpo import cli
+try:
+    cli.main(["train", "--backend", "unsloth", "--profile", "smoke", "--no_such_setting", "1"])
+except SystemExit:
+    pass
+print("ORDER", *order)
+"""
+    (order,) = [line.split()[1:] for line in run("-c", code).splitlines() if line.startswith("ORDER")]
+    assert order[0] == "unsloth"
+    assert "transformers" in order
+
+
 def test_unsloth_after_trl_is_refused_with_the_way_out():
     import trl  # noqa: F401
 
