@@ -74,7 +74,7 @@ def test_environment_yml_and_colab_install_the_extra_gpu():
 
 def test_the_cpu_backend_of_unsloth_that_ci_installs_is_within_bounds():
     lines = [line for line in (ROOT / ".ci" / "unsloth.txt").read_text().splitlines() if not line.startswith("#")]
-    pins = {name: pin for name, pin in (line.split("==") for line in lines)}
+    pins = dict(line.split("==") for line in lines)
     assert pins["unsloth"] in requirements("gpu")["unsloth"]
     assert pins["unsloth"] == pins["unsloth_zoo"]
 

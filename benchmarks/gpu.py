@@ -1,0 +1,173 @@
+"""What a training step costs on a GPU at the real shapes, and whether the plan foresaw it.
+
+Random weights of the published shapes and a tokenizer padded to the real vocabulary stand in for the policies, so that
+nothing is downloaded: speed and memory do not depend on what the weights say, as long as completions have their full
+length, which is forced here.
+
+    python benchmarks/gpu.py                       every shape that fits, and colab-t4 under 15 GB
+    python benchmarks/gpu.py --shapes Qwen/Qwen2.5-0.5B-Instruct --steps 5
+
+Writes data/results/gpu/steps.csv (one row a shape and method: seconds of a step, median of the steps after the first;
+peak GiB as PyTorch allocated it, and as the plan foresaw it) and provenance.json (card, driver, versions).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
+
+from amir_grpo import training
+from amir_grpo.experiment import project_root
+from amir_grpo.files import write_text, write_whole
+from amir_grpo.plan import GIB, SHAPES, card_here, plan
+from amir_grpo.policy import compute_dtype, device, keep_trained_weights_in_float32, lora_config, quiet
+from amir_grpo.profiles import METHODS, Settings, settings_of
+from amir_grpo.provenance import provenance, to_json
+from amir_grpo.rewards import reward_functions
+from amir_grpo.sandbox import build_tokenizer, load_sandbox
+
+LIMITED = 15e9  # bytes of a T4, for colab-t4
+
+
+def padded_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """The sandbox's tokenizer with as many tokens as a real one, so that any token that is drawn has a text."""
+    tokenizer = build_tokenizer(words=True)
+    tokenizer.add_tokens([f"<{n}>" for n in range(vocabulary - len(tokenizer))])
+    return tokenizer
+
+
+def random_policy(name: str, folder: Path) -> Path:
+    """A policy of a published shape with random weights, and its tokenizer, saved; the folder it is in."""
+    config = AutoConfig.for_model(**SHAPES[name])
+    tokenizer = padded_tokenizer(config.get_text_config().vocab_size)
+    config.get_text_config().update({"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})
+    set_seed(0)
+    with device():
+        policy = AutoModelForCausalLM.from_config(config, dtype=compute_dtype())
+    with quiet():
+        policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del policy
+    torch.cuda.empty_cache()
+    return folder
+
+
+class _Clock(TrainerCallback):
+    """Seconds of each optimizer step, and the most memory that PyTorch has allocated."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        _synchronize()
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        _synchronize()
+        self.seconds.append(time.perf_counter() - self.begin)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
+    """Train for a few steps whose completions all have their full length; seconds a step and peak GiB."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    set_seed(settings.seed)
+    clock = _Clock()
+    problems = load_sandbox("sandbox", 200, 0)
+    with tempfile.TemporaryDirectory() as out:
+        config = training.trainer_config(method, settings, Path(out))
+        config.generation_kwargs = None
+        policy = training.load_policy(str(base), loading=training.Loading(settings.load_in_4bit))
+        trainer_class = training._RunGRPOTrainer if method == "grpo" else training._RunAmirGRPOTrainer
+        trainer = trainer_class(
+            model=policy,
+            reward_funcs=reward_functions(),
+            args=config,
+            train_dataset=problems,
+            processing_class=training.load_tokenizer(str(base)),
+            peft_config=lora_config(settings.lora_rank, settings.lora_alpha, policy),
+            callbacks=[clock],
+        )
+        if config.fp16:
+            keep_trained_weights_in_float32(trainer.model)
+        trainer.max_prompt_length = settings.max_prompt_length
+        # the longest prompts and completions that the settings allow
+        trainer.generation_config.min_new_tokens = settings.max_completion_length
+        whole = trainer._tokenize_prompts
+
+        def longest(prompts):
+            ids, *rest = whole(prompts)
+            return [(row * settings.max_prompt_length)[: settings.max_prompt_length] for row in ids], *rest
+
+        trainer._tokenize_prompts = longest
+        trainer.train()
+    peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else float("nan")
+    return {"seconds": median(clock.seconds[1:] or clock.seconds), "steps": len(clock.seconds), "peak_gib": peak}
+
+
+def rows_of(name: str, settings: Settings, base: Path) -> list[dict]:
+    """Both methods at one shape."""
+    card = card_here()
+    planned = plan(replace(settings, model_name=name), card is None or card.bf16, 16 if card else 32)
+    rows = []
+    for method in METHODS:
+        row = {"shape": name, "load_in_4bit": settings.load_in_4bit, "method": method}
+        row |= measure(method, settings, base) | {"planned_gib": planned.peak - planned.parts["CUDA context"]}
+        rows.append(row)
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    return rows
+
+
+def driver() -> str | None:
+    """The NVIDIA driver's version."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--profile", default="paper-qwen3b", help="where the other settings come from")
+    parser.add_argument("--results", type=Path, default=project_root() / "data" / "results" / "gpu")
+    parser.add_argument("--no_colab", action="store_true", help="leave out colab-t4 under 15 GB")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no GPU is visible, and these numbers are of one")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.shapes:
+            settings = settings_of(arguments.profile, {"max_steps": arguments.steps, "save_steps": 0})
+            base = random_policy(name, Path(folder) / name.replace("/", "-"))
+            rows += rows_of(name, settings, base)
+        if not arguments.no_colab:
+            name = "Qwen/Qwen2.5-0.5B-Instruct"
+            base = random_policy(name, Path(folder) / "colab")
+            memory = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, LIMITED / memory))
+            rows += rows_of(name, settings_of("colab-t4", {"save_steps": 0}), base)
+    write_whole(arguments.results / "steps.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
+    write_text(arguments.results / "provenance.json", to_json(provenance() | {"driver": driver()}))
+
+
+if __name__ == "__main__":
+    main()
