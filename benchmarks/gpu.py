@@ -23,7 +23,14 @@ from statistics import median
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
 
 from amir_grpo import training
 from amir_grpo.experiment import project_root
@@ -91,7 +98,6 @@ def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
     problems = load_sandbox("sandbox", 200, 0)
     with tempfile.TemporaryDirectory() as out:
         config = training.trainer_config(method, settings, Path(out))
-        config.generation_kwargs = None
         policy = training.load_policy(str(base), loading=training.Loading(settings.load_in_4bit))
         trainer_class = training._RunGRPOTrainer if method == "grpo" else training._RunAmirGRPOTrainer
         trainer = trainer_class(
@@ -105,6 +111,7 @@ def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
         )
         if config.fp16:
             keep_trained_weights_in_float32(trainer.model)
+        trainer.remove_callback(PrinterCallback)
         trainer.max_prompt_length = settings.max_prompt_length
         # the longest prompts and completions that the settings allow
         trainer.generation_config.min_new_tokens = settings.max_completion_length
@@ -156,7 +163,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.shapes:
-            settings = settings_of(arguments.profile, {"max_steps": arguments.steps, "save_steps": 0})
+            # δ = 0, so that even the rewards of random completions make pairs
+            changes = {"max_steps": arguments.steps, "save_steps": 0, "reward_margin": 0.0}
+            settings = settings_of(arguments.profile, changes)
             base = random_policy(name, Path(folder) / name.replace("/", "-"))
             rows += rows_of(name, settings, base)
         if not arguments.no_colab:
@@ -164,7 +173,7 @@ def main() -> None:
             base = random_policy(name, Path(folder) / "colab")
             memory = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, LIMITED / memory))
-            rows += rows_of(name, settings_of("colab-t4", {"save_steps": 0}), base)
+            rows += rows_of(name, settings_of("colab-t4", {"save_steps": 0, "reward_margin": 0.0}), base)
     write_whole(arguments.results / "steps.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
     write_text(arguments.results / "provenance.json", to_json(provenance() | {"driver": driver()}))
 
