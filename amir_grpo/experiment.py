@@ -35,7 +35,7 @@ from amir_grpo.locks import locked
 from amir_grpo.policy_source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
+from amir_grpo.profiles import LORA_TARGETS, METHODS, POLICIES, Settings, check_names, differences, settings_of
 from amir_grpo.provenance import now, provenance, read_json, record_of
 from amir_grpo.provenance import to_json as _json
 from amir_grpo.sandbox import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
@@ -58,6 +58,7 @@ _ADDED = {
     "vllm_mode": "colocate",
     "vllm_server_base_url": None,
     "vllm_gpu_memory_utilization": 0.3,
+    "lora_targets": list(LORA_TARGETS),
 }
 _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")

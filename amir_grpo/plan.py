@@ -311,7 +311,8 @@ def _policy_on_meta(settings: Settings, dtype: torch.dtype) -> tuple[PreTrainedM
         head = model.get_output_embeddings()
         linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
         linear = sum(m.weight.numel() for m in linears)
-        policy = get_peft_model(model, lora_config(settings.lora_rank, settings.lora_alpha, model))
+        adapter = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+        policy = get_peft_model(model, lora_config(*adapter, model))
         if settings.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
             policy.enable_input_require_grads()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,11 @@ import torch
 from safetensors import SafetensorError
 
 from amir_grpo.policy_source import Loading
+from amir_grpo.profiles import LORA_TARGETS
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @contextmanager
@@ -216,11 +215,14 @@ def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def lora_config(rank: int, alpha: int, policy: torch.nn.Module | None = None) -> LoraConfig:
-    """LoRA on all linear projections of attention and MLP, without dropout, as published.
+def lora_config(
+    rank: int, alpha: int, targets: Iterable[str] = LORA_TARGETS, policy: torch.nn.Module | None = None
+) -> LoraConfig:
+    """LoRA without dropout, as published: by default on all linear projections of attention and MLP.
 
     Args:
         rank, alpha: Its rank, and alpha / rank its scale.
+        targets: Names of the projections that get an adapter.
         policy: What it will be put on. The vision tower of one that has it gets no adapter: no image is shown.
     """
     from peft import LoraConfig
@@ -230,7 +232,7 @@ def lora_config(rank: int, alpha: int, policy: torch.nn.Module | None = None) ->
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=list(LORA_TARGETS),
+        target_modules=list(targets),
         exclude_modules=r".*vision_tower.*" if sees else None,
         task_type="CAUSAL_LM",
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 METHODS = ("grpo", "amir_grpo")
 POLICIES = ("base", *METHODS)
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def _setting(default: Any, about: str, **metadata: Any) -> Any:
@@ -32,8 +33,9 @@ class Settings:
     model_name: str = _setting(
         "Qwen/Qwen2.5-3B-Instruct", "Base policy: a Hub id, a folder, sandbox or sandbox-large."
     )
-    lora_rank: int = _setting(16, "Rank of the LoRA adapter, on all linear projections.")
+    lora_rank: int = _setting(16, "Rank of the LoRA adapter.")
     lora_alpha: int = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
+    lora_targets: list[str] = _setting(list(LORA_TARGETS), "Linear projections that get an adapter, by their names.")
     max_seq_length: int = _setting(2048, "Longest prompt and completion together, in tokens.")
     load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
     backend: str = _setting(

@@ -199,13 +199,13 @@ def _last_whole_checkpoint(checkpoints: Path) -> str | None:
 
 def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
     """The policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
-    rank, alpha = settings.lora_rank, settings.lora_alpha
+    adapter = settings.lora_rank, settings.lora_alpha, settings.lora_targets
     loading = Loading(settings.load_in_4bit, settings.trust_remote_code, settings.safetensors_only)
     if backend.name == "transformers":
         policy = load_policy(base, loading=loading)
-        return policy, lora_config(rank, alpha, policy)
+        return policy, lora_config(*adapter, policy)
     length, checkpointing = settings.max_seq_length, settings.gradient_checkpointing
-    return load_by_unsloth(base, loading, lora_config(rank, alpha), length, checkpointing, settings.seed), None
+    return load_by_unsloth(base, loading, lora_config(*adapter), length, checkpointing, settings.seed), None
 
 
 def train(

@@ -106,7 +106,7 @@ def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
             args=config,
             train_dataset=problems,
             processing_class=training.load_tokenizer(str(base)),
-            peft_config=lora_config(settings.lora_rank, settings.lora_alpha, policy),
+            peft_config=lora_config(settings.lora_rank, settings.lora_alpha, settings.lora_targets, policy),
             callbacks=[clock],
         )
         if config.fp16:

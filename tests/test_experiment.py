@@ -475,3 +475,33 @@ def test_every_table_says_what_it_was_made_with(open_tiny):
     assert set(record["stages"]) == {"samples/base/chain3", "samples/base/chain3.greedy"}
     assert record["started"] <= record["ended"] <= record["made"]
     assert {"commit", "uncommitted_changes", "packages", "device", "repeats"} <= set(record["provenance"])
+
+
+def test_runs_go_to_a_mounted_drive(monkeypatch, tmp_path):
+    from amir_grpo import experiment
+
+    assert experiment.runs_folder() == project_root() / "runs"
+    monkeypatch.setattr(experiment, "_DRIVE", tmp_path)
+    assert open_run("smoke").folder == tmp_path / "amir-grpo" / "runs" / "smoke"
+
+
+def test_auto_without_a_gpu_is_the_sandbox(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = open_run("auto", tmp_path / "run")
+    assert run.profile == "sandbox"
+    assert json.loads((run.folder / "config.json").read_text())["profile"] == "sandbox"
+
+
+def test_a_run_of_an_earlier_version_goes_on(open_tiny):
+    run = open_tiny()
+    run.samples(["base"], ["chain3"])
+    path = run.folder / "config.json"
+    config = json.loads(path.read_text())
+    for later in ("backend", "use_vllm", "lora_targets", "trust_remote_code"):
+        del config["settings"][later]
+    path.write_text(json.dumps(config))
+    open_tiny()
+    with pytest.raises(ValueError, match="backend was 'transformers', is now 'unsloth'"):
+        open_tiny(backend="unsloth")

@@ -14,7 +14,7 @@ from amir_grpo import policy
 from amir_grpo.backend import Backend, start_backend
 from amir_grpo.experiment import open_run
 from amir_grpo.policy_source import Loading
-from amir_grpo.profiles import settings_of
+from amir_grpo.profiles import LORA_TARGETS, settings_of
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
     assert asked["name"] == "me/it"
     assert asked["use_exact_model_name"], "not Unsloth's own quantised copy: the adapter belongs to the policy named"
     assert (asked["r"], asked["lora_alpha"], asked["random_state"]) == (16, 32, 7)
-    assert set(asked["target_modules"]) == set(policy.LORA_TARGETS)
+    assert set(asked["target_modules"]) == set(LORA_TARGETS)
     assert asked["load_in_4bit"]
     assert asked["trust_remote_code"] is False
     assert asked["use_safetensors"] is True
@@ -215,8 +215,8 @@ def test_each_of_several_processes_has_its_gpu(monkeypatch):
 
 def test_a_vision_tower_gets_no_adapter():
     tower = torch.nn.ModuleDict({"vision_tower": torch.nn.Linear(2, 2)})
-    assert policy.lora_config(4, 4, tower).exclude_modules == r".*vision_tower.*"
-    assert policy.lora_config(4, 4, torch.nn.Linear(2, 2)).exclude_modules is None
+    assert policy.lora_config(4, 4, policy=tower).exclude_modules == r".*vision_tower.*"
+    assert policy.lora_config(4, 4, policy=torch.nn.Linear(2, 2)).exclude_modules is None
 
 
 # --- trust ----------------------------------------------------------------------------------------------------------

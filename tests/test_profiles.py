@@ -71,6 +71,19 @@ def test_paper_profile_is_as_published(profile, model_name):
     assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
 
 
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_rollouts_by_vllm_reach_trl(tmp_path, mode):
+    from amir_grpo import training
+
+    changes = {"use_vllm": True, "vllm_mode": mode, "vllm_server_base_url": "http://node1:8000"}
+    changes |= {"vllm_gpu_memory_utilization": 0.4, "report_to": "tensorboard"}
+    config = training.trainer_config("amir_grpo", settings_of("sandbox", changes), tmp_path)
+    assert {name: getattr(config, name) for name in changes if name != "report_to"} == {
+        name: value for name, value in changes.items() if name != "report_to"
+    }
+    assert config.report_to == ["tensorboard"]
+
+
 def test_paper_settings_reach_trl(tmp_path):
     from amir_grpo import training
 
