@@ -200,12 +200,13 @@ def reproduce(
 
 def _work(jobs: list[tuple], workers: int) -> None:
     open_arm(*jobs[0]).base()  # made once, before the workers would each make it
-    _each("training", _train, [job for job in jobs if not open_arm(*job).is_trained(job[1].method)], workers)
-    _each("evaluating", _evaluate, [job for job in jobs if not _is_evaluated(open_arm(*job), job[1])], workers)
     tracked = [job for job in jobs if job[1].changes.get("save_total_limit", 0) is None]
-    _each("scoring", _score, [job for job in tracked if not (open_arm(*job).folder / _SCORES).exists()], workers)
     weighed = [job for job in jobs if job[1].name in ("grpo", "amir_grpo")]
-    _each("weighing", _weigh, [job for job in weighed if not (open_arm(*job).folder / _WEIGHTS).exists()], workers)
+    with _workers(workers) as pool:
+        _each("training", _train, [job for job in jobs if not open_arm(*job).is_trained(job[1].method)], pool)
+        _each("evaluating", _evaluate, [job for job in jobs if not _is_evaluated(open_arm(*job), job[1])], pool)
+        _each("scoring", _score, [job for job in tracked if not (open_arm(*job).folder / _SCORES).exists()], pool)
+        _each("weighing", _weigh, [job for job in weighed if not (open_arm(*job).folder / _WEIGHTS).exists()], pool)
 
 
 _SCORES, _WEIGHTS = "scores/shared.parquet", "scores/weights.csv"
@@ -329,11 +330,11 @@ def _workers(number: int) -> Iterator[Executor]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def _each(what: str, do: Callable[..., None], jobs: list[tuple], workers: int) -> None:
+def _each(what: str, do: Callable[..., None], jobs: list[tuple], pool: Executor) -> None:
     """Do every job, side by side; what fails stops what has not begun, and is raised."""
     if not jobs:
         return
-    with _workers(workers) as pool, tqdm(total=len(jobs), desc=what, unit="run", smoothing=0) as progress:
+    with tqdm(total=len(jobs), desc=what, unit="run", smoothing=0) as progress:
         waiting = {}
         try:
             for job in jobs:

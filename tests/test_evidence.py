@@ -95,9 +95,9 @@ def test_what_is_complete_is_not_repeated_and_what_is_lost_is_made_again(made, m
     done = []
     plain = evidence._each
 
-    def each(what, do, jobs, workers):
+    def each(what, do, jobs, pool):
         done.extend((what, job[1].name, job[2]) for job in jobs)
-        plain(what, do, jobs, workers)
+        plain(what, do, jobs, pool)
 
     monkeypatch.setattr(evidence, "_each", each)
     again = evidence.reproduce(*options)
