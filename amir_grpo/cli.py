@@ -7,12 +7,15 @@ HfArgumentParser; what is not given comes from the profile.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amir_grpo.backend import import_early
+from amir_grpo.files import check_folder, write_whole
 from amir_grpo.locks import Busy
 from amir_grpo.processes import is_main, world_size
 from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
@@ -63,7 +66,9 @@ class _EvaluateOptions(_RunOptions):
 @dataclass
 class _ExportOptions(_RunOptions):
     method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
-    out: str | None = field(default=None, metadata={"help": "New folder for it. Default: export/<method> in the run."})
+    out: str | None = field(
+        default=None, metadata={"help": "New folder for it. Default: in the run, export/<method> or <method>-merged."}
+    )
     merged: bool = field(default=False, metadata={"help": "The whole policy in 16 bits instead of the adapter."})
     push_to: str | None = field(
         default=None, metadata={"help": "Upload it to this repository of the Hub, as in me/name."}
@@ -238,8 +243,9 @@ def _plan(options: _PlanOptions, overrides: dict[str, Any]) -> None:
 
 
 def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
-    import shutil
-
+    adapter = Path(options.model_dir).expanduser() if options.model_dir else None
+    if adapter:
+        check_folder(adapter, "model_dir")
     run = _open(options, overrides)
     log = run.train(options.method)
     if not is_main():
@@ -249,10 +255,11 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
         f"{options.method}: reward {log['reward'][:tenth].mean():.3f} over the first {tenth} logged steps, "
         f"{log['reward'][-tenth:].mean():.3f} over the last. Adapter and log: {run.folder / options.method}"
     )
-    if options.model_dir:
-        copied = shutil.ignore_patterns("checkpoints", "stage.json", "log.csv")
-        shutil.copytree(run.folder / options.method, options.model_dir, dirs_exist_ok=True, ignore=copied)
-        print(f"Adapter copied to {options.model_dir}")
+    if adapter:
+        for path in (run.folder / options.method).iterdir():
+            if path.is_file() and path.name not in ("stage.json", "log.csv"):
+                write_whole(adapter / path.name, partial(shutil.copy2, path))
+        print(f"Adapter copied to {adapter}")
 
 
 def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
@@ -303,6 +310,8 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     name = options.profile.replace("sandbox", "evidence")
     folder = Path(options.folder or project_root() / "runs" / name).expanduser().resolve()
     results = Path(options.results).expanduser().resolve() if options.results else folder / "tables"
+    check_folder(folder, "folder")
+    check_folder(results, "results")
     tables = evidence.reproduce(folder, wanted, overrides, options.workers, options.profile)
     evidence.keep(tables, folder, results, options.profile)
     if not options.arms:
@@ -317,12 +326,15 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
 def _export(options: _ExportOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo import publish
 
+    if options.push_to:
+        publish.check_push(options.push_to)
     run = _open(options, overrides)
-    out = Path(options.out).expanduser() if options.out else run.folder / "export" / options.method
-    if options.push_to and options.out is None and out.exists():  # an upload that failed is tried again
-        print(f"Already exported: {out}")
-    else:
-        print(f"Saved: {publish.export(run, options.method, out, options.merged)}")
+    if options.out:
+        out = Path(options.out).expanduser()
+    else:  # the run's own, made anew
+        out = run.folder / "export" / (f"{options.method}-merged" if options.merged else options.method)
+        shutil.rmtree(out, ignore_errors=True)
+    print(f"Saved: {publish.export(run, options.method, out, options.merged)}")
     if options.push_to:
         print(f"Uploaded: {publish.push(out, options.push_to, private=not options.public)}")
 

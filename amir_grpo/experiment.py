@@ -19,7 +19,6 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from amir_grpo.backend import Backend, import_early, start_backend
-from amir_grpo.files import full_disk_said, whole_folder, write_text, write_whole
+from amir_grpo.files import check_folder, full_disk_said, whole_folder, write_text, write_whole
 from amir_grpo.locks import locked
 from amir_grpo.policy_source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
@@ -439,7 +438,7 @@ def open_run(
     import_early(settings.backend)
     folder = Path(run_dir).expanduser() if run_dir else runs_folder() / profile
     folder = folder.resolve()
-    _check_folder(folder)
+    check_folder(folder, "run_dir", _LEAST_DISK)
     config = folder / "config.json"
     if config.exists():
         there = _read_config(config)
@@ -489,30 +488,6 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
             f"{path} cannot be read ({cause}).\nDelete it, and it is made again; whatever was complete stays."
         ) from error
     return table
-
-
-def _check_folder(folder: Path) -> None:
-    """See before the work begins that a run folder can be written to, and that the disk is not full.
-
-    Raises:
-        OSError: If not.
-    """
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{there} is a file: a run needs a folder.\nGive another run_dir.")
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise PermissionError(
-            f"{there} cannot be written to ({error.strerror}).\nGive another run_dir, or make it writable."
-        ) from error
-    free = shutil.disk_usage(there).free
-    if free < _LEAST_DISK:
-        raise OSError(
-            f"{there}: {free / 1e6:.0f} MB are free on the disk; a run needs {_LEAST_DISK / 1e6:.0f} MB at least.\n"
-            "Free some, or give a run_dir on another disk."
-        )
 
 
 def _write_stage(path: Path, started: str, **more: Any) -> None:

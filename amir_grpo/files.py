@@ -13,6 +13,35 @@ from pathlib import Path
 _LITTLE = 1e6  # bytes
 
 
+def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
+    """See before the work begins that a folder can be written to, and that its disk is not full.
+
+    Args:
+        folder: It need not exist.
+        option: What the user gave it as.
+        least: Bytes that the work needs.
+
+    Raises:
+        OSError: If not.
+    """
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file, where a folder is needed.\nGive another {option}.")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"{there} cannot be written to ({error.strerror}).\nGive another {option}, or make it writable."
+        ) from error
+    free = shutil.disk_usage(there).free
+    if free < least:
+        raise OSError(
+            f"{there}: {free / 1e6:.0f} MB are free on the disk; {least / 1e6:.0f} MB at least are needed.\n"
+            f"Free some, or give a {option} on another disk."
+        )
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`, replacing what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)

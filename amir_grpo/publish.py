@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from jinja2 import Template
 
-from amir_grpo.files import whole_folder, write_text
+from amir_grpo.files import check_folder, full_disk_said, whole_folder, write_text
 from amir_grpo.provenance import read_json, record_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
     """
     if folder.exists():
         raise FileExistsError(f"{folder} is there already: give a folder that is not.")
+    check_folder(folder, "out")
     trained = run.folder / method
     if not run.is_trained(method):
         raise ValueError(
@@ -42,7 +43,7 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
         )
     if not merged and Path(run.base()).is_dir():
         raise ValueError(f"The base of this adapter is a folder of this machine, {run.base()}: export it merged.")
-    with whole_folder(folder) as beside:
+    with full_disk_said(folder.parent), whole_folder(folder) as beside:
         if merged:
             _merge(run, trained, beside)
         else:
@@ -54,6 +55,24 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
     return folder
 
 
+def check_push(repo_id: str) -> None:
+    """See before anything is exported that a repository can have this name, and that there is a login.
+
+    Raises:
+        OSError: If not.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise OSError(f"{repo_id!r} cannot name a repository of the Hub: give one such as me/my-policy.") from error
+    if get_token() is None:
+        raise OSError(f"{repo_id} cannot be uploaded: there is no login to the Hub.\nLog in first: hf auth login.")
+
+
 def push(folder: Path, repo_id: str, private: bool = True) -> str:
     """Upload an exported folder to the Hub, into a repository that is made if needed; returns its address.
 
@@ -62,19 +81,21 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     Args:
         folder: What `export` has written.
         repo_id: Such as "me/my-policy".
-        private: Of a repository that is made now.
+        private: Whether only its owner may see it: one that is made now is, one that is public is refused.
 
     Raises:
-        OSError: If the Hub refuses or cannot be reached, with the way out.
+        OSError: If the Hub refuses or cannot be reached, or the repository is public and that is not wanted.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
+            raise OSError("it is there already, and public; give --public, or another name")
         api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Upload by amir_grpo")
-    except (HfHubHTTPError, LocalTokenNotFoundError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, OSError) as error:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise OSError(
             f"{repo_id} could not be uploaded: {cause}\n"

@@ -75,6 +75,11 @@ ARGUMENTS = [
     ((EVALUATE, "--eval_top_p", "1.1"), ["eval_top_p is 1.1", "at most 1"]),
     ((EVALUATE, "--benchmarks", "chain3", "chain3"), ["chain3", "once"]),
     ((EVIDENCE, "--workers", "-1"), ["workers is -1", "at least 0"]),
+    (("export", "--method", "dpo"), ["dpo", "amir_grpo"]),
+    (("export", "--push_to", "not/a/name"), ["'not/a/name'", "me/my-policy"]),
+    (("plan", "--profile", "paper"), ["'paper'", "paper-qwen3b"]),
+    ((TRAIN, "--backend", "unsloht"), ["'unsloht'", "Did you mean 'unsloth'"]),
+    ((TRAIN, "--vllm_mode", "remote"), ["'remote'", "colocate, server"]),
     ((VERIFY, "only-one"), ["two run folders", "got 1"]),
     ((VERIFY, "no-such-run", "nor-this"), ["no-such-run", "no config.json"]),
     # policies
@@ -116,7 +121,9 @@ def nothing_expensive(monkeypatch):
 @pytest.mark.parametrize(("arguments", "named"), ARGUMENTS, ids=lambda value: " ".join(value)[:60])
 def test_bad_arguments(arguments, named, tmp_path, capsys, monkeypatch, nothing_expensive):
     monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path / "empty mirror"))
-    where = {VERIFY: (), EVIDENCE: ("--folder", tmp_path / "run")}.get(arguments[0], ("--run_dir", tmp_path / "run"))
+    where = {VERIFY: (), "plan": (), EVIDENCE: ("--folder", tmp_path / "run")}.get(
+        arguments[0], ("--run_dir", tmp_path / "run")
+    )
     message = refused(capsys, *arguments, *where)
     at_most_three_lines(message)
     for part in named:
@@ -209,6 +216,21 @@ def test_a_folder_that_cannot_be_written_to(capsys, nothing_expensive):
     message = refused(capsys, TRAIN, "--run_dir", "/proc/run")
     assert "/proc cannot be written to" in message
     at_most_three_lines(message)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(TRAIN, "model_dir"), (EVIDENCE, "results"), (EVIDENCE, "folder"), ("export", "out")]
+)
+def test_what_the_result_is_to_go_to_is_tried_first(command, option, tmp_path, capsys, nothing_expensive, monkeypatch):
+    monkeypatch.setattr(experiment.Run, "is_trained", lambda *_: True)
+    (tmp_path / "file").write_text("mine")
+    for place, named in (("/proc/out", "/proc cannot be written to"), (tmp_path / "file" / "out", "is a file")):
+        own = {EVIDENCE: ("--folder", tmp_path / "run")}.get(command, ("--run_dir", tmp_path / "run"))
+        message = refused(capsys, command, *(() if option == "folder" else own), f"--{option}", place)
+        at_most_three_lines(message)
+        assert named in message
+        assert f"Give another {option}" in message
+    assert not (tmp_path / "run" / "base").exists()
 
 
 def test_a_full_disk_is_said_before_the_work(tmp_path, capsys, nothing_expensive, monkeypatch):

@@ -1,12 +1,14 @@
 """A trained policy given away: what is in the folder, what the card says, and what reaches the Hub."""
 
 import json
+from types import SimpleNamespace
 
+import httpx
 import pandas as pd
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli, publish, report
@@ -83,6 +85,8 @@ def hub(monkeypatch):
         HfApi, "create_repo", lambda self, repo, **kw: asked.append((repo, kw)) or f"https://hub/{repo}"
     )
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kw: asked.append(kw))
+    monkeypatch.setattr(HfApi, "repo_info", lambda self, repo: SimpleNamespace(private=repo != "me/public"))
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
     return asked
 
 
@@ -105,18 +109,51 @@ def test_a_push_is_private_unless_asked_for_and_gives_no_token(run, hub, tmp_pat
     assert hub[2][1]["private"] is False
 
 
-def test_a_push_without_a_login_says_so_and_keeps_the_folder(run, monkeypatch, tmp_path, capsys):
-    def refuse(self, *args, **kwargs):
-        raise LocalTokenNotFoundError("Token is required, but no token found.")
-
-    monkeypatch.setattr(HfApi, "create_repo", refuse)
+def refused(run, capsys, *more):
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments(run, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine"))
+        cli.main(arguments(run, *more))
     assert caught.value.code == 2
     message = capsys.readouterr().err
-    assert "hf auth login" in message
     assert len(message.splitlines()) <= 3
+    return message
+
+
+def test_what_is_public_gets_nothing_that_is_to_be_private(run, hub, tmp_path, capsys):
+    message = refused(run, capsys, "--merged", "--out", tmp_path / "a", "--push_to", "me/public")
+    assert "public; give --public, or another name" in message
+    assert len(hub) == 1, "nothing was uploaded"
+    cli.main(arguments(run, "--merged", "--out", tmp_path / "b", "--push_to", "me/public", "--public"))
+    assert hub[-1]["repo_id"] == "me/public"
+
+
+def test_a_push_that_the_hub_refuses_says_so_and_keeps_the_folder(run, hub, monkeypatch, tmp_path, capsys):
+    def refuse(self, *args, **kwargs):
+        response = httpx.Response(401, request=httpx.Request("POST", "https://hub"))
+        raise HfHubHTTPError("401 Client Error: token expired", response=response)
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    message = refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
+    assert "token expired" in message
+    assert "hf auth login" in message
+    assert "hf_planted" not in message
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_push_without_a_login_or_a_name_is_refused_before_the_work(run, hub, monkeypatch, tmp_path, capsys):
+    assert "'not/a/name' cannot name" in refused(run, capsys, "--out", tmp_path / "out", "--push_to", "not/a/name")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "hf auth login" in refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
+    assert not (tmp_path / "out").exists()
+    assert not hub
+
+
+def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run, capsys):
+    cli.main(arguments(run, "--merged"))
+    card = run.folder / "export" / "amir_grpo-merged" / "README.md"
+    card.write_text("old")
+    cli.main(arguments(run, "--merged"))
+    assert card.read_text() == publish.model_card(run, "amir_grpo", merged=True)
+    assert not (run.folder / "export" / "amir_grpo").exists()
 
 
 def test_what_is_not_trained_or_in_the_way_is_refused(runs, tiny_settings, run, tmp_path):
