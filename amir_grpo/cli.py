@@ -367,4 +367,6 @@ def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
     try:
         reproduce(_open(options, overrides), overrides)
     except NotebookError as error:
+        if error.mendable:
+            raise ValueError(str(error)) from error
         raise SystemExit(f"amir_grpo reproduce: {error}") from error

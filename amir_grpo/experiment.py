@@ -84,6 +84,21 @@ class Run:
         s = self.settings
         return Loading(s.load_in_4bit, s.trust_remote_code, s.safetensors_only)
 
+    def check(self) -> None:
+        """See before a whole run begins that what its stages need is there: GPU and packages, problems, tokenizer.
+
+        Raises:
+            ValueError, OSError: If something is not, with the way out.
+        """
+        from amir_grpo.policy import check_hardware, load_tokenizer
+
+        s = self.settings
+        check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm, s.eval_engine)
+        self.training_problems()
+        self._check_problems(POLICIES, s.benchmarks)
+        if not s.is_sandbox:
+            load_tokenizer(s.model_name, s.trust_remote_code)
+
     # --- problems -----------------------------------------------------------------------------------------------
 
     def training_problems(self) -> Dataset:
@@ -109,6 +124,12 @@ class Run:
             problems = load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
         self._record_problems(benchmark, problems)
         return problems
+
+    def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
+        """Load the problems of each benchmark that is not complete: what is wrong is said before hours of another."""
+        for benchmark in benchmarks:
+            if not all(self._samples_path(name, benchmark, g).exists() for name in names for g in (False, True)):
+                self.problems(benchmark)
 
     def _record_problems(self, name: str, problems: Dataset) -> None:
         path = self.folder / "problems" / f"{name}.json"
@@ -213,6 +234,7 @@ class Run:
         """
         policies, benchmarks = list(policies), list(benchmarks or self.settings.benchmarks)
         check_names("policy", policies, POLICIES)
+        self._check_problems(policies, benchmarks)
         frames = []
         for policy in policies:
             if policy != "base":
@@ -232,10 +254,13 @@ class Run:
             sources: Policies by the names that the column policy is to show.
             benchmarks, greedy: As of `samples`.
         """
+        benchmarks = list(benchmarks or self.settings.benchmarks)
+        folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
+        self._check_problems(folders.values(), benchmarks)
         frames = []
         for name, source in sources.items():
-            for benchmark in benchmarks or self.settings.benchmarks:
-                rows = self._both(f"{name}-{source.weights_hash()}", benchmark, source)[greedy]
+            for benchmark in benchmarks:
+                rows = self._both(folders[name], benchmark, source)[greedy]
                 frames.append(rows.assign(policy=name))
         return pd.concat(frames, ignore_index=True)
 
@@ -252,7 +277,7 @@ class Run:
             source: What to load.
             greedy: As of `samples`.
         """
-        path = self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
+        path = self._samples_path(name, benchmark, greedy)
         if not path.exists():
             with full_disk_said(self.folder), locked(self.folder, f"sampling {name}"):
                 if not path.exists():  # unless another process has done it meanwhile
@@ -266,6 +291,9 @@ class Run:
                     write_whole(path, rows.to_parquet)
                     shutil.rmtree(parts, ignore_errors=True)
         return read_table(path, _SAMPLE_COLUMNS)
+
+    def _samples_path(self, name: str, benchmark: str, greedy: bool) -> Path:
+        return self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
 
     def _record_policy(self, folder: Path, source: PolicySource) -> None:
         """Say beside the samples what drew them."""
@@ -451,6 +479,7 @@ def open_run(
                 "Results would mix. Give another run_dir, restore the settings, or delete the folder."
             )
     if is_main() and (not config.exists() or differing):
+        shutil.rmtree(folder / "problems", ignore_errors=True)  # nothing was made with what other settings had
         write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
     return Run(folder, profile, settings)
 

@@ -70,7 +70,9 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def check_hardware(load_in_4bit: bool, optim: str, report_to: str = "none", use_vllm: bool = False) -> None:
+def check_hardware(
+    load_in_4bit: bool, optim: str, report_to: str = "none", use_vllm: bool = False, eval_engine: str = "transformers"
+) -> None:
     """See before anything is loaded that what the settings ask for is installed and has its GPU.
 
     Raises:
@@ -80,6 +82,7 @@ def check_hardware(load_in_4bit: bool, optim: str, report_to: str = "none", use_
         ("load_in_4bit", load_in_4bit, load_in_4bit and "bitsandbytes", "gpu", "False"),
         ("optim", optim, "8bit" in optim and "bitsandbytes", "gpu", "adamw_torch"),
         ("use_vllm", use_vllm, use_vllm and "vllm", "vllm", "False"),
+        ("eval_engine", eval_engine, eval_engine == "vllm" and "vllm", "vllm", "transformers"),
     ):
         if package and device().type != "cuda":
             raise ValueError(f"{name}={value} needs an NVIDIA GPU, and none is visible: set {name} to {instead}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from amir_grpo import report
 from amir_grpo.experiment import project_root
 from amir_grpo.locks import locked
 from amir_grpo.profiles import METHODS
+from amir_grpo.provenance import read_json
 
 if TYPE_CHECKING:
     from amir_grpo.experiment import Run
@@ -39,7 +41,21 @@ _PAPERMILL = (
 
 
 class NotebookError(RuntimeError):
-    """A notebook has failed; the message holds the end of what papermill said."""
+    """A notebook has failed; the message is that of its error, as it stands in the notebook, and where that is.
+
+    Attributes:
+        kind: Name of the error's class; None where the kernel died.
+    """
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    @property
+    def mendable(self) -> bool:
+        """Whether it is of those errors by which the package refuses input, rather than one of its own."""
+        known = getattr(builtins, self.kind or "", RuntimeError)
+        return self.kind == "Busy" or issubclass(known, (ValueError, OSError, MemoryError))
 
 
 def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
@@ -50,7 +66,8 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: If the notebooks are not there.
-        NotebookError: If one fails.
+        ValueError, OSError: If something that a later stage needs is not there, before the first begins.
+        NotebookError: If a notebook fails.
         Busy: If another process reproduces into the same folder.
     """
     folder = project_root() / "notebooks"
@@ -58,8 +75,9 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
         raise FileNotFoundError(f"{folder} is not there: run this from a clone of the repository.")
     started = time.perf_counter()
     parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
-    print(f"Executing the notebooks into {run.folder / 'notebooks'}:", flush=True)
     with locked(run.folder, "reproduce"):
+        run.check()
+        print(f"Executing the notebooks into {run.folder / 'notebooks'}:", flush=True)
         for stage in _STAGES:
             with ThreadPoolExecutor(_side_by_side()) as pool:
                 list(pool.map(lambda job: _execute(folder, run.folder, job[0], parameters | job[1]), stage))
@@ -109,6 +127,16 @@ def _execute(notebooks: Path, run_folder: Path, name: str, parameters: dict[str,
         check=False,
     )
     if done.returncode:
-        end = "\n".join(done.stderr.strip().splitlines()[-15:])
-        raise NotebookError(f"{name} has failed; see {out}.\n{end}")
+        raise _failure(name, out, done.stderr)
     print(f"{label:<20} {time.perf_counter() - started:4.0f} s", flush=True)
+
+
+def _failure(name: str, notebook: Path, said: str) -> NotebookError:
+    """What a failed notebook says: its error's text, or the end of what papermill said where its kernel has died."""
+    cells = read_json(notebook)["cells"] if notebook.is_file() else []
+    errors = [o for cell in cells for o in cell.get("outputs", ()) if o["output_type"] == "error"]
+    if not errors:
+        return NotebookError(f"{name} has failed: {' '.join(said.split())[-300:]}\nSee {notebook}.")
+    error = errors[0]
+    lines = [line for line in error["evalue"].splitlines() if line.strip()][:2] or [error["ename"]]
+    return NotebookError("\n".join([*lines, f"See {notebook}."]), error["ename"])

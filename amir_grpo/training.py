@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +210,18 @@ def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraC
     return load_by_unsloth(base, loading, lora_config(*adapter), length, checkpointing, settings.seed), None
 
 
+@contextmanager
+def _memory_said() -> Iterator[None]:
+    """Turns CUDA's error where the GPU's memory runs out into one with the way out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            "The GPU's memory has run out in training. Divide per_device_train_batch_size and multiply\n"
+            "gradient_accumulation_steps by the same: the rollouts and updates stay. `amir_grpo plan` shows what takes it."
+        ) from error
+
+
 def train(
     method: str, settings: Settings, base: str, problems: Dataset, folder: Path, backend: Backend
 ) -> pd.DataFrame:
@@ -220,6 +234,9 @@ def train(
         folder: Gets the adapter, rollouts.parquet (one row a completion that the loss has used: step, tokens, reward,
             correct, advantage, bonus, token_weight), and checkpoints under checkpoints/.
         backend: What loads the policy; it has been started.
+
+    Raises:
+        MemoryError: If the GPU's memory runs out; checkpoints stay.
 
     Returns:
         TRL's log, one row a logging step, with the columns step, completions (of that step's rollout), reward,
@@ -243,7 +260,8 @@ def train(
         keep_trained_weights_in_float32(trainer.model)
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
+    with _memory_said():
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)

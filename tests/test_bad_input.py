@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from amir_grpo import cli, engines, experiment, policy, sandbox, training  # noqa: F401 (binds what is patched here)
+from amir_grpo import cli, engines, experiment, policy, reproduce, sandbox, training  # noqa: F401 (binds what is patched here)
 
 TRAIN, EVALUATE, REPRODUCE, EVIDENCE, VERIFY = "train", "evaluate", "reproduce", "evidence", "verify"
 
@@ -80,6 +80,8 @@ ARGUMENTS = [
     (("plan", "--profile", "paper"), ["'paper'", "paper-qwen3b"]),
     ((TRAIN, "--backend", "unsloht"), ["'unsloht'", "Did you mean 'unsloth'"]),
     ((TRAIN, "--vllm_mode", "remote"), ["'remote'", "colocate, server"]),
+    ((REPRODUCE, "--eval_engine", "vllm"), ["eval_engine=vllm needs", "transformers"]),
+    ((REPRODUCE, "--load_in_4bit"), ["load_in_4bit=True needs", "False"]),
     ((VERIFY, "only-one"), ["two run folders", "got 1"]),
     ((VERIFY, "no-such-run", "nor-this"), ["no-such-run", "no config.json"]),
     # policies
@@ -116,6 +118,7 @@ def nothing_expensive(monkeypatch):
     monkeypatch.setattr(policy, "load_policy", never)
     monkeypatch.setattr(engines, "load_engine", never)
     monkeypatch.setattr(sandbox, "make_base_policy", never)
+    monkeypatch.setattr(reproduce, "_execute", never)
 
 
 @pytest.mark.parametrize(("arguments", "named"), ARGUMENTS, ids=lambda value: " ".join(value)[:60])
@@ -266,6 +269,20 @@ def test_spoilt_mirrors(content, named, tmp_path, capsys, monkeypatch, base):
     at_most_three_lines(message)
     for part in named:
         assert part in message
+
+
+def test_problems_that_come_last_are_looked_for_first(tmp_path, capsys, monkeypatch, base, nothing_expensive):
+    """What lacks the second benchmark is refused before the first is sampled, and before anything is trained."""
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "train.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}) + "\n")
+    both = ("--benchmarks", "chain3", "amc23", "--run_dir", tmp_path / "run")
+    assert "amc23/test.jsonl" in refused(capsys, EVALUATE, "--model_dir", base, *both)
+    policy = ("--model_name", base, "--dataset_name", "gsm8k")
+    message = refused(capsys, REPRODUCE, "--profile", "smoke", *policy, *both)
+    at_most_three_lines(message)
+    assert "amc23/test.jsonl" in message
+    assert not list(tmp_path.glob("run/samples/*"))
 
 
 def test_no_network(tmp_path, capsys, monkeypatch, base):

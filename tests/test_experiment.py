@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 
-from amir_grpo import experiment, policy, report, sampling
+from amir_grpo import experiment, policy, report, sampling, training
 from amir_grpo.experiment import injected_parameters, open_run, project_root
 from amir_grpo.files import whole_folder, write_text, write_whole
 from amir_grpo.problems import fingerprint
@@ -505,3 +506,14 @@ def test_a_run_of_an_earlier_version_goes_on(open_tiny):
     open_tiny()
     with pytest.raises(ValueError, match="backend was 'transformers', is now 'unsloth'"):
         open_tiny(backend="unsloth")
+
+
+def test_memory_that_runs_out_in_training_names_the_settings(runs, tiny_settings, monkeypatch):
+    def full(*arguments, **keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(training._RunGRPOTrainer, "train", full)
+    run = open_run("sandbox", runs / "out of memory", tiny_settings)
+    with pytest.raises(MemoryError, match="Divide per_device_train_batch_size"):
+        run.train("grpo")
+    assert not run.is_trained("grpo")

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,17 @@ def test_a_second_reproduce_repeats_no_stage(reproduced):
     done = run("amir_grpo", "evaluate", "--profile", "smoke", "--run_dir", folder, *SMALL)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path):
+    folder = shutil.copytree(reproduced[0], tmp_path / "run")
+    (folder / "samples" / "base" / "chain4.parquet").write_bytes(b"half")
+    done = run("amir_grpo", "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL)
+    assert done.returncode == 2
+    assert f"{folder / 'samples' / 'base' / 'chain4.parquet'} cannot be read" in done.stderr
+    assert "Delete it" in done.stderr
+    assert f"See {folder / 'notebooks' / '00_base_policy.ipynb'}." in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3, done.stderr
 
 
 def test_changed_settings_are_refused_in_a_notebook(reproduced, tmp_path):
