@@ -90,7 +90,7 @@ def gain_table(
 
 def readable_gains(gains: pd.DataFrame) -> pd.DataFrame:
     """A gain table as people read it: comparison, benchmarks, quantity, percent, gain with its interval, p (Holm), seeds."""
-    cells = [f"{r.gain:+.2f} [{r.low:+.2f}, {r.high:+.2f}]".replace("-", "−") for r in gains.itertuples()]
+    cells = [f"{r.gain:+.2f}\u00a0[{r.low:+.2f},\u00a0{r.high:+.2f}]".replace("-", "−") for r in gains.itertuples()]
     return pd.DataFrame(
         {
             "comparison": gains["about"] + " vs " + gains["against_about"],

@@ -118,7 +118,8 @@ def supervision_figure(training: pd.DataFrame, arms: list[str], title: str = "")
     )
     left.set(xlabel="training step", ylabel="pairs a group", ylim=(0, None))
     right.set(xlabel="training step", ylabel="share of the update (%)", yscale="log")
-    right.legend(loc="best", fontsize=7)
+    right.yaxis.set_major_formatter("{x:g}")
+    right.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=7)  # between the published λ and the shares
     _note(right, "mean of 5 steps and range of the seeds")
     _title(figure, title)
     return figure

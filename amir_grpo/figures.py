@@ -385,24 +385,31 @@ def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figu
     completions (their number). Each step is a faint point. The line is the mean of blocks of neighbouring steps (about
     `blocks` of them), the band its 95 % t-interval from the scatter of the steps in the block. The band covers the
     noise of drawing prompts and completions within this one run; it says nothing about another seed, and in a block
-    where the reward still rises it is a little too wide.
+    where the reward still rises it is a little too wide. Where there is one block, a point and a bar stand for them.
     """
     figure = new_figure(4.6, 2.9)
     axes = figure.subplots()
-    sizes = set()
+    sizes, many = set(), False
     for index, (method, run) in enumerate(logs.groupby("method", sort=False)):
         run = run.sort_values("step")
         steps, reward = run["step"].to_numpy(dtype=float), run["reward"].to_numpy(dtype=float)
         colour = _colour(method, index)
-        axes.plot(steps, reward, ".", color=colour, alpha=0.25, markersize=2.5, markeredgewidth=0, zorder=1)
+        dot = 2.5 if len(steps) > 20 else 6  # a few points are to be seen, too
+        axes.plot(steps, reward, ".", color=colour, alpha=0.25, markersize=dot, markeredgewidth=0, zorder=1)
         middle, mean, half, size = _block_means(steps, reward, blocks)
         sizes.add(size)
-        axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0, zorder=2)
-        line, marker = LINES.get(method, "-"), "o" if len(middle) < 2 else ""
+        many = many or len(middle) > 1
         label = LABELS.get(method, method)
-        axes.plot(middle, mean, color=colour, linestyle=line, linewidth=1.6, marker=marker, label=label, zorder=3)
+        if len(middle) > 1:
+            axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0, zorder=2)
+            axes.plot(
+                middle, mean, color=colour, linestyle=LINES.get(method, "-"), linewidth=1.6, label=label, zorder=3
+            )
+        else:
+            axes.errorbar(middle, mean, np.nan_to_num(half), color=colour, fmt="o", capsize=3, label=label, zorder=3)
     axes.set_xlabel("training step")
     axes.set_ylabel("mean reward of a step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.grid(axis="y")
     if len(logs):
         axes.legend(loc="best", handlelength=2.6)
@@ -412,7 +419,8 @@ def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figu
         least, most = min(sizes), max(sizes)
         of = f"{least}" if least == most else f"{least} to {most}"
         axes.annotate(
-            f"line: mean of {of} step{'s' * (most > 1)}; band: its 95 % t-interval within one run"
+            f"{'line' if many else 'point'}: mean of {of} steps; {'band' if many else 'bar'}: its 95 % t-interval "
+            "within one run"
             if most > 1
             else "each point one step of one run",
             (1, 1.01),

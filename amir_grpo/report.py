@@ -182,12 +182,12 @@ def verdicts(run: Run) -> pd.DataFrame:
     if shared["method"].nunique() == 2:
         gain = tables.shared_margin_gain(margins)
         decided = claims.verdict(gain["gain_low"], gain["gain_high"])
+        mean, low, high = (tables.signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
         rows.append(
             {
                 "claim": "Sharper decision boundary",
                 "test": f"margin on shared completions, AMIR-GRPO − GRPO, {gain['problems']} problems",
-                "result": f"{gain['gain']:+.4f} nats a token [{gain['gain_low']:+.4f}, {gain['gain_high']:+.4f}], "
-                f"p = {gain['p_value']:.2g}",
+                "result": f"{mean} nats a token [{low}, {high}], p = {gain['p_value']:.2g}",
                 "verdict": decided if gain["p_value"] < 0.05 else claims.OPEN,
             }
         )
@@ -213,9 +213,10 @@ def verdict(main: pd.DataFrame) -> str:
     clear = main[main["p_holm"] < 0.05]
     up, down = int((clear["gain"] > 0).sum()), int((clear["gain"] < 0).sum())
     if not len(clear):
+        least, most = (tables.signed(gain) for gain in (main["gain"].min(), main["gain"].max()))
         return (
             f"None of the {len(main)} gains of AMIR-GRPO over GRPO can be told from 0 (Holm-corrected p < 0.05) on these "
-            f"problems with this one seed; they range from {main['gain'].min():+.1f} to {main['gain'].max():+.1f} points."
+            f"problems with this one seed; they range from {least} to {most} points."
         )
     return (
         f"Of the {len(main)} gains of AMIR-GRPO over GRPO, {up} are above 0 and {down} below (Holm-corrected p < 0.05), "
@@ -249,13 +250,14 @@ _PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).fr
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h2 { margin-top: 2.5rem; } figure { margin: 1.5rem 0; } img { max-width: min(100%, 42rem); } figcaption { color: #555; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th, td { padding: .25rem .55rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .settings td, .words td, .words th { text-align: left; white-space: normal; }
 th button { font: inherit; font-weight: bold; background: none; border: 0; padding: 0; cursor: pointer; color: inherit; }
 th button::after { content: " \\2195"; color: #999; }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
 th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
+small { color: #555; }
 .gain { color: #0a4f8f; } .loss { color: #c75000; }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 </style></head><body>
@@ -284,13 +286,14 @@ Intervals: 95 %, over problems, paired.</p>
 {% endfor %}
 <h2>Policies</h2>
 <div class="wide"><table><thead><tr>{% for c in summary_columns %}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in summary %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for row in summary %}<tr>{% for cell in row %}{% set estimate, _, interval = (cell|string).partition(' [') -%}
+<td>{{ estimate }}{% if interval %}<br><small>[{{ interval }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 <p>pass@k, greedy, truncated and formatted in percent, tokens a completion; in brackets 95 % intervals over problems.
 greedy: one completion a problem at temperature 0. truncated: ended for length. formatted: keeps to the strict format.</p>
 <h2>Every two policies</h2>
-<div class="wide"><table><thead><tr><th>benchmark</th><th>quantity</th><th>policy</th><th>against</th><th>%</th><th>%</th>
-<th>gain</th><th>95 % interval</th><th>p</th><th>p (Holm)</th></tr></thead><tbody>
+<div class="wide"><table><thead><tr><th>benchmark</th><th>quantity</th><th>policy</th><th>against</th>
+<th>policy, %</th><th>against, %</th><th>gain</th><th>95 % interval</th><th>p</th><th>p (Holm)</th></tr></thead><tbody>
 {% for r in comparisons %}<tr><td>{{ r.benchmark }}</td><td>{{ r.quantity }}</td><td>{{ r.new }}</td><td>{{ r.old }}</td>
 <td>{{ '%.1f' % r.new_percent }}</td><td>{{ '%.1f' % r.old_percent }}</td>
 <td class="{{ 'gain' if r.gain >= 0.05 else 'loss' if r.gain <= -0.05 }}">{{ signed(r.gain) }}</td>

@@ -280,7 +280,7 @@ def p_text(p_value: float) -> str:
 def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
     """A policy summary as people read it: a row for each benchmark and policy, estimates with their intervals as text."""
     cells = [
-        f"{row.estimate:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+        f"{row.estimate:.{digits}f} [{row.low:.{digits}f},\u00a0{row.high:.{digits}f}]"  # a line breaks before [ alone
         if np.isfinite(row.low)
         else ("–" if np.isnan(row.estimate) else f"{row.estimate:.{digits}f}")
         for row in summary.itertuples()
@@ -408,11 +408,11 @@ def gain_colour(gain: float) -> str:
     return GAIN_COLOUR if gain > 0 else LOSS_COLOUR
 
 
-def signed(value: float) -> str:
-    """A number with its sign and one decimal, as +1.3, −0.2 and 0.0; – where there is none."""
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign and some decimals, as +1.3, −0.2 and 0.0; – where there is none."""
     if np.isnan(value):
         return "–"
-    return "0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
+    return f"{0:.{digits}f}" if abs(value) < 0.5 * 10**-digits else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def visible(text: str) -> str:

@@ -246,13 +246,14 @@ def train(
     checkpoints = folder / "checkpoints"
     config = trainer_config(method, settings, checkpoints)
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
+    tokenizer = load_tokenizer(base, settings.trust_remote_code)  # small, and tells what cannot be trained
     policy, lora = _policy(settings, base, backend)
     trainer = trainer_class(
         model=policy,
         reward_funcs=reward_functions(settings.calibration),
         args=config,
         train_dataset=problems,
-        processing_class=load_tokenizer(base, settings.trust_remote_code),
+        processing_class=tokenizer,
         peft_config=lora,
         callbacks=[_Progress(method)],
     )
