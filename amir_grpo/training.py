@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
-from amir_grpo.files import write_whole
+from amir_grpo.files import check_folder, write_whole
 from amir_grpo.policy import (
     compute_dtype,
     device,
@@ -210,6 +210,18 @@ def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraC
     return load_by_unsloth(base, loading, lora_config(*adapter), length, checkpointing, settings.seed), None
 
 
+def _bytes_to_come(policy: torch.nn.Module, config: GRPOConfig, checkpoints: Path) -> int:
+    """What the adapter and the checkpoints that are still to be written take on the disk, at most."""
+    adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    number = 0
+    if config.save_strategy != "no":
+        number = -(-config.max_steps // config.save_steps)
+        if config.save_total_limit is not None:
+            number = min(number, config.save_total_limit + 1)  # the oldest goes when the newest is there
+    there = len(list(checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")))
+    return adapter * (1 + 3 * max(0, number - there))  # with the two moments of Adam
+
+
 @contextmanager
 def _memory_said() -> Iterator[None]:
     """Turns CUDA's error where the GPU's memory runs out into one with the way out."""
@@ -236,6 +248,7 @@ def train(
         backend: What loads the policy; it has been started.
 
     Raises:
+        OSError: If the disk cannot hold the adapter and the checkpoints.
         MemoryError: If the GPU's memory runs out; checkpoints stay.
 
     Returns:
@@ -261,6 +274,7 @@ def train(
         keep_trained_weights_in_float32(trainer.model)
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.remove_callback(PrinterCallback)
+    check_folder(folder, "run_dir", _bytes_to_come(trainer.model, config, checkpoints))
     with _memory_said():
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     trainer.save_model(str(folder))

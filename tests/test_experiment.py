@@ -517,3 +517,23 @@ def test_memory_that_runs_out_in_training_names_the_settings(runs, tiny_settings
     with pytest.raises(MemoryError, match="Divide per_device_train_batch_size"):
         run.train("grpo")
     assert not run.is_trained("grpo")
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(runs, tiny_settings, monkeypatch):
+    settings = tiny_settings | {"save_steps": 1, "max_steps": 3, "save_total_limit": None}
+    run = open_run("sandbox", runs / "checkpoints", settings)
+    run.train("grpo")
+    written = sum(p.stat().st_size for p in (run.folder / "grpo").rglob("*") if p.name[:5] in ("adapt", "optim"))
+    asked = []
+    monkeypatch.setattr(training, "check_folder", lambda folder, option, least: asked.append(least))
+    again = open_run("sandbox", runs / "checkpoints again", settings)
+    again.train("grpo")
+    assert asked[0] == pytest.approx(written, rel=0.1)
+
+    def full(*_):
+        raise OSError("3 MB are free")
+
+    monkeypatch.setattr(training, "check_folder", full)
+    monkeypatch.setattr(training._RunGRPOTrainer, "train", never)
+    with pytest.raises(OSError, match="3 MB are free"):
+        open_run("sandbox", runs / "no disk", settings).train("grpo")
