@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -100,7 +101,7 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
 
 
 def tidy(folder: Path) -> None:
-    """Make executed notebooks fit to commit: no execution metadata, and progress bars as they ended."""
+    """Make executed notebooks fit to commit: no metadata, progress bars as they ended, no addresses, ids in order."""
     for path in sorted(folder.glob("*.ipynb")):
         notebook = json.loads(path.read_text())
         notebook["metadata"] = {k: notebook["metadata"][k] for k in ("kernelspec", "language_info")}
@@ -109,7 +110,12 @@ def tidy(folder: Path) -> None:
             cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags" and v}
             if cell["cell_type"] == "code":
                 cell["outputs"] = _tidy_outputs(cell["outputs"])
-        write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(notebook, indent=1, ensure_ascii=False)
+        text = re.sub(r" at 0x[0-9a-f]+>", ">", text)
+        drawn = dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}(?=[_\\])", text))  # pandas draws them at random
+        for number, name in enumerate(drawn):
+            text = text.replace(name, f"T_{number:05d}")
+        write_text(path, text + "\n")
 
 
 def _tidy_outputs(outputs: list[dict]) -> list[dict]:

@@ -13,6 +13,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+from amir_grpo import gallery
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 READ_EVIDENCE = ("06_claims", "07_ablations")  # they read what `make evidence` has kept
@@ -42,6 +44,17 @@ SECRETS = {
 def run(*arguments, cwd=ROOT):
     command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=os.environ | SECRETS, capture_output=True, text=True)
+
+
+def test_committed_notebooks_are_tidy_so_that_a_difference_means_something(tmp_path):
+    folder = shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    first = folder / "06_claims.ipynb"
+    text = first.read_text()
+    assert text.count("T_00001") > 10
+    first.write_text(text.replace("T_00001", "T_3fa9c").replace("Styler>", "Styler at 0x7f2bf11b29d0>"))
+    gallery.tidy(folder)
+    for path in NOTEBOOKS:
+        assert (folder / path.name).read_text() == path.read_text(), path.name
 
 
 @pytest.fixture(scope="module")
