@@ -17,7 +17,7 @@ from typing import Any
 from amir_grpo.backend import import_early
 from amir_grpo.files import check_folder, write_whole
 from amir_grpo.locks import Busy
-from amir_grpo.processes import is_main, world_size
+from amir_grpo.processes import is_main, leave, world_size
 from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
 
 _ABOUT = {
@@ -248,6 +248,7 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
         check_folder(adapter, "model_dir")
     run = _open(options, overrides)
     log = run.train(options.method)
+    leave()
     if not is_main():
         return
     tenth = max(1, len(log) // 10)
@@ -290,14 +291,15 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     print("\nIn brackets: 95 % intervals over problems. tokens: mean of a completion; all else in percent.")
     if len(comparisons):
         print(f"\nEvery two policies, paired by problem; p_holm is corrected over these {len(comparisons)} rows:\n")
-        shown = comparisons[["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high"]].round(1)
-        print(shown.assign(p_holm=comparisons["p_holm"].round(3)).to_string(index=False))
+        shown = comparisons[["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high", "p_holm"]]
+        print(tables.rounded(shown).to_string(index=False))
     print(f"\nCompletions: {run.folder / 'samples'}")
 
 
 def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo import claims, evidence
     from amir_grpo.experiment import project_root
+    from amir_grpo.tables import rounded
 
     check_names("arm", options.arms or (), evidence.ARMS)
     check_names("sandbox profile", [options.profile], ["sandbox", "sandbox-large"])
@@ -319,7 +321,7 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     others = [arm.name for arm in wanted if arm.against]
     gains = claims.gain_table(tables, others, ks=(1,)).drop(columns=["about", "quantity"])
     print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
-    print(gains.round(3).to_string(index=False))
+    print(rounded(gains, 3).to_string(index=False))
     print(f"\nTables: {results}")
 
 

@@ -65,6 +65,13 @@ def wait_for_everyone() -> None:
         _state().wait_for_everyone()
 
 
+def leave() -> None:
+    """End this process's part in the training: one that exits within the group may abort, and take the others along."""
+    if world_size() > 1:
+        wait_for_everyone()
+        _state().destroy_process_group()
+
+
 def _state():
     import torch
     from accelerate import PartialState

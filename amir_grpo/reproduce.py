@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo import report
+from amir_grpo import report, tables
 from amir_grpo.experiment import project_root
 from amir_grpo.locks import locked
 from amir_grpo.profiles import METHODS
@@ -87,7 +87,7 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
     print(
         f"\nDone in {time.perf_counter() - started:.0f} s. pass@k in percent, gain in points with its 95 % interval:\n"
     )
-    print(shown.round({"p_holm": 3}).round(1).to_string(index=False))
+    print(tables.rounded(shown).to_string(index=False))
     print(f"\n{report.verdict(table)}\n")
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")

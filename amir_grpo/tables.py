@@ -415,6 +415,12 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{0:.{digits}f}" if abs(value) < 0.5 * 10**-digits else f"{value:+.{digits}f}".replace("-", "−")
 
 
+def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """A table to be printed: numbers rounded, p-values to three decimals, and no −0.0."""
+    places = {c: 3 if c.startswith("p_") else digits for c in table.select_dtypes("float")}
+    return table.assign(**{c: table[c].round(n) + 0.0 for c, n in places.items()})
+
+
 def visible(text: str) -> str:
     """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
     return "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)

@@ -14,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 # The command line, with rollouts that do not depend on which process draws them: each row has a random stream of its
 # own, from its prompt, its place in the group, and how many rollouts there were before.
@@ -68,7 +68,7 @@ def launch(script, folder, processes, environment):
         "lambda_reg": 5.0,
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    launcher = [*TORCHRUN, "29517"] if processes == 2 else []
+    launcher = TORCHRUN if processes == 2 else []
     return subprocess.run(
         [sys.executable, *launcher, *script, "train", "--run_dir", str(folder), *words],
         env=os.environ | environment | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

@@ -318,3 +318,9 @@ def test_shared_margin_gain_by_hand_and_where_nothing_is_right():
     empty = tables.shared_margin_gain(margins.iloc[:0])
     assert empty["problems"] == 0
     assert all(np.isnan(empty[name]) for name in ("gain", "gain_low", "gain_high", "p_value"))
+
+
+def test_what_is_printed_is_rounded_and_never_minus_zero():
+    table = pd.DataFrame({"k": [1, 2], "gain": [-0.04, -0.26], "p_holm": [0.12345, 1.0]})
+    shown = tables.rounded(table).to_string(index=False)
+    assert shown.split() == ["k", "gain", "p_holm", "1", "0.0", "0.123", "2", "-0.3", "1.000"]

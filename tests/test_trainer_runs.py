@@ -194,6 +194,7 @@ def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
         textwrap.dedent("""
         import os, sys, torch
         from transformers import LlamaForCausalLM
+        from amir_grpo.processes import leave
         from tests.test_trainer import make_trainer, sgd_gradient
 
         def reward(completions, completion_ids, **columns):
@@ -219,6 +220,7 @@ def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
         if trainer.accelerator.is_main_process:
             row = [r for r in trainer.state.log_history if "reward" in r][0]
             torch.save((gradient, {k: row[k] for k in row if k.startswith("preference/")}), sys.argv[3])
+        leave()
         """)
     )
     policy.save_pretrained(tmp_path / "policy")
@@ -232,7 +234,7 @@ def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
         results = []
         for processes in (1, 2):
             out = tmp_path / f"{loss_type}-{processes}.pt"
-            launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29513"]
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
             done = subprocess.run(
                 [
                     sys.executable,
