@@ -1,17 +1,23 @@
 """Untrusted text: what a policy or a data set says reaches no interpreter, no path and no output as anything but text."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from amir_grpo import policy, report, sampling, tables
 from amir_grpo.experiment import open_run
 from amir_grpo.problems import load_problems
 from amir_grpo.profiles import settings_of
 
+ROOT = Path(__file__).parents[1]
 HOSTILE = [
     "<script>alert(1)</script><think>x</think><answer>\\boxed{2}</answer>",
     "<img src=x onerror=alert(1)>",
@@ -123,3 +129,31 @@ def test_code_that_comes_with_a_policy_is_not_run(base, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     policy.load_policy(str(folder))
     assert not (tmp_path / "pwned").exists()
+
+
+def test_the_notebook_that_shows_problems_shows_them_as_text(base, tmp_path):
+    questions = [text.replace("\x00", "") for text in HOSTILE]
+    gsm8k = tmp_path / "mirror" / "gsm8k"
+    gsm8k.mkdir(parents=True)
+    rows = [{"question": text, "answer": "#### 2"} for text in questions]
+    (gsm8k / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mirror(tmp_path / "mirror", *({"question": text, "answer": "<b>2</b>"} for text in questions))
+    settings = {"model_name": str(base), "dataset_name": "gsm8k", "benchmarks": ["amc23"], "num_samples": 2, "ks": [1]}
+    parameters = {"profile": "smoke", "run_dir": str(tmp_path / "run"), "overrides": settings | {"eval_limit": 3}}
+    out = tmp_path / "out.ipynb"
+    papermill = [sys.executable, "-m", "papermill", "-k", "python3", "--parameters_yaml", yaml.safe_dump(parameters)]
+    done = subprocess.run(
+        [*papermill, ROOT / "notebooks" / "00_base_policy.ipynb", out],
+        env=os.environ | {"AMIR_GRPO_DATA": str(tmp_path / "mirror")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    outputs = [output for cell in json.loads(out.read_text())["cells"] for output in cell.get("outputs", ())]
+    pages = ["".join(output["data"].get("text/html", "")) for output in outputs if "data" in output]
+    assert any("&lt;script&gt;alert(1)" in page for page in pages), "the hostile problems are shown"
+    for page in pages:
+        assert not re.search(r"<script|<iframe|<img|<b>", page)
+    texts = ["".join(output.get("text", "")) for output in outputs]
+    assert any("<script>alert(1)" in text for text in texts), "so is the first prompt, as plain text"
+    assert not any("\x1b" in text for text in texts)
