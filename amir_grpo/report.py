@@ -254,9 +254,9 @@ th, td { padding: .25rem .55rem; border-bottom: 1px solid #ddd; text-align: righ
 th:first-child, td:first-child { text-align: left; }
 .settings td, .words td, .words th { text-align: left; white-space: normal; }
 th button { font: inherit; font-weight: bold; background: none; border: 0; padding: 0; cursor: pointer; color: inherit; }
-th button::after { content: " \\2195"; color: #999; }
-th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
-th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
+th button::after { content: "\\2195"; color: #999; font-size: .75em; margin-left: .15em; }
+th[aria-sort=ascending] button::after { content: "\\2191"; color: inherit; }
+th[aria-sort=descending] button::after { content: "\\2193"; color: inherit; }
 small { color: #555; }
 .gain { color: #0a4f8f; } .loss { color: #c75000; }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
