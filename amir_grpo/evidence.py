@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from amir_grpo.experiment import Run, open_run, use_one_thread
+from amir_grpo.experiment import Run, open_run
 from amir_grpo.files import write_text, write_whole
 from amir_grpo.locks import locked
 from amir_grpo.policy_source import Loading
@@ -266,7 +266,6 @@ def _weigh(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any], profile
 
     run = open_arm(folder, arm, seed, overrides, profile)
     s = run.settings
-    use_one_thread(s)
     problems = run.training_problems()
     problems = problems.select(range(min(64, len(problems))))
     answers = dict(zip(problems["id"], problems["answer"], strict=True))

@@ -176,7 +176,6 @@ class Run:
 
             with main_first():
                 base, problems = self.base(), self.training_problems()
-            use_one_thread(self.settings)
             with full_disk_said(self.folder), self._locked(f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
                     started = now()
@@ -386,7 +385,6 @@ class Run:
         from amir_grpo.policy import load_policy, load_tokenizer
         from amir_grpo.sampling import score, tokenize_prompts
 
-        use_one_thread(self.settings)
         self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
         policy = load_policy(self.base(), adapter, self.loading)
         tokenizer = load_tokenizer(self.base(), self.settings.trust_remote_code)
@@ -403,7 +401,6 @@ class Run:
     def _engine(self, source: PolicySource) -> Engine:
         from amir_grpo.engines import load_engine
 
-        use_one_thread(self.settings)
         if self._loaded is None or self._loaded[0] != source:
             self._loaded = None  # free the last one before the next is loaded
             s = self.settings
@@ -481,6 +478,7 @@ def open_run(
     if is_main() and (not config.exists() or differing):
         shutil.rmtree(folder / "problems", ignore_errors=True)  # nothing was made with what other settings had
         write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
+    _use_one_thread(settings)
     return Run(folder, profile, settings)
 
 
@@ -546,7 +544,7 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return injected
 
 
-def use_one_thread(settings: Settings) -> None:
+def _use_one_thread(settings: Settings) -> None:
     """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
     if settings.model_name == "sandbox":
         import torch

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -351,6 +352,9 @@ def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> li
     return examples
 
 
+_WARMUP_THREADS = 2  # sums are rounded by how many threads share them: two on every machine
+
+
 def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
     """Warm up the base policy by supervised learning and save it with its tokenizer into `folder`."""
     import torch
@@ -394,10 +398,23 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
             data_collator=DataCollatorForSeq2Seq(tokenizer),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with _threads(_WARMUP_THREADS if small else torch.get_num_threads()):
+            trainer.train()
     with quiet():
         policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def base_policy(spec: SandboxSpec, cache: Path) -> Path:

@@ -23,7 +23,7 @@ def first_difference(a: Path, b: Path) -> str | None:
     completions, scores, tables, figures. Times, provenance and the report, which holds both, are not compared.
 
     Raises:
-        FileNotFoundError: If one of them is no run folder.
+        FileNotFoundError: If one of them is no run folder, or neither holds a result.
     """
     for folder in (a, b):
         if not (folder / "config.json").is_file():
@@ -35,19 +35,11 @@ def _differences(a: Path, b: Path) -> Iterator[str]:
     settings = [json.loads((folder / "config.json").read_text())["settings"] for folder in (a, b)]
     for name, (old, new) in differences(*settings).items():
         yield f"setting {name}: {old!r} and {new!r}"
-    for pattern, same in (
-        ("problems/*.json", _same_problems),
-        ("base/*.safetensors", _same_bytes),
-        *((f"{method}/rollouts.parquet", _same_table) for method in METHODS),
-        *((f"{method}/log.csv", _same_table) for method in METHODS),
-        *((f"{method}/*.safetensors", _same_bytes) for method in METHODS),
-        ("samples/*/*.parquet", _same_table),
-        ("scores/*.parquet", _same_table),
-        ("tables/*.csv", _same_table),
-        ("figures/[!.]*", _same_bytes),  # what begins with a dot is left over from a process that was killed
-    ):
+    compared = 0
+    for pattern, same in _PARTS:
         names = [sorted(path.relative_to(folder) for path in folder.glob(pattern)) for folder in (a, b)]
         for name in sorted({*names[0], *names[1]}):
+            compared += 1
             for folder, there in zip((a, b), names, strict=True):
                 if name not in there:
                     yield f"{name}: not in {folder}"
@@ -56,6 +48,8 @@ def _differences(a: Path, b: Path) -> Iterator[str]:
                 difference = same(a / name, b / name)
                 if difference:
                     yield f"{name}: {difference}"
+    if not compared:
+        raise FileNotFoundError(f"{a} and {b} hold nothing yet that could be compared.\nRun them first.")
 
 
 def _same_bytes(a: Path, b: Path) -> str | None:
@@ -94,3 +88,17 @@ def _equal(x: object, y: object) -> bool:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+# What is compared, in the order of its making.
+_PARTS = (
+    ("problems/*.json", _same_problems),
+    ("base/*.safetensors", _same_bytes),
+    *((f"{method}/rollouts.parquet", _same_table) for method in METHODS),
+    *((f"{method}/log.csv", _same_table) for method in METHODS),
+    *((f"{method}/*.safetensors", _same_bytes) for method in METHODS),
+    ("samples/*/*.parquet", _same_table),
+    ("scores/*.parquet", _same_table),
+    ("tables/*.csv", _same_table),
+    ("figures/[!.]*", _same_bytes),  # what begins with a dot is left over from a process that was killed
+)

@@ -14,6 +14,7 @@ peak GiB as PyTorch allocated it, and as the plan foresaw it) and provenance.jso
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import tempfile
 import time
@@ -91,6 +92,7 @@ def _synchronize() -> None:
 def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
     """Train for a few steps whose completions all have their full length; seconds a step and peak GiB."""
     if torch.cuda.is_available():
+        gc.collect()  # the last trainer refers to itself
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     set_seed(settings.seed)

@@ -103,3 +103,11 @@ def test_time_is_no_difference(two, copy):
     log["step_time"] += 1
     log.to_csv(copy / "grpo" / "log.csv", index=False)
     assert first_difference(two[0], copy) is None
+
+
+def test_runs_that_hold_nothing_yet_are_not_called_the_same(tmp_path, tiny_settings, capsys):
+    folders = [open_run("sandbox", tmp_path / name, tiny_settings).folder for name in ("one", "two")]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["verify", *map(str, folders)])
+    assert caught.value.code == 2
+    assert "hold nothing yet that could be compared" in capsys.readouterr().err
