@@ -20,11 +20,11 @@ reproduce: setup
 	$(RUN) -m amir_grpo reproduce --profile $(PROFILE) --run_dir "$(RUN_DIR)"
 
 test: setup
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 # whole commands killed at random moments, and other tests of minutes
 test-long: setup
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long
+	$(RUN) -m pytest -m long
 
 # every notebook in JupyterLab and the report, in Chromium: the system's, or else the one that Playwright brings
 test-browser: setup

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
@@ -26,7 +27,7 @@ from amir_grpo.policy import (
     lora_config,
 )
 from amir_grpo.policy_source import Loading
-from amir_grpo.processes import main_first
+from amir_grpo.processes import is_main, main_first
 from amir_grpo.profiles import METHODS, Settings, check_names
 from amir_grpo.progress import progress_bar
 from amir_grpo.rewards import reward_functions
@@ -190,13 +191,14 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
     return AmirGRPOConfig(**values, **{name: getattr(settings, name) for name in _PREFERENCE})
 
 
-def _last_whole_checkpoint(checkpoints: Path) -> str | None:
+def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
     """The latest checkpoint that was written to its end; those that were cut off are removed."""
     with main_first():
         for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if not (folder / _RolloutRecord.FILE).is_file():
                 shutil.rmtree(folder)
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    return Path(last) if last else None
 
 
 def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
@@ -210,7 +212,7 @@ def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraC
     return load_by_unsloth(base, loading, lora_config(*adapter), length, checkpointing, settings.seed), None
 
 
-def _bytes_to_come(policy: torch.nn.Module, config: GRPOConfig, checkpoints: Path) -> int:
+def _bytes_to_come(policy: torch.nn.Module, config: GRPOConfig) -> int:
     """What the adapter and the checkpoints that are still to be written take on the disk, at most."""
     adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
     number = 0
@@ -218,7 +220,7 @@ def _bytes_to_come(policy: torch.nn.Module, config: GRPOConfig, checkpoints: Pat
         number = -(-config.max_steps // config.save_steps)
         if config.save_total_limit is not None:
             number = min(number, config.save_total_limit + 1)  # the oldest goes when the newest is there
-    there = len(list(checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")))
+    there = len(list(Path(config.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")))
     return adapter * (1 + 3 * max(0, number - there))  # with the two moments of Adam
 
 
@@ -255,9 +257,41 @@ def train(
         TRL's log, one row a logging step, with the columns step, completions (of that step's rollout), reward,
         reward_std, preference/… and TRL's others.
     """
-    set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
     checkpoints = folder / "checkpoints"
     config = trainer_config(method, settings, checkpoints)
+    last = _last_whole_checkpoint(checkpoints)
+    state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
+    if state and state.global_step >= config.max_steps:  # transformers would train a step more
+        if is_main():
+            for path in last.iterdir():
+                if path.is_file() and not path.name.startswith(_OF_CHECKPOINTS):
+                    shutil.copy2(path, folder / path.name)
+    else:
+        state = _train(method, settings, config, base, problems, folder, last, backend)
+    # by name: a resumed training reads its rows back from a checkpoint, in another order
+    log = pd.DataFrame([row for row in state.log_history if "loss" in row]).sort_index(axis=1)
+    log.insert(0, "completions", config.generation_batch_size)
+    log.insert(0, "step", log.pop("step"))
+    log.insert(0, "method", method)
+    return log
+
+
+# How the files begin that a checkpoint holds beside those of a trained policy.
+_OF_CHECKPOINTS = ("trainer_state", "optimizer", "scheduler", "scaler", "rng_state")
+
+
+def _train(
+    method: str,
+    settings: Settings,
+    config: GRPOConfig,
+    base: str,
+    problems: Dataset,
+    folder: Path,
+    last: Path | None,
+    backend: Backend,
+) -> TrainerState:
+    """Train from the base, or from checkpoint `last`, to the end, and save adapter and rollouts into `folder`."""
+    set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
     tokenizer = load_tokenizer(base, settings.trust_remote_code)  # small, and tells what cannot be trained
     policy, lora = _policy(settings, base, backend)
@@ -274,15 +308,10 @@ def train(
         keep_trained_weights_in_float32(trainer.model)
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.remove_callback(PrinterCallback)
-    check_folder(folder, "run_dir", _bytes_to_come(trainer.model, config, checkpoints))
+    check_folder(folder, "run_dir", _bytes_to_come(trainer.model, config))
     with _memory_said():
-        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
+        trainer.train(resume_from_checkpoint=last and str(last))
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
-    # by name: a resumed training reads its rows back from a checkpoint, in another order
-    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row]).sort_index(axis=1)
-    log.insert(0, "completions", config.generation_batch_size)
-    log.insert(0, "step", log.pop("step"))
-    log.insert(0, "method", method)
-    return log
+    return trainer.state

@@ -1,6 +1,12 @@
 """What several test modules share: a tiny sandbox policy, made once a session."""
 
+import os
+
 import pytest
+
+# Read when torch is imported, here and in what the tests start: workers share the cores, and leave those they wait on.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 WARMUP_STEPS = 60  # enough for the format now and then, far too few for arithmetic
 

@@ -116,6 +116,21 @@ def test_a_checkpoint_that_was_cut_off_is_not_taken_for_whole(server, settings, 
     assert first_difference(undisturbed["train"][1], folder) is None
 
 
+def test_a_training_killed_after_its_last_step_is_not_given_another(server, settings, undisturbed, runs):
+    _, after, _ = undisturbed["train"]
+    folder = runs / "after the last step"
+    shutil.copytree(after, folder)
+    files = {path.name for path in (after / "grpo").iterdir()}
+    for method in ("grpo", "amir_grpo"):
+        for path in (folder / method).iterdir():
+            if path.is_file():
+                path.unlink()
+    do(server, "train", folder, settings)
+    assert first_difference(after, folder) is None
+    assert {path.name for path in (folder / "grpo").iterdir()} == files
+    shutil.rmtree(folder)
+
+
 # argv: folder of the undisturbed run, a folder to mount a small disk on, the settings; each stage meets the full disk
 FULL_DISK = """
 import json, shutil, subprocess, sys
