@@ -101,7 +101,7 @@ class Settings:
     preference_share: float = _setting(0.3, "With lambda_schedule=share: wanted share of the preference term.")
     # bookkeeping
     logging_steps: int = _setting(1, "Optimizer steps between two rows of the log.")
-    save_steps: int = _setting(250, "Optimizer steps between two checkpoints. 0: none.")
+    save_steps: int = _setting(250, "Optimizer steps between two checkpoints, made up to whole rollouts. 0: none.")
     save_total_limit: int | None = _setting(2, "Checkpoints that are kept, the latest. None: all.")
     report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.")
     # evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,11 +121,41 @@ class _RolloutRecord:
             self._rows().append(pd.read_parquet(Path(checkpoint) / self.FILE).to_numpy(dtype=float))
 
 
-class _RunGRPOTrainer(_PromptLimit, _RolloutRecord, GRPOTrainer):
+class _OrderOfEpochs:
+    """Shuffles each epoch as an undisturbed training would, where it goes on from a checkpoint, too.
+
+    TRL draws the orders of all epochs from one stream, which begins anew where a training does.
+    """
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.add_callback(_EpochBegins(self))
+
+    def _get_train_sampler(self, dataset=None):
+        self.sampler = super()._get_train_sampler(dataset)
+        return self.sampler
+
+
+class _EpochBegins(TrainerCallback):
+    """Puts the stream of orders to where it stands when an epoch begins."""
+
+    def __init__(self, trainer: _OrderOfEpochs) -> None:
+        self.trainer = trainer
+        self.epoch: int | None = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.epoch = int(state.epoch or 0) if self.epoch is None else self.epoch + 1
+        sampler = self.trainer.sampler
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(self.epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
+class _RunGRPOTrainer(_PromptLimit, _OrderOfEpochs, _RolloutRecord, GRPOTrainer):
     pass
 
 
-class _RunAmirGRPOTrainer(_PromptLimit, _RolloutRecord, AmirGRPOTrainer):
+class _RunAmirGRPOTrainer(_PromptLimit, _OrderOfEpochs, _RolloutRecord, AmirGRPOTrainer):
     pass
 
 
@@ -165,6 +196,8 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
     rollout = settings.per_device_train_batch_size * (
         settings.steps_per_generation or settings.gradient_accumulation_steps
     )
+    micro_batches = settings.gradient_accumulation_steps
+    steps = math.lcm(settings.steps_per_generation or micro_batches, micro_batches) // micro_batches  # of a rollout
     whole_groups = rollout % settings.num_generations == 0
     on_cpu = device().type == "cpu"
     values |= {
@@ -179,7 +212,7 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
         "bf16": str(compute_dtype()) == "torch.bfloat16",
         "fp16": str(compute_dtype()) == "torch.float16",
         "save_strategy": "steps" if settings.save_steps else "no",
-        "save_steps": settings.save_steps or 500,
+        "save_steps": -(-settings.save_steps // steps) * steps or 500,  # where a rollout ends: none is kept half used
         "save_total_limit": settings.save_total_limit,
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,

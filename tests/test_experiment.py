@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from amir_grpo.files import whole_folder, write_text, write_whole
 from amir_grpo.problems import fingerprint
 from amir_grpo.profiles import settings_of
 from amir_grpo.provenance import provenance
+from amir_grpo.verify import first_difference
 
 ROOT = Path(__file__).parents[1]
 
@@ -537,3 +539,29 @@ def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(runs
     monkeypatch.setattr(training._RunGRPOTrainer, "train", never)
     with pytest.raises(OSError, match="3 MB are free"):
         open_run("sandbox", runs / "no disk", settings).train("grpo")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"dataset_limit": 8, "max_steps": 6}, 5),  # in the second epoch of four steps
+        ({"steps_per_generation": 2, "per_device_train_batch_size": 8, "max_steps": 4}, 2),  # none within a rollout
+    ],
+    ids=["epochs", "rollouts"],
+)
+def test_a_resumed_training_is_the_undisturbed_one(runs, tiny_settings, request, changes, kept):
+    settings = tiny_settings | {"save_steps": 1, "save_total_limit": None, "lambda_reg": 5.0} | changes
+    whole = open_run("sandbox", runs / request.node.name, settings)
+    whole.train("amir_grpo")
+    killed = shutil.copytree(whole.folder, runs / f"{request.node.name} killed")
+    for path in (killed / "amir_grpo").iterdir():
+        if path.is_file():
+            path.unlink()
+    steps = {int(path.name.split("-")[1]): path for path in killed.glob("amir_grpo/checkpoints/checkpoint-*")}
+    for step in steps:
+        if step > kept:
+            shutil.rmtree(steps[step])
+    assert max(step for step in steps if step <= kept) == kept
+    assert "steps_per_generation" not in changes or not {1, 3} & set(steps)
+    open_run("sandbox", killed, settings).train("amir_grpo")
+    assert first_difference(whole.folder, killed) is None
