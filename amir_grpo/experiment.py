@@ -34,7 +34,7 @@ from amir_grpo.locks import locked
 from amir_grpo.policy_source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.profiles import LORA_TARGETS, METHODS, POLICIES, Settings, check_names, differences, settings_of
+from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
 from amir_grpo.provenance import now, provenance, read_json, record_of
 from amir_grpo.provenance import to_json as _json
 from amir_grpo.sandbox import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
@@ -50,15 +50,6 @@ _SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # Settings that change neither a completion nor a number.
 _FREE = ("report_to", "save_steps", "save_total_limit", "trust_remote_code", "safetensors_only")
-# Settings that a run of an earlier version does not name, and what it did.
-_ADDED = {
-    "backend": "transformers",
-    "use_vllm": False,
-    "vllm_mode": "colocate",
-    "vllm_server_base_url": None,
-    "vllm_gpu_memory_utilization": 0.3,
-    "lora_targets": list(LORA_TARGETS),
-}
 _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 
@@ -467,8 +458,7 @@ def open_run(
     config = folder / "config.json"
     if config.exists():
         there = _read_config(config)
-        before = _ADDED | there["settings"]
-        differing = {k: v for k, v in differences(before, settings).items() if k not in _FREE}
+        differing = {k: v for k, v in differences(there["settings"], settings).items() if k not in _FREE}
         if differing and _holds_results(folder, differing):
             what = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
             raise ValueError(

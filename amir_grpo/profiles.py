@@ -245,9 +245,20 @@ def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
             raise ValueError(f"Unknown {kind} {name!r}.{hint}\nValid: {', '.join(valid)}.")
 
 
+# Settings that a run of an earlier version does not name, and what it did.
+_ADDED = {
+    "backend": "transformers",
+    "use_vllm": False,
+    "vllm_mode": "colocate",
+    "vllm_server_base_url": None,
+    "vllm_gpu_memory_utilization": 0.3,
+    "lora_targets": list(LORA_TARGETS),
+}
+
+
 def differences(a: Settings | Mapping[str, Any], b: Settings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings whose values differ: name -> (value in a, value in b)."""
-    a, b = (dict(s) if isinstance(s, Mapping) else asdict(s) for s in (a, b))
+    """Settings whose values differ: name -> (value in a, value in b); a mapping may be of an earlier version."""
+    a, b = (_ADDED | s if isinstance(s, Mapping) else asdict(s) for s in (a, b))
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
