@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from dataclasses import dataclass
+
+from amir_grpo.processes import world_size
 
 BACKENDS = ("auto", "unsloth", "transformers")
 _INSTALL = "pip install -e '.[gpu]' (Linux, NVIDIA GPU)"
@@ -65,7 +66,7 @@ def _obstacle(wanted: str) -> tuple[str, str] | None:
 
         if not torch.cuda.is_available():
             return "no GPU is visible", "Set backend to unsloth for its CPU backend."
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size() > 1:
             return "several processes train, by DDP, FSDP or ZeRO", "Set backend to unsloth to have it in each."
     if "trl" in sys.modules and "unsloth" not in sys.modules:
         return (

@@ -34,7 +34,7 @@ from amir_grpo.locks import locked
 from amir_grpo.policy_source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.profiles import METHODS, POLICIES, Settings, check_names, differences, settings_of
+from amir_grpo.profiles import METHODS, POLICIES, PROFILES, Settings, check_names, differences, settings_of
 from amir_grpo.provenance import now, provenance, read_json, record_of
 from amir_grpo.provenance import to_json as _json
 from amir_grpo.sandbox import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
@@ -543,7 +543,12 @@ def _use_one_thread(settings: Settings) -> None:
 
 
 def resolve_profile(profile: str) -> str:
-    """The profile itself; for auto, the one that `amir_grpo.plan` finds for the GPU of this process."""
+    """The profile itself; for auto, the one that `amir_grpo.plan` finds for the GPU of this process.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    check_names("profile", [profile], [*PROFILES, "auto"])
     if profile != "auto":
         return profile
     from amir_grpo.plan import card_here, profile_for

@@ -8,8 +8,6 @@ Weights, optimizer and KV cache are arithmetic. So a plan takes seconds and need
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +161,7 @@ class Plan:
         read = self.parts["weights"] * GIB / (_READ_SHARE * card.bandwidth * 1e9)
         decode = s.max_completion_length * max(read, self.layers * _LAYER_SECONDS)
         prefill = 2 * self.parameters * completions * s.max_prompt_length / (_TRAIN_SHARE * card.tflops * 1e12)
-        return train + prefill + decode * s.gradient_accumulation_steps / _micro_batches(s)
+        return train + prefill + decode * s.gradient_accumulation_steps / s.micro_batches
 
     def hours(self, card: Card) -> float:
         """Hours of one method's training."""
@@ -180,8 +178,8 @@ class Plan:
             return "lower gradient_accumulation_steps or max_completion_length: a rollout is the peak"
         if not s.gradient_checkpointing:
             return "set gradient_checkpointing=True"
-        if _micro_batch(s) > 1 and self.parts["activations"] + self.parts["logits"] > 0.1 * self.peak:
-            fewer, more = _micro_batch(s) // 2, 2 * s.gradient_accumulation_steps
+        if s.micro_batch > 1 and self.parts["activations"] + self.parts["logits"] > 0.1 * self.peak:
+            fewer, more = s.micro_batch // 2, 2 * s.gradient_accumulation_steps
             return f"per_device_train_batch_size={fewer}, gradient_accumulation_steps={more}: the same rollouts and updates"
         return "take a smaller model_name" if s.load_in_4bit else "load_in_4bit=True, or take a smaller model_name"
 
@@ -213,7 +211,7 @@ def plan(settings: Settings, bf16: bool = True, bits: int = 16) -> Plan:
     dtype = torch.float32 if bits == 32 else torch.bfloat16 if bf16 else torch.float16
     policy, trained, linear, total = _policy_on_meta(settings, dtype)
     config = policy.config.get_text_config()
-    micro_batch, width = _micro_batch(settings), dtype.itemsize
+    micro_batch, width = settings.micro_batch, dtype.itemsize
     weights = total * width
     if settings.load_in_4bit:
         weights = linear * _NF4 + (total - linear) * width
@@ -270,16 +268,7 @@ def card_here() -> Card | None:
 
 def _rollout(s: Settings) -> int:
     """Completions that one process draws at once."""
-    return _micro_batch(s) * _micro_batches(s)
-
-
-def _micro_batches(s: Settings) -> int:
-    return s.steps_per_generation or s.gradient_accumulation_steps
-
-
-def _micro_batch(s: Settings) -> int:
-    whole_groups = s.per_device_train_batch_size * _micro_batches(s) % s.num_generations == 0
-    return s.per_device_train_batch_size if whole_groups else s.num_generations
+    return s.micro_batch * s.micro_batches
 
 
 def _config(settings: Settings) -> PretrainedConfig:
@@ -333,7 +322,8 @@ def _cache_of_a_completion(config: PretrainedConfig, settings: Settings) -> int:
 def _peak_of_a_pass(policy: PreTrainedModel, micro_batch: int, prompt: int, completion: int) -> float:
     """Bytes alive at the peak of forward and backward, beside the parameters; with the gradients of the adapter."""
     length = prompt + completion
-    with torch.device("meta"), _alive(policy) as alive:
+    parameters = {p.untyped_storage()._cdata for p in policy.parameters()}
+    with torch.device("meta"), _Alive(parameters) as alive:
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
         mask = torch.ones(micro_batch, 1, length, length, dtype=torch.bool)
         logits = policy(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=completion + 1).logits
@@ -368,12 +358,6 @@ class _Alive(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.bytes -= size
-
-
-@contextmanager
-def _alive(policy: PreTrainedModel) -> Iterator[_Alive]:
-    with _Alive({p.untyped_storage()._cdata for p in policy.parameters()}) as mode:
-        yield mode
 
 
 class _FusedAttention(torch.autograd.Function):

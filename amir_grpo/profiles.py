@@ -130,6 +130,17 @@ class Settings:
         _check_values(self)
 
     @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a rollout on each device."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions of a micro-batch on each device: num_generations where a rollout would not divide into groups."""
+        whole_groups = self.per_device_train_batch_size * self.micro_batches % self.num_generations == 0
+        return self.per_device_train_batch_size if whole_groups else self.num_generations
+
+    @property
     def is_sandbox(self) -> bool:
         """Whether the policy is made on the spot, by `amir_grpo.sandbox`."""
         return self.model_name in ("sandbox", "sandbox-large")
@@ -216,7 +227,7 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Set
         ValueError: If the profile or a setting is unknown (with the nearest name and all valid ones), or a value is of
             the wrong type or impossible.
     """
-    check_names("profile", [profile], [*PROFILES, "auto"])
+    check_names("profile", [profile], PROFILES)
     changes = {**PROFILES[profile], **(overrides or {})}
     check_names("setting", changes, [f.name for f in fields(Settings)])
     kinds = typing.get_type_hints(Settings)
@@ -320,7 +331,7 @@ def _check_values(s: Settings) -> None:
         raise ValueError(f"eval_top_p is {s.eval_top_p}; it must be above 0 and at most 1.")
     if s.num_generations < 2:
         raise ValueError(f"num_generations is {s.num_generations}; a group needs at least 2 completions to compare.")
-    rollout = s.per_device_train_batch_size * (s.steps_per_generation or s.gradient_accumulation_steps)
+    rollout = s.per_device_train_batch_size * s.micro_batches
     if rollout % s.num_generations and s.per_device_train_batch_size > 1:
         raise ValueError(
             f"A rollout of {rollout} completions (per_device_train_batch_size × steps_per_generation) does not divide "

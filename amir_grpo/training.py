@@ -193,18 +193,12 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
     """
     check_names("method", [method], METHODS)
     values: dict[str, Any] = {name: getattr(settings, name) for name in _SHARED}
-    rollout = settings.per_device_train_batch_size * (
-        settings.steps_per_generation or settings.gradient_accumulation_steps
-    )
-    micro_batches = settings.gradient_accumulation_steps
-    steps = math.lcm(settings.steps_per_generation or micro_batches, micro_batches) // micro_batches  # of a rollout
-    whole_groups = rollout % settings.num_generations == 0
+    accumulated = settings.gradient_accumulation_steps
+    steps = math.lcm(settings.micro_batches, accumulated) // accumulated  # of a rollout
     on_cpu = device().type == "cpu"
     values |= {
         "output_dir": str(folder),
-        "per_device_train_batch_size": settings.per_device_train_batch_size
-        if whole_groups
-        else settings.num_generations,
+        "per_device_train_batch_size": settings.micro_batch,
         "steps_per_generation": settings.steps_per_generation,
         "warmup_steps": settings.warmup_ratio,  # below 1 it is a share of the steps
         "beta": 0.0,
