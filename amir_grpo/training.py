@@ -318,6 +318,21 @@ def _train(
     backend: Backend,
 ) -> TrainerState:
     """Train from the base, or from checkpoint `last`, to the end, and save adapter and rollouts into `folder`."""
+    trainer = run_trainer(method, settings, config, base, problems, backend)
+    trainer.add_callback(_Progress(method))
+    check_folder(folder, "run_dir", _bytes_to_come(trainer.model, config))
+    with _memory_said():
+        trainer.train(resume_from_checkpoint=last and str(last))
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
+    return trainer.state
+
+
+def run_trainer(
+    method: str, settings: Settings, config: GRPOConfig, base: str, problems: Dataset, backend: Backend
+) -> GRPOTrainer:
+    """The trainer of a run, with the policy and a fresh adapter loaded; arguments as of `train` and `trainer_config`."""
     set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
     tokenizer = load_tokenizer(base, settings.trust_remote_code)  # small, and tells what cannot be trained
@@ -329,16 +344,9 @@ def _train(
         train_dataset=problems,
         processing_class=tokenizer,
         peft_config=lora,
-        callbacks=[_Progress(method)],
     )
     if config.fp16:
         keep_trained_weights_in_float32(trainer.model)
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.remove_callback(PrinterCallback)
-    check_folder(folder, "run_dir", _bytes_to_come(trainer.model, config))
-    with _memory_said():
-        trainer.train(resume_from_checkpoint=last and str(last))
-    trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
-        write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
-    return trainer.state
+    return trainer

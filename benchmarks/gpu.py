@@ -28,21 +28,21 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
-    PrinterCallback,
     TrainerCallback,
     set_seed,
 )
 
 from amir_grpo import training
+from amir_grpo.backend import Backend
 from amir_grpo.experiment import project_root
 from amir_grpo.files import write_text, write_whole
 from amir_grpo.plan import GIB, SHAPES, card_here, plan
-from amir_grpo.policy import compute_dtype, device, keep_trained_weights_in_float32, lora_config, quiet
+from amir_grpo.policy import compute_dtype, device, quiet
 from amir_grpo.profiles import METHODS, Settings, settings_of
 from amir_grpo.provenance import provenance, to_json
-from amir_grpo.rewards import reward_functions
 from amir_grpo.sandbox import build_tokenizer, load_sandbox
 
+_BACKEND = Backend("transformers", "measured")
 LIMITED = 15e9  # bytes of a T4, for colab-t4
 
 
@@ -95,26 +95,12 @@ def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
         gc.collect()  # the last trainer refers to itself
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    set_seed(settings.seed)
     clock = _Clock()
     problems = load_sandbox("sandbox", 200, 0)
     with tempfile.TemporaryDirectory() as out:
         config = training.trainer_config(method, settings, Path(out))
-        policy = training.load_policy(str(base), loading=training.Loading(settings.load_in_4bit))
-        trainer_class = training._RunGRPOTrainer if method == "grpo" else training._RunAmirGRPOTrainer
-        trainer = trainer_class(
-            model=policy,
-            reward_funcs=reward_functions(),
-            args=config,
-            train_dataset=problems,
-            processing_class=training.load_tokenizer(str(base)),
-            peft_config=lora_config(settings.lora_rank, settings.lora_alpha, settings.lora_targets, policy),
-            callbacks=[clock],
-        )
-        if config.fp16:
-            keep_trained_weights_in_float32(trainer.model)
-        trainer.remove_callback(PrinterCallback)
-        trainer.max_prompt_length = settings.max_prompt_length
+        trainer = training.run_trainer(method, settings, config, str(base), problems, _BACKEND)
+        trainer.add_callback(clock)
         # the longest prompts and completions that the settings allow
         trainer.generation_config.min_new_tokens = settings.max_completion_length
         whole = trainer._tokenize_prompts
