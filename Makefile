@@ -42,18 +42,18 @@ lint: setup
 
 # every figure of figures/, from the tables in data/
 figures: setup
-	$(RUN) -m amir_grpo.gallery
+	$(RUN) -m tools.gallery
 
 # execute the committed notebooks again, from what runs/sandbox holds
 notebooks: reproduce
 	for name in notebooks/*.ipynb; do \
 	  $(RUN) -m papermill $$name $$name --cwd notebooks --kernel python3 --no-progress-bar || exit 1; \
 	done
-	$(RUN) -m amir_grpo.gallery --tidy notebooks
+	$(RUN) -m tools.gallery --tidy notebooks
 
 # keep the results of runs/sandbox: tables into data/results/sandbox, figures into figures/, notebooks executed
 publish: notebooks
-	$(RUN) -m amir_grpo.gallery --keep runs/sandbox
+	$(RUN) -m tools.gallery --keep runs/sandbox
 
 # the runs behind the claims: 91 trainings and their evaluation, about an hour on 2 cores; goes on where it stopped
 evidence: setup

@@ -15,9 +15,9 @@ _EXPORTS = {
     "mine_pairs": "preference",
     "preference_loss": "preference",
     "preference_weights": "preference",
-    "PROFILES": "profiles",
-    "Settings": "profiles",
-    "open_run": "experiment",
+    "PROFILES": "settings",
+    "Settings": "settings",
+    "open_run": "runs.run",
     "load_problems": "problems",
 }
 __all__ = ["__version__", *_EXPORTS]

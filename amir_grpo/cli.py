@@ -1,6 +1,6 @@
 """The command line: train, evaluate, figures and reproduce, the same functions as the notebooks.
 
-Every setting of `amir_grpo.profiles.Settings` is an option, parsed from the dataclass by transformers'
+Every setting of `amir_grpo.settings.Settings` is an option, parsed from the dataclass by transformers'
 HfArgumentParser; what is not given comes from the profile.
 """
 
@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amir_grpo.backend import import_early
-from amir_grpo.files import check_folder, write_whole
-from amir_grpo.locks import Busy
-from amir_grpo.processes import is_main, leave, world_size
-from amir_grpo.profiles import METHODS, PROFILES, Settings, check_names
+from amir_grpo.policies.backend import import_early
+from amir_grpo.settings import METHODS, PROFILES, Settings, check_names
+from amir_grpo.system.files import check_folder, write_whole
+from amir_grpo.system.locks import Busy
+from amir_grpo.system.processes import is_main, leave, world_size
 
 _ABOUT = {
     "reproduce": "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
@@ -80,7 +80,8 @@ class _ExportOptions(_RunOptions):
 class _EvidenceOptions:
     profile: str = field(default="sandbox", metadata={"help": "sandbox, or sandbox-large (for a GPU)."})
     arms: list[str] | None = field(
-        default=None, metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.evidence."}
+        default=None,
+        metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.running."},
     )
     folder: str | None = field(
         default=None, metadata={"help": "Holds the run folders. Default: runs/evidence or runs/evidence-large."}
@@ -228,15 +229,15 @@ def _default(setting: Field) -> str:
 
 
 def _open(options: _RunOptions, overrides: dict[str, Any]):
-    from amir_grpo.experiment import open_run
+    from amir_grpo.runs.run import open_run
 
     return open_run(options.profile, options.run_dir, overrides)
 
 
 def _plan(options: _PlanOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo.experiment import resolve_profile
-    from amir_grpo.plan import planned
-    from amir_grpo.profiles import settings_of
+    from amir_grpo.policies.memory_plan import planned
+    from amir_grpo.runs.run import resolve_profile
+    from amir_grpo.settings import settings_of
 
     profile = resolve_profile(options.profile)
     print(planned(profile, settings_of(profile, overrides)))
@@ -264,8 +265,9 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
 
 
 def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo import experiment, report, tables
-    from amir_grpo.policy_source import named_policies
+    from amir_grpo.policies.source import named_policies
+    from amir_grpo.results import report, tables
+    from amir_grpo.runs import run as experiment
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
     benchmark = overrides.pop("dataset_name", None)
@@ -297,9 +299,10 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
 
 
 def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo import claims, evidence
-    from amir_grpo.experiment import project_root
-    from amir_grpo.tables import rounded
+    from amir_grpo.results.tables import rounded
+    from amir_grpo.runs.run import project_root
+    from amir_grpo.study import claims
+    from amir_grpo.study import running as evidence
 
     check_names("arm", options.arms or (), evidence.ARMS)
     check_names("sandbox profile", [options.profile], ["sandbox", "sandbox-large"])
@@ -326,7 +329,7 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
 
 
 def _export(options: _ExportOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo import publish
+    from amir_grpo.runs import export as publish
 
     if options.push_to:
         publish.check_push(options.push_to)
@@ -342,7 +345,7 @@ def _export(options: _ExportOptions, overrides: dict[str, Any]) -> None:
 
 
 def _verify(options: _VerifyOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo.verify import first_difference
+    from amir_grpo.runs.verify import first_difference
 
     folders = [Path(folder).expanduser().resolve() for folder in options.runs or ()]
     if len(folders) != 2:
@@ -355,7 +358,7 @@ def _verify(options: _VerifyOptions, overrides: dict[str, Any]) -> None:
 
 
 def _figures(options: _RunOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo import report
+    from amir_grpo.results import report
 
     run = _open(options, overrides)
     for path in report.draw(run):
@@ -364,7 +367,7 @@ def _figures(options: _RunOptions, overrides: dict[str, Any]) -> None:
 
 
 def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo.reproduce import NotebookError, reproduce
+    from amir_grpo.runs.reproduce import NotebookError, reproduce
 
     try:
         reproduce(_open(options, overrides), overrides)

@@ -29,7 +29,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, load_dataset
 
-from amir_grpo.sandbox import ALL_FAMILIES, SANDBOXES, load_sandbox
+from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, load_sandbox
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"
 

@@ -32,15 +32,15 @@ from transformers import (
     set_seed,
 )
 
-from amir_grpo import training
-from amir_grpo.backend import Backend
-from amir_grpo.experiment import project_root
-from amir_grpo.files import write_text, write_whole
-from amir_grpo.plan import GIB, SHAPES, card_here, plan
-from amir_grpo.policy import compute_dtype, device, quiet
-from amir_grpo.profiles import METHODS, Settings, settings_of
-from amir_grpo.provenance import provenance, to_json
-from amir_grpo.sandbox import build_tokenizer, load_sandbox
+from amir_grpo.policies.backend import Backend
+from amir_grpo.policies.loading import compute_dtype, device, quiet
+from amir_grpo.policies.memory_plan import GIB, SHAPES, card_here, plan
+from amir_grpo.runs import training
+from amir_grpo.runs.run import project_root
+from amir_grpo.sandbox.policy import build_tokenizer, load_sandbox
+from amir_grpo.settings import METHODS, Settings, settings_of
+from amir_grpo.system.files import write_text, write_whole
+from amir_grpo.system.provenance import provenance, to_json
 
 _BACKEND = Backend("transformers", "measured")
 LIMITED = 15e9  # bytes of a T4, for colab-t4

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo import metrics
-from amir_grpo.experiment import project_root
-from amir_grpo.files import write_whole
+from amir_grpo.runs.run import project_root
+from amir_grpo.system.files import write_whole
 
 EXPERIMENTS, SAMPLES, LARGE = 1_000, 8, 1_000_000
 # mean and standard deviation of the problems' log-odds under the older method

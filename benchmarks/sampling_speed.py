@@ -18,13 +18,13 @@ from statistics import median
 import pandas as pd
 import torch
 
-from amir_grpo.engines import TransformersEngine
-from amir_grpo.experiment import project_root
-from amir_grpo.files import write_whole
-from amir_grpo.policy import load_policy, load_tokenizer
-from amir_grpo.policy_source import find_policy
-from amir_grpo.sampling import sample, tokenize_prompts
-from amir_grpo.sandbox import FAMILIES, SandboxSpec, base_policy, load_sandbox
+from amir_grpo.policies.engines import TransformersEngine
+from amir_grpo.policies.loading import load_policy, load_tokenizer
+from amir_grpo.policies.sampling import sample, tokenize_prompts
+from amir_grpo.policies.source import find_policy
+from amir_grpo.runs.run import project_root
+from amir_grpo.sandbox.policy import FAMILIES, SandboxSpec, base_policy, load_sandbox
+from amir_grpo.system.files import write_whole
 
 SAMPLES, TEMPERATURE = 8, 0.6
 

@@ -26,11 +26,11 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from amir_grpo import mine_pairs, preference_weights
-from amir_grpo.experiment import project_root
-from amir_grpo.files import write_whole
-from amir_grpo.policy import load_policy, load_tokenizer, lora_config
+from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
 from amir_grpo.rewards import reward_functions
-from amir_grpo.sandbox import SandboxSpec, base_policy, load_sandbox
+from amir_grpo.runs.run import project_root
+from amir_grpo.sandbox.policy import SandboxSpec, base_policy, load_sandbox
+from amir_grpo.system.files import write_whole
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
 
 COMPLETIONS = 128

@@ -13,7 +13,7 @@ WARMUP_STEPS = 60  # enough for the format now and then, far too few for arithme
 
 @pytest.fixture(scope="session")
 def tiny_spec():
-    from amir_grpo.sandbox import SandboxSpec
+    from amir_grpo.sandbox.policy import SandboxSpec
 
     return SandboxSpec(warmup_steps=WARMUP_STEPS)
 
@@ -23,7 +23,7 @@ def runs(tmp_path_factory, tiny_spec):
     """A folder for run folders, whose cache of base policies holds the tiny one."""
     import torch
 
-    from amir_grpo.sandbox import base_policy
+    from amir_grpo.sandbox.policy import base_policy
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")
@@ -48,7 +48,7 @@ def tiny_policy(base):
 
 @pytest.fixture(scope="session")
 def tokenizer(base):
-    from amir_grpo.policy import load_tokenizer
+    from amir_grpo.policies.loading import load_tokenizer
 
     return load_tokenizer(str(base))
 

@@ -9,7 +9,15 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from amir_grpo import cli, engines, experiment, policy, reproduce, sandbox, training  # noqa: F401 (binds what is patched here)
+from amir_grpo import cli
+from amir_grpo.policies import engines
+from amir_grpo.policies import loading as policy
+from amir_grpo.runs import (
+    reproduce,
+    training,  # noqa: F401 (binds what is patched here)
+)
+from amir_grpo.runs import run as experiment
+from amir_grpo.sandbox import policy as sandbox
 
 TRAIN, EVALUATE, REPRODUCE, EVIDENCE, VERIFY = "train", "evaluate", "reproduce", "evidence", "verify"
 

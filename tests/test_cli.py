@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from amir_grpo import cli
-from amir_grpo.experiment import open_run
-from amir_grpo.policy_source import named_policies
-from amir_grpo.profiles import Settings
-from amir_grpo.sandbox import chain_answer, load_sandbox
+from amir_grpo.policies.source import named_policies
+from amir_grpo.runs.run import open_run
+from amir_grpo.sandbox.policy import chain_answer, load_sandbox
+from amir_grpo.settings import Settings
 
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
 COMMANDS = ("reproduce", "train", "evaluate", "figures")
@@ -281,7 +281,7 @@ def test_two_policies_of_one_name_are_told_apart(runs, trained, call, capsys):
 
 
 def test_training_again_repeats_nothing(trained, call, monkeypatch, capsys):
-    from amir_grpo import training
+    from amir_grpo.runs import training
 
     def never(*args):
         raise AssertionError("trained again")

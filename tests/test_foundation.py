@@ -13,7 +13,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from amir_grpo import claims, evidence, tables
+from amir_grpo.results import tables
+from amir_grpo.study import claims
+from amir_grpo.study import running as evidence
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -89,7 +91,9 @@ def test_unsloths_bounds_are_kept():
 
 
 def test_the_package_imports_without_torch():
-    code = "import sys, amir_grpo, amir_grpo.figures, amir_grpo.tables; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, amir_grpo, amir_grpo.results.figures, amir_grpo.results.tables; sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from amir_grpo import policy, report, sampling, tables
-from amir_grpo.experiment import open_run
+from amir_grpo.policies import loading as policy
+from amir_grpo.policies import sampling
 from amir_grpo.problems import load_problems
-from amir_grpo.profiles import settings_of
+from amir_grpo.results import report, tables
+from amir_grpo.runs.run import open_run
+from amir_grpo.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = [

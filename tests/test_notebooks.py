@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from amir_grpo import gallery
+from tools import gallery
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from amir_grpo.sandbox import build_tokenizer
+from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.trainer import LOSS_TYPES, AmirGRPOConfig, AmirGRPOTrainer
 
 G, LAMBDA, BETA, MARGIN = 4, 0.7, 1.3, 0.4  # a strong preference term, so that a wrong factor shows

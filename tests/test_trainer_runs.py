@@ -194,7 +194,7 @@ def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
         textwrap.dedent("""
         import os, sys, torch
         from transformers import LlamaForCausalLM
-        from amir_grpo.processes import leave
+        from amir_grpo.system.processes import leave
         from tests.test_trainer import make_trainer, sgd_gradient
 
         def reward(completions, completion_ids, **columns):

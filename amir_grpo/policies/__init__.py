@@ -1,0 +1,1 @@
+"""Policies: where their weights are, what loads them, and what draws completions from them."""

@@ -1,0 +1,241 @@
+"""Load a policy and its tokenizer: by transformers with PEFT, or by Unsloth for training; in 4 bits where asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+
+from amir_grpo.policies.source import Loading
+from amir_grpo.settings import LORA_TARGETS
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars for weights, which say nothing of interest within a run."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def said(what: str, name: str) -> Iterator[None]:
+    """Turns the many errors of loading into one that names the policy and the way out.
+
+    Raises:
+        OSError: If the block fails to load.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        out = (
+            "Give a folder that transformers or PEFT has saved: configuration, safetensors and tokenizer."
+            if Path(name).exists()
+            else "Check the name, the network and the login (hf auth login); without a network give a folder."
+        )
+        raise OSError(f"The {what} of {name} cannot be loaded: {cause}\n{out}") from error
+
+
+def device() -> torch.device:
+    """Where policies run: this process's GPU, the first unless it is one of several, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def compute_dtype() -> torch.dtype:
+    """float32 on a CPU; bfloat16 on a GPU that has it, else float16."""
+    if device().type == "cpu":
+        return torch.float32
+    # a T4 says that it has it, and emulates it
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def check_hardware(
+    load_in_4bit: bool, optim: str, report_to: str = "none", use_vllm: bool = False, eval_engine: str = "transformers"
+) -> None:
+    """See before anything is loaded that what the settings ask for is installed and has its GPU.
+
+    Raises:
+        ValueError: If not, with the install command or the setting to change.
+    """
+    for name, value, package, extra, instead in (
+        ("load_in_4bit", load_in_4bit, load_in_4bit and "bitsandbytes", "gpu", "False"),
+        ("optim", optim, "8bit" in optim and "bitsandbytes", "gpu", "adamw_torch"),
+        ("use_vllm", use_vllm, use_vllm and "vllm", "vllm", "False"),
+        ("eval_engine", eval_engine, eval_engine == "vllm" and "vllm", "vllm", "transformers"),
+    ):
+        if package and device().type != "cuda":
+            raise ValueError(f"{name}={value} needs an NVIDIA GPU, and none is visible: set {name} to {instead}.")
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{name}={value} needs {package}: pip install -e '.[{extra}]'. Or set {name} to {instead}."
+            )
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise ValueError(
+            f"report_to={report_to} needs {report_to}: pip install {report_to}. Or set report_to to none."
+        )
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Tokenizer of a Hub id or folder, padding on the left as generation needs it.
+
+    Raises:
+        OSError: If it cannot be loaded.
+        ValueError: If it has no chat template: problems are posed as chat messages.
+    """
+    from transformers import AutoTokenizer
+
+    with said("tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=trust_remote_code)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"The tokenizer of {name} has no chat template: take an instruction-tuned policy.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loading()) -> PreTrainedModel:
+    """The policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
+
+    Args:
+        name: Hub id or folder of the base policy.
+        adapter: Folder of a PEFT adapter, whichever backend has saved it.
+        loading: 4 bits or not, and what is trusted.
+
+    Raises:
+        ValueError: If 4 bits are asked for without a GPU or bitsandbytes.
+        FileNotFoundError: If the adapter folder holds no adapter.
+        OSError: If the policy or its adapter cannot be loaded, such as an adapter of another base.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization = None
+    if loading.in_4bit:
+        check_hardware(True, "")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute_dtype(),
+            bnb_4bit_use_double_quant=True,
+        )
+    wanted = ("adapter_config.json", "adapter_model.safetensors") if adapter is not None else ()
+    for part in wanted if loading.safetensors_only else wanted[:1]:
+        if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
+            raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
+    with quiet(), said("policy", name):
+        policy = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=compute_dtype(),
+            device_map=None if _sharded() else {"": device()},
+            quantization_config=quantization,
+            use_safetensors=loading.safetensors_only or None,
+            trust_remote_code=loading.trust_remote_code,
+        )
+    if adapter is not None:
+        from peft import PeftModel
+
+        with said("adapter", str(adapter)):
+            policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=loading.safetensors_only or None)
+        if not loading.in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
+            policy = policy.merge_and_unload()
+    return policy
+
+
+def _sharded() -> bool:
+    """Whether FSDP or DeepSpeed place the weights themselves, as `accelerate launch` says."""
+    return any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
+
+
+def load_by_unsloth(
+    name: str, loading: Loading, lora: LoraConfig, max_seq_length: int, gradient_checkpointing: bool, seed: int
+) -> PeftModel:
+    """The policy with a fresh LoRA adapter, from Unsloth's FastLanguageModel; `amir_grpo.policies.backend` has imported it.
+
+    Args:
+        name: Hub id or folder of the base policy; Unsloth's own copies of it are not taken in its place.
+        loading: 4 bits or not, and what is trusted.
+        lora: The adapter's rank, alpha and targets.
+        max_seq_length: Longest prompt and completion together, in tokens.
+        gradient_checkpointing: Recompute activations, by Unsloth's own way of it.
+        seed: Of the adapter's first weights.
+
+    Raises:
+        OSError: If the policy cannot be loaded.
+    """
+    from unsloth import FastLanguageModel
+
+    checkpointing = "unsloth" if gradient_checkpointing else False
+    with quiet(), said("policy", name):
+        policy, _ = FastLanguageModel.from_pretrained(
+            name,
+            max_seq_length=max_seq_length,
+            dtype=compute_dtype(),
+            load_in_4bit=loading.in_4bit,
+            trust_remote_code=loading.trust_remote_code,
+            use_safetensors=loading.safetensors_only or None,
+            use_gradient_checkpointing=checkpointing,
+            use_exact_model_name=True,
+        )
+    return FastLanguageModel.get_peft_model(
+        policy,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=sorted(lora.target_modules),
+        use_gradient_checkpointing=checkpointing,
+        random_state=seed,
+        max_seq_length=max_seq_length,
+    )
+
+
+def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
+    """Cast what is trained to float32: a loss scaler cannot unscale gradients in 16 bits.
+
+    For float16, on cards without bfloat16; TRL casts the adapters of a 4-bit policy to bfloat16 there, too.
+    """
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def lora_config(
+    rank: int, alpha: int, targets: Iterable[str] = LORA_TARGETS, policy: torch.nn.Module | None = None
+) -> LoraConfig:
+    """LoRA without dropout, as published: by default on all linear projections of attention and MLP.
+
+    Args:
+        rank, alpha: Its rank, and alpha / rank its scale.
+        targets: Names of the projections that get an adapter.
+        policy: What it will be put on. The vision tower of one that has it gets no adapter: no image is shown.
+    """
+    from peft import LoraConfig
+
+    sees = policy is not None and any("vision_tower" in name for name, _ in policy.named_modules())
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=list(targets),
+        exclude_modules=r".*vision_tower.*" if sees else None,
+        task_type="CAUSAL_LM",
+    )

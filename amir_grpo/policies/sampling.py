@@ -1,0 +1,201 @@
+"""Draw n completions a problem from a policy, and score completions under a policy."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from amir_grpo.policies.engines import Drawn, Engine, Request
+from amir_grpo.system.progress import progress_bar
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Logits that scoring holds at once, 1 GiB in float32: with 150,000 tokens in the vocabulary they outgrow all else.
+_LOGITS = 2**28
+
+
+def sample(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
+    """Draw `num_samples` completions for each problem; options and columns as of `sample_batches`.
+
+    Returns:
+        One row a completion, in the order of `problems` and of the samples.
+    """
+    return in_order(pd.concat(sample_batches(engine, problems, num_samples, **options)), problems)
+
+
+def in_order(rows: pd.DataFrame, problems: Dataset) -> pd.DataFrame:
+    """Completions in the order of `problems` and of their samples, with a new index."""
+    place = rows["problem_id"].map({problem: place for place, problem in enumerate(problems["id"])})
+    return rows.assign(_place=place).sort_values(["_place", "sample"], ignore_index=True).drop(columns="_place")
+
+
+def sample_batches(
+    engine: Engine,
+    problems: Dataset,
+    num_samples: int,
+    *,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+    token_budget: int = 32_768,
+    done: Collection[str] = (),
+    label: str = "sampling",
+) -> Iterator[pd.DataFrame]:
+    """Draw `num_samples` completions for each problem, and yield them batch by batch, so that a caller can keep them.
+
+    Problems are sorted by prompt length, and a batch holds as many whole problems as `token_budget` tokens of prompt
+    and completion allow, one at least. Where memory runs out the batch is halved, and so are those that follow.
+    Each sample has a random stream of its own, made from the seed, the problem's id and its number: see
+    `amir_grpo.policies.engines` for what that says about repeating a run with other batches.
+
+    Args:
+        problems: Columns id and prompt (chat messages).
+        num_samples: n, completions a problem.
+        temperature: 0 is greedy.
+        max_new_tokens: A completion that reaches it is cut: finish_reason "length".
+        done: Ids of problems that are left out, as they are sampled already; the batches of the others stay the same.
+        label: Of the progress bar, which shows completions a second and the time left.
+
+    Yields:
+        One row a completion: problem_id, sample (0 to n-1), text (without special tokens), completion_ids (with the
+        end token where it came), tokens (their number), finish_reason ("stop" or "length"), logprob (sum of the
+        tokens' log-probabilities under the policy at temperature 1, in nats).
+
+    Raises:
+        MemoryError: If not even one completion fits into memory.
+    """
+    tokenizer = engine.tokenizer
+    prompt_ids = tokenize_prompts(tokenizer, problems)
+    options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    shrink = _Shrinking(engine, options)
+    there = num_samples * len(set(done) & set(prompt_ids))
+    total = num_samples * len(prompt_ids)
+    bar = {"total": total, "initial": there, "desc": label, "unit": " completions", "mininterval": 2}
+    with progress_bar(**bar, leave=temperature > 0) as progress:
+        for batch in _batches(prompt_ids, num_samples, max_new_tokens, token_budget):
+            batch = [problem for problem in batch if problem not in done]
+            if not batch:
+                continue
+            requests = [Request(prompt_ids[p], [_stream(seed, p, n) for n in range(num_samples)]) for p in batch]
+            rows = []
+            for problem, samples in zip(batch, shrink.generate(requests), strict=True):
+                for number, drawn in enumerate(samples):
+                    rows.append({"problem_id": problem, "sample": number, **_row(drawn, tokenizer)})
+            progress.update(len(rows))
+            yield pd.DataFrame(rows)
+
+
+def _row(drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {
+        "text": tokenizer.decode(drawn.ids, skip_special_tokens=True),
+        "completion_ids": drawn.ids,
+        "tokens": len(drawn.ids),
+        "finish_reason": "stop" if drawn.ended else "length",
+        "logprob": drawn.logprob,
+    }
+
+
+def _stream(seed: int, problem: str, number: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{problem}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+class _Shrinking:
+    """Generates with at most as many completions at once as have fitted into memory so far."""
+
+    def __init__(self, engine: Engine, options: dict[str, Any]) -> None:
+        self._engine = engine
+        self._options = options
+        self._most: int | None = None
+
+    def generate(self, requests: list[Request]) -> list[list[Drawn]]:
+        size = sum(len(request.streams) for request in requests)
+        if self._most is None or size <= self._most:
+            try:
+                return self._engine.generate(requests, **self._options)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if size == 1:
+                    raise MemoryError(
+                        f"Not even one completion of {self._options['max_new_tokens']} tokens fits into memory.\n"
+                        "Lower eval_max_new_tokens, load the policy in 4 bits, or take a smaller one."
+                    ) from error
+                self._most = size // 2
+            gc.collect()  # outside of the except block, which holds the failed batch's tensors
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if len(requests) > 1:
+            middle = len(requests) // 2
+            return self.generate(requests[:middle]) + self.generate(requests[middle:])
+        (request,) = requests
+        middle = len(request.streams) // 2
+        halves = (request.streams[:middle], request.streams[middle:])
+        (first,), (second,) = (self.generate([Request(request.prompt_ids, half)]) for half in halves)
+        return [first + second]
+
+
+def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, problems: Dataset) -> dict[str, list[int]]:
+    """Token ids of each problem's prompt up to where the completion begins, by problem id."""
+    prompts = tokenizer.apply_chat_template(list(problems["prompt"]), add_generation_prompt=True, return_dict=True)
+    return dict(zip(problems["id"], prompts["input_ids"], strict=True))
+
+
+@torch.no_grad()
+def score(
+    policy: PreTrainedModel,
+    pad_token_id: int,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    token_budget: int = 32_768,
+) -> list[float]:
+    """Sum of the log-probabilities of each completion's tokens given its prompt, at temperature 1, in nats.
+
+    Args:
+        prompt_ids, completion_ids: One list of token ids a completion, of equal number.
+        token_budget: Tokens that go through the policy at once; fewer where the vocabulary is large.
+    """
+    policy.eval()
+    token_budget = min(token_budget, _LOGITS // policy.get_output_embeddings().weight.shape[0])
+    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    sums = [0.0] * len(lengths)
+    while by_length:
+        longest = lengths[by_length[-1]]
+        count = max(1, token_budget // max(longest, 1))
+        batch, by_length = by_length[-count:], by_length[:-count]
+        # padded on the right: causal attention never looks there, so no mask is needed
+        ids = torch.full((len(batch), longest), pad_token_id)
+        wanted = torch.zeros((len(batch), longest), dtype=torch.bool)
+        for row, index in enumerate(batch):
+            whole = [*prompt_ids[index], *completion_ids[index]]
+            ids[row, : len(whole)] = torch.tensor(whole)
+            wanted[row, len(prompt_ids[index]) : len(whole)] = True
+        ids = ids.to(policy.device)
+        logits = policy(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        token_logps = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(2).cpu()
+        for row, index in enumerate(batch):
+            sums[index] = token_logps[row][wanted[row, 1:]].double().sum().item()
+    return sums
+
+
+def _batches(
+    prompt_ids: dict[str, list[int]], num_samples: int, max_new_tokens: int, token_budget: int
+) -> Iterator[list[str]]:
+    """Problem ids in batches of similar prompt length, each within the token budget (one problem at least)."""
+    waiting = sorted(prompt_ids, key=lambda problem: (len(prompt_ids[problem]), problem))
+    while waiting:
+        longest = len(prompt_ids[waiting[-1]]) + max_new_tokens
+        count = max(1, token_budget // (longest * num_samples))
+        yield waiting[-count:]
+        waiting = waiting[:-count]

@@ -1,0 +1,306 @@
+"""Figures of the evidence, one function each: tables of `amir_grpo.study.claims` in, matplotlib Figure out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from amir_grpo.results.figures import COLOURS, LABELS, OTHER_COLOURS, new_figure, styled
+
+_ARM_COLOURS = {
+    "grpo": COLOURS["grpo"],
+    "amir_grpo": COLOURS["amir_grpo"],
+    "share-0.3": OTHER_COLOURS[0],
+    "two-step-dr_grpo": OTHER_COLOURS[1],
+    "two-step-dr_grpo-amir": OTHER_COLOURS[3],
+}
+_ARM_LABELS = {
+    **LABELS,
+    "amir_grpo": "AMIR-GRPO, published λ",
+    "share-0.1": "share 0.1",
+    "share-0.3": "share 0.3",
+    "share-0.6": "share 0.6",
+    "schedule-published": "published λ schedule",
+    "linear": "wins − losses",
+    "two-step-dr_grpo": "Dr. GRPO",
+    "two-step-dr_grpo-amir": "Dr. GRPO + preference",
+}
+_ARM_LINES = {"grpo": "--", "amir_grpo": "-", "share-0.3": "-.", "two-step-dr_grpo": ":", "two-step-dr_grpo-amir": "-"}
+
+
+def _look(arm: str, index: int = 0) -> dict:
+    colour = _ARM_COLOURS.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+    return {"color": colour, "linestyle": _ARM_LINES.get(arm, "-"), "label": _ARM_LABELS.get(arm, arm)}
+
+
+def _note(axes, text: str) -> None:
+    axes.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#444444")
+
+
+def _title(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(title, fontsize=9, fontweight="bold")
+
+
+@styled
+def noise_figure(table: pd.DataFrame, title: str = "") -> Figure:
+    """Published gains in the band of what noise alone makes: one panel a model, one row a benchmark and k.
+
+    `table`: as of `claims.noise_table`. The dark part of a band is `least`, the light one reaches to `most`; a gain is a
+    filled point where it exceeds the band, an open one where it does not.
+    """
+    models = list(table["model"].unique())
+    cells = table[["benchmark", "k", "problems"]].drop_duplicates().reset_index(drop=True)
+    height = 0.75 + 0.19 * len(cells)
+    figure = new_figure(2.0 + 1.75 * len(models), height)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    reach = 1.05 * max(table["most"].max(), table["gain"].abs().max())
+    for panel, model in zip(panels, models, strict=True):
+        part = table[table["model"] == model].reset_index(drop=True)
+        y = np.arange(len(part))
+        panel.barh(y, 2 * part["most"], left=-part["most"], height=0.8, color="#e4e4e4")
+        panel.barh(y, 2 * part["least"], left=-part["least"], height=0.8, color="#bdbdbd")
+        panel.axvline(0, color="#777777", linewidth=0.6)
+        for row in part.itertuples():
+            colour = COLOURS["amir_grpo"] if row.gain > 0 else "#c75000"
+            face = colour if row.reading == "exceeds" else "white"
+            panel.plot(row.gain, row.Index, "o", markersize=4, color=colour, markerfacecolor=face, markeredgewidth=1)
+        panel.set_xlim(-reach, reach)
+        panel.set_title(model, fontsize=8)
+        panel.set_xlabel("gain (points)")
+        panel.spines["left"].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+    panels[0].set_yticks(
+        range(len(cells)),
+        [
+            f"{row.benchmark} ({row.problems}), k = {row.k}" if row.k == 1 else f"k = {row.k}"
+            for row in cells.itertuples()
+        ],
+    )
+    panels[0].set_ylim(len(cells) - 0.4, -0.6)
+    figure.supxlabel(
+        "Bands: 95 % of the differences of two equal policies, n = 8 samples. Dark: all problems equally hard; light: each "
+        "problem always or never solved.\n"
+        "Filled points exceed the light band. In brackets: problems. What another training seed would change is not in it.",
+        fontsize=6.5,
+        color="#444444",
+    )
+    _title(figure, title)
+    return figure
+
+
+@styled
+def supervision_figure(training: pd.DataFrame, arms: list[str], title: str = "") -> Figure:
+    """Pairs a rollout group holds, and the share of the update that they make, over training; mean and range of seeds.
+
+    `training`: as of `evidence.collect`; `arms`: which of it, with the preference term.
+    """
+    figure = new_figure(6.6, 2.7)
+    left, right = figure.subplots(1, 2)
+    training = training[training["arm"].isin(arms)].assign(
+        groups=lambda t: t["completions"] / t["group_size"], per_group=lambda t: t["pairs"] / t["groups"]
+    )
+    for index, arm in enumerate(arms):
+        part = training[training["arm"] == arm]
+        for axes, column, scale in ((left, "per_group", 1), (right, "share", 100)):
+            by_step = part.groupby("step")[column].agg(["mean", "min", "max"]).rolling(5, min_periods=1).mean() * scale
+            look = _look(arm, index)
+            axes.fill_between(
+                by_step.index, by_step["min"], by_step["max"], color=look["color"], alpha=0.15, linewidth=0
+            )
+            axes.plot(by_step.index, by_step["mean"], linewidth=1.4, **look)
+    size = int(training["group_size"].iloc[0])
+    left.axhline(size, color="#777777", linewidth=0.8, linestyle=":")
+    left.annotate(
+        f"{size} rewards a group", (0.02, size - 0.15), xycoords=("axes fraction", "data"), va="top", fontsize=7
+    )
+    left.set(xlabel="training step", ylabel="pairs a group", ylim=(0, None))
+    right.set(xlabel="training step", ylabel="share of the update (%)", yscale="log")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=7)  # between the published λ and the shares
+    _note(right, "mean of 5 steps and range of the seeds")
+    _title(figure, title)
+    return figure
+
+
+@styled
+def boundary_figure(boundary: pd.DataFrame, title: str = "") -> Figure:
+    """Margin and pair accuracy on the base policy's completions over training, and the difference to GRPO.
+
+    `boundary`: as of `claims.boundary_table`. Above the means, below the difference with its 95 % interval.
+    """
+    figure = new_figure(6.6, 4.2)
+    panels = figure.subplots(2, 2, sharex=True)
+    units = {"margin": "margin (nats a token)", "accuracy": "pair accuracy (%)"}
+    for column, (quantity, label) in enumerate(units.items()):
+        part = boundary[boundary["quantity"] == quantity]
+        for index, arm in enumerate(part["arm"].unique()):
+            one, look = part[part["arm"] == arm], _look(arm, index)
+            panels[0, column].plot(one["step"], one["mean"], marker="o", markersize=3, linewidth=1.4, **look)
+            if arm != "grpo":
+                moved = one[one["step"] > 0]
+                at = moved["step"] + (1.2 if arm == "share-0.3" else -1.2)
+                panels[1, column].errorbar(
+                    at, moved["gain"], [moved["gain"] - moved["low"], moved["high"] - moved["gain"]],
+                    fmt="o", markersize=3, linewidth=1, color=look["color"],
+                )  # fmt: skip
+        panels[0, column].set_ylabel(label)
+        panels[1, column].set_ylabel("difference to GRPO")
+        panels[1, column].axhline(0, color="#777777", linewidth=0.6)
+        panels[1, column].set_xlabel("training step")
+    panels[0, 0].legend(loc="best")
+    row = boundary.iloc[0]
+    _note(panels[0, 1], f"{row['problems']} problems; bars: 95 %, new seeds and problems")
+    _title(figure, title)
+    return figure
+
+
+@styled
+def length_figure(pressure: pd.DataFrame, training: pd.DataFrame, title: str = "") -> Figure:
+    """Left: weight of a token of a wrong completion in the update, by length. Right: lengths over training, by method.
+
+    `pressure`: as of `claims.pressure_table`; its arms are those that the other panels show, two and two. `training`: as
+    of `evidence.collect`.
+    """
+    arms = list(pressure["arm"].unique())
+    pairs = [arms[start : start + 2] for start in range(0, len(arms), 2)]
+    figure = new_figure(2.9 + 2.2 * len(pairs), 2.9)
+    left, *panels = figure.subplots(1, 1 + len(pairs), width_ratios=[1.3, *[1] * len(pairs)])
+    for index, arm in enumerate(arms):
+        part, look = pressure[pressure["arm"] == arm], _look(arm, index)
+        left.fill_between(part["length"], part["low"], part["high"], color=look["color"], alpha=0.15, linewidth=0)
+        left.plot(part["length"], part["relative"], marker="o", markersize=3, linewidth=1.4, **look)
+    left.axhline(1, color="#777777", linewidth=0.6, linestyle=":")
+    left.axhline(0, color="#777777", linewidth=0.6)
+    left.set(xlabel="tokens of a wrong completion", ylabel="push on each token,\nrelative to short ones")
+    left.legend(loc="best", fontsize=6.5)
+    for panel, pair in zip(panels, pairs, strict=True):
+        for index, arm in enumerate(pair):
+            part, look = training[training["arm"] == arm], _look(arm, index)
+            for column, marker in (("tokens_right", ""), ("tokens_wrong", "x")):
+                by_step = part.groupby("step")[column].mean()
+                done = 100 * by_step.index / by_step.index.max()
+                panel.plot(
+                    done,
+                    by_step.rolling(5, min_periods=1).mean(),
+                    color=look["color"],
+                    linestyle=look["linestyle"],
+                    linewidth=1.2,
+                    marker=marker,
+                    markevery=len(by_step) // 8 or 1,
+                    markersize=4,
+                    label=f"{look['label'].removesuffix(', published λ')}, {column.removeprefix('tokens_')}",
+                )
+        low, high = panel.get_ylim()
+        panel.set(xlabel="training (%)", ylim=(low, high + 0.55 * (high - low)))
+        panel.legend(loc="upper right", fontsize=6.5)
+    panels[0].set_ylabel("tokens a completion")
+    _note(panels[-1], "mean of 5 steps and all seeds")
+    _title(figure, title)
+    return figure
+
+
+_PATTERN_NAMES = {
+    (1, 1, 1): "all three",
+    (1, 1, 0): "base and GRPO",
+    (1, 0, 1): "base and AMIR-GRPO",
+    (1, 0, 0): "base only",
+    (0, 1, 1): "GRPO and AMIR-GRPO",
+    (0, 1, 0): "GRPO only",
+    (0, 0, 1): "AMIR-GRPO only",
+    (0, 0, 0): "none",
+}
+
+
+@styled
+def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
+    """Share of the problems solved by each set of policies with k samples, with 95 % intervals.
+
+    `coverage`: as of `claims.coverage_table`.
+    """
+    ks = list(coverage["k"].unique())
+    figure = new_figure(1.6 + 1.7 * len(ks), 2.8)
+    panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
+    names = list(_PATTERN_NAMES.values())
+    for panel, k in zip(panels, ks, strict=True):
+        part = coverage[coverage["k"] == k].reset_index(drop=True)
+        marked = [COLOURS["amir_grpo"] if name == "AMIR-GRPO only" else "#8a8a8a" for name in names]
+        panel.barh(range(8), part["percent"], height=0.7, color=marked)
+        panel.hlines(range(8), part["low"], part["high"], color="black", linewidth=1)
+        for place, row in part.iterrows():
+            panel.text(row["high"] + 1.5, place, f"{row['percent']:.1f}", va="center", fontsize=6.5)
+        panel.set_title(f"k = {k}", fontsize=8)
+        panel.set(xlabel="% of all problems", xlim=(0, 1.25 * coverage["high"].max()))
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+    panels[0].set_yticks(range(8), names)
+    panels[0].invert_yaxis()
+    figure.supxlabel(
+        "Expected over the choice of k of the samples. Bars: 95 % intervals for new seeds and problems.",
+        fontsize=6.5,
+        color="#444444",
+    )
+    _title(figure, title)
+    return figure
+
+
+@styled
+def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
+    """Gains with 95 % intervals: a row an arm, a panel for each group of benchmarks and quantity.
+
+    `table`: as of `claims.gain_table`. A filled point has a Holm-corrected p-value below 0.05.
+    """
+    arms = table.drop_duplicates("arm")
+    shown = table[["benchmarks", "quantity"]].drop_duplicates().itertuples(index=False, name=None)
+    shown = list(shown)
+    figure = new_figure(2.6 + 1.5 * len(shown), 1.25 + 0.24 * len(arms))
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (group, quantity) in zip(panels, shown, strict=True):
+        part = table[(table["benchmarks"] == group) & (table["quantity"] == quantity)].reset_index(drop=True)
+        panel.axvline(0, color="#777777", linewidth=0.6)
+        for row in part.itertuples():
+            colour = "#c75000" if row.gain < 0 else COLOURS["amir_grpo"]
+            panel.hlines(row.Index, row.low, row.high, color=colour, linewidth=1.2)
+            face = colour if row.p_holm < 0.05 else "white"
+            panel.plot(row.gain, row.Index, "o", markersize=4, color=colour, markerfacecolor=face)
+        panel.set_title(f"{quantity}\n{group}", fontsize=7.5)
+        panel.set_xlabel("gain (points)")
+        panel.tick_params(axis="y", length=0)
+        panel.grid(axis="x")
+    labels = [f"{row.about} vs {row.against_about} ({row.seeds} seeds)" for row in arms.itertuples()]
+    panels[0].set_yticks(range(len(arms)), labels)
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    figure.supxlabel(
+        "Bars: 95 % intervals for new training seeds and problems, n = 8 samples a problem. Filled: p < 0.05 (Holm).",
+        fontsize=6.5,
+        color="#444444",
+    )
+    _title(figure, title)
+    return figure
+
+
+@styled
+def weights_figure(weights: pd.DataFrame, title: str = "") -> Figure:
+    """How near preference weights come to wins minus losses, for each β, before and after training.
+
+    `weights`: as of `evidence.collect`.
+    """
+    figure = new_figure(3.6, 2.7)
+    axes = figure.subplots()
+    looks = {"before": ("o", "#7a7a7a", -0.08), "after": ("s", COLOURS["amir_grpo"], 0.08)}
+    betas = sorted(weights["beta"].unique())
+    for policy, (marker, colour, shift) in looks.items():
+        part = weights[weights["policy"] == policy]
+        x = np.array([betas.index(beta) for beta in part["beta"]]) + shift
+        axes.plot(
+            x, 1 - part["wins_minus_losses"], marker, color=colour, markersize=4, alpha=0.7, label=f"{policy} training"
+        )
+    axes.set(yscale="log", xlabel="β", ylabel="1 − correlation with\nwins − losses")
+    axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+    axes.set_xlim(-0.5, len(betas) - 0.5)
+    axes.grid(axis="y")
+    axes.legend(loc="best")
+    _note(axes, "each point a rollout of one seed")
+    _title(figure, title)
+    return figure

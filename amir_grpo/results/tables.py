@@ -1,0 +1,471 @@
+"""Tables from the samples table to the figures, and the published tables.
+
+The samples table has one row a completion, with columns policy (base, grpo, amir_grpo), benchmark, problem_id, sample
+(0 to n-1), text, tokens, finish_reason (stop, length), correct, logprob and seed. Shares and pass rates are in
+percent, gains in percentage points, margins in nats a token.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+from scipy import stats
+
+from amir_grpo import metrics
+
+POLICIES = ("base", "grpo", "amir_grpo")
+PUBLISHED = {"table1": "table1.csv", "coverage": "coverage.csv", "margin": "margin.csv"}
+PUBLISHED_FOLDER = Path(__file__).parents[2] / "data" / "published"
+# blue and orange are told apart by every common kind of colour vision, and by their grey values
+GAIN_COLOUR, LOSS_COLOUR = "#0a4f8f", "#c75000"
+
+
+def published(name: str, folder: Path | str = PUBLISHED_FOLDER) -> pd.DataFrame:
+    """One of the paper's tables: "table1", "coverage" or "margin" (arXiv 2601.03661; see the folder's README).
+
+    Raises ValueError for another name and FileNotFoundError where the folder is not there, as it is a part of the
+    repository and not of the installed package.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"no published table {name!r}: choose one of {', '.join(PUBLISHED)}.")
+    path = Path(folder) / PUBLISHED[name]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: the published tables are in the repository's data/published.\n"
+            "Clone the repository and install from it (pip install -e .), or give that folder as `folder`."
+        )
+    return pd.read_csv(path)
+
+
+def published_sizes(folder: Path | str = PUBLISHED_FOLDER) -> dict[str, int]:
+    """Number of problems of each published benchmark, by the names of the published table."""
+    sizes = pd.read_csv(Path(folder) / "sizes.csv")
+    return dict(zip(sizes["benchmark"], sizes["problems"], strict=True))
+
+
+def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
+    """Per policy, benchmark and problem: columns policy, benchmark, problem_id, correct and samples (both counts).
+
+    Order as first met. Raises ValueError where a completion is there twice, as when two runs were put together.
+    """
+    key = ["policy", "benchmark", "problem_id", "sample"]
+    missing = [column for column in [*key, "correct"] if column not in samples.columns]
+    if missing:
+        raise ValueError(f"the samples table has no column {', '.join(missing)}.\nIt needs {', '.join(key)}, correct.")
+    twice = samples.duplicated(key)
+    if twice.any():
+        raise ValueError(
+            f"{twice.sum()} completions are there twice, the first is {tuple(samples.loc[twice, key].iloc[0])}.\n"
+            "One table holds one run: select one training seed."
+        )
+    return (
+        samples.assign(correct=samples["correct"].astype(bool))
+        .groupby(key[:-1], sort=False, observed=True)["correct"]
+        .agg(correct="sum", samples="size")
+        .reset_index()
+    )
+
+
+def _paired_counts(
+    counts: pd.DataFrame, benchmark: str, policies: Sequence[str] = POLICIES
+) -> tuple[dict[str, np.ndarray], int]:
+    """Correct counts of each policy on the same problems in the same order, and the samples a problem."""
+    part = counts[(counts["benchmark"] == benchmark) & counts["policy"].isin(policies)]
+    wide = part.pivot_table(index="problem_id", columns="policy", values="correct", sort=False, observed=True)
+    wide = wide.reindex(columns=list(policies))
+    absent = wide.isna().sum()
+    if absent.any():
+        raise ValueError(
+            f"{benchmark}: of {len(wide)} problems, these are without completions: "
+            + ", ".join(f"{policy} {number}" for policy, number in absent.items() if number)
+            + ".\nA gain is paired by problem: sample every policy on every problem."
+        )
+    if part["samples"].min() != part["samples"].max():
+        raise ValueError(
+            f"{benchmark}: {part['samples'].min()} to {part['samples'].max()} samples a problem.\n"
+            "Every policy needs the same number for every problem: finish the sampling."
+        )
+    return {policy: wide[policy].to_numpy(dtype=int) for policy in policies}, int(part["samples"].iloc[0])
+
+
+def main_table(
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), seed: int = 0, model: str = "sandbox"
+) -> pd.DataFrame:
+    """The main table: one row for each benchmark and k, in percent; benchmarks in the order first met.
+
+    Columns benchmark, k, model, grpo, amir_grpo, gain, gain_low, gain_high, p_value, p_holm, base, problems, samples,
+    grpo_low, grpo_high, amir_grpo_low, amir_grpo_high, base_low, base_high. The gain is AMIR-GRPO minus GRPO, paired
+    by problem (`metrics.paired_gain`); p_holm is corrected over all rows. `samples` is n, for each problem.
+    Raises ValueError where the policies were not all sampled alike.
+    """
+    counts = correct_counts(samples)
+    rows = []
+    for benchmark in counts["benchmark"].unique():
+        correct, n = _paired_counts(counts, benchmark)
+        for k in ks:
+            solved = {policy: metrics.pass_at_k(correct[policy], n, k) for policy in POLICIES}
+            gain = metrics.paired_gain(solved["amir_grpo"], solved["grpo"], seed=seed)
+            level = {policy: metrics.mean_interval(solved[policy], seed=seed) for policy in POLICIES}
+            row = {"benchmark": benchmark, "k": k, "model": model}
+            row |= {"grpo": 100 * level["grpo"].estimate, "amir_grpo": 100 * level["amir_grpo"].estimate}
+            row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
+            row |= {"p_value": gain.p_value, "p_holm": np.nan, "base": 100 * level["base"].estimate}
+            row |= {"problems": len(correct["base"]), "samples": n}
+            for policy in ("grpo", "amir_grpo", "base"):
+                row |= {f"{policy}_low": 100 * level[policy].low, f"{policy}_high": 100 * level[policy].high}
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    if rows:
+        table["p_holm"] = metrics.holm(table["p_value"])
+    return table
+
+
+def coverage_table(samples: pd.DataFrame, benchmark: str | None = None) -> pd.DataFrame:
+    """Who solves the problems that at least one policy solves; a problem is solved if one of its n samples is correct.
+
+    Columns base, grpo, amir_grpo (1 = solves), percent and problems, as in the published coverage table: of the
+    problems of one benchmark, or of all, that at least one policy solves. The last row, no policy, is 0 so.
+    `attrs["problems"]` is the number of all problems, the unsolved ones too.
+    """
+    counts = correct_counts(samples)
+    names = list(counts["benchmark"].unique())
+    if benchmark is not None and benchmark not in names:
+        raise ValueError(f"no samples of benchmark {benchmark!r}: choose one of {', '.join(map(str, names))}.")
+    parts = [_paired_counts(counts, name)[0] for name in (names if benchmark is None else [benchmark])]
+    solved = {policy: np.concatenate([part[policy] > 0 for part in parts]) for policy in POLICIES}
+    coverage = metrics.coverage_patterns(solved["base"], solved["grpo"], solved["amir_grpo"])
+    table = pd.DataFrame(coverage.patterns, columns=list(POLICIES))
+    problems = np.where(table.any(axis=1), coverage.counts, 0)
+    table["percent"] = 100.0 * problems / max(coverage.solved, 1)
+    table["problems"] = problems
+    table.attrs["problems"] = len(solved["base"])
+    return table
+
+
+SUMMARY_COLUMNS = ["policy", "benchmark", "quantity", "estimate", "low", "high", "problems", "samples"]
+
+
+def policy_summary(
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """What each policy does on each benchmark, one row a quantity: columns `SUMMARY_COLUMNS`, ends of 95 % intervals
+    over problems.
+
+    Quantities: pass@k for each k; greedy (percent right of one greedy completion a problem) where those are given;
+    tokens (mean number a completion); truncated (percent that ended for length); formatted (percent in the strict
+    format). Where the samples have a column confidence also stated (percent that state one) and, of those that do,
+    brier (mean of (confidence - right)², 0 is best) and ece (expected calibration error, `metrics.calibration_error`).
+    Shares have the interval of `metrics.mean_interval` within 0 and 100, tokens its t-interval.
+    """
+    counts = correct_counts(samples)
+    samples = samples.assign(truncated=samples["finish_reason"] == "length")
+    greedy_counts = None if greedy is None else correct_counts(greedy)
+    rows = []
+    for (policy, benchmark), part in counts.groupby(["policy", "benchmark"], sort=False, observed=True):
+        ours = samples[(samples["policy"] == policy) & (samples["benchmark"] == benchmark)]
+        by_problem = ours.groupby("problem_id", sort=False)
+        n = part["samples"].to_numpy()
+        found = {f"pass@{k}": metrics.pass_at_k(part["correct"].to_numpy(), n, k) for k in ks}
+        if greedy_counts is not None:
+            one = greedy_counts[(greedy_counts["policy"] == policy) & (greedy_counts["benchmark"] == benchmark)]
+            found["greedy"] = one["correct"].to_numpy(dtype=float)
+        intervals = {name: _percent(metrics.mean_interval(values, seed=seed)) for name, values in found.items()}
+        intervals["tokens"] = metrics.mean_interval(by_problem["tokens"].mean(), bounds=None)
+        for name in ("truncated", "formatted"):
+            if name in ours:
+                intervals[name] = _percent(metrics.mean_interval(by_problem[name].mean(), seed=seed))
+        if "confidence" in ours:
+            intervals |= _calibration(ours, seed)
+        for quantity, level in intervals.items():
+            row = {"policy": policy, "benchmark": benchmark, "quantity": quantity}
+            row |= {"estimate": level.estimate, "low": level.low, "high": level.high}
+            rows.append(row | {"problems": len(part), "samples": int(n.min())})
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def _percent(interval: metrics.Interval) -> metrics.Interval:
+    return metrics.Interval(100 * interval.estimate, 100 * interval.low, 100 * interval.high)
+
+
+def _calibration(samples: pd.DataFrame, seed: int) -> dict[str, metrics.Interval]:
+    states = samples["confidence"].notna()
+    stated = samples[states]
+    error = (stated["confidence"] - stated["correct"]) ** 2
+    return {
+        "stated": _percent(metrics.mean_interval(states.groupby(samples["problem_id"]).mean(), seed=seed)),
+        "brier": metrics.mean_interval(error.groupby(stated["problem_id"]).mean(), seed=seed),
+        "ece": metrics.calibration_error(stated["problem_id"], stated["confidence"], stated["correct"], seed=seed),
+    }
+
+
+def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """How often completions of a stated confidence are right: one row for each policy and bin of ten.
+
+    Columns policy, low, high (of the bin), confidence (mean stated), right (share that is right, by problem), right_low,
+    right_high (95 % interval over problems) and completions. Completions that state no confidence are left out.
+    """
+    stated = samples[samples["confidence"].notna()]
+    stated = stated.assign(bin=metrics.confidence_bins(stated["confidence"]))
+    rows = []
+    for (policy, place), part in stated.groupby(["policy", "bin"], sort=False, observed=True):
+        right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
+        row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
+        row |= {"confidence": part["confidence"].mean(), "right": right.estimate}
+        rows.append(row | {"right_low": right.low, "right_high": right.high, "completions": len(part)})
+    columns = ["policy", "low", "high", "confidence", "right", "right_low", "right_high", "completions"]
+    order = list(samples["policy"].unique())
+    rows.sort(key=lambda row: (order.index(row["policy"]), row["low"]))
+    return pd.DataFrame(rows, columns=columns)
+
+
+COMPARISON_COLUMNS = (
+    "benchmark quantity new old new_percent old_percent gain gain_low gain_high p_value p_holm problems samples"
+).split()
+
+
+def comparison_table(
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Every two policies of a samples table, paired by problem: columns `COMPARISON_COLUMNS`.
+
+    One row for each pair of policies (the later in the table is `new`), benchmark and quantity: pass@k for each k,
+    and greedy where greedy completions are given. Gain and its interval in percentage points (`metrics.paired_gain`);
+    p_holm is corrected over all rows. Raises ValueError where the policies were not all sampled alike.
+    """
+    counts = correct_counts(samples)
+    greedy_counts = None if greedy is None else correct_counts(greedy)
+    names = list(counts["policy"].unique())
+    rows = []
+    for benchmark in counts["benchmark"].unique():
+        correct, n = _paired_counts(counts, benchmark, names)
+        solved = {f"pass@{k}": {name: metrics.pass_at_k(correct[name], n, k) for name in names} for k in ks}
+        if greedy_counts is not None:
+            solved["greedy"] = _paired_counts(greedy_counts, benchmark, names)[0]
+        for (old, new), (quantity, values) in product(combinations(names, 2), solved.items()):
+            gain = metrics.paired_gain(values[new], values[old], seed=seed)
+            row = {"benchmark": benchmark, "quantity": quantity, "new": new, "old": old}
+            row |= {"new_percent": 100 * np.mean(values[new]), "old_percent": 100 * np.mean(values[old])}
+            row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
+            rows.append(row | {"p_value": gain.p_value, "problems": len(values[new]), "samples": n})
+    table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+    if rows:
+        table["p_holm"] = metrics.holm(table["p_value"])
+    return table
+
+
+def style_comparisons(comparisons: pd.DataFrame) -> Styler:
+    """A comparison table for a notebook: gains coloured by sign, intervals and corrected p-values, text escaped."""
+    shown = comparisons[["benchmark", "quantity"]].copy()
+    shown["policy"] = comparisons["new"]
+    shown["against"] = comparisons["old"]
+    shown["gain"] = comparisons["gain"]
+    ends = zip(comparisons["gain_low"], comparisons["gain_high"], strict=True)
+    shown["95 % interval"] = [f"{signed(low)} to {signed(high)}" for low, high in ends]
+    shown["p (Holm)"] = [p_text(p) for p in comparisons["p_holm"]]
+    return (
+        shown.style.format({"gain": signed}, escape="html")
+        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
+        .hide(axis="index")
+    )
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as text, – where there is none."""
+    return "–" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
+    """A policy summary as people read it: a row for each benchmark and policy, estimates with their intervals as text."""
+    cells = [
+        f"{row.estimate:.{digits}f} [{row.low:.{digits}f},\u00a0{row.high:.{digits}f}]"  # a line breaks before [ alone
+        if np.isfinite(row.low)
+        else ("–" if np.isnan(row.estimate) else f"{row.estimate:.{digits}f}")
+        for row in summary.itertuples()
+        for digits in [3 if row.quantity in ("brier", "ece") else 1]
+    ]
+    wide = summary.assign(cell=cells).pivot(index=["benchmark", "policy"], columns="quantity", values="cell")
+    order = summary[["benchmark", "policy"]].drop_duplicates().sort_values("benchmark", key=_first_met, kind="stable")
+    return wide.loc[list(order.itertuples(index=False, name=None)), list(summary["quantity"].unique())]
+
+
+def _first_met(names: pd.Series) -> pd.Series:
+    """Sort key: the place of each name in order of appearance."""
+    return names.map({name: place for place, name in enumerate(names.unique())})
+
+
+MARGIN_COLUMNS = ["reading", "method", "benchmark", "problem_id", "margin"]
+
+
+def margin_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Log-probability margins of every problem with right and wrong completions, in both readings.
+
+    `scores`: one row a completion and scorer, columns scorer (whose log-probability it is), sampler (who wrote the
+    completion), benchmark, problem_id, tokens, correct, logprob. Columns of the result: reading, method, benchmark,
+    problem_id, margin (nats a token). Reading "own": each method scores what it sampled itself. Reading "shared":
+    every method scores the same completions, pooled over the samplers that all scorers scored; absent where there is
+    no such sampler or only one scorer. A completion without tokens has no log-probability a token and is left out.
+    Raises ValueError where the scorers of a sampler's completions did not score the same ones.
+    """
+    scores = scores[scores["tokens"] > 0]
+    scores = scores.assign(correct=scores["correct"].astype(bool), per_token=scores["logprob"] / scores["tokens"])
+    scorers = list(scores["scorer"].unique())
+    by_sampler = scores.groupby("sampler", sort=False, observed=True)["scorer"].nunique()
+    common = by_sampler.index[by_sampler == len(scorers)] if len(scorers) > 1 else []
+    shared = scores[scores["sampler"].isin(common)]
+    if len(shared):
+        completions = ["sampler", "benchmark", "problem_id"]
+        sizes = shared.groupby([*completions, "scorer"], observed=True)["correct"].agg(["size", "sum"]).reset_index()
+        spread = sizes.groupby(completions, observed=True).agg(
+            scorers=("scorer", "size"),
+            least=("size", "min"),
+            most=("size", "max"),
+            right=("sum", "min"),
+            top=("sum", "max"),
+        )
+        same = (
+            (spread["scorers"] == len(scorers))
+            & (spread["least"] == spread["most"])
+            & (spread["right"] == spread["top"])
+        )
+        if not same.all():
+            raise ValueError(
+                f"the completions of {tuple(spread.index[~same][0])} differ between the scorers "
+                f"{', '.join(scorers)}.\nScore the same completions with every policy."
+            )
+    frames = []
+    for reading, part in (("own", scores[scores["scorer"] == scores["sampler"]]), ("shared", shared)):
+        for (method, benchmark), group in part.groupby(["scorer", "benchmark"], sort=False, observed=True):
+            problems, values = metrics.margins(group["problem_id"], group["per_token"], group["correct"])
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "reading": reading,
+                        "method": method,
+                        "benchmark": benchmark,
+                        "problem_id": problems,
+                        "margin": values,
+                    }
+                )
+            )
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True)[MARGIN_COLUMNS] if frames else pd.DataFrame(columns=MARGIN_COLUMNS)
+
+
+def margin_summary(margins: pd.DataFrame) -> pd.DataFrame:
+    """Per reading and method: columns reading, method, mean, mean_low, mean_high (95 % t-interval over problems; NaN
+    for fewer than two), positive (percent of the margins above 0) and problems."""
+    rows = []
+    for (reading, method), part in margins.groupby(["reading", "method"], sort=False, observed=True):
+        values = part["margin"].to_numpy(dtype=float)
+        mean = metrics.mean_interval(values, bounds=None)
+        row = {"reading": reading, "method": method, "mean": mean.estimate, "mean_low": mean.low}
+        rows.append(row | {"mean_high": mean.high, "positive": 100 * np.mean(values > 0), "problems": len(values)})
+    columns = ["reading", "method", "mean", "mean_low", "mean_high", "positive", "problems"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def coverage_test(coverage: pd.DataFrame) -> dict[str, float]:
+    """Do more problems fall to AMIR-GRPO alone than to GRPO alone? McNemar's exact test on a coverage table.
+
+    Returns only_amir_grpo and only_grpo (problems that the one solves and the other does not, whatever the base does)
+    and p_value (two-sided binomial test of equal odds; 1 where there is no such problem).
+    """
+    counts = {
+        "only_amir_grpo": int(coverage.loc[coverage["amir_grpo"] > coverage["grpo"], "problems"].sum()),
+        "only_grpo": int(coverage.loc[coverage["amir_grpo"] < coverage["grpo"], "problems"].sum()),
+    }
+    either = sum(counts.values())
+    p_value = stats.binomtest(counts["only_amir_grpo"], either).pvalue if either else 1.0
+    return counts | {"p_value": float(p_value)}
+
+
+def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
+    """AMIR-GRPO's margin minus GRPO's, paired by problem, in the reading "shared" of a margin table.
+
+    Returns problems, gain, gain_low, gain_high (nats a token, 95 % interval over problems) and p_value; all but problems
+    are NaN where no problem has right and wrong completions.
+    """
+    shared = margins[margins["reading"] == "shared"]
+    wide = shared.pivot(index=["benchmark", "problem_id"], columns="method", values="margin")
+    wide = wide.reindex(columns=["grpo", "amir_grpo"]).astype(float)
+    gain = metrics.paired_gain(wide["amir_grpo"].to_numpy(), wide["grpo"].to_numpy(), bounds=None)
+    ends = {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high, "p_value": gain.p_value}
+    return {"problems": len(wide), **ends}
+
+
+def with_gain(table: pd.DataFrame) -> pd.DataFrame:
+    """The main table with its gain column, computed where the table (as the published one) has none."""
+    return table if "gain" in table.columns else table.assign(gain=table["amir_grpo"] - table["grpo"])
+
+
+def gain_colour(gain: float) -> str:
+    """Blue for a gain, orange for a loss, grey for none or for what prints as 0.0."""
+    if np.isnan(gain) or abs(gain) < 0.05:
+        return "#555555"
+    return GAIN_COLOUR if gain > 0 else LOSS_COLOUR
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign and some decimals, as +1.3, −0.2 and 0.0; – where there is none."""
+    if np.isnan(value):
+        return "–"
+    return f"{0:.{digits}f}" if abs(value) < 0.5 * 10**-digits else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """A table to be printed: numbers rounded, p-values to three decimals, and no −0.0."""
+    places = {c: 3 if c.startswith("p_") else digits for c in table.select_dtypes("float")}
+    return table.assign(**{c: table[c].round(n) + 0.0 for c, n in places.items()})
+
+
+def visible(text: str) -> str:
+    """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
+    return "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)
+
+
+def style_texts(table: pd.DataFrame, precision: int = 2) -> Styler:
+    """A table with untrusted texts for a notebook: escaped, without mathematics being typeset, lines kept."""
+    table = table.copy()
+    texts = [c for c in table if pd.api.types.is_string_dtype(table[c]) or table[c].dtype == object]
+    for column in texts:
+        table[column] = [visible(value) if isinstance(value, str) else value for value in table[column]]
+    return (
+        table.style.hide(axis="index")
+        .format(precision=precision, escape="html")
+        .set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
+        .set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap", "max-width": "36em"})
+    )
+
+
+def style_main_table(table: pd.DataFrame) -> Styler:
+    """The main table (ours or the published one) for a notebook: gains coloured by sign, intervals, text escaped."""
+    table = with_gain(table).reset_index(drop=True)
+    shown = table[
+        ["benchmark", "k", "model", *[c for c in ("base",) if c in table], "grpo", "amir_grpo", "gain"]
+    ].copy()
+    caption = "pass@k in percent; gain: AMIR-GRPO minus GRPO in percentage points, blue above 0, orange below."
+    if "gain_low" in table:
+        shown["95 % interval"] = [
+            f"{signed(low)} to {signed(high)}" for low, high in zip(table["gain_low"], table["gain_high"], strict=True)
+        ]
+        shown["p (Holm)"] = [p_text(p) for p in table["p_holm"]]
+        shown["problems"] = table["problems"]
+        caption += (
+            f" Interval over problems; p: paired sign-flip test, corrected for the {len(table)} rows (Holm);"
+            f" n = {', '.join(map(str, table['samples'].unique()))} samples a problem."
+        )
+    names = {"base": "base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
+    shown = shown.rename(columns=names)
+    numbers = {
+        name: lambda value: "–" if np.isnan(value) else f"{value:.1f}" for name in names.values() if name in shown
+    }
+    return (
+        # one call: a second format would undo the first one's escaping
+        shown.style.format(numbers | {"gain": signed}, escape="html")
+        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
+        .hide(axis="index")
+        .set_caption(caption)
+    )

@@ -1,0 +1,570 @@
+"""One run folder: its settings and provenance, and the stages that fill it, each done once.
+
+    runs/<name>/
+      config.json              settings and provenance
+      base/                    the sandbox's base policy (a Hub policy stays in the Hub's cache)
+      grpo/, amir_grpo/        adapter, training log (log.csv), checkpoints, stage.json
+      problems/<set>.json      where the problems came from, and their fingerprint
+      samples/<policy>/<benchmark>.parquet, <benchmark>.greedy.parquet, each with a .stage.json; policy.json
+      scores/<policy>.parquet  log-probabilities of shared and own completions under a policy
+      tables/<name>.csv, and <name>.json with what it was made with
+      figures/, notebooks/, report.html
+
+A stage that is complete is read back, not repeated. Every stage asks for the ones before it, so that each notebook
+can be run alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from amir_grpo.policies.backend import Backend, import_early, start_backend
+from amir_grpo.system.files import check_folder, full_disk_said, whole_folder, write_text, write_whole
+from amir_grpo.system.locks import locked
+from amir_grpo.policies.source import Loading, PolicySource
+from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
+from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
+from amir_grpo.settings import METHODS, POLICIES, PROFILES, Settings, check_names, differences, settings_of
+from amir_grpo.system.provenance import now, provenance, read_json, record_of
+from amir_grpo.system.provenance import to_json as _json
+from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from matplotlib.figure import Figure
+
+    from amir_grpo.policies.engines import Engine
+
+_DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
+_SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
+_LEAST_DISK = 50e6  # of the smallest run, with its base policy
+# Settings that change neither a completion nor a number.
+_FREE = ("report_to", "save_steps", "save_total_limit", "trust_remote_code", "safetensors_only")
+_DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
+_NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
+
+
+class Run:
+    """A run folder and its settings; see the module's docstring for what is where.
+
+    Attributes:
+        folder: The run folder.
+        profile: Name of the profile that the settings started from.
+        settings: All settings.
+    """
+
+    def __init__(self, folder: Path, profile: str, settings: Settings) -> None:
+        self.folder = folder
+        self.profile = profile
+        self.settings = settings
+        self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
+
+    @property
+    def loading(self) -> Loading:
+        """How the run reads weights."""
+        s = self.settings
+        return Loading(s.load_in_4bit, s.trust_remote_code, s.safetensors_only)
+
+    def check(self) -> None:
+        """See before a whole run begins that what its stages need is there: GPU and packages, problems, tokenizer.
+
+        Raises:
+            ValueError, OSError: If something is not, with the way out.
+        """
+        from amir_grpo.policies.loading import check_hardware, load_tokenizer
+
+        s = self.settings
+        check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm, s.eval_engine)
+        self.training_problems()
+        self._check_problems(POLICIES, s.benchmarks)
+        if not s.is_sandbox:
+            load_tokenizer(s.model_name, s.trust_remote_code)
+
+    # --- problems -----------------------------------------------------------------------------------------------
+
+    def training_problems(self) -> Dataset:
+        """The training set."""
+        s = self.settings
+        if s.dataset_name in SANDBOXES:
+            problems = load_sandbox(s.dataset_name, s.dataset_limit or 4000, s.seed)
+        else:
+            problems = load_problems(s.dataset_name, s.dataset_split, limit=s.dataset_limit, calibration=s.calibration)
+        self._record_problems(f"{s.dataset_name}-{s.dataset_split}", problems)
+        return problems
+
+    def problems(self, benchmark: str) -> Dataset:
+        """The problems of one benchmark of the run; their fingerprint is kept in the run folder.
+
+        Raises:
+            ValueError: If they are not those that the run has used before.
+        """
+        s = self.settings
+        if benchmark in ALL_FAMILIES:
+            problems = load_sandbox(benchmark, s.eval_limit or 200)
+        else:
+            problems = load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
+        self._record_problems(benchmark, problems)
+        return problems
+
+    def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
+        """Load the problems of each benchmark that is not complete: what is wrong is said before hours of another."""
+        for benchmark in benchmarks:
+            if not all(self._samples_path(name, benchmark, g).exists() for name in names for g in (False, True)):
+                self.problems(benchmark)
+
+    def _record_problems(self, name: str, problems: Dataset) -> None:
+        path = self.folder / "problems" / f"{name}.json"
+        seen = fingerprint(problems)
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before["fingerprint"] != seen:
+                raise ValueError(
+                    f"The problems of {name} are not those that this run has used: fingerprint {seen}, was "
+                    f"{before['fingerprint']} ({before['source']}).\n"
+                    "Results would mix. Restore the data, or give another run_dir."
+                )
+            return
+        source = problems.info.description or "made on the spot"
+        record = {"set": name, "source": source, "problems": len(problems), "fingerprint": seen}
+        write_text(path, _json(record))
+
+    # --- policies -----------------------------------------------------------------------------------------------
+
+    def base(self) -> str:
+        """Folder or Hub id of the base policy; the sandbox's is made now unless it is there."""
+        if not self.settings.is_sandbox:
+            return self.settings.model_name
+        folder = self.folder / "base"
+        if not folder.exists():
+            spec = replace(SANDBOXES[self.settings.model_name], warmup_steps=self.settings.sandbox_warmup_steps)
+            with full_disk_said(self.folder), whole_folder(folder) as beside:
+                made = base_policy(spec, self.folder.parent / ".cache")
+                shutil.copytree(made, beside, dirs_exist_ok=True)
+        return str(folder)
+
+    def train(self, method: str) -> pd.DataFrame:
+        """Train one method, or read the log of the training that is already complete.
+
+        Returns:
+            The training log, one row a logging step; see `amir_grpo.runs.training.train`.
+        """
+        check_names("method", [method], METHODS)
+        folder = self.folder / method
+        log_path = folder / "log.csv"
+        if not (folder / "stage.json").exists():
+            backend = self._start_training()
+            from amir_grpo.runs import training  # imports TRL, which has to come after the backend
+
+            with main_first():
+                base, problems = self.base(), self.training_problems()
+            with full_disk_said(self.folder), self._locked(f"training {method}"):
+                if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
+                    started = now()
+                    log = training.train(method, self.settings, base, problems, folder, backend)
+                    if is_main():
+                        write_whole(log_path, lambda part: log.to_csv(part, index=False))
+                        _write_stage(folder / "stage.json", started, backend=asdict(backend), processes=world_size())
+            wait_for_everyone()
+        return read_table(log_path)
+
+    def _locked(self, work: str) -> AbstractContextManager[None]:
+        """The lock, which the main process of several holds for all."""
+        return locked(self.folder, work) if is_main() else nullcontext()
+
+    def _start_training(self) -> Backend:
+        """See that the hardware can do what the settings ask for, and start the backend."""
+        from amir_grpo.policies.memory_plan import card_here, plan_here
+        from amir_grpo.policies.loading import check_hardware
+
+        s = self.settings
+        check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm)
+        if is_main() and (card := card_here()):
+            made = plan_here(s)
+            print(
+                f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
+            )
+        return start_backend(s.backend)
+
+    def logs(self) -> pd.DataFrame:
+        """The training logs of both methods, one below the other."""
+        return pd.concat([self.train(method) for method in METHODS], ignore_index=True)
+
+    def is_trained(self, method: str) -> bool:
+        """Whether the training of a method is complete."""
+        return (self.folder / method / "stage.json").exists()
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def samples(
+        self, policies: Iterable[str] = POLICIES, benchmarks: Iterable[str] | None = None, greedy: bool = False
+    ) -> pd.DataFrame:
+        """Graded completions of the run's policies, drawn now where they are not there yet.
+
+        Samples and greedy completions are drawn together, so that each policy is loaded once.
+
+        Args:
+            policies: Of base, grpo and amir_grpo.
+            benchmarks: Of the run's; None for all.
+            greedy: Return the one greedy completion of each problem instead of its n samples.
+
+        Returns:
+            One row a completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
+            logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed; with calibration also
+            confidence (NaN where none is stated).
+        """
+        policies, benchmarks = list(policies), list(benchmarks or self.settings.benchmarks)
+        check_names("policy", policies, POLICIES)
+        self._check_problems(policies, benchmarks)
+        frames = []
+        for policy in policies:
+            if policy != "base":
+                self.train(policy)
+            source = PolicySource(self.base(), None if policy == "base" else self.folder / policy)
+            frames += [self._both(policy, benchmark, source)[greedy] for benchmark in benchmarks]
+        return pd.concat(frames, ignore_index=True)
+
+    def samples_of(
+        self, sources: Mapping[str, PolicySource], benchmarks: Iterable[str] | None = None, greedy: bool = False
+    ) -> pd.DataFrame:
+        """Graded completions of policies that are not the run's own, on the same problems, under its settings.
+
+        They lie in samples/<name>-<hash of the weights>, apart from the run's own and from those of other policies.
+
+        Args:
+            sources: Policies by the names that the column policy is to show.
+            benchmarks, greedy: As of `samples`.
+        """
+        benchmarks = list(benchmarks or self.settings.benchmarks)
+        folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
+        self._check_problems(folders.values(), benchmarks)
+        frames = []
+        for name, source in sources.items():
+            for benchmark in benchmarks:
+                rows = self._both(folders[name], benchmark, source)[greedy]
+                frames.append(rows.assign(policy=name))
+        return pd.concat(frames, ignore_index=True)
+
+    def _both(self, name: str, benchmark: str, source: PolicySource) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return self.sample(name, benchmark, source), self.sample(name, benchmark, source, greedy=True)
+
+    def sample(self, name: str, benchmark: str, source: PolicySource, greedy: bool = False) -> pd.DataFrame:
+        """Graded completions of any policy on one benchmark, under the settings of this run; columns as in `samples`.
+
+        Every batch is written when it is drawn: what is killed continues where it stopped.
+
+        Args:
+            name: What the column policy, and the folder under samples/, say.
+            source: What to load.
+            greedy: As of `samples`.
+        """
+        path = self._samples_path(name, benchmark, greedy)
+        if not path.exists():
+            with full_disk_said(self.folder), locked(self.folder, f"sampling {name}"):
+                if not path.exists():  # unless another process has done it meanwhile
+                    started = now()
+                    self._record_policy(path.parent, source)
+                    parts = path.with_suffix(".parts")
+                    rows = self._graded(self._drawn(parts, name, benchmark, source, greedy), benchmark)
+                    rows.insert(0, "benchmark", benchmark)
+                    rows.insert(0, "policy", name)
+                    _write_stage(path.with_suffix(".stage.json"), started)
+                    write_whole(path, rows.to_parquet)
+                    shutil.rmtree(parts, ignore_errors=True)
+        return read_table(path, _SAMPLE_COLUMNS)
+
+    def _samples_path(self, name: str, benchmark: str, greedy: bool) -> Path:
+        return self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
+
+    def _record_policy(self, folder: Path, source: PolicySource) -> None:
+        """Say beside the samples what drew them."""
+        if not (folder / "policy.json").exists():
+            s = self.settings
+            drawn_by = {"engine": s.eval_engine, "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
+            record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
+            write_text(folder / "policy.json", _json(record | {"provenance": provenance()}))
+
+    def _drawn(self, parts: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> pd.DataFrame:
+        """All completions of a benchmark: the batches that are in `parts`, and those that are drawn and put there now."""
+        from amir_grpo.policies.sampling import in_order, sample_batches
+
+        s = self.settings
+        problems = self.problems(benchmark)
+        frames = [read_table(path, _DRAWN_COLUMNS) for path in sorted(parts.glob("*.parquet"))]
+        done = {problem for frame in frames for problem in frame["problem_id"]}
+        if len(done) < len(problems):
+            batches = sample_batches(
+                self._engine(source),
+                problems,
+                1 if greedy else s.num_samples,
+                temperature=0.0 if greedy else s.eval_temperature,
+                top_p=s.eval_top_p,
+                max_new_tokens=s.eval_max_new_tokens,
+                seed=s.seed,
+                token_budget=s.eval_token_budget,
+                done=done,
+                label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
+            )
+            for batch in batches:
+                write_whole(parts / f"{len(frames):05d}.parquet", batch.to_parquet)
+                frames.append(batch)
+        return in_order(pd.concat(frames), problems)
+
+    def _graded(self, rows: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+        from amir_grpo.grading import grade_many
+        from amir_grpo.rewards import has_format, stated_confidence
+
+        problems, calibration = self.problems(benchmark), self.settings.calibration
+        answers = dict(zip(problems["id"], problems["answer"], strict=True))
+        grades = grade_many(rows["text"].tolist(), [answers[problem] for problem in rows["problem_id"]])
+        rows["correct"] = [grade.correct for grade in grades]
+        rows["formatted"] = [has_format(text, calibration) for text in rows["text"]]
+        if calibration:
+            rows["confidence"] = pd.Series([stated_confidence(text) for text in rows["text"]], dtype=float)
+        rows["seed"] = self.settings.seed
+        return rows
+
+    def scores(self) -> pd.DataFrame:
+        """Log-probabilities under GRPO and AMIR-GRPO of the base policy's completions, which both score, and their own.
+
+        Returns:
+            One row a completion and scorer: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
+        """
+        samples = self.samples()
+        frames = []
+        for method in METHODS:
+            path = self.folder / "scores" / f"{method}.parquet"
+            if not path.exists():
+                with full_disk_said(self.folder), locked(self.folder, f"scoring {method}"):
+                    started = now()
+                    shared = samples[samples["policy"] == "base"].copy()
+                    shared["logprob"] = self.score(self.folder / method, shared)
+                    own = samples[samples["policy"] == method]
+                    frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
+                    frame.insert(0, "scorer", method)
+                    columns = [
+                        "scorer",
+                        "sampler",
+                        "benchmark",
+                        "problem_id",
+                        "sample",
+                        "tokens",
+                        "correct",
+                        "logprob",
+                    ]
+                    _write_stage(path.with_suffix(".stage.json"), started)
+                    write_whole(path, frame[columns].to_parquet)
+            frames.append(read_table(path))
+        return pd.concat(frames, ignore_index=True)
+
+    def score(self, adapter: Path, samples: pd.DataFrame) -> list[float]:
+        """Log-probability of each completion under an adapter on the run's base, at temperature 1, in nats.
+
+        Args:
+            adapter: Folder of a PEFT adapter, such as a checkpoint.
+            samples: Columns problem_id and completion_ids.
+        """
+        from amir_grpo.policies.loading import load_policy, load_tokenizer
+        from amir_grpo.policies.sampling import score, tokenize_prompts
+
+        self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
+        policy = load_policy(self.base(), adapter, self.loading)
+        tokenizer = load_tokenizer(self.base(), self.settings.trust_remote_code)
+        prompts = {}
+        for benchmark in self.settings.benchmarks:
+            prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
+        return score(
+            policy,
+            tokenizer.pad_token_id,
+            [prompts[problem] for problem in samples["problem_id"]],
+            samples["completion_ids"].tolist(),
+        )
+
+    def _engine(self, source: PolicySource) -> Engine:
+        from amir_grpo.policies.engines import load_engine
+
+        if self._loaded is None or self._loaded[0] != source:
+            self._loaded = None  # free the last one before the next is loaded
+            s = self.settings
+            self._loaded = source, load_engine(s.eval_engine, source.base, source.adapter, self.loading)
+        return self._loaded[1]
+
+    # --- what is shown ------------------------------------------------------------------------------------------
+
+    def save_table(self, table: pd.DataFrame, name: str) -> Path:
+        """Write a table to tables/<name>.csv, and beside it, in <name>.json, what it was made with."""
+        record = {"table": name, "made": now(), **record_of(self.folder)}
+        write_text(self.folder / "tables" / f"{name}.json", _json(record))
+        return write_whole(self.folder / "tables" / f"{name}.csv", lambda part: table.to_csv(part, index=False))
+
+    def save_figure(self, figure: Figure, name: str) -> tuple[Path, Path]:
+        """Write a figure to figures/<name>.png and .svg."""
+        from amir_grpo.results.figures import save_figure
+
+        (self.folder / "figures").mkdir(exist_ok=True)
+        return save_figure(figure, self.folder / "figures" / name)
+
+    def stages(self) -> pd.DataFrame:
+        """What is complete and how long it took: columns stage, seconds."""
+        rows = []
+        for path in sorted(self.folder.glob("*/stage.json")):
+            stage = read_json(path)
+            seconds = (
+                datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
+            ).total_seconds()
+            rows.append({"stage": path.parent.name, "seconds": round(seconds, 1)})
+        return pd.DataFrame(rows, columns=["stage", "seconds"])
+
+
+def open_run(
+    profile: str = "sandbox", run_dir: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Run:
+    """Open a run folder, or start one.
+
+    Args:
+        profile: One of `amir_grpo.settings.PROFILES`, or auto: the largest that fits the GPU, sandbox without one.
+        run_dir: The folder; None is runs/<profile> in the project, or on Google Drive where Colab has mounted it.
+        overrides: Settings that differ from the profile's.
+
+    Raises:
+        ValueError: If a name or value is not valid, or the folder holds a run with other settings.
+    """
+    profile = resolve_profile(profile)
+    settings = settings_of(profile, overrides)
+    check_names("benchmark", settings.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
+    check_names("training set", [settings.dataset_name], [*SANDBOXES, *TRAINING_SETS])
+    if settings.is_sandbox and settings.dataset_name != settings.model_name:
+        raise ValueError(
+            f"The sandbox's policy reads arithmetic only: with model_name={settings.model_name!r}, dataset_name must be "
+            f"{settings.model_name!r}, not {settings.dataset_name!r}."
+        )
+    if settings.is_sandbox and settings.calibration:
+        raise ValueError(
+            "The sandbox's policy cannot state a confidence: leave calibration off, or take another policy."
+        )
+    import_early(settings.backend)
+    folder = Path(run_dir).expanduser() if run_dir else runs_folder() / profile
+    folder = folder.resolve()
+    check_folder(folder, "run_dir", _LEAST_DISK)
+    config = folder / "config.json"
+    if config.exists():
+        there = _read_config(config)
+        differing = {k: v for k, v in differences(there["settings"], settings).items() if k not in _FREE}
+        if differing and _holds_results(folder, differing):
+            what = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
+            raise ValueError(
+                f"{folder} holds a run with other settings: {what}.\n"
+                "Results would mix. Give another run_dir, restore the settings, or delete the folder."
+            )
+    if is_main() and (not config.exists() or differing):
+        shutil.rmtree(folder / "problems", ignore_errors=True)  # nothing was made with what other settings had
+        write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
+    _use_one_thread(settings)
+    return Run(folder, profile, settings)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+        if isinstance(config["settings"], dict):
+            return config
+        cause = "settings is no object"
+    except (ValueError, KeyError, TypeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+    raise ValueError(
+        f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
+    )
+
+
+def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """A Parquet or CSV file of a run folder.
+
+    Args:
+        columns: Those that it must have.
+
+    Raises:
+        ValueError: If it cannot be read or lacks a column, since something else than this package has changed it.
+    """
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        missing = [column for column in columns if column not in table]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+    except (ValueError, OSError) as error:
+        cause = str(error).strip().splitlines()[0][:150]
+        raise ValueError(
+            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; whatever was complete stays."
+        ) from error
+    return table
+
+
+def _write_stage(path: Path, started: str, **more: Any) -> None:
+    """Say beside a result when it was made, and with what; written before it, so that none is without."""
+    write_text(path, _json({"started": started, "ended": now(), **more, "provenance": provenance()}))
+
+
+def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
+    """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
+    parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
+    if not {"model_name", "sandbox_warmup_steps"}.isdisjoint(differing):
+        parts.append("base")
+    return any(True for part in parts for _ in folder.glob(part))
+
+
+def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that papermill has injected with -p, beside the parameters that the notebooks name themselves.
+
+    Args:
+        namespace: The notebook's globals(); `In` holds the source of its cells.
+    """
+    injected: dict[str, Any] = {}
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters"):  # papermill's mark of the cell that it adds
+            names = [t.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets]
+            injected |= {name: namespace[name] for name in names if name not in _NOTEBOOK_PARAMETERS}
+    return injected
+
+
+def _use_one_thread(settings: Settings) -> None:
+    """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
+    if settings.model_name == "sandbox":
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def resolve_profile(profile: str) -> str:
+    """The profile itself; for auto, the one that `amir_grpo.policies.memory_plan` finds for the GPU of this process.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    check_names("profile", [profile], [*PROFILES, "auto"])
+    if profile != "auto":
+        return profile
+    from amir_grpo.policies.memory_plan import card_here, profile_for
+
+    return profile_for(card_here())
+
+
+def runs_folder() -> Path:
+    """Where run folders go: runs/ of the project, or on a mounted Google Drive, which outlives a Colab session."""
+    return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
+
+
+def project_root() -> Path:
+    """The clone that holds the working directory (run from its root or notebooks/), else the working directory."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "amir_grpo" / "runs" / "run.py").is_file():
+            return folder
+    return here

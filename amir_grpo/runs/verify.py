@@ -1,0 +1,104 @@
+"""Do two runs hold the same? Compares them from the cause to the effect, and names the first difference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from amir_grpo.settings import METHODS, differences
+
+# Of the log: how long something took, or how much memory it had.
+_TIMES = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+
+def first_difference(a: Path, b: Path) -> str | None:
+    """What differs first between two run folders, None where all that both should hold is the same.
+
+    In the order of their making: settings, problems, base policy, rollouts, logs and adapters of the training,
+    completions, scores, tables, figures. Times, provenance and the report, which holds both, are not compared.
+
+    Raises:
+        FileNotFoundError: If one of them is no run folder, or neither holds a result.
+    """
+    for folder in (a, b):
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} is no run folder: it holds no config.json.\nGive the run_dir of a run.")
+    return next(_differences(a, b), None)
+
+
+def _differences(a: Path, b: Path) -> Iterator[str]:
+    settings = [json.loads((folder / "config.json").read_text())["settings"] for folder in (a, b)]
+    for name, (old, new) in differences(*settings).items():
+        yield f"setting {name}: {old!r} and {new!r}"
+    compared = 0
+    for pattern, same in _PARTS:
+        names = [sorted(path.relative_to(folder) for path in folder.glob(pattern)) for folder in (a, b)]
+        for name in sorted({*names[0], *names[1]}):
+            compared += 1
+            for folder, there in zip((a, b), names, strict=True):
+                if name not in there:
+                    yield f"{name}: not in {folder}"
+                    break
+            else:
+                difference = same(a / name, b / name)
+                if difference:
+                    yield f"{name}: {difference}"
+    if not compared:
+        raise FileNotFoundError(f"{a} and {b} hold nothing yet that could be compared.\nRun them first.")
+
+
+def _same_bytes(a: Path, b: Path) -> str | None:
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (a, b)]
+    return None if hashes[0] == hashes[1] else f"contents {hashes[0]} and {hashes[1]}"
+
+
+def _same_problems(a: Path, b: Path) -> str | None:
+    prints = [json.loads(path.read_text())["fingerprint"] for path in (a, b)]
+    return None if prints[0] == prints[1] else f"fingerprints {prints[0]} and {prints[1]}"
+
+
+def _same_table(a: Path, b: Path) -> str | None:
+    read = pd.read_parquet if a.suffix == ".parquet" else pd.read_csv
+    one, other = (read(path) for path in (a, b))
+    one, other = (table.drop(columns=[c for c in _TIMES if c in table]) for table in (one, other))
+    if list(one.columns) != list(other.columns):
+        return f"columns {', '.join(one.columns)} and {', '.join(other.columns)}"
+    if len(one) != len(other):
+        return f"{len(one)} and {len(other)} rows"
+    for column in one.columns:
+        left, right = one[column], other[column]
+        unequal = [not _equal(x, y) for x, y in zip(left, right, strict=True)]
+        if any(unequal):
+            row = int(np.argmax(unequal))
+            return f"column {column}, row {row}: {_short(left.iloc[row])} and {_short(right.iloc[row])}"
+    return None
+
+
+def _equal(x: object, y: object) -> bool:
+    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+        return np.array_equal(x, y)
+    return x == y or (pd.isna(x) and pd.isna(y))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+# What is compared, in the order of its making.
+_PARTS = (
+    ("problems/*.json", _same_problems),
+    ("base/*.safetensors", _same_bytes),
+    *((f"{method}/rollouts.parquet", _same_table) for method in METHODS),
+    *((f"{method}/log.csv", _same_table) for method in METHODS),
+    *((f"{method}/*.safetensors", _same_bytes) for method in METHODS),
+    ("samples/*/*.parquet", _same_table),
+    ("scores/*.parquet", _same_table),
+    ("tables/*.csv", _same_table),
+    ("figures/[!.]*", _same_bytes),  # what begins with a dot is left over from a process that was killed
+)

@@ -1,0 +1,364 @@
+"""Every setting of an experiment, with its type, meaning and published value, and the profiles that change them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+METHODS = ("grpo", "amir_grpo")
+POLICIES = ("base", *METHODS)
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _setting(default: Any, about: str, **metadata: Any) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": about, **metadata})
+    return field(default=default, metadata={"help": about, **metadata})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run folder. The defaults are the published ones (arXiv 2601.03661), for Qwen2.5-3B,
+    where the paper's code has the setting; the training set is not among them, and gsm8k is our choice.
+
+    Names are TRL's own where TRL has them. `method` is not here: a run folder holds both.
+    """
+
+    # policy
+    model_name: str = _setting(
+        "Qwen/Qwen2.5-3B-Instruct", "Base policy: a Hub id, a folder, sandbox or sandbox-large."
+    )
+    lora_rank: int = _setting(16, "Rank of the LoRA adapter.")
+    lora_alpha: int = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
+    lora_targets: list[str] = _setting(list(LORA_TARGETS), "Linear projections that get an adapter, by their names.")
+    max_seq_length: int = _setting(2048, "Longest prompt and completion together, in tokens.")
+    load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
+    backend: str = _setting(
+        "auto",
+        "What loads the policy for training: unsloth, transformers, or auto: Unsloth where installed, with a GPU.",
+    )
+    trust_remote_code: bool = _setting(False, "Run the code that comes with a policy of the Hub.")
+    safetensors_only: bool = _setting(True, "Refuse weights in pickles, which can run code when they are read.")
+    # training data
+    dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math, sandbox or sandbox-large.")
+    dataset_split: str = _setting("train", "Split of the training set.")
+    dataset_limit: int | None = _setting(None, "Use the first so many training problems. None: all.")
+    calibration: bool = _setting(False, "Ask for a stated confidence and reward its Brier score.")
+    # optimisation
+    learning_rate: float = _setting(5e-6, "Peak learning rate.")
+    weight_decay: float = _setting(0.1, "Weight decay of AdamW.")
+    max_grad_norm: float = _setting(0.1, "Gradients are clipped to this norm.")
+    per_device_train_batch_size: int = _setting(
+        1,
+        "Completions of a micro-batch on each device. 1 becomes num_generations where a rollout would otherwise not "
+        "hold whole groups: published as 1, that is what Unsloth made of it.",
+    )
+    gradient_accumulation_steps: int = _setting(4, "Micro-batches of an optimizer step.")
+    steps_per_generation: int | None = _setting(None, "Micro-batches of a rollout. None: gradient_accumulation_steps.")
+    max_steps: int = _setting(1000, "Optimizer steps.")
+    seed: int = _setting(0, "Seed of everything random.")
+    lr_scheduler_type: str = _setting("cosine", "Learning-rate schedule, by transformers' names.")
+    warmup_ratio: float = _setting(0.1, "Share of the steps over which the learning rate rises.")
+    optim: str = _setting("adamw_8bit", "Optimizer, by transformers' names. adamw_8bit needs bitsandbytes and a GPU.")
+    adam_beta1: float = _setting(0.9, "AdamW's β1.")
+    adam_beta2: float = _setting(0.99, "AdamW's β2.")
+    gradient_checkpointing: bool = _setting(True, "Recompute activations in the backward pass to save memory.")
+    # rollouts
+    num_generations: int = _setting(8, "G, completions a prompt.")
+    max_prompt_length: int = _setting(1024, "Longer prompts lose their beginning, in tokens.")
+    max_completion_length: int = _setting(1024, "Longest completion of a rollout, in tokens.")
+    use_vllm: bool = _setting(False, "Draw rollouts with vLLM (GPU only).")
+    vllm_mode: str = _setting(
+        "colocate", "Where vLLM runs: colocate, on the GPUs that train, or server, started by `trl vllm-serve`."
+    )
+    vllm_server_base_url: str | None = _setting(None, "With vllm_mode=server: its address. None: port 8000 here.")
+    vllm_gpu_memory_utilization: float = _setting(0.3, "With vllm_mode=colocate: vLLM's share of a GPU's memory.")
+    # GRPO
+    loss_type: str = _setting("grpo", "TRL's loss type.")
+    epsilon: float = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
+    epsilon_high: float | None = _setting(None, "Upper clipping range. None: epsilon.")
+    mask_truncated_completions: bool = _setting(False, "Leave completions that were cut out of the loss.")
+    scale_rewards: str = _setting("group", "Divide advantages by the standard deviation of: group, batch or none.")
+    importance_sampling_level: str = _setting("token", "Importance ratios by token, or by sequence (GSPO).")
+    # the preference term
+    lambda_reg: float = _setting(0.01, "λ, weight of the preference loss.")
+    reward_margin: float = _setting(2.0, "δ: a pair needs r_i - r_j > δ, in units of reward.")
+    beta_dpo: float = _setting(0.2, "β, inverse temperature of the preference.")
+    pair_mining: str = _setting("all", "Which pairs: all or topk.")
+    max_pairs_per_group: int | None = _setting(None, "Cap on the pairs of a group. None: no cap.")
+    ref_free: bool = _setting(True, "Leave the reference policy out of the preference.")
+    pair_loss: str = _setting(
+        "logistic", "Loss of a pair: logistic (the paper's), or linear, its tangent: plain wins minus losses."
+    )
+    lambda_schedule: str = _setting(
+        "constant", "How λ moves: constant, published (the published code's rule) or share."
+    )
+    preference_share: float = _setting(0.3, "With lambda_schedule=share: wanted share of the preference term.")
+    # bookkeeping
+    logging_steps: int = _setting(1, "Optimizer steps between two rows of the log.")
+    save_steps: int = _setting(250, "Optimizer steps between two checkpoints, made up to whole rollouts. 0: none.")
+    save_total_limit: int | None = _setting(2, "Checkpoints that are kept, the latest. None: all.")
+    report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.")
+    # evaluation
+    benchmarks: list[str] = _setting(
+        ["gsm8k", "aime25", "olympiadbench", "amc23", "minervamath", "aquarat", "livemathbench"],
+        "Benchmarks, in the order of the tables.",
+    )
+    eval_limit: int | None = _setting(
+        None, "Evaluate on the first so many problems of each benchmark. None: all (sandbox: 200)."
+    )
+    num_samples: int = _setting(8, "n, completions a problem.")
+    ks: list[int] = _setting([1, 2, 4], "k of pass@k; none above num_samples.")
+    eval_temperature: float = _setting(0.6, "Sampling temperature of the evaluation.")
+    eval_top_p: float = _setting(1.0, "Nucleus of the evaluation; 1 is the whole distribution.")
+    eval_max_new_tokens: int = _setting(1024, "Longest completion of the evaluation, in tokens.")
+    eval_token_budget: int = _setting(
+        262_144, "Tokens of one evaluation batch, prompts and completions together; halved where memory runs out."
+    )
+    eval_engine: str = _setting("transformers", "What draws the completions of the evaluation: transformers or vllm.")
+    # the sandbox's base policy
+    sandbox_warmup_steps: int = _setting(2000, "Supervised steps that make the sandbox's base policy.")
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(Settings).items():
+            _check_type(name, getattr(self, name), kind)
+        _check_values(self)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a rollout on each device."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions of a micro-batch on each device: num_generations where a rollout would not divide into groups."""
+        whole_groups = self.per_device_train_batch_size * self.micro_batches % self.num_generations == 0
+        return self.per_device_train_batch_size if whole_groups else self.num_generations
+
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether the policy is made on the spot, by `amir_grpo.sandbox.policy`."""
+        return self.model_name in ("sandbox", "sandbox-large")
+
+
+_SANDBOX: dict[str, Any] = {
+    "model_name": "sandbox",
+    "backend": "transformers",
+    "max_seq_length": 128,
+    "dataset_name": "sandbox",
+    "dataset_limit": 4000,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 128,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 100,
+    "optim": "adamw_torch",
+    "gradient_checkpointing": False,
+    "max_prompt_length": 64,
+    "max_completion_length": 64,
+    # The published δ = 2.0 is strict, and a right and a wrong answer in the same form differ by just 2.0, so that it
+    # loses those pairs. From 1.4 to below 2.0 every right completion beats every wrong one, and nothing else pairs.
+    "reward_margin": 1.5,
+    "save_steps": 0,
+    "benchmarks": ["chain3", "chain4", "chain5", "chain6"],
+    "eval_limit": 200,
+    "eval_max_new_tokens": 64,
+    "eval_token_budget": 65_536,
+}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        **_SANDBOX,
+        "per_device_train_batch_size": 32,
+        "max_steps": 4,
+        "dataset_limit": 200,
+        "eval_limit": 24,
+        "sandbox_warmup_steps": 300,
+    },
+    "sandbox": _SANDBOX,
+    # One size up, for a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions a rollout.
+    "sandbox-large": {
+        **_SANDBOX,
+        "model_name": "sandbox-large",
+        "dataset_name": "sandbox-large",
+        "dataset_limit": 20_000,
+        "max_seq_length": 256,
+        "learning_rate": 3e-4,
+        "per_device_train_batch_size": 256,
+        "gradient_accumulation_steps": 4,
+        "num_generations": 16,
+        "max_steps": 200,
+        "max_prompt_length": 128,
+        "max_completion_length": 128,
+        "benchmarks": ["chain5", "chain7", "words3", "words4", "chain9", "words6"],
+        "eval_limit": 400,
+        "eval_max_new_tokens": 128,
+        "eval_token_budget": 262_144,
+        "sandbox_warmup_steps": 6000,
+    },
+    "colab-t4": {
+        "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
+        "load_in_4bit": True,
+        "max_seq_length": 1024,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 4,
+        "max_steps": 150,
+        "max_prompt_length": 512,
+        "max_completion_length": 384,
+        "save_steps": 25,
+        "benchmarks": ["gsm8k", "amc23"],
+        "eval_limit": 100,
+        "eval_max_new_tokens": 512,
+    },
+    "paper-qwen3b": {},
+    "paper-qwen7b": {"model_name": "Qwen/Qwen2.5-7B-Instruct"},
+    "paper-gemma4b": {"model_name": "google/gemma-3-4b-it"},
+}
+
+
+def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a profile with some of them changed.
+
+    Raises:
+        ValueError: If the profile or a setting is unknown (with the nearest name and all valid ones), or a value is of
+            the wrong type or impossible.
+    """
+    check_names("profile", [profile], PROFILES)
+    changes = {**PROFILES[profile], **(overrides or {})}
+    check_names("setting", changes, [f.name for f in fields(Settings)])
+    kinds = typing.get_type_hints(Settings)
+    return Settings(**{name: _split(value, kinds[name]) for name, value in changes.items()})
+
+
+def _split(value: Any, kind: Any) -> Any:
+    """A list that papermill -p could only give as text, such as "chain3 chain4" or "1 2"; other values as they are."""
+    if typing.get_origin(kind) is not list or not isinstance(value, str):
+        return value
+    words = value.replace(",", " ").split()
+    return [int(word) if word.isdigit() else word for word in words]
+
+
+def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    """Refuse names that are not valid, naming the nearest and all valid ones.
+
+    Raises:
+        ValueError: If one of `names` is not in `valid`.
+    """
+    valid = list(valid)
+    for name in names:
+        if name not in valid:
+            nearest = difflib.get_close_matches(str(name), valid, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"Unknown {kind} {name!r}.{hint}\nValid: {', '.join(valid)}.")
+
+
+# Settings that a run of an earlier version does not name, and what it did.
+_ADDED = {
+    "backend": "transformers",
+    "use_vllm": False,
+    "vllm_mode": "colocate",
+    "vllm_server_base_url": None,
+    "vllm_gpu_memory_utilization": 0.3,
+    "lora_targets": list(LORA_TARGETS),
+}
+
+
+def differences(a: Settings | Mapping[str, Any], b: Settings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings whose values differ: name -> (value in a, value in b); a mapping may be of an earlier version."""
+    a, b = (_ADDED | s if isinstance(s, Mapping) else asdict(s) for s in (a, b))
+    return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is list:
+            (item,) = typing.get_args(option)
+            if isinstance(value, list) and value and all(type(entry) is item for entry in value):
+                return
+        elif isinstance(value, bool):  # a bool is an int to Python, not to a reader of settings
+            if option is bool:
+                return
+        elif isinstance(value, (int, float) if option is float else option):
+            return
+    wanted = str(kind).replace("<class '", "").replace("'>", "")
+    raise ValueError(f"{name} is {value!r}; it must be of type {wanted}.")
+
+
+def _check_values(s: Settings) -> None:
+    for name, value in asdict(s).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be finite.")
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError(f"{name} is {value}; name each once.")
+    positive = (
+        "lora_rank lora_alpha max_seq_length learning_rate max_grad_norm per_device_train_batch_size beta_dpo "
+        "gradient_accumulation_steps max_steps max_prompt_length max_completion_length logging_steps num_samples "
+        "eval_temperature eval_max_new_tokens eval_token_budget epsilon sandbox_warmup_steps"
+    ).split()
+    for name in positive:
+        if not getattr(s, name) > 0:
+            raise ValueError(f"{name} is {getattr(s, name)}; it must be above 0.")
+    for name in ("weight_decay", "lambda_reg", "reward_margin", "save_steps", "seed"):
+        if not getattr(s, name) >= 0:
+            raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0.")
+    for name in (
+        "dataset_limit",
+        "eval_limit",
+        "steps_per_generation",
+        "max_pairs_per_group",
+        "epsilon_high",
+        "save_total_limit",
+    ):
+        if getattr(s, name) is not None and not getattr(s, name) > 0:
+            raise ValueError(f"{name} is {getattr(s, name)}; leave it None, or give a value above 0.")
+    for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(s, name) < 1:
+            raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0 and below 1.")
+    if s.seed >= 2**32:
+        raise ValueError(f"seed is {s.seed}; NumPy takes seeds below 2**32.")
+    if not 0 < s.preference_share < 1:
+        raise ValueError(f"preference_share is {s.preference_share}; it must be above 0 and below 1.")
+    if not 0 < s.vllm_gpu_memory_utilization < 1:
+        raise ValueError(
+            f"vllm_gpu_memory_utilization is {s.vllm_gpu_memory_utilization}; it must be above 0 and below 1."
+        )
+    if not 0 < s.eval_top_p <= 1:
+        raise ValueError(f"eval_top_p is {s.eval_top_p}; it must be above 0 and at most 1.")
+    if s.num_generations < 2:
+        raise ValueError(f"num_generations is {s.num_generations}; a group needs at least 2 completions to compare.")
+    rollout = s.per_device_train_batch_size * s.micro_batches
+    if rollout % s.num_generations and s.per_device_train_batch_size > 1:
+        raise ValueError(
+            f"A rollout of {rollout} completions (per_device_train_batch_size × steps_per_generation) does not divide "
+            f"into groups of num_generations = {s.num_generations}: make it a multiple."
+        )
+    if max(s.ks) > s.num_samples or min(s.ks) < 1:
+        raise ValueError(f"ks is {s.ks}; each k must be between 1 and num_samples = {s.num_samples}.")
+    if s.max_prompt_length + s.max_completion_length > s.max_seq_length:
+        raise ValueError(
+            f"max_prompt_length + max_completion_length is {s.max_prompt_length + s.max_completion_length}, above "
+            f"max_seq_length = {s.max_seq_length}: raise the latter or lower one of the former."
+        )
+    if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
+        raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")
+    for name, valid in (
+        ("pair_mining", ("all", "topk")),
+        ("pair_loss", ("logistic", "linear")),
+        ("lambda_schedule", ("constant", "published", "share")),
+        ("scale_rewards", ("group", "batch", "none")),
+        ("importance_sampling_level", ("token", "sequence")),
+        ("report_to", ("none", "trackio", "wandb", "tensorboard")),
+        ("eval_engine", ("transformers", "vllm")),
+        ("vllm_mode", ("colocate", "server")),
+        ("backend", ("auto", "unsloth", "transformers")),
+        ("loss_type", ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")),
+    ):
+        check_names(name, [getattr(s, name)], valid)
+
+
+__all__ = ["METHODS", "POLICIES", "PROFILES", "Settings", "check_names", "differences", "replace", "settings_of"]

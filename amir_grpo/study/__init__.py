@@ -1,0 +1,1 @@
+"""The study behind the claims: its arms, its runs, its tables."""

@@ -1,0 +1,64 @@
+"""One process at a time on one piece of work: a lock that the system lifts when its holder ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from amir_grpo.system.files import write_text
+
+# Seconds: the notebook of a command that was killed notices within one, and ends.
+_PATIENCE = 5
+
+
+class Busy(RuntimeError):
+    """Another process does the same work in the same folder."""
+
+
+@contextmanager
+def locked(folder: Path, work: str) -> Iterator[None]:
+    """Hold `<folder>/.locks/<work>` while the block runs.
+
+    The lock is the operating system's: it ends with its holder, so that none outlives a killed process. Beside it lies
+    who holds it, for the message of those that are refused; what lies there without a lock is left over, and replaced.
+
+    Args:
+        folder: The run folder.
+        work: What is done, such as "training grpo".
+
+    Raises:
+        Busy: If another process holds it and does not end within seconds, with that process's id, machine and start time.
+    """
+    path = folder / ".locks" / f"{work.replace(' ', '-')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_suffix(".json")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise Busy(
+            f"{folder}: {work} is going on already, in {_who(holder)}.\nWait for it, stop it, or give another run_dir."
+        ) from None
+    try:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"pid": os.getpid(), "machine": platform.node(), "started": now}
+        write_text(holder, json.dumps(record) + "\n")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _who(holder: Path) -> str:
+    try:
+        record = json.loads(holder.read_text())
+        return f"process {record['pid']} on {record['machine']} since {record['started']}"
+    except (OSError, ValueError, KeyError):  # it has the lock, and has not said so yet
+        return "another process"

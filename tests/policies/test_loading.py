@@ -1,0 +1,266 @@
+"""Loading: which backend and why, what the hardware must have, what is trusted, and which numbers are trained."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from amir_grpo.policies import loading as policy
+from amir_grpo.policies.backend import Backend, start_backend
+from amir_grpo.policies.source import Loading
+from amir_grpo.runs.run import open_run
+from amir_grpo.settings import LORA_TARGETS, settings_of
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend: machine(gpu=…, packages=…) sets whether there is a GPU, and which optional packages are installed."""
+    find = importlib.util.find_spec
+
+    def pretend(gpu=False, packages=()):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        optional = {"unsloth", "bitsandbytes", "vllm", "trackio", "wandb", "tensorboard"}
+        found = {name: object() for name in packages}
+        monkeypatch.setattr(importlib.util, "find_spec", lambda n: found.get(n) if n in optional else find(n))
+
+    return pretend
+
+
+@pytest.fixture
+def before_trl(monkeypatch):
+    monkeypatch.delitem(sys.modules, "trl", raising=False)
+
+
+# --- the backend ----------------------------------------------------------------------------------------------------
+
+
+def test_transformers_when_asked_for(machine):
+    machine(gpu=True, packages=["unsloth"])
+    assert start_backend("transformers") == Backend("transformers", "asked for")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "packages", "world", "why"),
+    [
+        (True, [], "1", "Unsloth is not installed"),
+        (False, ["unsloth"], "1", "no GPU is visible"),
+        (True, ["unsloth"], "8", "several processes train, by DDP, FSDP or ZeRO"),
+    ],
+)
+def test_auto_falls_back_and_says_why(machine, before_trl, monkeypatch, gpu, packages, world, why):
+    machine(gpu, packages)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert start_backend("auto") == Backend("transformers", why)
+
+
+def test_auto_takes_unsloth_where_it_runs_and_imports_it(machine, before_trl, monkeypatch):
+    machine(gpu=True, packages=["unsloth"])
+    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
+    assert start_backend("auto") == Backend("unsloth", "installed, and a GPU is there")
+
+
+def test_unsloth_that_fails_to_import_is_not_fatal_to_auto(machine, before_trl, monkeypatch):
+    machine(gpu=True, packages=["unsloth"])
+    monkeypatch.setitem(sys.modules, "unsloth", None)  # importing it raises ImportError
+    backend = start_backend("auto")
+    assert backend.name == "transformers"
+    assert backend.why.startswith("importing it failed (")
+    with pytest.raises(ValueError, match=r"cannot be had: importing it failed .*\nReinstall it: pip install"):
+        start_backend("unsloth")
+
+
+def test_unsloth_asked_for_and_missing_names_the_install_command(machine):
+    machine()
+    with pytest.raises(ValueError, match=r"Unsloth is not installed.\nInstall it: pip install -e '\.\[gpu\]'"):
+        start_backend("unsloth")
+
+
+def test_unsloth_after_trl_is_refused(machine, monkeypatch):
+    import trl  # noqa: F401
+
+    machine(gpu=True, packages=["unsloth"])
+    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
+    assert start_backend("auto") == Backend("transformers", "trl was imported first")
+    with pytest.raises(ValueError, match="restart the kernel"):
+        start_backend("unsloth")
+
+
+def test_what_a_run_imports_before_training_leaves_trl_alone():
+    """So that Unsloth can come first, in notebooks and on the command line."""
+    import subprocess
+
+    code = (
+        "import sys; from amir_grpo.runs.run import open_run; import amir_grpo.cli, amir_grpo.results.report; "
+        "import amir_grpo.policies.memory_plan, amir_grpo.policies.loading, amir_grpo.policies.engines; "
+        "import amir_grpo.policies.sampling, amir_grpo.study.running, amir_grpo.policies.backend; "
+        "from amir_grpo import mine_pairs, preference_loss; sys.exit('trl' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
+    asked = {}
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(name, **options):
+            asked.update(options, name=name)
+            return "policy", "tokenizer"
+
+        @staticmethod
+        def get_peft_model(model, **options):
+            asked.update(options)
+            return f"adapted {model}"
+
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    lora = policy.lora_config(16, 32)
+    assert policy.load_by_unsloth("me/it", Loading(in_4bit=True), lora, 1024, True, 7) == "adapted policy"
+    assert asked["name"] == "me/it"
+    assert asked["use_exact_model_name"], "not Unsloth's own quantised copy: the adapter belongs to the policy named"
+    assert (asked["r"], asked["lora_alpha"], asked["random_state"]) == (16, 32, 7)
+    assert set(asked["target_modules"]) == set(LORA_TARGETS)
+    assert asked["load_in_4bit"]
+    assert asked["trust_remote_code"] is False
+    assert asked["use_safetensors"] is True
+    assert asked["use_gradient_checkpointing"] == "unsloth"
+
+
+# --- the hardware ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "packages", "arguments", "message"),
+    [
+        (
+            False,
+            ["bitsandbytes"],
+            (True, "adamw_torch"),
+            "load_in_4bit=True needs an NVIDIA GPU.*set load_in_4bit to False",
+        ),
+        (True, [], (True, "adamw_torch"), r"load_in_4bit=True needs bitsandbytes: pip install -e '.\[gpu\]'"),
+        (False, ["bitsandbytes"], (False, "adamw_8bit"), "optim=adamw_8bit needs an NVIDIA GPU.*adamw_torch"),
+        (True, [], (False, "adamw_8bit"), "optim=adamw_8bit needs bitsandbytes"),
+        (False, [], (False, "adamw_torch", "wandb"), "report_to=wandb needs wandb: pip install wandb"),
+        (False, ["vllm"], (False, "adamw_torch", "none", True), "use_vllm=True needs an NVIDIA GPU"),
+        (True, [], (False, "adamw_torch", "none", True), r"use_vllm=True needs vllm: pip install -e '.\[vllm\]'"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_line(machine, gpu, packages, arguments, message):
+    machine(gpu, packages)
+    with pytest.raises(ValueError, match=message) as caught:
+        policy.check_hardware(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_asked_of_who_wants_nothing(machine):
+    machine()
+    policy.check_hardware(False, "adamw_torch")
+
+
+def test_a_paper_profile_without_a_gpu_is_refused_before_anything_is_loaded(machine, tmp_path, monkeypatch):
+    machine()
+    monkeypatch.setattr(policy, "load_policy", lambda *_, **__: pytest.fail("loaded"))
+    run = open_run("paper-qwen3b", tmp_path / "run")
+    with pytest.raises(ValueError, match="optim=adamw_8bit needs an NVIDIA GPU"):
+        run.train("grpo")
+
+
+def test_a_t4_computes_in_float16_although_it_can_emulate_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert policy.compute_dtype() == torch.float16
+    from amir_grpo.runs import training
+
+    asked = {}
+    monkeypatch.setattr(training, "GRPOConfig", lambda **values: asked.update(values))
+    training.trainer_config("grpo", settings_of("colab-t4"), "out")
+    assert asked["fp16"]
+    assert not asked["bf16"]
+
+
+def test_what_float16_trains_is_float32_and_a_loss_scaler_works(base):
+    from peft import get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
+    adapted = get_peft_model(model, policy.lora_config(4, 4))
+    for parameter in adapted.parameters():  # as TRL does to the adapters of a 4-bit policy
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    policy.keep_trained_weights_in_float32(adapted)
+    kinds = {p.dtype for p in adapted.parameters() if p.requires_grad}
+    assert kinds == {torch.float32}
+    assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.float16}
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    before = [p.detach().clone() for p in trained]
+    with torch.autocast("cpu", torch.float16):
+        loss = adapted(torch.arange(5, 15)[None]).logits.float().logsumexp(-1).mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert any(not torch.equal(old, new) for old, new in zip(before, trained, strict=True)), "the step was not skipped"
+
+
+def test_each_of_several_processes_has_its_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert policy.device() == torch.device("cuda", 3)
+
+
+def test_a_vision_tower_gets_no_adapter():
+    tower = torch.nn.ModuleDict({"vision_tower": torch.nn.Linear(2, 2)})
+    assert policy.lora_config(4, 4, policy=tower).exclude_modules == r".*vision_tower.*"
+    assert policy.lora_config(4, 4, policy=torch.nn.Linear(2, 2)).exclude_modules is None
+
+
+# --- trust ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pickled(base, tmp_path):
+    """The base policy with its weights in a pickle."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(base, folder)
+    (folder / "model.safetensors").unlink()
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_are_refused_unless_asked_for(pickled, base):
+    with pytest.raises(OSError, match="cannot be loaded"):
+        policy.load_policy(str(pickled))
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        there = policy.load_policy(str(pickled), loading=Loading(safetensors_only=False))(ids).logits
+        torch.testing.assert_close(there, policy.load_policy(str(base))(ids).logits)
+
+
+def test_code_of_a_policy_is_run_only_where_asked_for(base, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(base, folder)
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OSError, match="cannot be loaded"):
+        policy.load_policy(str(folder))
+    assert type(policy.load_policy(str(folder), loading=Loading(trust_remote_code=True))).__name__ == "Own"
+
+
+def test_trust_is_off_in_every_profile():
+    for name in ("sandbox", "colab-t4", "paper-qwen7b"):
+        settings = settings_of(name)
+        assert not settings.trust_remote_code
+        assert settings.safetensors_only

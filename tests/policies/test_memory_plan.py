@@ -1,0 +1,168 @@
+"""The plan before a training: against published parameter counts, and against what the CPU's allocator really gives."""
+
+import dataclasses
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM
+
+from amir_grpo.cli import main
+from amir_grpo.policies import memory_plan as planning
+from amir_grpo.policies.loading import lora_config
+from amir_grpo.policies.memory_plan import CARDS, GIB, Card, plan, profile_for
+from amir_grpo.settings import PROFILES, settings_of
+
+# from the models' pages and their safetensors headers
+PUBLISHED = {
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "google/gemma-3-4b-it": 4_300_079_472,
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_shapes_have_the_published_number_of_parameters(name, parameters):
+    planned = plan(settings_of("paper-qwen3b", {"model_name": name}))
+    assert planned.parameters == pytest.approx(parameters, rel=0.01 if "gemma" in name else 0)
+    assert planned.parts["weights"] == pytest.approx(2 * parameters / GIB, rel=0.01)
+
+
+def settings(checkpointing, micro_batch):
+    changes = {
+        "gradient_checkpointing": checkpointing,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_prompt_length": 64,
+        "max_completion_length": 96,
+    }
+    return settings_of("sandbox-large", changes)
+
+
+def peak_of_the_allocator(work):
+    """Bytes that the CPU's allocator gave out at most while `work` ran, by the profiler's records of every allocation."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    bytes_now = peak = 0
+    records = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(records, key=lambda e: e.start_ns()):
+        bytes_now += event.nbytes()
+        peak = max(peak, bytes_now)
+    return peak
+
+
+@pytest.mark.parametrize(("checkpointing", "micro_batch"), [(True, 8), (False, 8), (True, 16)])
+def test_memory_of_the_training_pass_is_within_15_percent_of_what_is_measured(checkpointing, micro_batch):
+    s = settings(checkpointing, micro_batch)
+    planned = plan(s, bits=32)
+    policy = AutoModelForCausalLM.from_config(planning._config(s), dtype=torch.float32, attn_implementation="sdpa")
+    policy = get_peft_model(policy, lora_config(s.lora_rank, s.lora_alpha))
+    if checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.enable_input_require_grads()
+    policy.train()
+    length = s.max_prompt_length + s.max_completion_length
+
+    def step():
+        ids = torch.ones(micro_batch, length, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        mask[:, :5] = 0  # padding, so that the mask is a real one
+        options = {"use_cache": False, "logits_to_keep": s.max_completion_length + 1}
+        logits = policy(input_ids=ids, attention_mask=mask, **options).logits
+        logits.backward(torch.zeros_like(logits))
+
+    measured = peak_of_the_allocator(step) / GIB
+    estimated = planned.parts["activations"] + planned.parts["logits"] + planned.parts["gradients"]
+    assert estimated == pytest.approx(measured, rel=0.15)
+
+
+def test_weights_adapters_and_cache_are_what_they_are():
+    s = settings(False, 8)
+    planned = plan(s, bits=32)
+    policy = AutoModelForCausalLM.from_config(planning._config(s), dtype=torch.float32)
+    assert planned.parts["weights"] * GIB == sum(p.nbytes for p in policy.parameters())
+    with torch.no_grad():
+        length = s.max_prompt_length + s.max_completion_length
+        cache = policy(torch.ones(16, length, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert planned.parts["KV cache"] * GIB == held, "a rollout is 8 × 2 completions"
+    adapted = get_peft_model(policy, lora_config(s.lora_rank, s.lora_alpha))
+    trained = sum(p.nbytes for p in adapted.parameters() if p.requires_grad)
+    assert planned.parts["adapters"] * GIB == planned.parts["gradients"] * GIB == trained
+    assert planned.parts["optimizer"] * GIB == 2 * trained
+
+
+def test_sliding_windows_hold_less():
+    full = plan(settings_of("paper-gemma4b"))
+    s = dataclasses.replace(full.settings)
+    layers, per_token = full.layers, 2 * 4 * 256 * 2  # keys and values of 4 heads of 256, in 2 bytes
+    global_layers = layers // 6  # every sixth; the others see 1,024 tokens
+    tokens = global_layers * 2048 + (layers - global_layers) * 1024
+    assert full.parts["KV cache"] * GIB == 32 * per_token * tokens
+    assert s.num_generations == 8
+
+
+def test_4_bits_take_a_little_more_than_a_quarter():
+    sixteen = plan(settings_of("paper-qwen7b"))
+    four = plan(settings_of("paper-qwen7b", {"load_in_4bit": True}))
+    head = 2 * 2 * 152064 * 3584 / GIB  # embeddings and head stay in 16 bits
+    assert four.parts["weights"] == pytest.approx((sixteen.parts["weights"] - head) * 0.516 / 2 + head, rel=0.01)
+    assert four.parts["adapters"] == sixteen.parts["adapters"] / 2, "TRL keeps them in bfloat16"
+    assert plan(four.settings, bf16=False).parts["adapters"] == sixteen.parts["adapters"], (
+        "a loss scaler needs float32"
+    )
+
+
+def test_the_way_out_makes_it_fit():
+    s, card = settings_of("paper-qwen7b"), CARDS["A100-40GB"]
+    tight = dataclasses.replace(card, memory=12.0)
+    seen = []
+    while text := plan(s).ways_out(tight):
+        seen.append(text)
+        assert len(seen) < 6
+        words = text.split(":")[0].split(", ")
+        changes = dict(word.split("=") for word in words if "=" in word)
+        assert changes, text
+        overrides = {k: v == "True" if v in ("True", "False") else int(v) for k, v in changes.items()}
+        s = dataclasses.replace(s, **overrides)
+    assert plan(s).fits(tight)
+    assert seen[0].startswith("load_in_4bit=True"), "the weights alone are too large"
+    assert seen[1].startswith("per_device_train_batch_size=4, gradient_accumulation_steps=8")
+
+
+@pytest.mark.parametrize(
+    ("card", "profile"),
+    [
+        (None, "sandbox"),
+        (CARDS["T4"], "colab-t4"),
+        (CARDS["L4"], "paper-qwen3b"),
+        (CARDS["A100-40GB"], "paper-qwen7b"),
+        (CARDS["H100"], "paper-qwen7b"),
+        (Card("old", 7.8, 10, 300, bf16=False), "colab-t4"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_auto_picks_by_the_card(card, profile):
+    assert profile_for(card) == profile
+    if card:
+        assert plan(settings_of(profile), card.bf16).fits(card)
+
+
+def test_colab_t4_fits_with_room_and_both_methods_in_a_session():
+    planned = plan(settings_of("colab-t4"), bf16=False)
+    assert planned.peak < 0.5 * CARDS["T4"].memory
+    assert 2 * planned.hours(CARDS["T4"]) < 4
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "smoke"])
+def test_the_command_prints_a_plan_without_a_gpu(profile, capsys):
+    main(["plan", "--profile", profile])
+    printed = capsys.readouterr().out
+    for part in ("weights", "adapters", "optimizer", "activations", "logits", "KV cache", "peak in training"):
+        assert part in printed
+    for card in CARDS:
+        assert card in printed

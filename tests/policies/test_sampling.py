@@ -1,0 +1,390 @@
+"""Sampling: log-probabilities and completions against plain forward passes, one sequence at a time."""
+
+import copy
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from datasets import concatenate_datasets
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
+
+from amir_grpo.policies import sampling
+from amir_grpo.policies.engines import TransformersEngine, VLLMEngine, load_engine
+from amir_grpo.policies.sampling import in_order, sample, sample_batches, score
+from amir_grpo.policies.source import Loading
+from amir_grpo.sandbox.policy import load_sandbox
+
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """Prompts of four lengths, not in the order of their lengths."""
+    return concatenate_datasets([load_sandbox(name, 3) for name in ("chain6", "chain3", "chain5", "chain4")])
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_policy, tokenizer):
+    return TransformersEngine(tiny_policy, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def draw(engine, problems):
+    def draw(engine=engine, **changes):
+        options = {"num_samples": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0}
+        options |= {"problems": problems, "token_budget": 700} | changes  # several batches
+        return sample(engine, **options)
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def drawn(draw):
+    return draw()
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer, problems):
+    """Token ids of each prompt, spelled out without the chat template."""
+    return {
+        row["id"]: tokenizer.encode(f"<|im_start|>user\n{row['question']}<|im_end|>\n<|im_start|>assistant\n")
+        for row in problems
+    }
+
+
+@torch.no_grad()
+def plain_logprob(policy, prompt, completion):
+    logits = policy(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double()
+    steps = torch.log_softmax(logits, dim=-1)
+    return sum(steps[len(prompt) + place - 1, token].item() for place, token in enumerate(completion))
+
+
+@torch.no_grad()
+def plain_greedy(policy, prompt, eos):
+    ids = list(prompt)
+    while len(ids) < len(prompt) + NEW_TOKENS:
+        ids.append(policy(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
+        if ids[-1] == eos:
+            break
+    return ids[len(prompt) :]
+
+
+def test_logprob_is_that_of_a_plain_forward_pass(tiny_policy, drawn, prompts):
+    for row in drawn.itertuples():
+        expected = plain_logprob(tiny_policy, prompts[row.problem_id], row.completion_ids)
+        assert row.logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_logprob_is_at_temperature_1_whatever_was_sampled_at(tiny_policy, draw, prompts):
+    for row in draw(temperature=0.3, top_p=0.5).itertuples():
+        expected = plain_logprob(tiny_policy, prompts[row.problem_id], row.completion_ids)
+        assert row.logprob == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-5])
+def test_at_temperature_0_and_next_to_it_it_is_the_greedy_completion(
+    tiny_policy, tokenizer, draw, prompts, temperature
+):
+    for row in draw(temperature=temperature, num_samples=2).itertuples():
+        assert row.completion_ids == plain_greedy(tiny_policy, prompts[row.problem_id], tokenizer.eos_token_id)
+
+
+def test_rows_are_by_problem_and_sample(drawn, problems):
+    expected = [(problem, number) for problem in problems["id"] for number in range(4)]
+    assert list(zip(drawn["problem_id"], drawn["sample"], strict=True)) == expected
+    assert list(drawn.index) == list(range(len(drawn)))
+
+
+def test_ends_are_consistent(drawn, tokenizer):
+    eos = tokenizer.eos_token_id
+    for row in drawn.itertuples():
+        assert row.tokens == len(row.completion_ids) <= NEW_TOKENS
+        assert eos not in row.completion_ids[:-1]
+        assert row.finish_reason == ("stop" if row.completion_ids[-1] == eos else "length")
+        assert row.finish_reason == "stop" or row.tokens == NEW_TOKENS
+        assert row.text == tokenizer.decode([i for i in row.completion_ids if i not in tokenizer.all_special_ids])
+    assert set(drawn["finish_reason"]) == {"stop", "length"}, "the test should see both"
+
+
+def test_seed_decides(draw, drawn):
+    torch.manual_seed(123)  # and nothing else does
+    pd.testing.assert_frame_equal(draw(), drawn)
+    other = draw(seed=1)
+    assert (other["text"] != drawn["text"]).mean() > 0.5
+
+
+def same_but_for_rounding(rows, others):
+    pd.testing.assert_frame_equal(rows.drop(columns="logprob"), others.drop(columns="logprob"))
+    assert rows["logprob"].tolist() == pytest.approx(others["logprob"].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("token_budget", [1, 250, 10**6])
+def test_completions_do_not_depend_on_the_batches(draw, drawn, token_budget):
+    same_but_for_rounding(draw(token_budget=token_budget), drawn)
+
+
+def test_completions_do_not_depend_on_the_other_problems_or_samples(draw, drawn, problems):
+    rows = draw(problems=problems.select([7, 2]), num_samples=2)
+    kept = drawn[drawn["problem_id"].isin(problems.select([7, 2])["id"]) & (drawn["sample"] < 2)]
+    same_but_for_rounding(rows, in_order(kept, problems.select([7, 2])))
+
+
+def test_a_prompt_goes_through_the_policy_once(tiny_policy, draw, problems):
+    """The first forward pass holds the prompts, one row each; the others one token of every completion."""
+    shapes = []
+    watch = tiny_policy.register_forward_pre_hook(
+        lambda module, inputs, keywords: shapes.append(tuple(keywords["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        draw(problems=problems.select([0, 1, 2]), num_samples=5, token_budget=10**6)
+    finally:
+        watch.remove()
+    assert shapes[0][0] == 3
+    assert set(shapes[1:]) == {(15, 1)}
+
+
+def test_batches_come_one_by_one_and_leave_out_what_is_done(engine, draw, drawn, problems):
+    options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0, "token_budget": 700}
+    batches = list(sample_batches(engine, problems, 4, **options))
+    assert len(batches) > 2
+    assert all(set(batch["sample"]) == {0, 1, 2, 3} for batch in batches)
+    first = batches[0]
+    rest = list(sample_batches(engine, problems, 4, **options, done=set(first["problem_id"])))
+    pd.testing.assert_frame_equal(in_order(pd.concat([*rest, first]), problems), drawn)  # to the last digit
+
+
+class _SmallMemory(TransformersEngine):
+    """Runs out of memory, as PyTorch says it, above a number of completions at once."""
+
+    limit = 3
+
+    def generate(self, requests, *arguments, **keywords):
+        size = sum(len(request.streams) for request in requests)
+        self.sizes = [*getattr(self, "sizes", []), size]
+        if size > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().generate(requests, *arguments, **keywords)
+
+
+def test_memory_errors_halve_the_batch_and_those_that_follow(tiny_policy, tokenizer, draw, drawn):
+    engine = _SmallMemory(tiny_policy, tokenizer)
+    same_but_for_rounding(draw(engine=engine), drawn)
+    assert sum(size for size in engine.sizes if size <= 3) == len(drawn)
+    failures = [size for size in engine.sizes if size > 3]
+    assert len(failures) <= 3, "what has failed once is not tried again"
+
+
+def test_what_never_fits_is_said(tiny_policy, tokenizer, draw):
+    engine = _SmallMemory(tiny_policy, tokenizer)
+    engine.limit = 0
+    with pytest.raises(MemoryError, match="Not even one completion of 24 tokens"):
+        draw(engine=engine)
+
+
+def test_other_errors_are_not_taken_for_memory(tiny_policy, tokenizer, draw):
+    class Broken(TransformersEngine):
+        def generate(self, *arguments, **keywords):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        draw(engine=Broken(tiny_policy, tokenizer))
+
+
+def test_engines_by_name(base):
+    assert isinstance(load_engine("transformers", str(base), None, Loading()), TransformersEngine)
+    with pytest.raises(ValueError, match="Unknown engine 'sglang': choose one of transformers, vllm"):
+        load_engine("sglang", str(base), None, Loading())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed_is_asked_for(base):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[vllm\]'"):
+        load_engine("vllm", str(base), None, Loading())
+
+
+class _StandInLLM:
+    """vLLM's LLM with the arguments and outputs that the engine uses (0.30), drawing with transformers."""
+
+    def __init__(self, *, model, quantization, trust_remote_code, enable_prefix_caching, **lora):
+        assert trust_remote_code is False
+        assert enable_prefix_caching
+        self.asked = {"model": model, "quantization": quantization, **lora}
+
+    def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
+        assert use_tqdm is False
+        self.lora_request = lora_request
+        outputs = []
+        for prompt, wanted in zip(prompts, sampling_params, strict=True):
+            assert 0 <= wanted.seed < 2**63
+            assert wanted.logprobs == 0
+            ids = prompt["prompt_token_ids"]
+            generator = torch.Generator().manual_seed(wanted.seed)
+            kept, total, end = [], 0.0, False
+            while len(kept) < wanted.max_tokens and not end:
+                with torch.no_grad():
+                    logits = self.policy(input_ids=torch.tensor([[*ids, *kept]])).logits[0, -1]
+                kept.append(
+                    int(torch.multinomial(torch.softmax(logits / wanted.temperature, -1), 1, generator=generator))
+                )
+                total += torch.log_softmax(logits, -1)[kept[-1]].item()
+                end = kept[-1] == self.eos
+            one = SimpleNamespace(token_ids=kept, cumulative_logprob=total, finish_reason="stop" if end else "length")
+            outputs.append(SimpleNamespace(outputs=[one]))
+        return outputs
+
+
+def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
+    tiny_policy, tokenizer, draw, prompts, problems, monkeypatch, tmp_path
+):
+    """Against a stand-in of vLLM's interface, since vLLM itself needs a GPU."""
+    vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    vllm.__spec__ = ModuleSpec("vllm", None)
+    vllm.LLM = _StandInLLM
+    vllm.SamplingParams = lambda **values: SimpleNamespace(**values)
+    request.LoRARequest = lambda name, number, path: (name, number, path)
+    for name, module in {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    engine = VLLMEngine("some/policy", tmp_path, tokenizer)
+    assert engine._llm.asked == {
+        "model": "some/policy",
+        "quantization": None,
+        "load_format": "safetensors",
+        "enable_lora": True,
+        "max_lora_rank": 64,
+    }
+    engine._llm.policy, engine._llm.eos = tiny_policy, tokenizer.eos_token_id
+    two = problems.select([3, 0])
+    rows = draw(engine=engine, problems=two)
+    assert engine._llm.lora_request == ("policy", 1, str(tmp_path))
+    assert list(zip(rows["problem_id"], rows["sample"], strict=True)) == [(p, n) for p in two["id"] for n in range(4)]
+    assert rows["text"].nunique() > 4, "each sample has a seed of its own"
+    pd.testing.assert_frame_equal(draw(engine=engine, problems=two), rows)
+    for row in rows.itertuples():
+        expected = plain_logprob(tiny_policy, prompts[row.problem_id], row.completion_ids)
+        assert row.logprob == pytest.approx(expected, abs=1e-4)
+        assert row.finish_reason == ("stop" if row.completion_ids[-1] == tokenizer.eos_token_id else "length")
+
+
+def test_samples_of_a_problem_differ(drawn):
+    assert drawn.groupby("problem_id")["text"].nunique().mean() > 2
+
+
+def test_global_randomness_is_left_alone(draw):
+    before = torch.get_rng_state()
+    draw(num_samples=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_generation_config_of_the_policy_does_not_matter(tiny_policy, draw, drawn, monkeypatch):
+    for name, value in {"repetition_penalty": 5.0, "top_k": 1, "top_p": 0.1, "temperature": 9.0}.items():
+        monkeypatch.setattr(tiny_policy.generation_config, name, value)
+    pd.testing.assert_frame_equal(draw(), drawn)
+
+
+def test_any_end_token_of_the_policy_ends(tiny_policy, tokenizer, draw, monkeypatch):
+    closing = tokenizer.convert_tokens_to_ids("</think>")
+    monkeypatch.setattr(tiny_policy.generation_config, "eos_token_id", [tokenizer.eos_token_id, closing])
+    rows = draw()
+    assert any(ids[-1] == closing for ids in rows["completion_ids"])
+    assert not any(closing in ids[:-1] for ids in rows["completion_ids"])
+
+
+def test_sampling_follows_the_policys_distribution(tiny_policy, draw, problems, prompts):
+    """First tokens of 4,000 samples against the softmax at that temperature; a nucleus cuts its tail."""
+    one = problems.select([0])
+    with torch.no_grad():
+        logits = tiny_policy(input_ids=torch.tensor([prompts[one["id"][0]]])).logits[0, -1]
+    expected = torch.softmax(logits / 2.0, dim=-1)
+    options = {"problems": one, "num_samples": 4000, "temperature": 2.0, "max_new_tokens": 1, "token_budget": 10**6}
+    counts = torch.bincount(torch.tensor(draw(**options)["completion_ids"].str[0]), minlength=len(expected))
+    spread = (expected * (1 - expected) / 4000).sqrt()
+    assert ((counts / 4000 - expected).abs() < 5 * spread + 1e-3).all()
+
+    falling, tokens = expected.sort(descending=True)
+    nucleus = tokens[: int((falling.cumsum(0) < 0.5).sum()) + 1].tolist()
+    assert set(draw(**options, top_p=0.5)["completion_ids"].str[0]) == set(nucleus)
+
+
+@pytest.mark.parametrize("token_budget", [1, 97, 10**6])
+def test_score_does_not_depend_on_the_batches(tiny_policy, tokenizer, drawn, prompts, token_budget):
+    prompt_ids = [prompts[problem] for problem in drawn["problem_id"]]
+    ids = drawn["completion_ids"].tolist()
+    scores = score(tiny_policy, tokenizer.pad_token_id, prompt_ids, ids, token_budget)
+    assert scores == pytest.approx(drawn["logprob"].tolist(), abs=1e-4)
+    backwards = score(tiny_policy, tokenizer.pad_token_id, prompt_ids[::-1], ids[::-1], token_budget)
+    assert backwards[::-1] == pytest.approx(scores, abs=1e-4)
+
+
+def test_score_of_nothing_is_nothing(tiny_policy):
+    assert score(tiny_policy, 0, [], []) == []
+    assert score(tiny_policy, 0, [[1, 2]], [[]]) == [0.0]
+
+
+def test_scoring_holds_few_logits_at_once(tiny_policy, drawn, prompts, monkeypatch):
+    """With Qwen's vocabulary the default budget would need 160 GB for the logits of one batch."""
+    monkeypatch.setattr(sampling, "_LOGITS", 20_000)
+    held = []
+    watch = tiny_policy.register_forward_hook(lambda module, inputs, output: held.append(output.logits.numel()))
+    try:
+        prompt_ids = [prompts[problem] for problem in drawn["problem_id"]]
+        scores = score(tiny_policy, 0, prompt_ids, drawn["completion_ids"].tolist(), 262_144)
+    finally:
+        watch.remove()
+    assert max(held) <= 20_000
+    assert scores == pytest.approx(drawn["logprob"].tolist(), abs=1e-4)
+
+
+def tiny(architecture, vocabulary):
+    """A random policy of an architecture of the paper, small; Gemma's and Qwen's attention windows are short here."""
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+    }
+    if architecture == "gemma3":
+        config = Gemma3TextConfig(
+            **shape, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2
+        )
+        return Gemma3ForCausalLM(config)
+    window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}
+    return Qwen2ForCausalLM(Qwen2Config(**shape, **window))
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+def test_greedy_completions_of_the_papers_architectures_are_those_of_a_plain_loop(
+    tokenizer, draw, problems, prompts, architecture
+):
+    """Prompts of several lengths, most of them longer than the attention window, padded and computed once."""
+    torch.manual_seed(1)
+    policy = tiny(architecture, len(tokenizer)).eval()
+    policy.generation_config.eos_token_id = tokenizer.eos_token_id
+    rows = draw(
+        engine=TransformersEngine(policy, tokenizer),
+        temperature=0.0,
+        num_samples=2,
+        problems=problems.select([0, 3, 9]),
+    )
+    assert len(set(rows["text"])) > 1
+    for row in rows.itertuples():
+        assert row.completion_ids == plain_greedy(policy, prompts[row.problem_id], tokenizer.eos_token_id)
+        expected = plain_logprob(policy, prompts[row.problem_id], row.completion_ids)
+        assert row.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_adapter_that_is_not_merged_draws_what_it_draws_when_merged(tiny_policy, tokenizer, draw, problems):
+    """In 4 bits adapters stay apart from the base."""
+    torch.manual_seed(2)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    apart = get_peft_model(copy.deepcopy(tiny_policy), adapter)
+    rows = draw(engine=TransformersEngine(apart, tokenizer))
+    merged = apart.merge_and_unload()
+    same_but_for_rounding(draw(engine=TransformersEngine(merged, tokenizer)), rows)

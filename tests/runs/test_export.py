@@ -1,0 +1,167 @@
+"""A trained policy given away: what is in the folder, what the card says, and what reaches the Hub."""
+
+import json
+from types import SimpleNamespace
+
+import httpx
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amir_grpo import cli
+from amir_grpo.runs import export as publish
+from amir_grpo.results import report
+from amir_grpo.runs.run import open_run
+from amir_grpo.policies.loading import load_policy
+
+pytestmark = pytest.mark.xdist_group("publish")
+
+
+@pytest.fixture(scope="module")
+def run(runs, tiny_settings):
+    run = open_run("sandbox", runs / "published", tiny_settings)
+    report.policies_result(run)
+    return run
+
+
+def test_a_merged_policy_loads_anywhere_and_is_the_trained_one(run, tmp_path):
+    folder = publish.export(run, "amir_grpo", tmp_path / "out", merged=True)
+    alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    trained = load_policy(run.base(), run.folder / "amir_grpo")
+    ids = AutoTokenizer.from_pretrained(folder)("7+8-5", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(alone(ids).logits, trained(ids).logits, atol=0.1, rtol=0.05)
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert stored.dtype == torch.bfloat16
+    assert not list(folder.glob("adapter*"))
+    assert not list(folder.glob("*.bin")), "no pickle"
+
+
+def test_an_adapter_on_a_hub_policy_is_copied_with_its_tokenizer(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(run), "base", lambda self: "Qwen/Qwen2.5-0.5B-Instruct")
+    folder = publish.export(run, "grpo", tmp_path / "out")
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert not {"stage.json", "log.csv", "rollouts.parquet", "training_args.bin"} & {p.name for p in folder.iterdir()}
+
+
+def test_an_adapter_on_a_folder_of_this_machine_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match=r"a folder of this machine.*export it merged"):
+        publish.export(run, "grpo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_has_method_settings_results_and_provenance(run):
+    card = ModelCard(publish.model_card(run, "amir_grpo"))
+    assert card.data.library_name == "peft"
+    assert "amir-grpo" in card.data.tags
+    assert "λ = 0.01" in card.text
+    assert "| max_steps | 2 |" in card.text
+    stage = json.loads((run.folder / "amir_grpo" / "stage.json").read_text())
+    assert stage["started"] in card.text
+    assert f"| trl | {stage['provenance']['packages']['trl']} |" in card.text
+    row = pd.read_csv(run.folder / "tables" / "policies.csv").query(
+        "policy == 'amir_grpo' and benchmark == 'chain3' and quantity == 'pass@1'"
+    )
+    (row,) = row.itertuples()
+    assert f"{row.estimate:.1f} [{row.low:.1f}, {row.high:.1f}] |" in card.text
+    assert str(run.folder) not in card.text, "no path of the machine"
+    assert "fingerprint" in card.text
+
+
+def test_grpos_card_says_nothing_of_preferences(run):
+    card = publish.model_card(run, "grpo")
+    assert "λ =" not in card
+    assert "tags: [trl, grpo]" in card
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """In place of the Hub: what is asked of it."""
+    asked = []
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, repo, **kw: asked.append((repo, kw)) or f"https://hub/{repo}"
+    )
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kw: asked.append(kw))
+    monkeypatch.setattr(HfApi, "repo_info", lambda self, repo: SimpleNamespace(private=repo != "me/public"))
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    return asked
+
+
+def arguments(run, *more):
+    changed = ("sandbox_warmup_steps", "max_steps", "per_device_train_batch_size", "dataset_limit", "eval_limit")
+    changed += ("max_completion_length", "reward_margin", "eval_max_new_tokens")
+    settings = [f"--{name}={getattr(run.settings, name)}" for name in changed]
+    benchmarks = ["--benchmarks", *run.settings.benchmarks]
+    return ["export", "--run_dir", str(run.folder), *settings, *benchmarks, *map(str, more)]
+
+
+def test_a_push_is_private_unless_asked_for_and_gives_no_token(run, hub, tmp_path, capsys):
+    cli.main(arguments(run, "--merged", "--out", tmp_path / "a", "--push_to", "me/mine"))
+    (repo, options), upload = hub
+    assert (repo, options["private"]) == ("me/mine", True)
+    assert upload["folder_path"] == tmp_path / "a"
+    assert not [key for call in (options, upload) for key in call if "token" in key]
+    assert "Uploaded: https://hub/me/mine" in capsys.readouterr().out
+    cli.main(arguments(run, "--merged", "--out", tmp_path / "b", "--push_to", "me/mine", "--public"))
+    assert hub[2][1]["private"] is False
+
+
+def refused(run, capsys, *more):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments(run, *more))
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) <= 3
+    return message
+
+
+def test_what_is_public_gets_nothing_that_is_to_be_private(run, hub, tmp_path, capsys):
+    message = refused(run, capsys, "--merged", "--out", tmp_path / "a", "--push_to", "me/public")
+    assert "public; give --public, or another name" in message
+    assert len(hub) == 1, "nothing was uploaded"
+    cli.main(arguments(run, "--merged", "--out", tmp_path / "b", "--push_to", "me/public", "--public"))
+    assert hub[-1]["repo_id"] == "me/public"
+
+
+def test_a_push_that_the_hub_refuses_says_so_and_keeps_the_folder(run, hub, monkeypatch, tmp_path, capsys):
+    def refuse(self, *args, **kwargs):
+        response = httpx.Response(401, request=httpx.Request("POST", "https://hub"))
+        raise HfHubHTTPError("401 Client Error: token expired", response=response)
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    message = refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
+    assert "token expired" in message
+    assert "hf auth login" in message
+    assert "hf_planted" not in message
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_push_without_a_login_or_a_name_is_refused_before_the_work(run, hub, monkeypatch, tmp_path, capsys):
+    assert "'not/a/name' cannot name" in refused(run, capsys, "--out", tmp_path / "out", "--push_to", "not/a/name")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "hf auth login" in refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
+    assert not (tmp_path / "out").exists()
+    assert not hub
+
+
+def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run, capsys):
+    cli.main(arguments(run, "--merged"))
+    card = run.folder / "export" / "amir_grpo-merged" / "README.md"
+    card.write_text("old")
+    cli.main(arguments(run, "--merged"))
+    assert card.read_text() == publish.model_card(run, "amir_grpo", merged=True)
+    assert not (run.folder / "export" / "amir_grpo").exists()
+
+
+def test_what_is_not_trained_or_in_the_way_is_refused(runs, tiny_settings, run, tmp_path):
+    untrained = open_run("sandbox", runs / "untrained", tiny_settings)
+    with pytest.raises(ValueError, match="holds no trained grpo"):
+        publish.export(untrained, "grpo", tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="is there already"):
+        publish.export(run, "grpo", tmp_path / "there")

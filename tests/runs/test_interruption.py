@@ -1,0 +1,237 @@
+"""Killed at random moments and started again, a stage ends with what an undisturbed one ends with."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amir_grpo.runs.verify import first_difference
+
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("interruption")
+
+# (stage, what it does); each asks for the ones before it, which are complete in its starting folder
+STAGES = ("train", "evaluate", "report")
+ROUNDS, KILLS = 4, 5  # of each stage: 20 random moments
+PARTS = ("*.part", "*/*.part", "*/*/*.part")
+
+
+def work(stage, folder, settings):
+    """One stage of a run, in a process of its own."""
+    import torch
+
+    from amir_grpo.results import report
+    from amir_grpo.runs.run import open_run
+
+    torch.set_num_threads(1)
+    run = open_run("sandbox", folder, settings)
+    if stage == "train":
+        run.logs()
+    elif stage == "evaluate":
+        run.samples()
+    else:
+        report.policies_result(run)
+        report.draw(run)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Forks processes that have imported everything, so that a kill hits work and not imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["amir_grpo.runs.training", "amir_grpo.results.report", "amir_grpo.policies.engines"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings):
+    changes = {
+        "benchmarks": ["chain3"],
+        "save_steps": 1,
+        "max_steps": 3,
+        "eval_token_budget": 400,
+        "report_to": "none",
+    }
+    return tiny_settings | changes
+
+
+def do(server, stage, folder, settings, seconds=None):
+    """Run a stage to its end, or kill it after some seconds; returns how long it took."""
+    begin = time.perf_counter()
+    process = server.Process(target=work, args=(stage, folder, settings))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    elif seconds is None:
+        assert process.exitcode == 0
+    return time.perf_counter() - begin
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server, settings, runs, base):
+    """For each stage the folder before it, the folder after it, and how long it took."""
+    found, before = {}, runs / "undisturbed 0"
+    do(server, "train", runs / "warm", settings)  # the first fork pays for the server's imports
+    before.mkdir()
+    for number, stage in enumerate(STAGES, start=1):
+        after = runs / f"undisturbed {number}"
+        shutil.copytree(before, after)
+        found[stage] = before, after, do(server, stage, after, settings)
+        before = after
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_random_moments_and_started_again_it_ends_with_the_same(server, settings, undisturbed, runs, stage):
+    before, after, seconds = undisturbed[stage]
+    moments = random.Random(stage)
+    for number in range(ROUNDS):
+        folder = runs / f"killed {stage} {number}"
+        shutil.copytree(before, folder)
+        for _ in range(KILLS):
+            do(server, stage, folder, settings, seconds * moments.random())
+        do(server, stage, folder, settings)
+        assert first_difference(after, folder) is None
+        shutil.rmtree(folder)
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_taken_for_whole(server, settings, undisturbed, runs):
+    _, after, _ = undisturbed["train"]
+    folder = runs / "cut off"
+    shutil.copytree(after, folder)
+    for method in ("grpo", "amir_grpo"):
+        (folder / method / "stage.json").unlink()
+        last = folder / method / "checkpoints" / "checkpoint-3"
+        (last / "rollouts.parquet").unlink()
+        (last / "optimizer.pt").write_bytes(b"half")
+    do(server, "train", folder, settings)
+    assert first_difference(undisturbed["train"][1], folder) is None
+
+
+def test_a_training_killed_after_its_last_step_is_not_given_another(server, settings, undisturbed, runs):
+    _, after, _ = undisturbed["train"]
+    folder = runs / "after the last step"
+    shutil.copytree(after, folder)
+    files = {path.name for path in (after / "grpo").iterdir()}
+    for method in ("grpo", "amir_grpo"):
+        for path in (folder / method).iterdir():
+            if path.is_file():
+                path.unlink()
+    do(server, "train", folder, settings)
+    assert first_difference(after, folder) is None
+    assert {path.name for path in (folder / "grpo").iterdir()} == files
+    shutil.rmtree(folder)
+
+
+# argv: folder of the undisturbed run, a folder to mount a small disk on, the settings; each stage meets the full disk
+FULL_DISK = """
+import json, shutil, subprocess, sys
+from pathlib import Path
+import torch
+from amir_grpo.runs import run as experiment
+from amir_grpo.runs import training
+from amir_grpo.runs import verify
+torch.set_num_threads(1)
+undisturbed, disk, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
+experiment._LEAST_DISK, training._bytes_to_come = 0, lambda *_: 0  # or it would not begin
+shutil.copytree(undisturbed / "base", disk / "run" / "base")
+run = experiment.open_run("sandbox", disk / "run", settings)
+filler = disk / "filler"
+for work in (lambda: run.logs(), lambda: run.samples(), lambda: run.scores()):
+    for free in (0, 30_000, 300_000):
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - free))
+        try:
+            work()
+        except OSError as error:
+            print(error)
+    filler.unlink()
+    work()
+print("difference:", verify.first_difference(undisturbed, disk / "run"))
+"""
+
+
+def test_a_full_disk_is_said_and_loses_nothing(server, settings, undisturbed, runs, tmp_path):
+    """On a disk of a few megabytes, which is full again and again."""
+    namespace = ["unshare", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    _, after, _ = undisturbed["report"]
+    only_these = tmp_path / "undisturbed"
+    shutil.copytree(after, only_these, ignore=shutil.ignore_patterns("tables", "figures"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [*namespace, sys.executable, "-c", FULL_DISK, only_these, disk, json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(f"The disk of {disk / 'run'} is full") >= 4
+    assert done.stdout.splitlines()[-1] == "difference: None"
+
+
+@pytest.mark.long
+def test_evidence_killed_at_random_moments_ends_with_the_same_tables(runs, tmp_path):
+    """Its command with two workers, at 20 random moments."""
+    changes = "--max_steps 2 --sandbox_warmup_steps 60 --dataset_limit 40 --eval_limit 4 --eval_max_new_tokens 24"
+    command = [sys.executable, "-m", "amir_grpo", "evidence", "--arms", "linear", *changes.split(), "--workers", "2"]
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        shutil.copytree(runs / ".cache", folder / ".cache", dirs_exist_ok=True)
+        return subprocess.Popen([*command, "--folder", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    begin = time.perf_counter()
+    assert start(tmp_path / "whole").wait() == 0
+    seconds, moments = time.perf_counter() - begin, random.Random(1)
+    for number in range(ROUNDS):
+        folder = tmp_path / f"killed {number}"
+        for _ in range(KILLS):
+            process = start(folder)
+            try:
+                process.wait(seconds * moments.random())
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        process = start(folder)
+        assert process.wait() == 0, process.stdout.read().decode()[-2000:]
+        for name in ("correct.parquet", "training.parquet", "pressure.csv", "margins.parquet", "weights.csv"):
+            whole, killed = (path / "tables" / name for path in (tmp_path / "whole", folder))
+            assert whole.read_bytes() == killed.read_bytes(), name
+        for whole in sorted((tmp_path / "whole").glob("*.seed*")):
+            assert first_difference(whole, folder / whole.name) is None
+        shutil.rmtree(folder)
+
+
+@pytest.mark.long
+def test_reproduce_killed_twice_at_random_moments_ends_with_the_same(tmp_path):
+    """The whole command at the smoke profile, at 20 random moments; minutes."""
+    command = [sys.executable, "-m", "amir_grpo", "reproduce", "--profile", "smoke", "--run_dir"]
+    begin = time.perf_counter()
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    seconds, moments = time.perf_counter() - begin, random.Random(0)
+    for number in range(10):
+        folder = tmp_path / f"killed {number}"
+        for _ in range(2):
+            process = subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                process.wait(seconds * moments.random())
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+        subprocess.run([*command, folder], check=True, capture_output=True)
+        assert first_difference(tmp_path / "whole", folder) is None
+
+
+def test_nothing_half_written_is_left_under_a_name_that_is_read(undisturbed):
+    _, after, _ = undisturbed["report"]
+    assert not [path for pattern in PARTS for path in after.glob(pattern)]
+    for path in Path(after).rglob("*.json"):
+        json.loads(path.read_text())

@@ -1,0 +1,1 @@
+"""The maintainers' tools; not part of the package."""

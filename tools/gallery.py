@@ -1,0 +1,156 @@
+"""Every figure of figures/, drawn from the tables in data/; and how a run's results get there.
+
+python -m tools.gallery                      draw figures/ from data/
+python -m tools.gallery --keep runs/sandbox  first copy the run's tables into data/results/<profile>
+python -m tools.gallery --tidy notebooks     make executed notebooks fit to commit
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from amir_grpo.results import figures, tables
+from amir_grpo.results import study_figures as drawings
+from amir_grpo.runs.run import project_root
+from amir_grpo.study import claims
+from amir_grpo.study.running import load as load_evidence
+from amir_grpo.system.files import write_text, write_whole
+from amir_grpo.system.provenance import record_of, to_json
+
+TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
+LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
+PROFILE = "sandbox"
+
+
+def keep(run_folder: Path, results: Path) -> None:
+    """Copy a run's tables, the columns of its logs that are drawn, and its provenance into `results`.
+
+    Raises:
+        FileNotFoundError: If the run is not complete.
+    """
+    for name in TABLES:
+        table = pd.read_csv(run_folder / "tables" / f"{name}.csv")
+        if name == "margins":
+            table = table.round(6)
+        write_whole(results / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
+    logs = pd.concat([pd.read_csv(run_folder / method / "log.csv") for method in ("grpo", "amir_grpo")])
+    write_whole(results / "log.csv", lambda part: logs[LOG_COLUMNS].to_csv(part, index=False))
+    write_text(results / "provenance.json", to_json(record_of(run_folder)))
+
+
+EVIDENCE = "evidence"
+
+
+def evidence_figures(evidence: claims.Evidence) -> dict[str, Figure]:
+    """Every figure of the evidence, by name."""
+    lengths = ["grpo", "amir_grpo", "two-step-dr_grpo", "two-step-dr_grpo-amir"]
+    return {
+        "claim_supervision": drawings.supervision_figure(
+            evidence["training"],
+            ["amir_grpo", "share-0.1", "share-0.3", "share-0.6"],
+            "Pairs, and what they make of the update",
+        ),
+        "claim_boundary": drawings.boundary_figure(
+            claims.boundary_table(evidence), "Decision boundary on the base policy's completions"
+        ),
+        "claim_length": drawings.length_figure(
+            claims.pressure_table(evidence, lengths), evidence["training"], "Length bias"
+        ),
+        "claim_coverage": drawings.patterns_figure(
+            claims.coverage_table(evidence), "Who solves a problem with k samples"
+        ),
+        "claim_variants": drawings.gains_figure(
+            claims.variants_table(evidence), "The preference term added to each variant"
+        ),
+        "ablations": drawings.gains_figure(
+            claims.gain_table(evidence, claims.ablation_arms(evidence), ks=(1, 4)), "Each arm against what it changes"
+        ),
+        "weights": drawings.weights_figure(evidence["weights"], "Preference weights and wins − losses"),
+    }
+
+
+def draw(results: Path, published: Path, out: Path) -> list[Path]:
+    """Draw the published figures and those of the kept results into `out`, PNG and SVG; returns the PNGs."""
+    kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
+    title = f"This package ({results.name})"
+    log = kept["log"]
+    drawn = {
+        "main_published": figures.main_figure(tables.published("table1", published), title="Published (Table 1)"),
+        "main": figures.main_figure(kept["main"], title=title),
+        "coverage_published": figures.coverage_figure(
+            tables.published("coverage", published), title="Published (AMC23)"
+        ),
+        "coverage": figures.coverage_figure(kept["coverage"], title=title),
+        "margin_published": figures.margin_figure(tables.published("margin", published), title="Published (Figure 4)"),
+        "margin": figures.margin_figure(kept["margins"], kept["margin_summary"], title=title),
+        "reward": figures.reward_figure(log, title=f"{title}: reward in training"),
+        "share": figures.share_figure(log[log["method"] == "amir_grpo"], title=f"{title}: share of the update"),
+        "published_noise": drawings.noise_figure(
+            claims.noise_table(tables.published("table1", published), tables.published_sizes(published)),
+            title="Published gains in the band of what noise alone makes",
+        ),
+        **evidence_figures(load_evidence(results.parent / EVIDENCE)),
+    }
+    out.mkdir(exist_ok=True)
+    return [figures.save_figure(figure, out / name)[0] for name, figure in drawn.items()]
+
+
+def tidy(folder: Path) -> None:
+    """Make executed notebooks fit to commit: no metadata, progress bars as they ended, no addresses, ids in order."""
+    for path in sorted(folder.glob("*.ipynb")):
+        notebook = json.loads(path.read_text())
+        notebook["metadata"] = {k: notebook["metadata"][k] for k in ("kernelspec", "language_info")}
+        notebook["metadata"]["language_info"] = {"name": "python"}
+        for cell in notebook["cells"]:
+            cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags" and v}
+            if cell["cell_type"] == "code":
+                cell["outputs"] = _tidy_outputs(cell["outputs"])
+        text = json.dumps(notebook, indent=1, ensure_ascii=False)
+        text = re.sub(r" at 0x[0-9a-f]+>", ">", text)
+        drawn = dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}(?=[_\\])", text))  # pandas draws them at random
+        for number, name in enumerate(drawn):
+            text = text.replace(name, f"T_{number:05d}")
+        write_text(path, text + "\n")
+
+
+def _tidy_outputs(outputs: list[dict]) -> list[dict]:
+    kept: list[dict] = []
+    for output in outputs:
+        if output["output_type"] != "stream":
+            kept.append(output)
+        elif kept and kept[-1].get("name") == output["name"]:
+            kept[-1]["text"] += "".join(output["text"])
+        else:
+            kept.append({**output, "text": "".join(output["text"])})
+    for output in kept:
+        if output["output_type"] == "stream":
+            lines = output["text"].split("\n")
+            output["text"] = "\n".join(line.rstrip("\r").split("\r")[-1] for line in lines)
+    return kept
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gallery", description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", type=Path, metavar="RUN", help="copy this run's tables into data/results first")
+    parser.add_argument("--tidy", type=Path, metavar="FOLDER", help="tidy the notebooks of this folder, draw nothing")
+    arguments = parser.parse_args()
+    if arguments.tidy:
+        tidy(arguments.tidy)
+        return
+    root = project_root()
+    results = root / "data" / "results" / PROFILE
+    if arguments.keep:
+        keep(arguments.keep, results)
+    for path in draw(results, root / "data" / "published", root / "figures"):
+        print(path.relative_to(root))
+
+
+if __name__ == "__main__":
+    main()
