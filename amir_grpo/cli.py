@@ -16,9 +16,9 @@ from typing import Any
 
 from amir_grpo.policies.backend import import_early
 from amir_grpo.settings import METHODS, PROFILES, Settings, check_names
-from amir_grpo.system.files import check_folder, write_whole
+from amir_grpo.system.files import atomic_write, check_folder
 from amir_grpo.system.locks import Busy
-from amir_grpo.system.processes import is_main, leave, world_size
+from amir_grpo.system.processes import is_main, leave_process_group, world_size
 
 _ABOUT = {
     "reproduce": "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
@@ -249,7 +249,7 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
         check_folder(adapter, "model_dir")
     run = _open(options, overrides)
     log = run.train(options.method)
-    leave()
+    leave_process_group()
     if not is_main():
         return
     tenth = max(1, len(log) // 10)
@@ -260,7 +260,7 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
     if adapter:
         for path in (run.folder / options.method).iterdir():
             if path.is_file() and path.name not in ("stage.json", "log.csv"):
-                write_whole(adapter / path.name, partial(shutil.copy2, path))
+                atomic_write(adapter / path.name, partial(shutil.copy2, path))
         print(f"Adapter copied to {adapter}")
 
 

@@ -39,7 +39,7 @@ from amir_grpo.runs import training
 from amir_grpo.runs.run import project_root
 from amir_grpo.sandbox.policy import build_tokenizer, load_sandbox
 from amir_grpo.settings import METHODS, Settings, settings_of
-from amir_grpo.system.files import write_text, write_whole
+from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.provenance import provenance, to_json
 
 _BACKEND = Backend("transformers", "measured")
@@ -162,7 +162,7 @@ def main() -> None:
             memory = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, LIMITED / memory))
             rows += rows_of(name, settings_of("colab-t4", {"save_steps": 0, "reward_margin": 0.0}), base)
-    write_whole(arguments.results / "steps.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
+    atomic_write(arguments.results / "steps.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
     write_text(arguments.results / "provenance.json", to_json(provenance() | {"driver": driver()}))
 
 

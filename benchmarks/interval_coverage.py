@@ -16,7 +16,7 @@ import pandas as pd
 
 from amir_grpo import metrics
 from amir_grpo.runs.run import project_root
-from amir_grpo.system.files import write_whole
+from amir_grpo.system.files import atomic_write
 
 EXPERIMENTS, SAMPLES, LARGE = 1_000, 8, 1_000_000
 # mean and standard deviation of the problems' log-odds under the older method
@@ -75,7 +75,7 @@ def main() -> None:
                     print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     path = project_root() / "data" / "results" / "interval_coverage.csv"
-    write_whole(path, lambda part: table.to_csv(part, index=False))
+    atomic_write(path, lambda part: table.to_csv(part, index=False))
     print(table.to_string(index=False))
 
 

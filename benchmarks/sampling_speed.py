@@ -24,7 +24,7 @@ from amir_grpo.policies.sampling import sample, tokenize_prompts
 from amir_grpo.policies.source import find_policy
 from amir_grpo.runs.run import project_root
 from amir_grpo.sandbox.policy import FAMILIES, SandboxSpec, base_policy, load_sandbox
-from amir_grpo.system.files import write_whole
+from amir_grpo.system.files import atomic_write
 
 SAMPLES, TEMPERATURE = 8, 0.6
 
@@ -105,7 +105,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     if arguments.policy is None:
         path = root / "data" / "results" / "sampling_speed.csv"
-        write_whole(path, lambda part: table.to_csv(part, index=False))
+        atomic_write(path, lambda part: table.to_csv(part, index=False))
     print(table.to_string(index=False))
 
 

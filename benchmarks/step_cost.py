@@ -30,7 +30,7 @@ from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
 from amir_grpo.rewards import reward_functions
 from amir_grpo.runs.run import project_root
 from amir_grpo.sandbox.policy import SandboxSpec, base_policy, load_sandbox
-from amir_grpo.system.files import write_whole
+from amir_grpo.system.files import atomic_write
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
 
 COMPLETIONS = 128
@@ -165,7 +165,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     path = project_root() / "data" / "results" / "step_cost.csv"
-    write_whole(path, lambda part: table.to_csv(part, index=False))
+    atomic_write(path, lambda part: table.to_csv(part, index=False))
     print(table.to_string(index=False))
 
 

@@ -194,7 +194,7 @@ def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
         textwrap.dedent("""
         import os, sys, torch
         from transformers import LlamaForCausalLM
-        from amir_grpo.system.processes import leave
+        from amir_grpo.system.processes import leave_process_group
         from tests.test_trainer import make_trainer, sgd_gradient
 
         def reward(completions, completion_ids, **columns):
@@ -220,7 +220,7 @@ def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
         if trainer.accelerator.is_main_process:
             row = [r for r in trainer.state.log_history if "reward" in r][0]
             torch.save((gradient, {k: row[k] for k in row if k.startswith("preference/")}), sys.argv[3])
-        leave()
+        leave_process_group()
         """)
     )
     policy.save_pretrained(tmp_path / "policy")

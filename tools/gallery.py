@@ -20,7 +20,7 @@ from amir_grpo.results import study_figures as drawings
 from amir_grpo.runs.run import project_root
 from amir_grpo.study import claims
 from amir_grpo.study.running import load as load_evidence
-from amir_grpo.system.files import write_text, write_whole
+from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.provenance import record_of, to_json
 
 TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
@@ -38,9 +38,9 @@ def keep(run_folder: Path, results: Path) -> None:
         table = pd.read_csv(run_folder / "tables" / f"{name}.csv")
         if name == "margins":
             table = table.round(6)
-        write_whole(results / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
+        atomic_write(results / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
     logs = pd.concat([pd.read_csv(run_folder / method / "log.csv") for method in ("grpo", "amir_grpo")])
-    write_whole(results / "log.csv", lambda part: logs[LOG_COLUMNS].to_csv(part, index=False))
+    atomic_write(results / "log.csv", lambda part: logs[LOG_COLUMNS].to_csv(part, index=False))
     write_text(results / "provenance.json", to_json(record_of(run_folder)))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from jinja2 import Template
 
-from amir_grpo.system.files import check_folder, full_disk_said, whole_folder, write_text
+from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
 from amir_grpo.system.provenance import read_json, record_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
         )
     if not merged and Path(run.base()).is_dir():
         raise ValueError(f"The base of this adapter is a folder of this machine, {run.base()}: export it merged.")
-    with full_disk_said(folder.parent), whole_folder(folder) as beside:
+    with explain_full_disk(folder.parent), atomic_folder(folder) as beside:
         if merged:
             _merge(run, trained, beside)
         else:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo.results import report
-from amir_grpo.results import tables
+from amir_grpo.results import report, tables
 from amir_grpo.runs.run import project_root
-from amir_grpo.system.locks import locked
 from amir_grpo.settings import METHODS
+from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
 
 if TYPE_CHECKING:

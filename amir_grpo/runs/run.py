@@ -29,15 +29,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from amir_grpo.policies.backend import Backend, import_early, start_backend
-from amir_grpo.system.files import check_folder, full_disk_said, whole_folder, write_text, write_whole
-from amir_grpo.system.locks import locked
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
-from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
+from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
 from amir_grpo.settings import METHODS, POLICIES, PROFILES, Settings, check_names, differences, settings_of
+from amir_grpo.system.files import atomic_folder, atomic_write, check_folder, explain_full_disk, write_text
+from amir_grpo.system.locks import locked
+from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
 from amir_grpo.system.provenance import now, provenance, read_json, record_of
 from amir_grpo.system.provenance import to_json as _json
-from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -147,7 +147,7 @@ class Run:
         folder = self.folder / "base"
         if not folder.exists():
             spec = replace(SANDBOXES[self.settings.model_name], warmup_steps=self.settings.sandbox_warmup_steps)
-            with full_disk_said(self.folder), whole_folder(folder) as beside:
+            with explain_full_disk(self.folder), atomic_folder(folder) as beside:
                 made = base_policy(spec, self.folder.parent / ".cache")
                 shutil.copytree(made, beside, dirs_exist_ok=True)
         return str(folder)
@@ -167,12 +167,12 @@ class Run:
 
             with main_first():
                 base, problems = self.base(), self.training_problems()
-            with full_disk_said(self.folder), self._locked(f"training {method}"):
+            with explain_full_disk(self.folder), self._locked(f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
                     started = now()
                     log = training.train(method, self.settings, base, problems, folder, backend)
                     if is_main():
-                        write_whole(log_path, lambda part: log.to_csv(part, index=False))
+                        atomic_write(log_path, lambda part: log.to_csv(part, index=False))
                         _write_stage(folder / "stage.json", started, backend=asdict(backend), processes=world_size())
             wait_for_everyone()
         return read_table(log_path)
@@ -183,8 +183,8 @@ class Run:
 
     def _start_training(self) -> Backend:
         """See that the hardware can do what the settings ask for, and start the backend."""
-        from amir_grpo.policies.memory_plan import card_here, plan_here
         from amir_grpo.policies.loading import check_hardware
+        from amir_grpo.policies.memory_plan import card_here, plan_here
 
         s = self.settings
         check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm)
@@ -269,7 +269,7 @@ class Run:
         """
         path = self._samples_path(name, benchmark, greedy)
         if not path.exists():
-            with full_disk_said(self.folder), locked(self.folder, f"sampling {name}"):
+            with explain_full_disk(self.folder), locked(self.folder, f"sampling {name}"):
                 if not path.exists():  # unless another process has done it meanwhile
                     started = now()
                     self._record_policy(path.parent, source)
@@ -278,7 +278,7 @@ class Run:
                     rows.insert(0, "benchmark", benchmark)
                     rows.insert(0, "policy", name)
                     _write_stage(path.with_suffix(".stage.json"), started)
-                    write_whole(path, rows.to_parquet)
+                    atomic_write(path, rows.to_parquet)
                     shutil.rmtree(parts, ignore_errors=True)
         return read_table(path, _SAMPLE_COLUMNS)
 
@@ -315,7 +315,7 @@ class Run:
                 label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
             )
             for batch in batches:
-                write_whole(parts / f"{len(frames):05d}.parquet", batch.to_parquet)
+                atomic_write(parts / f"{len(frames):05d}.parquet", batch.to_parquet)
                 frames.append(batch)
         return in_order(pd.concat(frames), problems)
 
@@ -344,7 +344,7 @@ class Run:
         for method in METHODS:
             path = self.folder / "scores" / f"{method}.parquet"
             if not path.exists():
-                with full_disk_said(self.folder), locked(self.folder, f"scoring {method}"):
+                with explain_full_disk(self.folder), locked(self.folder, f"scoring {method}"):
                     started = now()
                     shared = samples[samples["policy"] == "base"].copy()
                     shared["logprob"] = self.score(self.folder / method, shared)
@@ -362,7 +362,7 @@ class Run:
                         "logprob",
                     ]
                     _write_stage(path.with_suffix(".stage.json"), started)
-                    write_whole(path, frame[columns].to_parquet)
+                    atomic_write(path, frame[columns].to_parquet)
             frames.append(read_table(path))
         return pd.concat(frames, ignore_index=True)
 
@@ -404,7 +404,7 @@ class Run:
         """Write a table to tables/<name>.csv, and beside it, in <name>.json, what it was made with."""
         record = {"table": name, "made": now(), **record_of(self.folder)}
         write_text(self.folder / "tables" / f"{name}.json", _json(record))
-        return write_whole(self.folder / "tables" / f"{name}.csv", lambda part: table.to_csv(part, index=False))
+        return atomic_write(self.folder / "tables" / f"{name}.csv", lambda part: table.to_csv(part, index=False))
 
     def save_figure(self, figure: Figure, name: str) -> tuple[Path, Path]:
         """Write a figure to figures/<name>.png and .svg."""

@@ -17,7 +17,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
-from amir_grpo.system.files import check_folder, write_whole
 from amir_grpo.policies.loading import (
     compute_dtype,
     device,
@@ -28,10 +27,11 @@ from amir_grpo.policies.loading import (
     lora_config,
 )
 from amir_grpo.policies.source import Loading
-from amir_grpo.system.processes import is_main, main_first
-from amir_grpo.settings import METHODS, Settings, check_names
-from amir_grpo.system.progress import progress_bar
 from amir_grpo.rewards import reward_functions
+from amir_grpo.settings import METHODS, Settings, check_names
+from amir_grpo.system.files import atomic_write, check_folder
+from amir_grpo.system.processes import is_main, main_first
+from amir_grpo.system.progress import progress_bar
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer, loss_mask, preference_factor
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _RolloutRecord:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_whole(folder / self.FILE, self.rollouts().to_parquet)  # the last file: the checkpoint is whole
+            atomic_write(folder / self.FILE, self.rollouts().to_parquet)  # the last file: the checkpoint is whole
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -325,7 +325,7 @@ def _train(
         trainer.train(resume_from_checkpoint=last and str(last))
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
-        write_whole(folder / trainer.FILE, trainer.rollouts().to_parquet)
+        atomic_write(folder / trainer.FILE, trainer.rollouts().to_parquet)
     return trainer.state
 
 

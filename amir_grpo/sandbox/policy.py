@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amir_grpo.system.files import whole_folder
+from amir_grpo.system.files import atomic_folder
 from amir_grpo.system.processes import run_alone, world_size
 
 if TYPE_CHECKING:
@@ -423,7 +423,7 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     if not folder.exists() and world_size() > 1:  # where its training would wait for the other processes
         run_alone("amir_grpo.sandbox.policy", json.dumps(asdict(spec)), str(cache))
     elif not folder.exists():
-        with whole_folder(folder) as beside:
+        with atomic_folder(folder) as beside:
             make_base_policy(spec, beside)
     return folder
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.sandbox.policy import SANDBOXES
-from amir_grpo.system.files import write_text, write_whole
+from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.locks import locked
 from amir_grpo.system.processes import die_with_parent
 from amir_grpo.system.provenance import read_json, to_json
@@ -241,7 +241,7 @@ def _score(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any], profile
         scores = pd.Series(run.score(checkpoint, shared))
         frames.append(_margins(shared, scores).assign(step=int(checkpoint.name.split("-")[1])))
     rows = pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
-    write_whole(run.folder / _SCORES, rows.to_parquet)
+    atomic_write(run.folder / _SCORES, rows.to_parquet)
 
 
 def _margins(samples: pd.DataFrame, logprob: pd.Series) -> pd.DataFrame:
@@ -296,7 +296,7 @@ def _weigh(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any], profile
             row["wins_minus_losses"] = _correlation(weights, linear)
             rows.append(row | {"centred_correctness": _correlation(weights, centred)})
     table = pd.DataFrame(rows)
-    write_whole(run.folder / _WEIGHTS, lambda part: table.to_csv(part, index=False))
+    atomic_write(run.folder / _WEIGHTS, lambda part: table.to_csv(part, index=False))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -470,9 +470,9 @@ def keep(tables: dict[str, pd.DataFrame], folder: Path, results: Path, profile: 
                 small[column] = pd.to_numeric(small[column], downcast="integer")
             for column in small.select_dtypes("float"):
                 small[column] = small[column].astype("float32")
-            write_whole(results / f"{name}.parquet", lambda part, t=small: t.to_parquet(part, compression="zstd"))
+            atomic_write(results / f"{name}.parquet", lambda part, t=small: t.to_parquet(part, compression="zstd"))
         else:
-            write_whole(
+            atomic_write(
                 results / f"{name}.csv", lambda part, t=table: t.to_csv(part, index=False, float_format="%.6g")
             )
     stages = [read_json(path) for path in sorted(folder.glob("*.seed*/*/stage.json"))]

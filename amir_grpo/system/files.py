@@ -1,4 +1,4 @@
-"""Write a file or folder beside its place and rename it: what is there under its own name is whole."""
+"""Atomic writes: a file or folder is filled beside its place and renamed, so that it is complete or not there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
         )
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+def atomic_write(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`, replacing what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -55,15 +55,15 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all."""
-    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+    """Write a text file atomically."""
+    return atomic_write(path, lambda part: part.write_text(text, encoding="utf-8") and None)
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well, and goes when it does not.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block succeeds and is removed when it fails.
 
-    If another process has made `folder` meanwhile, that one stays.
+    If another process has made `folder` in the meantime, that one stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -77,11 +77,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def full_disk_said(folder: Path) -> Iterator[None]:
-    """Turns what libraries raise where a disk is full into one message with the way out.
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into one message with the way out.
 
     Raises:
-        OSError: If the block has failed for want of space.
+        OSError: If the block fails for lack of space.
     """
     try:
         yield

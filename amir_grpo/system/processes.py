@@ -65,8 +65,8 @@ def wait_for_everyone() -> None:
         _state().wait_for_everyone()
 
 
-def leave() -> None:
-    """End this process's part in the training: one that exits within the group may abort, and take the others along."""
+def leave_process_group() -> None:
+    """End this process's part in a distributed training: exiting inside the group may abort and take the others along."""
     if world_size() > 1:
         wait_for_everyone()
         _state().destroy_process_group()

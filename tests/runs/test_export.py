@@ -12,10 +12,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
-from amir_grpo.runs import export as publish
-from amir_grpo.results import report
-from amir_grpo.runs.run import open_run
 from amir_grpo.policies.loading import load_policy
+from amir_grpo.results import report
+from amir_grpo.runs import export as publish
+from amir_grpo.runs.run import open_run
 
 pytestmark = pytest.mark.xdist_group("publish")
 

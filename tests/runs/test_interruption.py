@@ -45,7 +45,9 @@ def work(stage, folder, settings):
 def server():
     """Forks processes that have imported everything, so that a kill hits work and not imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["amir_grpo.runs.training", "amir_grpo.results.report", "amir_grpo.policies.engines"])
+    context.set_forkserver_preload(
+        ["amir_grpo.runs.training", "amir_grpo.results.report", "amir_grpo.policies.engines"]
+    )
     return context
 
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 from datasets import Dataset
 
-from amir_grpo.runs import run as experiment
 from amir_grpo.policies import loading as policy
-from amir_grpo.results import report
 from amir_grpo.policies import sampling
+from amir_grpo.problems import fingerprint
+from amir_grpo.results import report
+from amir_grpo.runs import run as experiment
 from amir_grpo.runs import training
 from amir_grpo.runs.run import injected_parameters, open_run, project_root
-from amir_grpo.system.files import whole_folder, write_text, write_whole
-from amir_grpo.problems import fingerprint
-from amir_grpo.settings import settings_of
-from amir_grpo.system.provenance import provenance
 from amir_grpo.runs.verify import first_difference
+from amir_grpo.settings import settings_of
+from amir_grpo.system.files import atomic_folder, atomic_write, write_text
+from amir_grpo.system.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
 
@@ -368,7 +368,7 @@ def test_tables_go_to_their_folder(open_tiny):
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_write_whole_leaves_the_old_file_when_the_writer_raises(tmp_path):
+def test_atomic_write_leaves_the_old_file_when_the_writer_raises(tmp_path):
     path = write_text(tmp_path / "new" / "table.csv", "old")
 
     def half(part):
@@ -376,14 +376,14 @@ def test_write_whole_leaves_the_old_file_when_the_writer_raises(tmp_path):
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
-        write_whole(path, half)
+        atomic_write(path, half)
     assert [entry.name for entry in path.parent.iterdir()] == ["table.csv"]
     assert path.read_text() == "old"
     write_text(path, "neü")
     assert path.read_text(encoding="utf-8") == "neü"
 
 
-def test_write_whole_shows_nothing_before_it_is_whole(tmp_path):
+def test_atomic_write_shows_nothing_before_it_is_whole(tmp_path):
     path = tmp_path / "table.csv"
 
     def write(part):
@@ -392,21 +392,21 @@ def test_write_whole_shows_nothing_before_it_is_whole(tmp_path):
         assert part.parent == path.parent, "a rename is whole within one file system only"
         part.write_text("whole")
 
-    assert write_whole(path, write).read_text() == "whole"
+    assert atomic_write(path, write).read_text() == "whole"
 
 
-def test_whole_folder_is_there_whole_or_not_at_all(tmp_path):
+def test_atomic_folder_is_there_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "deep" / "base"
 
     def fill_half():
-        with whole_folder(folder) as beside:
+        with atomic_folder(folder) as beside:
             (beside / "half").write_text("ha")
             raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
         fill_half()
     assert not list(folder.parent.iterdir())
-    with whole_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         (beside / "part").write_text("whole")
         assert not folder.exists()
     assert [entry.name for entry in folder.parent.iterdir()] == ["base"]
@@ -414,9 +414,9 @@ def test_whole_folder_is_there_whole_or_not_at_all(tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
-def test_whole_folder_leaves_what_another_process_has_made(tmp_path):
+def test_atomic_folder_leaves_what_another_process_has_made(tmp_path):
     folder = tmp_path / "base"
-    with whole_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         (beside / "mine").touch()
         folder.mkdir()
         (folder / "theirs").touch()
