@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from amir_grpo.choices import METHODS, check_names
 from amir_grpo.policies.backend import import_early
-from amir_grpo.settings import METHODS, PROFILES, Settings, check_names
+from amir_grpo.settings import PROFILES, Settings
 from amir_grpo.system.files import atomic_write, check_folder
 from amir_grpo.system.locks import Busy
 from amir_grpo.system.processes import is_main, leave_process_group, world_size

@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-PAIR_MINING = ("all", "topk")
-PAIR_LOSSES = ("logistic", "linear")
-LAMBDA_SCHEDULES = ("constant", "published", "share")
+from amir_grpo.choices import PAIR_LOSSES, PAIR_MINING
 
 
 class Pairs(NamedTuple):

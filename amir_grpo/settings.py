@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-METHODS = ("grpo", "amir_grpo")
-POLICIES = ("base", *METHODS)
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from amir_grpo.choices import (
+    BACKENDS,
+    ENGINES,
+    IMPORTANCE_SAMPLING_LEVELS,
+    LAMBDA_SCHEDULES,
+    LORA_TARGETS,
+    LOSS_TYPES,
+    PAIR_LOSSES,
+    PAIR_MINING,
+    SCALE_REWARDS,
+    TRACKERS,
+    VLLM_MODES,
+    check_names,
+)
 
 
 def _setting(default: Any, about: str, **metadata: Any) -> Any:
@@ -242,20 +252,6 @@ def _split(value: Any, kind: Any) -> Any:
     return [int(word) if word.isdigit() else word for word in words]
 
 
-def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
-    """Refuse names that are not valid, naming the nearest and all valid ones.
-
-    Raises:
-        ValueError: If one of `names` is not in `valid`.
-    """
-    valid = list(valid)
-    for name in names:
-        if name not in valid:
-            nearest = difflib.get_close_matches(str(name), valid, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"Unknown {kind} {name!r}.{hint}\nValid: {', '.join(valid)}.")
-
-
 # Settings that a run of an earlier version does not name, and what it did.
 _ADDED = {
     "backend": "transformers",
@@ -347,18 +343,18 @@ def _check_values(s: Settings) -> None:
     if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
         raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")
     for name, valid in (
-        ("pair_mining", ("all", "topk")),
-        ("pair_loss", ("logistic", "linear")),
-        ("lambda_schedule", ("constant", "published", "share")),
-        ("scale_rewards", ("group", "batch", "none")),
-        ("importance_sampling_level", ("token", "sequence")),
-        ("report_to", ("none", "trackio", "wandb", "tensorboard")),
-        ("eval_engine", ("transformers", "vllm")),
-        ("vllm_mode", ("colocate", "server")),
-        ("backend", ("auto", "unsloth", "transformers")),
-        ("loss_type", ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")),
+        ("pair_mining", PAIR_MINING),
+        ("pair_loss", PAIR_LOSSES),
+        ("lambda_schedule", LAMBDA_SCHEDULES),
+        ("scale_rewards", SCALE_REWARDS),
+        ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
+        ("report_to", TRACKERS),
+        ("eval_engine", ENGINES),
+        ("vllm_mode", VLLM_MODES),
+        ("backend", BACKENDS),
+        ("loss_type", LOSS_TYPES),
     ):
         check_names(name, [getattr(s, name)], valid)
 
 
-__all__ = ["METHODS", "POLICIES", "PROFILES", "Settings", "check_names", "differences", "replace", "settings_of"]
+__all__ = ["PROFILES", "Settings", "differences", "replace", "settings_of"]

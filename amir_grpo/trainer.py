@@ -24,10 +24,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
+from amir_grpo.choices import LAMBDA_SCHEDULES, LOSS_TYPES, PAIR_LOSSES, PAIR_MINING
 from amir_grpo.preference import (
-    LAMBDA_SCHEDULES,
-    PAIR_LOSSES,
-    PAIR_MINING,
     lambda_of_share,
     mine_pairs,
     pair_logits,
@@ -37,7 +35,6 @@ from amir_grpo.preference import (
 )
 
 _STATE_FILE = "preference_state.json"
-LOSS_TYPES = ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")
 # What a forward pass of a vision-language policy needs beside the tokens; TRL keeps them in the rollout batch.
 _MULTIMODAL = (
     "pixel_values",

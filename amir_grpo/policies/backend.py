@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from amir_grpo.system.processes import world_size
 
-BACKENDS = ("auto", "unsloth", "transformers")
 _INSTALL = "pip install -e '.[gpu]' (Linux, NVIDIA GPU)"
 
 
@@ -31,7 +30,8 @@ def start_backend(wanted: str) -> Backend:
     Call this before anything imports `amir_grpo.runs.training` or `amir_grpo.trainer`; a run does.
 
     Args:
-        wanted: One of `BACKENDS`; auto takes Unsloth where it is installed, a GPU is there and one process trains.
+        wanted: One of `amir_grpo.choices.BACKENDS`; auto takes Unsloth where it is installed, a GPU is there and one
+            process trains.
 
     Raises:
         ValueError: If Unsloth is asked for and cannot be had, with the way out.

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from amir_grpo.choices import ENGINES
 from amir_grpo.policies.source import Loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
+from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies.source import Loading
-from amir_grpo.settings import LORA_TARGETS
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

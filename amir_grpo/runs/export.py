@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from jinja2 import Template
 
+from amir_grpo.choices import POLICY_NAMES
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
 from amir_grpo.system.provenance import read_json, record_of
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_NAMES = {"grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 _KINDS = {"adapter": "a LoRA adapter", "merged": "a whole policy in 16 bits, its adapter merged"}
 
 
@@ -187,7 +187,7 @@ def model_card(run: Run, method: str, merged: bool = False) -> str:
     shown = record["settings"] | {"model_name": Path(base).name if local else base}
     return _CARD.render(
         method=method,
-        title=_NAMES[method],
+        title=POLICY_NAMES[method],
         kind=_KINDS["merged" if merged else "adapter"],
         merged=merged,
         base=shown["model_name"],

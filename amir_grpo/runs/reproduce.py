@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from amir_grpo.choices import METHODS
 from amir_grpo.results import report, tables
 from amir_grpo.runs.run import project_root
-from amir_grpo.settings import METHODS
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
 

@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from amir_grpo.choices import METHODS, POLICIES, check_names
 from amir_grpo.policies.backend import Backend, import_early, start_backend
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
 from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
-from amir_grpo.settings import METHODS, POLICIES, PROFILES, Settings, check_names, differences, settings_of
+from amir_grpo.settings import PROFILES, Settings, differences, settings_of
 from amir_grpo.system.files import atomic_folder, atomic_write, check_folder, explain_full_disk, write_text
 from amir_grpo.system.locks import locked
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size

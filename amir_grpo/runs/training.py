@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
+from amir_grpo.choices import METHODS, check_names
 from amir_grpo.policies.loading import (
     compute_dtype,
     device,
@@ -28,7 +29,7 @@ from amir_grpo.policies.loading import (
 )
 from amir_grpo.policies.source import Loading
 from amir_grpo.rewards import reward_functions
-from amir_grpo.settings import METHODS, Settings, check_names
+from amir_grpo.settings import Settings
 from amir_grpo.system.files import atomic_write, check_folder
 from amir_grpo.system.processes import is_main, main_first
 from amir_grpo.system.progress import progress_bar

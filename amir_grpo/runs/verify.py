@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amir_grpo.settings import METHODS, differences
+from amir_grpo.choices import METHODS
+from amir_grpo.settings import differences
 
 # Of the log: how long something took, or how much memory it had.
 _TIMES = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")

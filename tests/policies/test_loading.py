@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies import loading as policy
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run
-from amir_grpo.settings import LORA_TARGETS, settings_of
+from amir_grpo.settings import settings_of
 
 
 @pytest.fixture
