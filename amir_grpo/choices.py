@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 METHODS = ("grpo", "amir_grpo")
 POLICIES = ("base", *METHODS)
@@ -51,3 +53,37 @@ def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
             nearest = difflib.get_close_matches(str(name), valid, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"Unknown {kind} {name!r}.{hint}\nValid: {', '.join(valid)}.")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where the value of a setting may lie: `Annotated[float, Bounds(above=0)]`."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value outside; None, where a setting may be None, is inside.
+
+        Raises:
+            ValueError: Naming the setting, its value and the bounds.
+        """
+        inside = value is None or (
+            (self.above is None or value > self.above)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+        )
+        if not inside:
+            raise ValueError(f"{name} is {value}; it must be {self}.")
+
+    def __str__(self) -> str:
+        words = (
+            ("above", self.above),
+            ("at least", self.at_least),
+            ("below", self.below),
+            ("at most", self.at_most),
+        )
+        return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from amir_grpo.choices import LAMBDA_SCHEDULES, LOSS_TYPES, PAIR_LOSSES, PAIR_MINING
+from amir_grpo.choices import LOSS_TYPES
+from amir_grpo.config import AmirGRPOConfig
+from amir_grpo.logp_recorder import recorded_logps
 from amir_grpo.preference import (
     lambda_of_share,
     mine_pairs,
@@ -33,6 +31,8 @@ from amir_grpo.preference import (
     preference_weights,
     published_lambda,
 )
+
+__all__ = ["LOSS_TYPES", "AmirGRPOConfig", "AmirGRPOTrainer", "loss_mask", "preference_factor"]
 
 _STATE_FILE = "preference_state.json"
 # What a forward pass of a vision-language policy needs beside the tokens; TRL keeps them in the rollout batch.
@@ -48,91 +48,6 @@ _MULTIMODAL = (
     "num_images",
     "num_tiles",
 )
-
-
-@dataclass
-class AmirGRPOConfig(GRPOConfig):
-    """Configuration of `AmirGRPOTrainer`: every setting of TRL's `GRPOConfig`, and those of the preference term.
-
-    The defaults are the published settings of arXiv 2601.03661.
-    """
-
-    lambda_reg: float = field(
-        default=0.01,
-        metadata={"help": "Weight λ of the preference loss in L = L_GRPO + λ L_pref. 0 is GRPO."},
-    )
-    reward_margin: float = field(
-        default=2.0,
-        metadata={"help": "δ: completions i and j of a group form a pair if r_i - r_j > δ. In units of reward."},
-    )
-    beta_dpo: float = field(
-        default=0.2,
-        metadata={
-            "help": "β: inverse temperature of the preference, multiplies the log-probability margin of a pair."
-        },
-    )
-    pair_mining: str = field(
-        default="all",
-        metadata={
-            "help": "Which pairs of a group: 'all', or 'topk', the best completion against the rest.",
-            "choices": list(PAIR_MINING),
-        },
-    )
-    max_pairs_per_group: int | None = field(
-        default=None,
-        metadata={"help": "Keep at most this many pairs a group, those with the largest reward gaps. None: no cap."},
-    )
-    ref_free: bool = field(
-        default=True,
-        metadata={
-            "help": "Compare log-probabilities of the policy alone. False subtracts those of the reference policy: "
-            "with PEFT the base model (the adapter switched off), else a copy of the initial policy."
-        },
-    )
-    pair_loss: str = field(
-        default="logistic",
-        metadata={
-            "help": "'logistic', the paper's -log σ(z) of a pair, or 'linear', its tangent at z = 0, whose weights are "
-            "plain wins minus losses.",
-            "choices": list(PAIR_LOSSES),
-        },
-    )
-    lambda_schedule: str = field(
-        default="constant",
-        metadata={
-            "help": "How λ moves: 'constant'; 'published', the rule of the published code, which follows the ratio of "
-            "the two loss values and drifts to 0.005; 'share', which sets λ for each rollout so that the preference "
-            "term is preference_share of the update.",
-            "choices": list(LAMBDA_SCHEDULES),
-        },
-    )
-    preference_share: float = field(
-        default=0.3,
-        metadata={
-            "help": "With lambda_schedule='share': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|."
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.lambda_reg >= 0:
-            raise ValueError(f"lambda_reg is {self.lambda_reg}; it must be at least 0 (0 is GRPO).")
-        if not self.reward_margin >= 0:
-            raise ValueError(f"reward_margin is {self.reward_margin}; it must be at least 0, in units of reward.")
-        if not self.beta_dpo > 0:
-            raise ValueError(f"beta_dpo is {self.beta_dpo}; it must be above 0. For plain GRPO set lambda_reg=0.")
-        if self.lambda_schedule not in LAMBDA_SCHEDULES:
-            raise ValueError(
-                f"lambda_schedule is {self.lambda_schedule!r}; choose one of {', '.join(LAMBDA_SCHEDULES)}."
-            )
-        if not 0 < self.preference_share < 1:
-            raise ValueError(f"preference_share is {self.preference_share}; it must be above 0 and below 1.")
-        if self.pair_loss not in PAIR_LOSSES:
-            raise ValueError(f"pair_loss is {self.pair_loss!r}; choose one of {', '.join(PAIR_LOSSES)}.")
-        if self.pair_mining not in PAIR_MINING:
-            raise ValueError(f"pair_mining is {self.pair_mining!r}; choose one of {', '.join(PAIR_MINING)}.")
-        if self.max_pairs_per_group is not None and self.max_pairs_per_group < 1:
-            raise ValueError(f"max_pairs_per_group is {self.max_pairs_per_group}; use None for no cap, or at least 1.")
 
 
 class AmirGRPOTrainer(GRPOTrainer):
@@ -200,7 +115,7 @@ class AmirGRPOTrainer(GRPOTrainer):
         self._sampled_logps = None
         if not self._sampling_tells_logps():
             return super()._generate_single_turn(*args, **kwargs)
-        with _recorded_logps(self.accelerator.unwrap_model(self.model_wrapped), self.temperature) as recorded:
+        with recorded_logps(self.accelerator.unwrap_model(self.model_wrapped), self.temperature) as recorded:
             result = super()._generate_single_turn(*args, **kwargs)
         self._sampled_logps = recorded.logps()
         return result
@@ -371,52 +286,3 @@ def _sequence_logps(per_token_logps: Tensor, mask: Tensor) -> Tensor:
     """
     known = mask.bool() & ~per_token_logps.isnan()
     return per_token_logps.where(known, 0.0).sum(-1) / known.sum(-1).clamp(min=1)
-
-
-class _LogpRecorder(LogitsProcessor):
-    """Keeps the log-probability of each token that `generate` draws; changes nothing.
-
-    It is called with the logits of the next token, before the temperature; the token itself is known one call later.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
-        self._logits: Tensor | None = None
-        self._steps: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.keep(input_ids)
-        self._logits = scores
-        return scores
-
-    def keep(self, input_ids: Tensor) -> None:
-        """Score the last token of `input_ids` (N, length) under the logits that it was drawn from."""
-        if self._logits is not None:
-            logits = self._logits / self._temperature
-            token = logits.gather(1, input_ids[:, -1:]).squeeze(1)
-            self._steps.append(token - logits.logsumexp(dim=1))
-            self._logits = None
-
-    def logps(self) -> Tensor | None:
-        """(N, steps), with whatever followed the end token; None if nothing was generated."""
-        return torch.stack(self._steps, dim=1) if self._steps else None
-
-
-@contextmanager
-def _recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[_LogpRecorder]:
-    """While the block runs, `model.generate` lets a recorder see its logits: TRL hands on no logits processor."""
-    recorder = _LogpRecorder(temperature)
-    generate, own = model.generate, vars(model).get("generate")  # Unsloth gives the policy one of its own
-
-    def recording(*args, **kwargs):
-        output = generate(*args, **kwargs, logits_processor=LogitsProcessorList([recorder]))
-        recorder.keep(output)
-        return output
-
-    model.generate = recording
-    try:
-        yield recorder
-    finally:
-        del model.generate  # the class's shows again
-        if own is not None:
-            model.generate = own

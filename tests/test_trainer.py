@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from amir_grpo.preference_settings import PreferenceSettings
 from amir_grpo.sandbox.policy import build_tokenizer
+from amir_grpo.settings import Settings
 from amir_grpo.trainer import LOSS_TYPES, AmirGRPOConfig, AmirGRPOTrainer
 
 G, LAMBDA, BETA, MARGIN = 4, 0.7, 1.3, 0.4  # a strong preference term, so that a wrong factor shows
@@ -296,6 +299,13 @@ def test_impossible_settings_are_refused(policy, tmp_path, name, value, message)
 def test_grpos_own_config_is_refused(policy, tmp_path):
     with pytest.raises(TypeError, match="GRPOConfig; AmirGRPOTrainer needs an AmirGRPOConfig"):
         AmirGRPOTrainer(policy, graded, GRPOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=PROMPTS)
+
+
+def test_the_settings_of_a_run_have_the_defaults_of_the_config():
+    config, run = AmirGRPOConfig("folder", use_cpu=True, bf16=False), Settings()
+    names = [setting.name for setting in fields(PreferenceSettings)]
+    assert len(names) == 9
+    assert {name: getattr(config, name) for name in names} == {name: getattr(run, name) for name in names}
 
 
 def test_defaults_are_the_published_ones():

@@ -1,0 +1,81 @@
+"""The nine settings of the preference term, once: `AmirGRPOConfig` has them as fields, a run's `Settings` copies them.
+
+Free of torch, so that a command line can show them without waiting for it.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from amir_grpo.choices import LAMBDA_SCHEDULES, PAIR_LOSSES, PAIR_MINING, Bounds
+
+
+def _setting(default: Any, about: str, choices: tuple[str, ...] | None = None) -> Any:
+    # transformers' argument parser takes no other metadata, so bounds stand in the type
+    metadata: dict[str, Any] = {"help": about}
+    if choices:
+        metadata["choices"] = list(choices)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class PreferenceSettings:
+    """The settings of the preference term; the defaults are the published ones (arXiv 2601.03661)."""
+
+    lambda_reg: Annotated[float, Bounds(at_least=0)] = _setting(
+        0.01, "Weight λ of the preference loss in L = L_GRPO + λ L_pref. 0 is GRPO."
+    )
+    reward_margin: Annotated[float, Bounds(at_least=0)] = _setting(
+        2.0, "δ: completions i and j of a group form a pair if r_i - r_j > δ. In units of reward."
+    )
+    beta_dpo: Annotated[float, Bounds(above=0)] = _setting(
+        0.2, "β: inverse temperature of the preference, multiplies the log-probability margin of a pair."
+    )
+    pair_mining: str = _setting(
+        "all", "Which pairs of a group: 'all', or 'topk', the best completion against the rest.", PAIR_MINING
+    )
+    max_pairs_per_group: Annotated[int | None, Bounds(at_least=1)] = _setting(
+        None, "Keep at most this many pairs per group, those with the largest reward gaps. None: no cap."
+    )
+    ref_free: bool = _setting(
+        True,
+        "Compare log-probabilities of the policy alone. False subtracts those of the reference policy: with PEFT the "
+        "base model (the adapter switched off), else a copy of the initial policy.",
+    )
+    pair_loss: str = _setting(
+        "logistic",
+        "'logistic', the paper's -log σ(z) of a pair, or 'linear', its tangent at z = 0, whose weights are plain wins "
+        "minus losses.",
+        PAIR_LOSSES,
+    )
+    lambda_schedule: str = _setting(
+        "constant",
+        "How λ moves: 'constant'; 'published', the rule of the published code, which follows the ratio of the two loss "
+        "values and drifts to 0.005; 'share', which sets λ for each rollout so that the preference term is "
+        "preference_share of the update.",
+        LAMBDA_SCHEDULES,
+    )
+    preference_share: Annotated[float, Bounds(above=0, below=1)] = _setting(
+        0.3, "With lambda_schedule='share': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|."
+    )
+
+    def check_preference(self) -> None:
+        """Refuse values that are out of bounds or not among the choices.
+
+        Raises:
+            ValueError: Naming the setting, its value and what is valid.
+        """
+        for name, bounds in preference_bounds().items():
+            bounds.check(name, getattr(self, name))
+        for setting in fields(PreferenceSettings):
+            value, valid = getattr(self, setting.name), setting.metadata.get("choices")
+            if valid and value not in valid:
+                raise ValueError(f"{setting.name} is {value!r}; choose one of {', '.join(valid)}.")
+
+
+def preference_bounds() -> dict[str, Bounds]:
+    """Name -> bounds of those settings of the preference term that have any."""
+    kinds = typing.get_type_hints(PreferenceSettings, include_extras=True)
+    return {name: kind.__metadata__[0] for name, kind in kinds.items() if hasattr(kind, "__metadata__")}
