@@ -71,7 +71,20 @@ class AmirGRPOTrainer(GRPOTrainer):
         ValueError: For settings under which the advantage form is not the paper's objective.
     """
 
-    _tag_names = ["trl", "grpo", "amir-grpo"]  # noqa: RUF012 (TRL's own attribute)
+    # what the model cards of checkpoints say; TRL's own attributes
+    _tag_names = ["trl", "grpo", "amir-grpo"]  # noqa: RUF012
+    _name = "AMIR-GRPO"
+    _paper = {  # noqa: RUF012
+        "title": "AMIR-GRPO: Inducing Implicit Preference Signals into GRPO",
+        "id": "2601.03661",
+        "citation": """\
+@article{yari2026amirgrpo,
+  title   = {AMIR-GRPO: Inducing Implicit Preference Signals into GRPO},
+  author  = {Yari, Amir Hossein and Koto, Fajri},
+  journal = {arXiv preprint arXiv:2601.03661},
+  year    = {2026}
+}""",
+    }
 
     def __init__(self, model, reward_funcs, args: AmirGRPOConfig | None = None, *rest, **kwargs):
         if args is None:

@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -299,6 +300,17 @@ def test_impossible_settings_are_refused(policy, tmp_path, name, value, message)
 def test_grpos_own_config_is_refused(policy, tmp_path):
     with pytest.raises(TypeError, match="GRPOConfig; AmirGRPOTrainer needs an AmirGRPOConfig"):
         AmirGRPOTrainer(policy, graded, GRPOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=PROMPTS)
+
+
+def test_model_cards_name_the_method_and_its_paper(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with AMIR-GRPO" in card
+    assert "huggingface.co/papers/2601.03661" in card
+    assert "Cite AMIR-GRPO as" in card
+    assert "amir-grpo" in ModelCard.load(tmp_path / "README.md").data.tags
+    assert "2402.03300" not in card  # GRPO's
 
 
 def test_the_settings_of_a_run_have_the_defaults_of_the_config():
