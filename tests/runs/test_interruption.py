@@ -144,7 +144,7 @@ from amir_grpo.runs import verify
 torch.set_num_threads(1)
 undisturbed, disk, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
-experiment._LEAST_DISK, training._bytes_to_come = 0, lambda *_: 0  # or it would not begin
+experiment._LEAST_DISK, training.bytes_to_come = 0, lambda *_: 0  # or it would not begin
 shutil.copytree(undisturbed / "base", disk / "run" / "base")
 run = experiment.open_run("sandbox", disk / "run", settings)
 filler = disk / "filler"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from amir_grpo.runs import training
+from amir_grpo.runs.rollout_record import RolloutRecord
 from amir_grpo.trainer import AmirGRPOTrainer
 from tests.test_trainer import LAMBDA, make_trainer, policy  # noqa: F401
 
@@ -15,7 +15,7 @@ def correctness(completions, completion_ids, **columns):
     return [2.0 * (sum(ids) % 3 == 0) for ids in completion_ids]
 
 
-class _Watching(training._RolloutRecord):
+class _Watching(RolloutRecord):
     """Keeps the loss's derivative by each token's log-probability, rows in the order of the loss."""
 
     def _get_per_token_logps_and_entropies(self, *arguments, **keywords):

@@ -1,0 +1,76 @@
+"""Resume a training so that it ends as if it had never been interrupted, and see that the disk holds its checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from trl import GRPOConfig
+
+from amir_grpo.runs.rollout_record import RolloutRecord
+from amir_grpo.system.processes import main_first
+
+# How the names of the files begin that a checkpoint holds beside the trained policy.
+_OF_CHECKPOINTS = ("trainer_state", "optimizer", "scheduler", "scaler", "rng_state")
+
+
+class OrderOfEpochs:
+    """A trainer's mixin that shuffles each epoch as an uninterrupted training would, also after a checkpoint.
+
+    TRL draws the orders of all epochs from one stream, which starts afresh whenever a training is resumed.
+    """
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.add_callback(_EpochBegins(self))
+
+    def _get_train_sampler(self, dataset=None):
+        self.sampler = super()._get_train_sampler(dataset)
+        return self.sampler
+
+
+class _EpochBegins(TrainerCallback):
+    """Moves the stream of orders to where it has to be when an epoch begins."""
+
+    def __init__(self, trainer: OrderOfEpochs) -> None:
+        self.trainer = trainer
+        self.epoch: int | None = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.epoch = int(state.epoch or 0) if self.epoch is None else self.epoch + 1
+        sampler = self.trainer.sampler
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(self.epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
+def last_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The latest checkpoint that was written to its end; those that were cut off are removed."""
+    with main_first():
+        for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if not (folder / RolloutRecord.FILE).is_file():
+                shutil.rmtree(folder)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    return Path(last) if last else None
+
+
+def copy_policy(checkpoint: Path, folder: Path) -> None:
+    """Copy the trained policy and the record of its rollouts from a checkpoint into `folder`."""
+    for path in checkpoint.iterdir():
+        if path.is_file() and not path.name.startswith(_OF_CHECKPOINTS):
+            shutil.copy2(path, folder / path.name)
+
+
+def bytes_to_come(policy: torch.nn.Module, config: GRPOConfig) -> int:
+    """Upper bound on the disk space, in bytes, of the adapter and of the checkpoints still to be written."""
+    adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    number = 0
+    if config.save_strategy != "no":
+        number = -(-config.max_steps // config.save_steps)
+        if config.save_total_limit is not None:
+            number = min(number, config.save_total_limit + 1)  # the oldest goes when the newest is there
+    there = len(list(Path(config.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")))
+    return adapter * (1 + 3 * max(0, number - there))  # with the two moments of Adam
