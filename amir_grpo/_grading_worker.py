@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import sympy
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-from amir_grpo.grading import PlainNumber, plain_number, plain_text
+from amir_grpo.answers import PlainNumber, plain_number, plain_text
 
 try:
     import resource

@@ -29,6 +29,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, load_dataset
 
+from amir_grpo.answers import last_boxed
 from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, load_sandbox
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"
@@ -272,19 +273,14 @@ def _several(row: Row) -> list[str]:
 
 def _boxed(row: Row) -> list[str]:
     r"""The answer of MATH: the last ``\boxed{...}`` or ``\fbox{...}`` of the solution; one token after it will do."""
-    solution = row["solution"]
-    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
-    if start < 0:
+    solution = row["solution"].replace("\\fbox", "\\boxed")
+    _, command, after = solution.rpartition("\\boxed")
+    if not command:
         return []
-    content = re.sub(r"^\\(?:boxed|fbox)\s*", "", solution[start:])
-    if not content.startswith("{"):
-        return [content.split("$")[0].rstrip(" .")]
-    depth = 0
-    for token in re.finditer(r"\\.|[{}]", content, re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(token.group(), 0)
-        if depth == 0:
-            return [content[1 : token.start()]]
-    return []
+    if not after.lstrip().startswith("{"):
+        return [after.lstrip().split("$")[0].rstrip(" .")]
+    content = last_boxed(solution)
+    return [] if content is None else [content]
 
 
 # Some rows carry the label twice: "A)A)59".

@@ -35,7 +35,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
-from amir_grpo.grading import extract_answer, grade_many, plain_number, plain_text
+from amir_grpo.answers import extract_answer, plain_number, plain_text
+from amir_grpo.grading import grade_many
 
 Completion = str | Sequence[dict[str, str]]
 RewardFunction = Callable[..., list[float]]
