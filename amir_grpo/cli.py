@@ -268,20 +268,20 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
 def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.policies.source import named_policies
     from amir_grpo.results import report, tables
-    from amir_grpo.runs import run as experiment
+    from amir_grpo.runs.locations import project_root
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
     benchmark = overrides.pop("dataset_name", None)
     sources = named_policies(options.model_dir or ())
     if sources and not options.run_dir:
-        options.run_dir = str(experiment.project_root() / "runs" / "evaluations" / "-vs-".join(sources))
+        options.run_dir = str(project_root() / "runs" / "evaluations" / "-vs-".join(sources))
     run = _open(options, overrides)
     benchmarks = [benchmark] if benchmark else run.settings.benchmarks
     check_names("benchmark", benchmarks, run.settings.benchmarks)
     if not sources and benchmarks == run.settings.benchmarks:
         summary, comparisons = report.policies_result(run)
     else:
-        draw = (lambda **which: run.samples_of(sources, **which)) if sources else run.samples
+        draw = (lambda **which: run.samples_of_others(sources, **which)) if sources else run.samples
         samples, greedy = draw(benchmarks=benchmarks), draw(benchmarks=benchmarks, greedy=True)
         summary = tables.policy_summary(samples, run.settings.ks, greedy)
         comparisons = tables.comparison_table(samples, run.settings.ks, greedy)
@@ -301,7 +301,7 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
 
 def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.results.tables import rounded
-    from amir_grpo.runs.run import project_root
+    from amir_grpo.runs.locations import project_root
     from amir_grpo.study import claims
     from amir_grpo.study import running as evidence
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo import metrics
-from amir_grpo.runs.run import project_root
+from amir_grpo.runs.locations import project_root
 from amir_grpo.system.files import atomic_write
 
 EXPERIMENTS, SAMPLES, LARGE = 1_000, 8, 1_000_000

@@ -339,7 +339,7 @@ def test_a_run_does_not_take_another_policys_samples_for_its_own(trained, base, 
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("samples"))
     shutil.copytree(base, runs / "disguised" / "grpo")
     run = open_run("sandbox", folder, json.loads((trained / "config.json").read_text())["settings"])
-    run.samples_of(named_policies([str(runs / "disguised" / "grpo")]), ["chain3"])
+    run.samples_of_others(named_policies([str(runs / "disguised" / "grpo")]), ["chain3"])
     try:
         run.samples(["grpo"], ["chain3"])
     except ValueError:

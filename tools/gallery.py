@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from amir_grpo.results import figures, tables
 from amir_grpo.results import study_figures as drawings
-from amir_grpo.runs.run import project_root
+from amir_grpo.runs.locations import project_root
 from amir_grpo.study import claims
 from amir_grpo.study.running import load as load_evidence
 from amir_grpo.system.files import atomic_write, write_text

@@ -16,7 +16,7 @@ import pandas as pd
 
 from amir_grpo.choices import METHODS
 from amir_grpo.results import report, tables
-from amir_grpo.runs.run import project_root
+from amir_grpo.runs.locations import project_root
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
 

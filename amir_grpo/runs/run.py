@@ -22,7 +22,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,26 +31,24 @@ from amir_grpo.choices import METHODS, POLICIES, check_names
 from amir_grpo.policies.backend import Backend, import_early, start_backend
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
+from amir_grpo.runs.evaluation import Evaluation
+from amir_grpo.runs.locations import runs_folder
+from amir_grpo.runs.stages import read_table, write_stage
 from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
 from amir_grpo.settings import PROFILES, Settings, differences, settings_of
 from amir_grpo.system.files import atomic_folder, atomic_write, check_folder, explain_full_disk, write_text
 from amir_grpo.system.locks import locked
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.system.provenance import now, provenance, read_json, record_of
-from amir_grpo.system.provenance import to_json as _json
+from amir_grpo.system.provenance import now, provenance, record_of, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
 
-    from amir_grpo.policies.engines import Engine
-
-_DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
-_SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
+_SCORE_COLUMNS = ("scorer", "sampler", "benchmark", "problem_id", "sample", "tokens", "correct", "logprob")
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # Settings that change neither a completion nor a number.
 _FREE = ("report_to", "save_steps", "save_total_limit", "trust_remote_code", "safetensors_only")
-_DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 
 
@@ -62,13 +59,14 @@ class Run:
         folder: The run folder.
         profile: Name of the profile that the settings started from.
         settings: All settings.
+        evaluation: Draws, grades and scores completions of any policy into the folder.
     """
 
     def __init__(self, folder: Path, profile: str, settings: Settings) -> None:
         self.folder = folder
         self.profile = profile
         self.settings = settings
-        self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
+        self.evaluation = Evaluation(folder, settings, self.loading, self.problems)
 
     @property
     def loading(self) -> Loading:
@@ -120,7 +118,7 @@ class Run:
     def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
         """Load the problems of each benchmark that is not complete: what is wrong is said before hours of another."""
         for benchmark in benchmarks:
-            if not all(self._samples_path(name, benchmark, g).exists() for name in names for g in (False, True)):
+            if not all(self.evaluation.is_complete(name, benchmark) for name in names):
                 self.problems(benchmark)
 
     def _record_problems(self, name: str, problems: Dataset) -> None:
@@ -137,7 +135,7 @@ class Run:
             return
         source = problems.info.description or "made on the spot"
         record = {"set": name, "source": source, "problems": len(problems), "fingerprint": seen}
-        write_text(path, _json(record))
+        write_text(path, to_json(record))
 
     # --- policies -----------------------------------------------------------------------------------------------
 
@@ -174,7 +172,7 @@ class Run:
                     log = training.train(method, self.settings, base, problems, folder, backend)
                     if is_main():
                         atomic_write(log_path, lambda part: log.to_csv(part, index=False))
-                        _write_stage(folder / "stage.json", started, backend=asdict(backend), processes=world_size())
+                        write_stage(folder / "stage.json", started, backend=asdict(backend), processes=world_size())
             wait_for_everyone()
         return read_table(log_path)
 
@@ -231,10 +229,10 @@ class Run:
             if policy != "base":
                 self.train(policy)
             source = PolicySource(self.base(), None if policy == "base" else self.folder / policy)
-            frames += [self._both(policy, benchmark, source)[greedy] for benchmark in benchmarks]
+            frames += [self.evaluation.completions(policy, benchmark, source, greedy) for benchmark in benchmarks]
         return pd.concat(frames, ignore_index=True)
 
-    def samples_of(
+    def samples_of_others(
         self, sources: Mapping[str, PolicySource], benchmarks: Iterable[str] | None = None, greedy: bool = False
     ) -> pd.DataFrame:
         """Graded completions of policies that are not the run's own, on the same problems, under its settings.
@@ -251,88 +249,9 @@ class Run:
         frames = []
         for name, source in sources.items():
             for benchmark in benchmarks:
-                rows = self._both(folders[name], benchmark, source)[greedy]
+                rows = self.evaluation.completions(folders[name], benchmark, source, greedy)
                 frames.append(rows.assign(policy=name))
         return pd.concat(frames, ignore_index=True)
-
-    def _both(self, name: str, benchmark: str, source: PolicySource) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return self.sample(name, benchmark, source), self.sample(name, benchmark, source, greedy=True)
-
-    def sample(self, name: str, benchmark: str, source: PolicySource, greedy: bool = False) -> pd.DataFrame:
-        """Graded completions of any policy on one benchmark, under the settings of this run; columns as in `samples`.
-
-        Every batch is written when it is drawn: what is killed continues where it stopped.
-
-        Args:
-            name: What the column policy, and the folder under samples/, say.
-            source: What to load.
-            greedy: As of `samples`.
-        """
-        path = self._samples_path(name, benchmark, greedy)
-        if not path.exists():
-            with explain_full_disk(self.folder), locked(self.folder, f"sampling {name}"):
-                if not path.exists():  # unless another process has done it meanwhile
-                    started = now()
-                    self._record_policy(path.parent, source)
-                    parts = path.with_suffix(".parts")
-                    rows = self._graded(self._drawn(parts, name, benchmark, source, greedy), benchmark)
-                    rows.insert(0, "benchmark", benchmark)
-                    rows.insert(0, "policy", name)
-                    _write_stage(path.with_suffix(".stage.json"), started)
-                    atomic_write(path, rows.to_parquet)
-                    shutil.rmtree(parts, ignore_errors=True)
-        return read_table(path, _SAMPLE_COLUMNS)
-
-    def _samples_path(self, name: str, benchmark: str, greedy: bool) -> Path:
-        return self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
-
-    def _record_policy(self, folder: Path, source: PolicySource) -> None:
-        """Say beside the samples what drew them."""
-        if not (folder / "policy.json").exists():
-            s = self.settings
-            drawn_by = {"engine": s.eval_engine, "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
-            record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
-            write_text(folder / "policy.json", _json(record | {"provenance": provenance()}))
-
-    def _drawn(self, parts: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> pd.DataFrame:
-        """All completions of a benchmark: the batches that are in `parts`, and those that are drawn and put there now."""
-        from amir_grpo.policies.sampling import in_order, sample_batches
-
-        s = self.settings
-        problems = self.problems(benchmark)
-        frames = [read_table(path, _DRAWN_COLUMNS) for path in sorted(parts.glob("*.parquet"))]
-        done = {problem for frame in frames for problem in frame["problem_id"]}
-        if len(done) < len(problems):
-            batches = sample_batches(
-                self._engine(source),
-                problems,
-                1 if greedy else s.num_samples,
-                temperature=0.0 if greedy else s.eval_temperature,
-                top_p=s.eval_top_p,
-                max_new_tokens=s.eval_max_new_tokens,
-                seed=s.seed,
-                token_budget=s.eval_token_budget,
-                done=done,
-                label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
-            )
-            for batch in batches:
-                atomic_write(parts / f"{len(frames):05d}.parquet", batch.to_parquet)
-                frames.append(batch)
-        return in_order(pd.concat(frames), problems)
-
-    def _graded(self, rows: pd.DataFrame, benchmark: str) -> pd.DataFrame:
-        from amir_grpo.grading import grade_many
-        from amir_grpo.rewards import has_format, stated_confidence
-
-        problems, calibration = self.problems(benchmark), self.settings.calibration
-        answers = dict(zip(problems["id"], problems["answer"], strict=True))
-        grades = grade_many(rows["text"].tolist(), [answers[problem] for problem in rows["problem_id"]])
-        rows["correct"] = [grade.correct for grade in grades]
-        rows["formatted"] = [has_format(text, calibration) for text in rows["text"]]
-        if calibration:
-            rows["confidence"] = pd.Series([stated_confidence(text) for text in rows["text"]], dtype=float)
-        rows["seed"] = self.settings.seed
-        return rows
 
     def scores(self) -> pd.DataFrame:
         """Log-probabilities under GRPO and AMIR-GRPO of the base policy's completions, which both score, and their own.
@@ -348,63 +267,30 @@ class Run:
                 with explain_full_disk(self.folder), locked(self.folder, f"scoring {method}"):
                     started = now()
                     shared = samples[samples["policy"] == "base"].copy()
-                    shared["logprob"] = self.score(self.folder / method, shared)
+                    shared["logprob"] = self.logprobs(self.folder / method, shared)
                     own = samples[samples["policy"] == method]
                     frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
                     frame.insert(0, "scorer", method)
-                    columns = [
-                        "scorer",
-                        "sampler",
-                        "benchmark",
-                        "problem_id",
-                        "sample",
-                        "tokens",
-                        "correct",
-                        "logprob",
-                    ]
-                    _write_stage(path.with_suffix(".stage.json"), started)
-                    atomic_write(path, frame[columns].to_parquet)
+                    write_stage(path.with_suffix(".stage.json"), started)
+                    atomic_write(path, frame[list(_SCORE_COLUMNS)].to_parquet)
             frames.append(read_table(path))
         return pd.concat(frames, ignore_index=True)
 
-    def score(self, adapter: Path, samples: pd.DataFrame) -> list[float]:
-        """Log-probability of each completion under an adapter on the run's base, at temperature 1, in nats.
+    def logprobs(self, adapter: Path, completions: pd.DataFrame) -> list[float]:
+        """Log-probability of each completion under an adapter on the run's base, such as a checkpoint's, in nats.
 
         Args:
-            adapter: Folder of a PEFT adapter, such as a checkpoint.
-            samples: Columns problem_id and completion_ids.
+            adapter: Folder of a PEFT adapter.
+            completions: Columns problem_id and completion_ids.
         """
-        from amir_grpo.policies.loading import load_policy, load_tokenizer
-        from amir_grpo.policies.sampling import score, tokenize_prompts
-
-        self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
-        policy = load_policy(self.base(), adapter, self.loading)
-        tokenizer = load_tokenizer(self.base(), self.settings.trust_remote_code)
-        prompts = {}
-        for benchmark in self.settings.benchmarks:
-            prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
-        return score(
-            policy,
-            tokenizer.pad_token_id,
-            [prompts[problem] for problem in samples["problem_id"]],
-            samples["completion_ids"].tolist(),
-        )
-
-    def _engine(self, source: PolicySource) -> Engine:
-        from amir_grpo.policies.engines import load_engine
-
-        if self._loaded is None or self._loaded[0] != source:
-            self._loaded = None  # free the last one before the next is loaded
-            s = self.settings
-            self._loaded = source, load_engine(s.eval_engine, source.base, source.adapter, self.loading)
-        return self._loaded[1]
+        return self.evaluation.logprobs(PolicySource(self.base(), adapter), completions)
 
     # --- what is shown ------------------------------------------------------------------------------------------
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table to tables/<name>.csv, and beside it, in <name>.json, what it was made with."""
         record = {"table": name, "made": now(), **record_of(self.folder)}
-        write_text(self.folder / "tables" / f"{name}.json", _json(record))
+        write_text(self.folder / "tables" / f"{name}.json", to_json(record))
         return atomic_write(self.folder / "tables" / f"{name}.csv", lambda part: table.to_csv(part, index=False))
 
     def save_figure(self, figure: Figure, name: str) -> tuple[Path, Path]:
@@ -413,17 +299,6 @@ class Run:
 
         (self.folder / "figures").mkdir(exist_ok=True)
         return save_figure(figure, self.folder / "figures" / name)
-
-    def stages(self) -> pd.DataFrame:
-        """What is complete and how long it took: columns stage, seconds."""
-        rows = []
-        for path in sorted(self.folder.glob("*/stage.json")):
-            stage = read_json(path)
-            seconds = (
-                datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
-            ).total_seconds()
-            rows.append({"stage": path.parent.name, "seconds": round(seconds, 1)})
-        return pd.DataFrame(rows, columns=["stage", "seconds"])
 
 
 def open_run(
@@ -468,7 +343,7 @@ def open_run(
             )
     if is_main() and (not config.exists() or differing):
         shutil.rmtree(folder / "problems", ignore_errors=True)  # nothing was made with what other settings had
-        write_text(config, _json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
+        write_text(config, to_json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
     _use_one_thread(settings)
     return Run(folder, profile, settings)
 
@@ -484,33 +359,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     raise ValueError(
         f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
     )
-
-
-def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """A Parquet or CSV file of a run folder.
-
-    Args:
-        columns: Those that it must have.
-
-    Raises:
-        ValueError: If it cannot be read or lacks a column, since something else than this package has changed it.
-    """
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-        missing = [column for column in columns if column not in table]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}")
-    except (ValueError, OSError) as error:
-        cause = str(error).strip().splitlines()[0][:150]
-        raise ValueError(
-            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; whatever was complete stays."
-        ) from error
-    return table
-
-
-def _write_stage(path: Path, started: str, **more: Any) -> None:
-    """Say beside a result when it was made, and with what; written before it, so that none is without."""
-    write_text(path, _json({"started": started, "ended": now(), **more, "provenance": provenance()}))
 
 
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
@@ -555,17 +403,3 @@ def resolve_profile(profile: str) -> str:
     from amir_grpo.policies.memory_plan import card_here, profile_for
 
     return profile_for(card_here())
-
-
-def runs_folder() -> Path:
-    """Where run folders go: runs/ of the project, or on a mounted Google Drive, which outlives a Colab session."""
-    return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
-
-
-def project_root() -> Path:
-    """The clone that holds the working directory (run from its root or notebooks/), else the working directory."""
-    here = Path.cwd().resolve()
-    for folder in (here, *here.parents):
-        if (folder / "amir_grpo" / "runs" / "run.py").is_file():
-            return folder
-    return here

@@ -238,7 +238,7 @@ def _score(folder: Path, arm: Arm, seed: int, overrides: dict[str, Any], profile
     shared = shared[(right > 0) & (right < 1)].reset_index(drop=True)
     frames = [_margins(shared, shared["logprob"]).assign(step=0)]
     for checkpoint in (run.folder / arm.method / "checkpoints").glob("checkpoint-*"):
-        scores = pd.Series(run.score(checkpoint, shared))
+        scores = pd.Series(run.logprobs(checkpoint, shared))
         frames.append(_margins(shared, scores).assign(step=int(checkpoint.name.split("-")[1])))
     rows = pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
     atomic_write(run.folder / _SCORES, rows.to_parquet)

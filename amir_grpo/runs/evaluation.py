@@ -1,0 +1,161 @@
+"""The completions of policies on a run's benchmarks, graded, and their log-probabilities: drawn once, then read back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from amir_grpo.policies.source import Loading, PolicySource
+from amir_grpo.runs.stages import read_table, write_stage
+from amir_grpo.settings import Settings
+from amir_grpo.system.files import atomic_write, explain_full_disk, write_text
+from amir_grpo.system.locks import locked
+from amir_grpo.system.provenance import now, provenance, to_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from amir_grpo.policies.engines import Engine
+
+_DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
+_SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
+
+
+class Evaluation:
+    """Draws, grades and scores completions into a run folder.
+
+    Args:
+        folder: The run folder.
+        settings: Of the run.
+        loading: How weights are read.
+        problems: The problems of a benchmark, by its name.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, loading: Loading, problems: Callable[[str], Dataset]) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.loading = loading
+        self.problems = problems
+        self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
+
+    def is_complete(self, name: str, benchmark: str) -> bool:
+        """Whether the samples and the greedy completions of a policy on a benchmark are there."""
+        return all(self._path(name, benchmark, greedy).exists() for greedy in (False, True))
+
+    def completions(self, name: str, benchmark: str, source: PolicySource, greedy: bool = False) -> pd.DataFrame:
+        """Graded completions of a policy on one benchmark; columns as in `amir_grpo.runs.run.Run.samples`.
+
+        Samples and greedy completions are drawn together, so that each policy is loaded once. Every batch is written
+        when it is drawn: what is killed continues where it stopped.
+
+        Args:
+            name: What the column policy, and the folder under samples/, say.
+            benchmark: One of the run's.
+            source: What to load.
+            greedy: Return the one greedy completion of each problem instead of its n samples.
+        """
+        for each in (False, True):
+            path = self._path(name, benchmark, each)
+            if not path.exists():
+                with explain_full_disk(self.folder), locked(self.folder, f"sampling {name}"):
+                    if not path.exists():  # unless another process has done it meanwhile
+                        self._draw_and_grade(path, name, benchmark, source, each)
+        return read_table(self._path(name, benchmark, greedy), _SAMPLE_COLUMNS)
+
+    def logprobs(self, source: PolicySource, completions: pd.DataFrame) -> list[float]:
+        """Log-probability of each completion under a policy, at temperature 1, in nats.
+
+        Args:
+            source: The policy.
+            completions: Columns problem_id and completion_ids; of any of the run's benchmarks.
+        """
+        from amir_grpo.policies.loading import load_policy, load_tokenizer
+        from amir_grpo.policies.sampling import score, tokenize_prompts
+
+        self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
+        policy = load_policy(source.base, source.adapter, self.loading)
+        tokenizer = load_tokenizer(source.base, self.settings.trust_remote_code)
+        prompts = {}
+        for benchmark in self.settings.benchmarks:
+            prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
+        return score(
+            policy,
+            tokenizer.pad_token_id,
+            [prompts[problem] for problem in completions["problem_id"]],
+            completions["completion_ids"].tolist(),
+        )
+
+    def _path(self, name: str, benchmark: str, greedy: bool) -> Path:
+        return self.folder / "samples" / name / (f"{benchmark}.greedy.parquet" if greedy else f"{benchmark}.parquet")
+
+    def _draw_and_grade(self, path: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> None:
+        started = now()
+        self._record_policy(path.parent, source)
+        parts = path.with_suffix(".parts")
+        rows = self._graded(self._drawn(parts, name, benchmark, source, greedy), benchmark)
+        rows.insert(0, "benchmark", benchmark)
+        rows.insert(0, "policy", name)
+        write_stage(path.with_suffix(".stage.json"), started)
+        atomic_write(path, rows.to_parquet)
+        shutil.rmtree(parts, ignore_errors=True)
+
+    def _record_policy(self, folder: Path, source: PolicySource) -> None:
+        """Record beside the samples what drew them."""
+        if not (folder / "policy.json").exists():
+            s = self.settings
+            drawn_by = {"engine": s.eval_engine, "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
+            record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
+            write_text(folder / "policy.json", to_json(record | {"provenance": provenance()}))
+
+    def _drawn(self, parts: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> pd.DataFrame:
+        """All completions of a benchmark: the batches in `parts`, and those that are drawn and put there now."""
+        from amir_grpo.policies.sampling import in_order, sample_batches
+
+        s = self.settings
+        problems = self.problems(benchmark)
+        frames = [read_table(path, _DRAWN_COLUMNS) for path in sorted(parts.glob("*.parquet"))]
+        done = {problem for frame in frames for problem in frame["problem_id"]}
+        if len(done) < len(problems):
+            batches = sample_batches(
+                self._engine(source),
+                problems,
+                1 if greedy else s.num_samples,
+                temperature=0.0 if greedy else s.eval_temperature,
+                top_p=s.eval_top_p,
+                max_new_tokens=s.eval_max_new_tokens,
+                seed=s.seed,
+                token_budget=s.eval_token_budget,
+                done=done,
+                label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
+            )
+            for batch in batches:
+                atomic_write(parts / f"{len(frames):05d}.parquet", batch.to_parquet)
+                frames.append(batch)
+        return in_order(pd.concat(frames), problems)
+
+    def _graded(self, rows: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+        from amir_grpo.grading import grade_many
+        from amir_grpo.rewards import has_format, stated_confidence
+
+        problems, calibration = self.problems(benchmark), self.settings.calibration
+        answers = dict(zip(problems["id"], problems["answer"], strict=True))
+        grades = grade_many(rows["text"].tolist(), [answers[problem] for problem in rows["problem_id"]])
+        rows["correct"] = [grade.correct for grade in grades]
+        rows["formatted"] = [has_format(text, calibration) for text in rows["text"]]
+        if calibration:
+            rows["confidence"] = pd.Series([stated_confidence(text) for text in rows["text"]], dtype=float)
+        rows["seed"] = self.settings.seed
+        return rows
+
+    def _engine(self, source: PolicySource) -> Engine:
+        from amir_grpo.policies.engines import load_engine
+
+        if self._loaded is None or self._loaded[0] != source:
+            self._loaded = None  # free the last one before the next is loaded
+            s = self.settings
+            self._loaded = source, load_engine(s.eval_engine, source.base, source.adapter, self.loading)
+        return self._loaded[1]

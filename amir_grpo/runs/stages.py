@@ -1,0 +1,46 @@
+"""What a stage leaves in a run folder: a table, and beside it when and with what it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from amir_grpo.system.files import write_text
+from amir_grpo.system.provenance import now, provenance, to_json
+
+
+def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """A Parquet or CSV file of a run folder.
+
+    Args:
+        path: The file.
+        columns: Those that it must have.
+
+    Raises:
+        ValueError: If it cannot be read or lacks a column: something other than this package has changed it.
+    """
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        missing = [column for column in columns if column not in table]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+    except (ValueError, OSError) as error:
+        cause = str(error).strip().splitlines()[0][:150]
+        raise ValueError(
+            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; whatever was complete stays."
+        ) from error
+    return table
+
+
+def write_stage(path: Path, started: str, **more: Any) -> None:
+    """Record when a result was made and with what; written before the result, so that none is without its record.
+
+    Args:
+        path: The record, JSON.
+        started: Time in UTC, as of `amir_grpo.system.provenance.now`.
+        **more: Further entries.
+    """
+    write_text(path, to_json({"started": started, "ended": now(), **more, "provenance": provenance()}))

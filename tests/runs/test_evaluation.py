@@ -1,0 +1,179 @@
+"""Completions of a run's policies: drawn once, graded against their own problem's answer, resumed where they stopped."""
+
+import contextlib
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from datasets import Dataset
+
+from amir_grpo.policies import loading as policy
+from amir_grpo.policies import sampling
+from amir_grpo.problems import fingerprint
+from amir_grpo.results import report
+from amir_grpo.runs.run import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+def never(*args, **kwargs):
+    raise AssertionError("done again")
+
+
+def calibrated(run):
+    """The run with calibration, which the sandbox's policy is refused."""
+    return Run(run.folder, run.profile, replace(run.settings, calibration=True))
+
+
+def test_samples_are_drawn_once(open_tiny, monkeypatch):
+    first = open_tiny().samples(["base"])
+    assert len(first) == 2 * 2 * 8
+    assert set(first["benchmark"]) == {"chain3", "chain6"}
+    monkeypatch.setattr(sampling, "sample", never)
+    monkeypatch.setattr(policy, "load_policy", never)
+    pd.testing.assert_frame_equal(open_tiny().samples(["base"]), first)
+    (open_tiny().folder / "samples" / "base" / "chain6.parquet").unlink()
+    with pytest.raises(AssertionError, match="done again"):
+        open_tiny().samples(["base"])
+    assert len(open_tiny().samples(["base"], ["chain3"])) == 16
+
+
+@pytest.mark.parametrize("calibration", [False, True])
+def test_formatted_means_the_format_that_was_asked_for(open_tiny, monkeypatch, calibration):
+    plain = r"<think>1+1=2</think><answer>\boxed{2}</answer>"
+    texts = [plain, plain + "<analysis>sure</analysis><confidence>0.9</confidence>", "2"]
+
+    def sample_batches(engine, problems, *arguments, **options):
+        yield pd.DataFrame({"problem_id": problems["id"], "text": texts, "sample": 0})
+
+    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    run = open_tiny(benchmarks=["chain3"], eval_limit=3)
+    run = calibrated(run) if calibration else run
+    rows = run.samples(["base"])
+    assert rows["formatted"].tolist() == [not calibration, calibration, False]
+    if calibration:
+        assert rows["confidence"].tolist() == pytest.approx([math.nan, 0.9, math.nan], nan_ok=True)
+    else:
+        assert "confidence" not in rows
+
+
+def test_correct_is_against_the_answer_of_the_rows_own_problem(open_tiny, monkeypatch):
+    run = open_tiny(benchmarks=["chain6"], eval_limit=3)
+    answers = [eval(chain) for chain in run.problems("chain6")["question"]]
+    assert len(set(answers)) == 3
+    said = [answers[0], answers[1], answers[2], answers[0], answers[1] + 1]
+    about, number = [0, 1, 2, 1, 1], [0, 0, 0, 1, 2]
+
+    def sample_batches(engine, problems, *arguments, **options):
+        ids = [problems["id"][index] for index in about]
+        texts = [rf"<answer>\boxed{{{value}}}</answer>" for value in said]
+        yield pd.DataFrame({"problem_id": ids, "sample": number, "text": texts})
+
+    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    assert run.samples(["base"])["correct"].tolist() == [True, True, False, False, True]
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(open_tiny, monkeypatch):
+    """Killed after each batch in turn: the same file in the end, and nothing drawn twice."""
+    whole = open_tiny(eval_limit=4, eval_token_budget=700)
+    expected = whole.samples(["base"], ["chain3"])
+    path = whole.folder / "samples" / "base" / "chain3.parquet"
+    assert not path.with_suffix(".parts").exists()
+    path.unlink()
+
+    drawn, plain = [], sampling.sample_batches
+
+    def killed_after_one(*arguments, **options):
+        for batch in itertools.islice(plain(*arguments, **options), 1):
+            drawn.extend(batch["problem_id"].unique())
+            yield batch
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "sample_batches", killed_after_one)
+    for _ in range(len(expected["problem_id"].unique())):
+        if path.exists():
+            break
+        with contextlib.suppress(KeyboardInterrupt):
+            open_tiny(eval_limit=4, eval_token_budget=700).samples(["base"], ["chain3"])
+    else:
+        open_tiny(eval_limit=4, eval_token_budget=700).samples(["base"], ["chain3"])
+    assert len(drawn) == len(set(drawn)) == expected["problem_id"].nunique() > 2
+    pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
+    assert not path.with_suffix(".parts").exists()
+
+
+def test_greedy_completions_lie_beside_the_samples(open_tiny):
+    run = open_tiny()
+    greedy = run.samples(["base"], ["chain3"], greedy=True)
+    assert greedy["sample"].tolist() == [0] * 2
+    assert (run.folder / "samples" / "base" / "chain3.greedy.parquet").is_file()
+    assert len(run.samples(["base"], ["chain3"])) == 2 * 8
+    pd.testing.assert_frame_equal(open_tiny().samples(["base"], ["chain3"], greedy=True), greedy)
+
+
+REAL = ROOT.parent / "shared" / "benchmarks"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")
+def test_a_sandbox_policy_on_every_mirrored_benchmark(open_tiny, monkeypatch):
+    """The real problems: recorded, sampled, graded; nothing of it is right but by luck."""
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(REAL))
+    names = sorted(
+        path.parent.name for path in REAL.glob("*/*.jsonl") if path.stem != "train" or "olympiad" in str(path)
+    )
+    run = open_tiny(benchmarks=names)
+    rows = run.samples(["base"])
+    assert (rows.groupby("benchmark").size() == 2 * 8).all()
+    assert set(rows["benchmark"]) == set(names)
+    assert rows["correct"].mean() < 0.2
+    assert {path.stem for path in (run.folder / "problems").glob("*.json")} == set(names)
+
+
+def test_a_sandbox_policy_on_a_benchmark_of_the_paper(open_tiny, amc23, monkeypatch, tmp_path):
+    """Its prompts are beyond its tokenizer; what counts is the path from the mirror to the report."""
+    amc23(tmp_path)
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
+    run = open_tiny(benchmarks=["amc23", "chain3"])
+    summary, comparisons = report.policies_result(run)
+    assert set(summary["benchmark"]) == {"amc23", "chain3"}
+    assert len(comparisons) == 2 * 3 * 4
+    page = report.write(run).read_text()
+    assert fingerprint(run.problems("amc23")) in page
+    assert "Broader coverage" in page, "verdicts"
+
+
+def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monkeypatch):
+    """Completions of a policy that states one, on problems of a mirror, from the samples to the report's diagram."""
+    right, wrong = r"<think>.</think><answer>\boxed{27}</answer>", r"<think>.</think><answer>\boxed{2}</answer>"
+    said = "<analysis>.</analysis><confidence>{}</confidence>"
+    texts = [right + said.format(0.9), right + said.format(0.8), wrong + said.format(0.9), wrong]
+
+    def sample_batches(engine, problems, num_samples, **options):
+        for problem in problems["id"]:
+            yield pd.DataFrame(
+                {
+                    "problem_id": problem,
+                    "sample": range(num_samples),
+                    "text": texts[:num_samples],
+                    "tokens": 5,
+                    "finish_reason": "stop",
+                    "logprob": -1.0,
+                    "completion_ids": [[1]] * num_samples,
+                }
+            )
+
+    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    run = open_tiny(benchmarks=["chain3"], ks=[1], num_samples=4)
+    run = calibrated(run)
+    problems = Dataset.from_list([{"id": f"p-{n}", "answer": ["27"]} for n in range(3)])
+    monkeypatch.setattr(run.evaluation, "problems", lambda name: problems)
+    summary, _ = report.policies_result(run)
+    base = summary[summary["policy"] == "base"].set_index("quantity")["estimate"]
+    assert base["stated"] == 75
+    assert base["brier"] == pytest.approx((0.01 + 0.04 + 0.81) / 3)
+    table, figure = report.reliability_result(run)
+    assert table.loc[table["policy"] == "base", "right"].tolist() == [1.0, 0.5]
+    assert len(figure.axes) == 3
