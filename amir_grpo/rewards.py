@@ -12,10 +12,9 @@ r"""The published reward functions, in the form that TRL calls: completions and 
 The format is ``<think>…</think><answer>…</answer>``, with calibration followed by
 ``<analysis>…</analysis><confidence>0.8</confidence>``; white space around the tags is free.
 
-Where the published code differs, by its own text: it judges correctness by a numeric tolerance (kept as
-`published_correctness`), pays the integer reward for any number, and the claims without a bound and each time anew. It
-counts all eight tags always, has no penalty for trailing text without calibration, and takes a missing confidence for
-0.5, which earns 0.75.
+The published code differs in this: it judges correctness by a numeric tolerance, pays the integer reward for any number,
+and pays for claims without a bound and for the same claim each time. It always counts all eight tags, has no penalty for
+trailing text without calibration, and takes a missing confidence for 0.5, which earns 0.75.
 
 The margin. Without calibration a right and a wrong completion that are alike in everything else differ by 2.0, and the
 published margin δ = 2.0 is strict: r_i - r_j > δ. TRL adds the rewards in float32, where the difference of two integer
@@ -109,26 +108,6 @@ def brier(completions: Sequence[Completion], answer: Sequence[str | Sequence[str
         0.0 if confidence is None else 1.0 - (confidence - grade.correct) ** 2
         for confidence, grade in zip(confidences, grades, strict=True)
     ]
-
-
-def published_correctness(
-    completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object
-) -> list[float]:
-    r"""2.0 by the rule of the published code, for replays of it.
-
-    The first number in the last ``\boxed{}``, or else the last number anywhere in the text, is compared with the
-    answer to a relative and absolute tolerance of 1e-3. Where one of the two is no number they are compared as strings. By
-    this rule 1000 is right where 1001 is wanted, a word is never right, and a fraction is its numerator.
-    """
-    rewards = []
-    for text, golds in zip(_texts(completions), answer, strict=True):
-        number = _published_number(text)
-        candidates = [golds] if isinstance(golds, str) else golds
-        rewards.append(2.0 if any(_published_equal(number, gold) for gold in candidates) else 0.0)
-    return rewards
-
-
-published_correctness.__name__ = "correctness"  # the same column of the log, whichever rule filled it
 
 
 def has_format(completion: str, calibration: bool = False) -> bool:
@@ -312,34 +291,3 @@ class _Expression:
                 raise ValueError("a bracket is not closed")
             return value
         raise ValueError("an operator where a number is wanted")
-
-
-# --- the published rule of correctness ----------------------------------------------------------------------------
-
-_FLAT_BOX = re.compile(r"\\boxed\s*\{([^{}]+)\}")
-_PUBLISHED_NUMBER = re.compile(
-    r"(?<![A-Za-z_])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?%?(?![A-Za-z_])"
-)
-
-
-def _published_number(text: str) -> float | None:
-    boxes = _FLAT_BOX.findall(text)
-    boxed = _PUBLISHED_NUMBER.search(boxes[-1]) if boxes else None
-    if boxed:
-        return _published_float(boxed.group())
-    numbers = _PUBLISHED_NUMBER.findall(text)
-    return _published_float(numbers[-1]) if numbers else None
-
-
-def _published_float(number: str) -> float:
-    return float(number.replace("−", "-").replace(",", "").removesuffix("%"))
-
-
-def _published_equal(number: float | None, gold: str) -> bool:
-    try:
-        wanted = float(gold.replace(",", ""))
-    except ValueError:
-        wanted = None
-    if number is None or wanted is None:
-        return str(number).lower() == gold.strip().lower()
-    return math.isclose(number, wanted, rel_tol=1e-3, abs_tol=1e-3)

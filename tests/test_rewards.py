@@ -18,7 +18,6 @@ from amir_grpo.rewards import (
     count_true_claims,
     has_format,
     integer_answer,
-    published_correctness,
     reward_functions,
     stated_confidence,
     strict_format,
@@ -37,7 +36,6 @@ def message(text):
 def test_names_are_the_log_keys_in_order():
     assert [function.__name__ for function in reward_functions(False)] == BASE
     assert [function.__name__ for function in reward_functions(True)] == [*BASE, "brier"]
-    assert published_correctness.__name__ == "correctness"
 
 
 @pytest.mark.parametrize("calibration", [False, True])
@@ -236,7 +234,7 @@ HOSTILE = {
 def test_a_megabyte_of_anything_is_linear(name):
     text = HOSTILE[name]
     start = time.perf_counter()
-    for function in (*reward_functions(True), published_correctness):
+    for function in reward_functions(True):
         assert len(function([text], answer=["1"])) == 1
     assert time.perf_counter() - start < 8  # measured: below 1 s
 
@@ -264,31 +262,6 @@ def test_brier(confidence, right):
 def test_silence_about_confidence_never_pays():
     silent, worst = brier([GOOD, CONFIDENT.replace("0.8", "1.0")], answer=["7", "8"])
     assert silent == worst == 0.0
-
-
-@pytest.mark.parametrize(
-    ("completion", "answer", "right"),
-    [
-        (r"\boxed{1000}", "1001", True),  # the relative tolerance
-        (r"\boxed{1000}", "1002", False),
-        (r"\boxed{0.0005}", "0", True),
-        (r"\boxed{7} is it, not 9", "7", True),
-        ("first 9, then 7", "7", True),
-        (r"\boxed{1,234}", "1234", True),
-        (r"\boxed{−5}", "-5", True),
-        (r"\boxed{50\%}", "50", True),
-        (r"\boxed{\frac{3}{4}}", "4", True),  # nested braces are no box: the last number counts
-        (r"\boxed{3/4}", "3", True),
-        (r"\boxed{3/4}", "3/4", False),
-        (r"\boxed{Evelyn}", "Evelyn", False),
-        (r"\boxed{x}", "None", True),  # no number reads as None
-        ("", "7", False),
-        ("1e400", "7", False),
-    ],
-)
-def test_published_correctness(completion, answer, right):
-    assert published_correctness([message(completion)], answer=[answer]) == [2.0 * right]
-    assert published_correctness([completion], answer=[["nothing", answer]]) == [2.0 * right]
 
 
 def trl_rewards(completions, answers, calibration=False):
