@@ -1,4 +1,4 @@
-"""The values that a setting may take, each list in one place, and how a name that is on none of them is refused.
+"""What a setting may be: the lists of valid names, each in one place, bounds, and the refusal of all else.
 
 Nothing is imported but the standard library: the command line and the figures read these lists without waiting for torch.
 """
@@ -6,8 +6,10 @@ Nothing is imported but the standard library: the command line and the figures r
 from __future__ import annotations
 
 import difflib
+import math
+import typing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 METHODS = ("grpo", "amir_grpo")
@@ -57,27 +59,21 @@ def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where the value of a setting may lie: `Annotated[float, Bounds(above=0)]`."""
+    """Where the value of a setting may lie, as its declaration says: `Annotated[float, Bounds(above=0)]`."""
 
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
     at_most: float | None = None
 
-    def check(self, name: str, value: Any) -> None:
-        """Refuse a value outside; None, where a setting may be None, is inside.
-
-        Raises:
-            ValueError: Naming the setting, its value and the bounds.
-        """
-        inside = value is None or (
+    def hold(self, value: float) -> bool:
+        """Whether a value lies within; NaN does not."""
+        return (
             (self.above is None or value > self.above)
             and (self.at_least is None or value >= self.at_least)
             and (self.below is None or value < self.below)
             and (self.at_most is None or value <= self.at_most)
         )
-        if not inside:
-            raise ValueError(f"{name} is {value}; it must be {self}.")
 
     def __str__(self) -> str:
         words = (
@@ -87,3 +83,31 @@ class Bounds:
             ("at most", self.at_most),
         )
         return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+
+
+def check_values(settings: Any, declared: type) -> None:
+    """Refuse values that the declarations of their settings rule out.
+
+    Args:
+        settings: Holds the values, as attributes.
+        declared: A dataclass; the bounds stand in the types of its fields (`Annotated[float, Bounds(above=0)]`), the valid
+            names under "choices" in their metadata.
+
+    Raises:
+        ValueError: If a number is not finite or out of its bounds, a name is not among the choices, or a list names
+            something twice. The message names the setting, its value and what is valid.
+    """
+    kinds = typing.get_type_hints(declared, include_extras=True)
+    for setting in fields(declared):
+        name, value = setting.name, getattr(settings, setting.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be finite.")
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError(f"{name} is {value}; name each once.")
+        if "choices" in setting.metadata:
+            check_names(name, [value], setting.metadata["choices"])
+        for bounds in getattr(kinds[name], "__metadata__", ()):
+            if value is not None and not bounds.hold(value):
+                may_be_none = type(None) in typing.get_args(typing.get_args(kinds[name])[0])
+                wanted = f"leave it None, or give a value {bounds}" if may_be_none else f"it must be {bounds}"
+                raise ValueError(f"{name} is {value}; {wanted}.")

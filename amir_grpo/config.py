@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trl import GRPOConfig
 
+from amir_grpo.choices import check_values
 from amir_grpo.preference_settings import PreferenceSettings
 
 
@@ -21,4 +22,4 @@ class AmirGRPOConfig(PreferenceSettings, GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_preference()
+        check_values(self, PreferenceSettings)

@@ -1,12 +1,11 @@
-"""The nine settings of the preference term, once: `AmirGRPOConfig` has them as fields, a run's `Settings` copies them.
+"""The nine settings of the preference term, once: `AmirGRPOConfig` and a run's `Settings` both take them from here.
 
 Free of torch, so that a command line can show them without waiting for it.
 """
 
 from __future__ import annotations
 
-import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from amir_grpo.choices import LAMBDA_SCHEDULES, PAIR_LOSSES, PAIR_MINING, Bounds
@@ -60,22 +59,3 @@ class PreferenceSettings:
     preference_share: Annotated[float, Bounds(above=0, below=1)] = _setting(
         0.3, "With lambda_schedule='share': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|."
     )
-
-    def check_preference(self) -> None:
-        """Refuse values that are out of bounds or not among the choices.
-
-        Raises:
-            ValueError: Naming the setting, its value and what is valid.
-        """
-        for name, bounds in preference_bounds().items():
-            bounds.check(name, getattr(self, name))
-        for setting in fields(PreferenceSettings):
-            value, valid = getattr(self, setting.name), setting.metadata.get("choices")
-            if valid and value not in valid:
-                raise ValueError(f"{setting.name} is {value!r}; choose one of {', '.join(valid)}.")
-
-
-def preference_bounds() -> dict[str, Bounds]:
-    """Name -> bounds of those settings of the preference term that have any."""
-    kinds = typing.get_type_hints(PreferenceSettings, include_extras=True)
-    return {name: kind.__metadata__[0] for name, kind in kinds.items() if hasattr(kind, "__metadata__")}

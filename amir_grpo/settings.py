@@ -2,142 +2,174 @@
 
 from __future__ import annotations
 
-import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from typing import Annotated, Any
 
 from amir_grpo.choices import (
     BACKENDS,
     ENGINES,
     IMPORTANCE_SAMPLING_LEVELS,
-    LAMBDA_SCHEDULES,
     LORA_TARGETS,
     LOSS_TYPES,
-    PAIR_LOSSES,
-    PAIR_MINING,
     SCALE_REWARDS,
     TRACKERS,
     VLLM_MODES,
+    Bounds,
     check_names,
+    check_values,
 )
+from amir_grpo.preference_settings import PreferenceSettings
 
 
-def _setting(default: Any, about: str, **metadata: Any) -> Any:
+def _setting(default: Any, about: str, choices: tuple[str, ...] = ()) -> Any:
+    metadata = {"help": about, "choices": choices} if choices else {"help": about}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": about, **metadata})
-    return field(default=default, metadata={"help": about, **metadata})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+PositiveInt = Annotated[int, Bounds(above=0)]
+PositiveFloat = Annotated[float, Bounds(above=0)]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of one run folder. The defaults are the published ones (arXiv 2601.03661), for Qwen2.5-3B,
-    where the paper's code has the setting; the training set is not among them, and gsm8k is our choice.
-
-    Names are TRL's own where TRL has them. `method` is not here: a run folder holds both.
-    """
+class _Training:
+    """The settings of a training but for the preference term."""
 
     # policy
     model_name: str = _setting(
         "Qwen/Qwen2.5-3B-Instruct", "Base policy: a Hub id, a folder, sandbox or sandbox-large."
     )
-    lora_rank: int = _setting(16, "Rank of the LoRA adapter.")
-    lora_alpha: int = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
+    lora_rank: PositiveInt = _setting(16, "Rank of the LoRA adapter.")
+    lora_alpha: PositiveInt = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
     lora_targets: list[str] = _setting(list(LORA_TARGETS), "Linear projections that get an adapter, by their names.")
-    max_seq_length: int = _setting(2048, "Longest prompt and completion together, in tokens.")
+    max_seq_length: PositiveInt = _setting(2048, "Longest prompt and completion together, in tokens.")
     load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
     backend: str = _setting(
         "auto",
         "What loads the policy for training: unsloth, transformers, or auto: Unsloth where installed, with a GPU.",
+        choices=BACKENDS,
     )
     trust_remote_code: bool = _setting(False, "Run the code that comes with a policy of the Hub.")
     safetensors_only: bool = _setting(True, "Refuse weights in pickles, which can run code when they are read.")
     # training data
     dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math, sandbox or sandbox-large.")
     dataset_split: str = _setting("train", "Split of the training set.")
-    dataset_limit: int | None = _setting(None, "Use the first so many training problems. None: all.")
+    dataset_limit: Annotated[int | None, Bounds(above=0)] = _setting(
+        None, "Use the first so many training problems. None: all."
+    )
     calibration: bool = _setting(False, "Ask for a stated confidence and reward its Brier score.")
     # optimisation
-    learning_rate: float = _setting(5e-6, "Peak learning rate.")
-    weight_decay: float = _setting(0.1, "Weight decay of AdamW.")
-    max_grad_norm: float = _setting(0.1, "Gradients are clipped to this norm.")
-    per_device_train_batch_size: int = _setting(
+    learning_rate: PositiveFloat = _setting(5e-6, "Peak learning rate.")
+    weight_decay: Annotated[float, Bounds(at_least=0)] = _setting(0.1, "Weight decay of AdamW.")
+    max_grad_norm: PositiveFloat = _setting(0.1, "Gradients are clipped to this norm.")
+    per_device_train_batch_size: PositiveInt = _setting(
         1,
         "Completions of a micro-batch on each device. 1 becomes num_generations where a rollout would otherwise not "
         "hold whole groups: published as 1, that is what Unsloth made of it.",
     )
-    gradient_accumulation_steps: int = _setting(4, "Micro-batches of an optimizer step.")
-    steps_per_generation: int | None = _setting(None, "Micro-batches of a rollout. None: gradient_accumulation_steps.")
-    max_steps: int = _setting(1000, "Optimizer steps.")
-    seed: int = _setting(0, "Seed of everything random.")
+    gradient_accumulation_steps: PositiveInt = _setting(4, "Micro-batches of an optimizer step.")
+    steps_per_generation: Annotated[int | None, Bounds(above=0)] = _setting(
+        None, "Micro-batches of a rollout. None: gradient_accumulation_steps."
+    )
+    max_steps: PositiveInt = _setting(1000, "Optimizer steps.")
+    seed: Annotated[int, Bounds(at_least=0)] = _setting(0, "Seed of everything random.")
     lr_scheduler_type: str = _setting("cosine", "Learning-rate schedule, by transformers' names.")
-    warmup_ratio: float = _setting(0.1, "Share of the steps over which the learning rate rises.")
+    warmup_ratio: Annotated[float, Bounds(at_least=0, below=1)] = _setting(
+        0.1, "Share of the steps over which the learning rate rises."
+    )
     optim: str = _setting("adamw_8bit", "Optimizer, by transformers' names. adamw_8bit needs bitsandbytes and a GPU.")
-    adam_beta1: float = _setting(0.9, "AdamW's β1.")
-    adam_beta2: float = _setting(0.99, "AdamW's β2.")
+    adam_beta1: Annotated[float, Bounds(at_least=0, below=1)] = _setting(0.9, "AdamW's β1.")
+    adam_beta2: Annotated[float, Bounds(at_least=0, below=1)] = _setting(0.99, "AdamW's β2.")
     gradient_checkpointing: bool = _setting(True, "Recompute activations in the backward pass to save memory.")
     # rollouts
-    num_generations: int = _setting(8, "G, completions a prompt.")
-    max_prompt_length: int = _setting(1024, "Longer prompts lose their beginning, in tokens.")
-    max_completion_length: int = _setting(1024, "Longest completion of a rollout, in tokens.")
+    num_generations: Annotated[int, Bounds(at_least=2)] = _setting(8, "G, completions a prompt.")
+    max_prompt_length: PositiveInt = _setting(1024, "Longer prompts lose their beginning, in tokens.")
+    max_completion_length: PositiveInt = _setting(1024, "Longest completion of a rollout, in tokens.")
     use_vllm: bool = _setting(False, "Draw rollouts with vLLM (GPU only).")
     vllm_mode: str = _setting(
-        "colocate", "Where vLLM runs: colocate, on the GPUs that train, or server, started by `trl vllm-serve`."
+        "colocate",
+        "Where vLLM runs: colocate, on the GPUs that train, or server, started by `trl vllm-serve`.",
+        choices=VLLM_MODES,
     )
     vllm_server_base_url: str | None = _setting(None, "With vllm_mode=server: its address. None: port 8000 here.")
-    vllm_gpu_memory_utilization: float = _setting(0.3, "With vllm_mode=colocate: vLLM's share of a GPU's memory.")
+    vllm_gpu_memory_utilization: Annotated[float, Bounds(above=0, below=1)] = _setting(
+        0.3, "With vllm_mode=colocate: vLLM's share of a GPU's memory."
+    )
     # GRPO
-    loss_type: str = _setting("grpo", "TRL's loss type.")
-    epsilon: float = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
-    epsilon_high: float | None = _setting(None, "Upper clipping range. None: epsilon.")
+    loss_type: str = _setting("grpo", "TRL's loss type.", choices=LOSS_TYPES)
+    epsilon: PositiveFloat = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
+    epsilon_high: Annotated[float | None, Bounds(above=0)] = _setting(None, "Upper clipping range. None: epsilon.")
     mask_truncated_completions: bool = _setting(False, "Leave completions that were cut out of the loss.")
-    scale_rewards: str = _setting("group", "Divide advantages by the standard deviation of: group, batch or none.")
-    importance_sampling_level: str = _setting("token", "Importance ratios by token, or by sequence (GSPO).")
-    # the preference term
-    lambda_reg: float = _setting(0.01, "λ, weight of the preference loss.")
-    reward_margin: float = _setting(2.0, "δ: a pair needs r_i - r_j > δ, in units of reward.")
-    beta_dpo: float = _setting(0.2, "β, inverse temperature of the preference.")
-    pair_mining: str = _setting("all", "Which pairs: all or topk.")
-    max_pairs_per_group: int | None = _setting(None, "Cap on the pairs of a group. None: no cap.")
-    ref_free: bool = _setting(True, "Leave the reference policy out of the preference.")
-    pair_loss: str = _setting(
-        "logistic", "Loss of a pair: logistic (the paper's), or linear, its tangent: plain wins minus losses."
+    scale_rewards: str = _setting(
+        "group", "Divide advantages by the standard deviation of: group, batch or none.", choices=SCALE_REWARDS
     )
-    lambda_schedule: str = _setting(
-        "constant", "How λ moves: constant, published (the published code's rule) or share."
+    importance_sampling_level: str = _setting(
+        "token", "Importance ratios by token, or by sequence (GSPO).", choices=IMPORTANCE_SAMPLING_LEVELS
     )
-    preference_share: float = _setting(0.3, "With lambda_schedule=share: wanted share of the preference term.")
+
+
+# `AmirGRPOConfig` inherits the preference term's declarations as they are; what a run has is frozen.
+_KINDS = typing.get_type_hints(PreferenceSettings, include_extras=True)
+_PreferenceOfARun = make_dataclass(
+    "_PreferenceOfARun",
+    [(f.name, _KINDS[f.name], field(default=f.default, metadata=f.metadata)) for f in fields(PreferenceSettings)],
+    frozen=True,
+)
+
+
+@dataclass(frozen=True)
+class Settings(_PreferenceOfARun, _Training):
+    """The settings of one run folder. The defaults are the published ones (arXiv 2601.03661), for Qwen2.5-3B,
+    where the paper's code has the setting; the training set is not among them, and gsm8k is our choice.
+
+    Names are TRL's own where TRL has them. `method` is not here: a run folder holds both.
+
+    Raises:
+        ValueError: If a value is of the wrong type, ruled out by its setting's declaration or at odds with another one.
+    """
+
     # bookkeeping
-    logging_steps: int = _setting(1, "Optimizer steps between two rows of the log.")
-    save_steps: int = _setting(250, "Optimizer steps between two checkpoints, made up to whole rollouts. 0: none.")
-    save_total_limit: int | None = _setting(2, "Checkpoints that are kept, the latest. None: all.")
-    report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.")
+    logging_steps: PositiveInt = _setting(1, "Optimizer steps between two rows of the log.")
+    save_steps: Annotated[int, Bounds(at_least=0)] = _setting(
+        250, "Optimizer steps between two checkpoints, made up to whole rollouts. 0: none."
+    )
+    save_total_limit: Annotated[int | None, Bounds(above=0)] = _setting(
+        2, "Checkpoints that are kept, the latest. None: all."
+    )
+    report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.", choices=TRACKERS)
     # evaluation
     benchmarks: list[str] = _setting(
         ["gsm8k", "aime25", "olympiadbench", "amc23", "minervamath", "aquarat", "livemathbench"],
         "Benchmarks, in the order of the tables.",
     )
-    eval_limit: int | None = _setting(
+    eval_limit: Annotated[int | None, Bounds(above=0)] = _setting(
         None, "Evaluate on the first so many problems of each benchmark. None: all (sandbox: 200)."
     )
-    num_samples: int = _setting(8, "n, completions a problem.")
+    num_samples: PositiveInt = _setting(8, "n, completions a problem.")
     ks: list[int] = _setting([1, 2, 4], "k of pass@k; none above num_samples.")
-    eval_temperature: float = _setting(0.6, "Sampling temperature of the evaluation.")
-    eval_top_p: float = _setting(1.0, "Nucleus of the evaluation; 1 is the whole distribution.")
-    eval_max_new_tokens: int = _setting(1024, "Longest completion of the evaluation, in tokens.")
-    eval_token_budget: int = _setting(
+    eval_temperature: PositiveFloat = _setting(0.6, "Sampling temperature of the evaluation.")
+    eval_top_p: Annotated[float, Bounds(above=0, at_most=1)] = _setting(
+        1.0, "Nucleus of the evaluation; 1 is the whole distribution."
+    )
+    eval_max_new_tokens: PositiveInt = _setting(1024, "Longest completion of the evaluation, in tokens.")
+    eval_token_budget: PositiveInt = _setting(
         262_144, "Tokens of one evaluation batch, prompts and completions together; halved where memory runs out."
     )
-    eval_engine: str = _setting("transformers", "What draws the completions of the evaluation: transformers or vllm.")
+    eval_engine: str = _setting(
+        "transformers", "What draws the completions of the evaluation: transformers or vllm.", choices=ENGINES
+    )
     # the sandbox's base policy
-    sandbox_warmup_steps: int = _setting(2000, "Supervised steps that make the sandbox's base policy.")
+    sandbox_warmup_steps: PositiveInt = _setting(2000, "Supervised steps that make the sandbox's base policy.")
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(Settings).items():
             _check_type(name, getattr(self, name), kind)
-        _check_values(self)
+        check_values(self, Settings)
+        _check_relations(self)
 
     @property
     def micro_batches(self) -> int:
@@ -285,48 +317,10 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     raise ValueError(f"{name} is {value!r}; it must be of type {wanted}.")
 
 
-def _check_values(s: Settings) -> None:
-    for name, value in asdict(s).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}; it must be finite.")
-        if isinstance(value, list) and len(set(value)) < len(value):
-            raise ValueError(f"{name} is {value}; name each once.")
-    positive = (
-        "lora_rank lora_alpha max_seq_length learning_rate max_grad_norm per_device_train_batch_size beta_dpo "
-        "gradient_accumulation_steps max_steps max_prompt_length max_completion_length logging_steps num_samples "
-        "eval_temperature eval_max_new_tokens eval_token_budget epsilon sandbox_warmup_steps"
-    ).split()
-    for name in positive:
-        if not getattr(s, name) > 0:
-            raise ValueError(f"{name} is {getattr(s, name)}; it must be above 0.")
-    for name in ("weight_decay", "lambda_reg", "reward_margin", "save_steps", "seed"):
-        if not getattr(s, name) >= 0:
-            raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0.")
-    for name in (
-        "dataset_limit",
-        "eval_limit",
-        "steps_per_generation",
-        "max_pairs_per_group",
-        "epsilon_high",
-        "save_total_limit",
-    ):
-        if getattr(s, name) is not None and not getattr(s, name) > 0:
-            raise ValueError(f"{name} is {getattr(s, name)}; leave it None, or give a value above 0.")
-    for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(s, name) < 1:
-            raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 0 and below 1.")
+def _check_relations(s: Settings) -> None:
+    """Refuse values that do not go with those of other settings, or with what reads them."""
     if s.seed >= 2**32:
         raise ValueError(f"seed is {s.seed}; NumPy takes seeds below 2**32.")
-    if not 0 < s.preference_share < 1:
-        raise ValueError(f"preference_share is {s.preference_share}; it must be above 0 and below 1.")
-    if not 0 < s.vllm_gpu_memory_utilization < 1:
-        raise ValueError(
-            f"vllm_gpu_memory_utilization is {s.vllm_gpu_memory_utilization}; it must be above 0 and below 1."
-        )
-    if not 0 < s.eval_top_p <= 1:
-        raise ValueError(f"eval_top_p is {s.eval_top_p}; it must be above 0 and at most 1.")
-    if s.num_generations < 2:
-        raise ValueError(f"num_generations is {s.num_generations}; a group needs at least 2 completions to compare.")
     rollout = s.per_device_train_batch_size * s.micro_batches
     if rollout % s.num_generations and s.per_device_train_batch_size > 1:
         raise ValueError(
@@ -342,19 +336,6 @@ def _check_values(s: Settings) -> None:
         )
     if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
         raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")
-    for name, valid in (
-        ("pair_mining", PAIR_MINING),
-        ("pair_loss", PAIR_LOSSES),
-        ("lambda_schedule", LAMBDA_SCHEDULES),
-        ("scale_rewards", SCALE_REWARDS),
-        ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
-        ("report_to", TRACKERS),
-        ("eval_engine", ENGINES),
-        ("vllm_mode", VLLM_MODES),
-        ("backend", BACKENDS),
-        ("loss_type", LOSS_TYPES),
-    ):
-        check_names(name, [getattr(s, name)], valid)
 
 
 __all__ = ["PROFILES", "Settings", "differences", "replace", "settings_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from trl import GRPOConfig
 
 from amir_grpo.choices import METHODS, check_names
 from amir_grpo.policies.loading import compute_dtype, device
+from amir_grpo.preference_settings import PreferenceSettings
 from amir_grpo.settings import Settings
 from amir_grpo.trainer import AmirGRPOConfig
 
@@ -20,9 +22,7 @@ _SHARED = (
     "mask_truncated_completions scale_rewards importance_sampling_level logging_steps report_to use_vllm vllm_mode "
     "vllm_server_base_url vllm_gpu_memory_utilization"
 ).split()
-_PREFERENCE = (
-    "lambda_reg reward_margin beta_dpo pair_mining max_pairs_per_group ref_free pair_loss lambda_schedule preference_share"
-).split()
+_PREFERENCE = [setting.name for setting in fields(PreferenceSettings)]
 
 
 def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
