@@ -5,7 +5,7 @@ RUN_DIR ?= runs/$(PROFILE)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test test-long test-browser test-clean lint figures notebooks publish evidence evidence-large clean
+.PHONY: setup reproduce test test-long test-browser test-clean docs lint figures notebooks publish evidence evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,12 @@ test-browser: setup
 test-clean:
 	.ci/clean
 
+# the pages of docs/ as a site, into docs/_build/html; a warning is an error
+docs: setup
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -65,4 +71,4 @@ evidence-large: setup
 	  --arms linear share-0.3 share-0.3-linear
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build docs/notebooks

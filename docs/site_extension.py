@@ -1,0 +1,141 @@
+"""What these pages need beyond Sphinx's own: links as GitHub has them, tables from data and settings, formulas as MathML."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parents[1]
+BLOB = "https://github.com/amir-grpo/amir-grpo/blob/main/"
+_LINK_OUT = re.compile(r"(?<!!)(\[(?:[^\]\[]|\[[^\]]*\])*\]\()\.\./([^)]+\))")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Sphinx's entry point."""
+    copy_notebooks(ROOT / "notebooks", ROOT / "docs" / "notebooks")
+    app.connect("source-read", links_of_the_site)
+    app.connect("autodoc-process-docstring", docstring_as_rst, priority=400)  # before napoleon
+    app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
+    app.add_directive("kept-table", KeptTable)
+    app.add_directive("settings-table", SettingsTable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def copy_notebooks(source: Path, pages: Path) -> None:
+    """The notebooks where Sphinx looks for pages; those that have not changed stay, so that they are not read again."""
+    pages.mkdir(exist_ok=True)
+    there = {path.name: path.read_bytes() for path in source.glob("*.ipynb")}
+    for path in pages.iterdir():
+        if path.name not in there:
+            path.unlink()
+    for name, content in there.items():
+        if not (pages / name).exists() or (pages / name).read_bytes() != content:
+            (pages / name).write_bytes(content)
+
+
+def links_of_the_site(app: Sphinx, name: str, source: list[str]) -> None:
+    """Links that leave docs/ work on GitHub as they are; here they lead to the notebooks' pages, or to GitHub."""
+
+    def here(link: re.Match[str]) -> str:
+        target = link[2]
+        return link[1] + (target if target.startswith("notebooks/") else BLOB + target)
+
+    if not name.startswith("notebooks/"):
+        source[0] = _LINK_OUT.sub(here, source[0])
+
+
+# --- docstrings ---------------------------------------------------------------------------------------------------
+
+
+def docstring_as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with backticks, lists and tables; what reStructuredText would read otherwise is escaped."""
+    escaped: list[str] = []
+    for line in lines:
+        if line.startswith("| "):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if set("".join(cells)) <= set("-: "):
+                continue
+            if not escaped or not escaped[-1].startswith("   "):
+                escaped += [".. list-table::", "   :header-rows: 1", ""]
+            escaped += [f"   {'*' if not n else ' '} - {_escape(cell)}" for n, cell in enumerate(cells)]
+        else:
+            escaped.append(_escape(line))
+    lines[:] = escaped
+
+
+def _escape(line: str) -> str:
+    parts = re.split(r"(``.*?``|`[^`]*`)", line)
+    plain = [re.sub(r"(?<!\\)([|*])|(?<=\w)(_)(?!\w)", r"\\\1\2", part) for part in parts[::2]]
+    if re.match(r"\s*\\\* ", plain[0]):  # the bullet of a list
+        plain[0] = plain[0].replace("\\* ", "* ", 1)
+    return "".join(text for pair in zip(plain, [*parts[1::2], ""], strict=True) for text in pair)
+
+
+# --- formulas -----------------------------------------------------------------------------------------------------
+
+
+def inline_formula(writer: Any, node: nodes.Node) -> None:
+    """A formula in a line, as MathML, which browsers show without a script."""
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_formula(writer: Any, node: nodes.Node) -> None:
+    """A formula on a line of its own."""
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
+    raise nodes.SkipNode
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+class _Table(SphinxDirective):
+    required_arguments = 1
+    has_content = True
+
+    def markdown(self, heading: list[str], rows: list[list[str]]) -> list[nodes.Node]:
+        lines = [heading, ["---"] * len(heading), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
+class KeptTable(_Table):
+    """A CSV file of the project; each line of the body is a column: its name | its heading | its format."""
+
+    def run(self) -> list[nodes.Node]:
+        path = ROOT / self.arguments[0]
+        self.env.note_dependency(str(path))
+        table = pd.read_csv(path)
+        columns = [[part.strip() for part in line.split("|")] for line in self.content]
+        rows = [
+            [(form or ["{}"])[0].format(row[name]) for name, _, *form in columns] for row in table.to_dict("records")
+        ]
+        return self.markdown([heading for _, heading, *_ in columns], rows)
+
+
+class SettingsTable(_Table):
+    """The fields of a dataclass that are not those of its base named in the body: `module:Class`."""
+
+    def run(self) -> list[nodes.Node]:
+        settings = _named(self.arguments[0])
+        inherited = {field.name for line in self.content for field in fields(_named(line))}
+        rows = []
+        for field in fields(settings):
+            if field.name not in inherited:
+                value = field.default if field.default_factory is MISSING else field.default_factory()
+                shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                rows.append([f"`{field.name}`", shown, field.metadata["help"]])
+        return self.markdown(["Setting", "Default", "Meaning"], rows)
+
+
+def _named(reference: str) -> type:
+    module, name = reference.strip().split(":")
+    return getattr(import_module(module), name)
