@@ -1,0 +1,218 @@
+"""The plan of the study, read from `plan.toml`, and the fixed sequence of its tests.
+
+In a fixed sequence every test has the whole level α, and the first that does not show its hypothesis ends it: those after
+it are not tested. That keeps the chance of any false finding at α without a correction. The gate comes first: where the
+positive control is not shown, no absence of a difference is interpreted.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from amir_grpo.study.inference import Comparison, Hypothesis, Verdict, shown, verdict
+
+PLAN = Path(__file__).with_name("plan.toml")
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A kind of reward, and the arms that are trained with it."""
+
+    name: str
+    about: str
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Test:
+    """One comparison of the sequence: arm `new` against arm `old` in a regime, and what is to be shown."""
+
+    name: str
+    about: str
+    regime: str
+    new: str
+    old: str
+    hypothesis: Hypothesis
+    gate: bool = False
+
+    __test__ = False  # no test case of pytest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan.toml` says, checked. Margin and gains are in percentage points."""
+
+    frozen: bool
+    commit: str
+    date: str
+    alpha: float
+    power: float
+    margin: float
+    quantity: str
+    benchmarks: str
+    base_policies: int
+    confirmation_seeds: tuple[int, ...]
+    pilot_seeds: tuple[int, ...]
+    regimes: tuple[Regime, ...]
+    tests: tuple[Test, ...]
+
+    def run_grid(self, seeds: tuple[int, ...]) -> list[tuple[int, int]]:
+        """The (base policy, seed) of each run: seeds go round the base policies."""
+        return [(place % self.base_policies, seed) for place, seed in enumerate(seeds)]
+
+    @property
+    def confirmation_runs(self) -> int:
+        """Trainings of the confirmation: every arm of every regime, with every seed."""
+        return sum(len(regime.arms) for regime in self.regimes) * len(self.confirmation_seeds)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A test of the sequence after the data: the comparison (None without data), whether its turn came, what it says.
+
+    `why` tells in a sentence what an undecided verdict is due to where that is not the interval; empty otherwise.
+    """
+
+    test: Test
+    comparison: Comparison | None
+    tested: bool
+    verdict: Verdict
+    why: str
+
+
+def read_plan(path: Path = PLAN) -> Plan:
+    """The plan in a TOML file, checked.
+
+    Raises:
+        ValueError: If something is missing, unknown or contradicts itself, with the entry's name.
+    """
+    with path.open("rb") as file:
+        try:
+            found = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is no TOML: {error}.") from None
+    try:
+        plan = _plan(found)
+        _check(plan)
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]!r} is missing.") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return plan
+
+
+def _plan(found: Mapping[str, Any]) -> Plan:
+    known = {"frozen", "commit", "date", "alpha", "power", "margin", "endpoint", "runs", "regime", "test"}
+    if unknown := set(found) - known:
+        raise ValueError(f"unknown entry {', '.join(sorted(unknown))}.")
+    endpoint, runs = found["endpoint"], found["runs"]
+    return Plan(
+        **{name: found[name] for name in ("frozen", "commit", "date", "alpha", "power", "margin")},
+        quantity=endpoint["quantity"],
+        benchmarks=endpoint["benchmarks"],
+        base_policies=runs["base_policies"],
+        confirmation_seeds=_seeds(runs["confirmation_seeds"]),
+        pilot_seeds=_seeds(runs["pilot_seeds"]),
+        regimes=tuple(Regime(**{**entry, "arms": tuple(entry["arms"])}) for entry in found["regime"]),
+        tests=tuple(Test(**{**entry, "hypothesis": Hypothesis(entry["hypothesis"])}) for entry in found["test"]),
+    )
+
+
+def _seeds(entry: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(range(entry["first"], entry["first"] + entry["count"]))
+
+
+def _check(plan: Plan) -> None:
+    """Raise ValueError at the first contradiction."""
+    if not (0 < plan.alpha < 0.5 and 0 < plan.power < 1 and plan.margin > 0):
+        raise ValueError(
+            f"alpha {plan.alpha}, power {plan.power}, margin {plan.margin}: "
+            "alpha lies between 0 and 0.5, power between 0 and 1, the margin above 0."
+        )
+    _check_freeze(plan)
+    if both := set(plan.pilot_seeds) & set(plan.confirmation_seeds):
+        raise ValueError(f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart.")
+    if plan.base_policies < 1 or len(plan.confirmation_seeds) % plan.base_policies:
+        raise ValueError(
+            f"{len(plan.confirmation_seeds)} confirmation seeds do not divide over {plan.base_policies} base policies."
+        )
+    for what, names in (("regime", [r.name for r in plan.regimes]), ("test", [t.name for t in plan.tests])):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{what} {twice[0]!r} is there twice.")
+    arms = {regime.name: regime.arms for regime in plan.regimes}
+    for test in plan.tests:
+        if test.regime not in arms:
+            raise ValueError(f"test {test.name!r}: no regime {test.regime!r}; there are {', '.join(arms)}.")
+        for arm in (test.new, test.old):
+            if arm not in arms[test.regime]:
+                raise ValueError(
+                    f"test {test.name!r}: no arm {arm!r} in regime {test.regime!r}, "
+                    f"which has {', '.join(arms[test.regime])}."
+                )
+    if [test.gate for test in plan.tests] != [True] + [False] * (len(plan.tests) - 1):
+        raise ValueError("the first test of the sequence, and no other, is the gate.")
+
+
+def _check_freeze(plan: Plan) -> None:
+    if not plan.frozen:
+        if plan.commit or plan.date:
+            raise ValueError("commit and date are given, but frozen is false: give them when the plan is frozen.")
+        return
+    if not re.fullmatch(r"[0-9a-f]{40}", plan.commit):
+        raise ValueError(f"frozen at commit {plan.commit!r}: give the 40 hexadecimal digits of its hash.")
+    try:
+        date.fromisoformat(plan.date)
+    except ValueError:
+        raise ValueError(f"frozen on date {plan.date!r}: give it as YYYY-MM-DD.") from None
+
+
+def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
+    """The tests of the plan in their order, up to and with the first that does not show what it says.
+
+    Args:
+        comparisons: By name of the test, in percentage points; a test without one is not shown.
+
+    Returns:
+        One outcome a test. Those whose turn did not come are undecided and keep their comparison, which then describes
+        and decides nothing.
+
+    Raises:
+        ValueError: If a comparison belongs to no test of the plan.
+    """
+    names = [test.name for test in plan.tests]
+    if unknown := sorted(set(comparisons) - set(names)):
+        raise ValueError(f"No test {unknown[0]!r} in the plan, which has {', '.join(names)}.")
+    outcomes, ended = [], ""
+    for test in plan.tests:
+        comparison = comparisons.get(test.name)
+        if ended or comparison is None:
+            why = ended or "There are no data."
+            outcomes.append(Outcome(test, comparison, False, Verdict.UNDECIDED, why))
+        else:
+            found = verdict(comparison, plan.margin, test.hypothesis, plan.alpha)
+            outcomes.append(Outcome(test, comparison, True, found, comparison.no_test))
+        if not ended and not (outcomes[-1].tested and shown(comparison, plan.margin, test.hypothesis, plan.alpha)):
+            gate = "The gate, " if test.gate else ""
+            ended = f"Not tested: {gate}test {test.name!r}{',' if gate else ''} was not shown."
+    return outcomes
+
+
+def sequence_table(plan: Plan, outcomes: list[Outcome]) -> pd.DataFrame:
+    """One row a test, in order: test, about, regime, new, old, hypothesis, `Comparison.columns`, tested, verdict, why."""
+    rows = []
+    for outcome in outcomes:
+        test = outcome.test
+        row: dict[str, Any] = {"test": test.name, "about": test.about, "regime": test.regime, "new": test.new}
+        row |= {"old": test.old, "hypothesis": str(test.hypothesis)}
+        if outcome.comparison is not None:
+            row |= outcome.comparison.columns(plan.margin, plan.alpha, plan.power)
+        rows.append(row | {"tested": outcome.tested, "verdict": str(outcome.verdict), "why": outcome.why})
+    return pd.DataFrame(rows)
