@@ -11,7 +11,8 @@ equal seeds only where the batches are equal too.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,13 +20,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import DynamicCache, TopPLogitsWarper
 
 from amir_grpo.choices import ENGINES
 from amir_grpo.policies.source import Loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from vllm import CompletionOutput
+
+
+# Completions that have ended are carried along until they are more than this share of the batch: cutting has its cost.
+_CARRIED = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,12 @@ class Drawn:
     Attributes:
         ids: Its token ids, with the end token where it came.
         ended: Whether it came; otherwise the completion was cut.
-        logprob: Sum of the log-probabilities of its tokens under the policy, at temperature 1, in nats.
+        logprobs: Log-probability of each token under the policy, at temperature 1, in nats.
     """
 
     ids: list[int]
     ended: bool
-    logprob: float
+    logprobs: list[float]
 
 
 class Engine(Protocol):
@@ -69,9 +75,10 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """transformers' `generate` on a policy and its tokenizer; decoder-only policies with rotary positions.
+    """A decoding loop over a transformers policy and its tokenizer; decoder-only policies with rotary positions.
 
-    A prompt goes through the policy once, whatever the number of its samples.
+    A prompt goes through the policy once, whatever the number of its samples, and completions that have ended leave
+    the batch: transformers' own `generate` carries them along until the longest has ended, and cannot be told not to.
     """
 
     name = "transformers"
@@ -89,50 +96,59 @@ class TransformersEngine:
         Raises:
             torch.OutOfMemoryError: If the requests do not fit into memory together.
         """
-        self.policy.eval()
+        with _evaluating(self.policy):
+            return self._generate(requests, temperature, top_p, max_new_tokens)
+
+    def _generate(
+        self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
+    ) -> list[list[Drawn]]:
         prompts = self.tokenizer.pad(
             {"input_ids": [list(request.prompt_ids) for request in requests]}, return_tensors="pt", padding_side="left"
         ).to(self.policy.device)
-        ids, mask = prompts["input_ids"], prompts["attention_mask"]
-        repeats = torch.tensor([len(request.streams) for request in requests], device=ids.device)
+        cache = DynamicCache(config=self.policy.config.get_text_config())
+        mask = prompts["attention_mask"]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._forward(prompts["input_ids"], mask, positions, cache)
+
         streams = [stream for request in requests for stream in request.streams]
-        draw = _Draw(streams, ids.shape[1], temperature, top_p, max_new_tokens, ids.device)
-        output = self.policy.generate(
-            input_ids=ids.repeat_interleave(repeats, dim=0),
-            attention_mask=mask.repeat_interleave(repeats, dim=0),
-            past_key_values=self._prefill(ids, mask, repeats),
-            logits_processor=LogitsProcessorList([draw]),
-            # the processor has chosen already; and some policies ship with a penalty in their generation config
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        ends = eos_ids(self.policy, self.tokenizer)
-        rows = zip(output[:, ids.shape[1] :].tolist(), draw.logprobs().tolist(), strict=True)
-        drawn = iter([_until_end(row, logprobs, ends) for row, logprobs in rows])
+        draw = _Draw(streams, temperature, top_p, max_new_tokens, mask.device)
+        ends = torch.tensor(sorted(eos_ids(self.policy, self.tokenizer)), device=mask.device)
+        ids = torch.full((len(streams), max_new_tokens), int(ends[0]), device=mask.device)
+        logprobs = torch.zeros(ids.shape, dtype=torch.float64, device=mask.device)
+
+        repeats = torch.tensor([len(request.streams) for request in requests], device=mask.device)
+        prompt_of = torch.arange(len(repeats), device=mask.device).repeat_interleave(repeats)
+        cache.batch_select_indices(prompt_of)
+        logits, mask, position = logits[prompt_of], mask[prompt_of], positions[prompt_of, -1:]
+        rows = torch.arange(len(streams), device=mask.device)  # which completions the batch still holds
+        ended = torch.zeros_like(rows, dtype=torch.bool)
+        for step in range(max_new_tokens):
+            token, logprobs[rows, step] = draw(logits, rows, step)
+            ids[rows, step] = token
+            ended |= torch.isin(token, ends)
+            number_ended = int(ended.sum())
+            if number_ended == len(rows) or step + 1 == max_new_tokens:
+                break
+            if number_ended > _CARRIED * len(rows):
+                kept = (~ended).nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                rows, token, mask, position, ended = (part[kept] for part in (rows, token, mask, position, ended))
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            position = position + 1
+            logits = self._forward(token[:, None], mask, position, cache)
+        drawn = iter(_completions(ids, logprobs, ends))
         return [[next(drawn) for _ in request.streams] for request in requests]
 
-    def _prefill(self, ids: Tensor, mask: Tensor, repeats: Tensor) -> DynamicCache | None:
-        """Keys and values of all prompt tokens but the last, one row a sample; None where there is but one token."""
-        if ids.shape[1] == 1:
-            return None
-        cache = DynamicCache(config=self.policy.config.get_text_config())
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.policy(
-            input_ids=ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=positions[:, :-1],
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits of the token that follows each row of `ids`, (N, vocabulary); the cache grows by `ids`."""
+        return self.policy(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        )
-        rows = torch.arange(len(repeats), device=ids.device).repeat_interleave(repeats)
-        cache.batch_select_indices(rows)
-        return cache
+        ).logits[:, -1]
 
 
 class VLLMEngine:
@@ -194,13 +210,14 @@ class VLLMEngine:
                     )
                 )
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._lora)
-        drawn = iter(
-            [
-                Drawn(list(one.token_ids), one.finish_reason == "stop", float(one.cumulative_logprob))
-                for one in (output.outputs[0] for output in outputs)
-            ]
-        )
+        drawn = iter([_of_vllm(output.outputs[0]) for output in outputs])
         return [[next(drawn) for _ in request.streams] for request in requests]
+
+
+def _of_vllm(output: CompletionOutput) -> Drawn:
+    ids = list(output.token_ids)
+    logprobs = [float(known[token].logprob) for token, known in zip(ids, output.logprobs, strict=True)]
+    return Drawn(ids, output.finish_reason == "stop", logprobs)
 
 
 def load_engine(name: str, base: str, adapter: Path | None, loading: Loading) -> Engine:
@@ -231,51 +248,57 @@ def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
     return {*ids, tokenizer.eos_token_id}
 
 
-class _Draw(LogitsProcessor):
-    """Chooses each row's next token from its own random stream, and leaves `generate` no other choice."""
+@contextmanager
+def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode while the block runs: no dropout, and no gradient checkpointing, which would switch the cache off."""
+    training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)
+
+
+class _Draw:
+    """Draws each completion's next token from its own random stream."""
 
     def __init__(
-        self,
-        streams: Sequence[int],
-        prompt_tokens: int,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        device: torch.device,
+        self, streams: Sequence[int], temperature: float, top_p: float, max_new_tokens: int, device: torch.device
     ) -> None:
-        self._prompt_tokens = prompt_tokens
         self._temperature = temperature
         self._nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self._logprobs: list[Tensor] = []
         if temperature > 0:
-            numbers = [np.random.default_rng(stream).random(max_new_tokens) for stream in streams]
+            # raw bits of an integer generator, so the same on every platform and by every build of every library
+            numbers = [np.random.Generator(np.random.PCG64(stream)).random(max_new_tokens) for stream in streams]
             self._numbers = torch.from_numpy(np.stack(numbers)).to(device)  # (N, max_new_tokens) in [0, 1)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.float()
-        token = self._token(input_ids, scores)
-        self._logprobs.append(scores.gather(1, token).squeeze(1) - scores.logsumexp(dim=1))
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Token number `step` of the completions `rows`, and its log-probability at temperature 1: (M,) each.
 
-    def _token(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(N, 1)"""
-        if self._temperature == 0:
-            return scores.argmax(dim=1, keepdim=True)
-        logits = scores / self._temperature
-        if self._nucleus:
-            logits = self._nucleus(input_ids, logits)
+        Args:
+            logits: (M, vocabulary), of these completions.
+        """
         # in float64: with 150,000 tokens float32 would lose the last of them
-        cumulated = torch.softmax(logits.double(), dim=1).cumsum(dim=1)
-        step = input_ids.shape[1] - self._prompt_tokens
-        number = self._numbers[:, step : step + 1] * cumulated[:, -1:]
-        return torch.searchsorted(cumulated, number, right=True).clamp(max=scores.shape[1] - 1)
+        logprobs = logits.double().log_softmax(dim=1)
+        token = self._token(logprobs, rows, step)
+        return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
 
-    def logprobs(self) -> Tensor:
-        """(N, steps), with whatever followed the end token."""
-        return torch.stack(self._logprobs, dim=1)
+    def _token(self, logprobs: Tensor, rows: Tensor, step: int) -> Tensor:
+        """(M, 1)"""
+        if self._temperature == 0:
+            return logprobs.argmax(dim=1, keepdim=True)
+        tempered = logprobs / self._temperature
+        if self._nucleus:
+            tempered = self._nucleus(None, tempered)
+        cumulated = tempered.softmax(dim=1).cumsum(dim=1)
+        number = self._numbers[rows, step, None] * cumulated[:, -1:]
+        return torch.searchsorted(cumulated, number, right=True).clamp(max=logprobs.shape[1] - 1)
 
 
-def _until_end(ids: list[int], logprobs: list[float], ends: set[int]) -> Drawn:
-    end = next((place for place, token in enumerate(ids) if token in ends), None)
-    kept = ids if end is None else ids[: end + 1]
-    return Drawn(kept, end is not None, float(sum(logprobs[: len(kept)])))
+def _completions(ids: Tensor, logprobs: Tensor, ends: Tensor) -> list[Drawn]:
+    """Rows of tokens (N, T) and their log-probabilities, each cut after its first end token."""
+    is_end = torch.isin(ids, ends)
+    ended = is_end.any(dim=1)
+    lengths = torch.where(ended, is_end.int().argmax(dim=1) + 1, ids.shape[1])
+    rows = zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), ended.tolist(), strict=True)
+    return [Drawn(tokens[:length], end, values[:length]) for tokens, values, length, end in rows]

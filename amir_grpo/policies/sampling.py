@@ -101,7 +101,7 @@ def _row(drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "completion_ids": drawn.ids,
         "tokens": len(drawn.ids),
         "finish_reason": "stop" if drawn.ended else "length",
-        "logprob": drawn.logprob,
+        "logprob": sum(drawn.logprobs),
     }
 
 

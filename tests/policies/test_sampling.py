@@ -11,9 +11,16 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from amir_grpo.policies import sampling
+from amir_grpo.policies import engines, sampling
 from amir_grpo.policies.engines import TransformersEngine, VLLMEngine, load_engine
 from amir_grpo.policies.sampling import in_order, sample, sample_batches, score
 from amir_grpo.policies.source import Loading
@@ -134,18 +141,32 @@ def test_completions_do_not_depend_on_the_other_problems_or_samples(draw, drawn,
     same_but_for_rounding(rows, in_order(kept, problems.select([7, 2])))
 
 
-def test_a_prompt_goes_through_the_policy_once(tiny_policy, draw, problems):
-    """The first forward pass holds the prompts, one row each; the others one token of every completion."""
-    shapes = []
+@pytest.fixture
+def shapes(tiny_policy):
+    """(rows, tokens) of every forward pass of the tiny policy."""
+    seen = []
     watch = tiny_policy.register_forward_pre_hook(
-        lambda module, inputs, keywords: shapes.append(tuple(keywords["input_ids"].shape)), with_kwargs=True
+        lambda module, inputs, keywords: seen.append(tuple(keywords["input_ids"].shape)), with_kwargs=True
     )
-    try:
-        draw(problems=problems.select([0, 1, 2]), num_samples=5, token_budget=10**6)
-    finally:
-        watch.remove()
+    yield seen
+    watch.remove()
+
+
+def test_a_prompt_goes_through_the_policy_once(draw, problems, shapes):
+    """The first forward pass holds the prompts, one row each; the others one token per completion."""
+    draw(problems=problems.select([0, 1, 2]), num_samples=5, token_budget=10**6)
     assert shapes[0][0] == 3
-    assert set(shapes[1:]) == {(15, 1)}
+    assert shapes[1] == (15, 1)
+    assert {tokens for _, tokens in shapes[1:]} == {1}
+
+
+def test_completions_that_have_ended_leave_the_batch(draw, problems, shapes, monkeypatch):
+    monkeypatch.setattr(engines, "_CARRIED", 0)
+    rows = draw(problems=problems.select([0, 1, 2]), num_samples=5, token_budget=10**6)
+    assert rows["tokens"].nunique() > 3
+    # the forward pass after token t holds the completions of more than t tokens
+    longest = rows["tokens"].max()
+    assert [count for count, _ in shapes[1:]] == [int((rows["tokens"] > t).sum()) for t in range(1, longest)]
 
 
 def test_batches_come_one_by_one_and_leave_out_what_is_done(engine, draw, drawn, problems):
@@ -224,16 +245,17 @@ class _StandInLLM:
             assert wanted.logprobs == 0
             ids = prompt["prompt_token_ids"]
             generator = torch.Generator().manual_seed(wanted.seed)
-            kept, total, end = [], 0.0, False
+            kept, logprobs, end = [], [], False
             while len(kept) < wanted.max_tokens and not end:
                 with torch.no_grad():
                     logits = self.policy(input_ids=torch.tensor([[*ids, *kept]])).logits[0, -1]
                 kept.append(
                     int(torch.multinomial(torch.softmax(logits / wanted.temperature, -1), 1, generator=generator))
                 )
-                total += torch.log_softmax(logits, -1)[kept[-1]].item()
+                logprob = torch.log_softmax(logits, -1)[kept[-1]].item()
+                logprobs.append({kept[-1]: SimpleNamespace(logprob=logprob)})
                 end = kept[-1] == self.eos
-            one = SimpleNamespace(token_ids=kept, cumulative_logprob=total, finish_reason="stop" if end else "length")
+            one = SimpleNamespace(token_ids=kept, logprobs=logprobs, finish_reason="stop" if end else "length")
             outputs.append(SimpleNamespace(outputs=[one]))
         return outputs
 
@@ -355,11 +377,31 @@ def tiny(architecture, vocabulary):
             **shape, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2
         )
         return Gemma3ForCausalLM(config)
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape))
     window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}
     return Qwen2ForCausalLM(Qwen2Config(**shape, **window))
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
+def test_cutting_the_batch_changes_no_token(tokenizer, draw, architecture, monkeypatch):
+    """Prompts of several lengths, padded; in float64, so that no rounding can hide or make a difference."""
+    torch.manual_seed(1)
+    policy = tiny(architecture, len(tokenizer)).double().eval()
+    policy.generation_config.eos_token_id = list(range(10))  # so that many end early, at different places
+    engine = TransformersEngine(policy, tokenizer)
+    drawn = {}
+    for carried in (0, 0.1, 1):  # at 1 nothing is ever cut
+        monkeypatch.setattr(engines, "_CARRIED", carried)
+        drawn[carried] = draw(engine=engine, token_budget=10**6)
+    assert drawn[1]["tokens"].nunique() > 5
+    for carried in (0, 0.1):
+        columns = ["completion_ids", "finish_reason"]
+        pd.testing.assert_frame_equal(drawn[carried][columns], drawn[1][columns])
+        assert drawn[carried]["logprob"].tolist() == pytest.approx(drawn[1]["logprob"].tolist(), abs=1e-10)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
 def test_greedy_completions_of_the_papers_architectures_are_those_of_a_plain_loop(
     tokenizer, draw, problems, prompts, architecture
 ):
