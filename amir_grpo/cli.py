@@ -82,7 +82,7 @@ class _EvidenceOptions:
     profile: str = field(default="sandbox", metadata={"help": "sandbox, or sandbox-large (for a GPU)."})
     arms: list[str] | None = field(
         default=None,
-        metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.running."},
+        metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.arms."},
     )
     folder: str | None = field(
         default=None, metadata={"help": "Holds the run folders. Default: runs/evidence or runs/evidence-large."}
@@ -302,28 +302,28 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
 def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.results.tables import rounded
     from amir_grpo.runs.locations import project_root
-    from amir_grpo.study import claims
-    from amir_grpo.study import running as evidence
+    from amir_grpo.study.arms import ARMS, with_references
+    from amir_grpo.study.claims.comparisons import gain_table
+    from amir_grpo.study.claims.verdicts import verdicts
+    from amir_grpo.study.running import run_study
+    from amir_grpo.study.tables import keep
 
-    check_names("arm", options.arms or (), evidence.ARMS)
+    check_names("arm", options.arms or (), ARMS)
     check_names("sandbox profile", [options.profile], ["sandbox", "sandbox-large"])
     if options.workers < 0:
         raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
-    if options.arms:
-        wanted = evidence.with_what_they_are_compared_to([*options.arms, "amir_grpo"])
-    else:
-        wanted = list(evidence.ARMS.values())
+    wanted = with_references([*options.arms, "amir_grpo"]) if options.arms else list(ARMS.values())
     name = options.profile.replace("sandbox", "evidence")
     folder = Path(options.folder or project_root() / "runs" / name).expanduser().resolve()
     results = Path(options.results).expanduser().resolve() if options.results else folder / "tables"
     check_folder(folder, "folder")
     check_folder(results, "results")
-    tables = evidence.reproduce(folder, wanted, overrides, options.workers, options.profile)
-    evidence.keep(tables, folder, results, options.profile)
+    tables = run_study(folder, wanted, overrides, options.workers, options.profile)
+    keep(tables, folder, results, options.profile)
     if not options.arms:
-        print(claims.verdicts(tables).to_string(index=False))
+        print(verdicts(tables).to_string(index=False))
     others = [arm.name for arm in wanted if arm.against]
-    gains = claims.gain_table(tables, others, ks=(1,)).drop(columns=["about", "quantity"])
+    gains = gain_table(tables, others, ks=(1,)).drop(columns=["about", "quantity"])
     print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
     print(rounded(gains, 3).to_string(index=False))
     print(f"\nTables: {results}")

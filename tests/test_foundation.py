@@ -13,9 +13,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from amir_grpo.results import tables
-from amir_grpo.study import claims
-from amir_grpo.study import running as evidence
+from amir_grpo.results import published_noise, tables
+from amir_grpo.study.arms import ARMS
+from amir_grpo.study.claims import comparisons, supervision, verdicts
+from amir_grpo.study.tables import load
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -109,16 +110,16 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
 
 
 def test_readme_shows_the_kept_results():
-    found = evidence.load(ROOT / "data" / "results" / "evidence")
-    for row in claims.main_table(found, ks=(1, 4)).itertuples():
+    found = load(ROOT / "data" / "results" / "evidence")
+    for row in comparisons.main_table(found, ks=(1, 4)).itertuples():
         cells = f"| {row.benchmark} | {row.k} | {row.base:.1f} | {row.grpo:.1f} | {row.amir_grpo:.1f} |"
         assert cells in README, f"README lacks {cells}, as in data/results/evidence"
-    for row in claims.verdicts(found).itertuples():
+    for row in verdicts.verdicts(found).itertuples():
         assert f"| {row.claim} | {row.test} | {row.result} | {row.verdict} |" in README
-    share = claims.supervision_table(found).set_index("arm").loc["amir_grpo", "share"]
+    share = supervision.supervision_table(found).set_index("arm").loc["amir_grpo", "share"]
     assert f"is {share:.2f} % of the update" in README
-    gains = claims.gain_table(
-        found, [*claims.ablation_arms(found), "share-0.1", "share-0.6"], ks=(1, 4), against="grpo"
+    gains = comparisons.gain_table(
+        found, [*comparisons.ablation_arms(found), "share-0.1", "share-0.6"], ks=(1, 4), against="grpo"
     )
     told = set(gains.loc[gains["p_holm"] < 0.05, "arm"])
     assert not told & {"amir_grpo", "linear", "share-0.1", "share-0.3", "share-0.6"}, (
@@ -127,9 +128,8 @@ def test_readme_shows_the_kept_results():
     weights = found["weights"]
     least = weights.loc[weights["beta"] == 0.2, "wins_minus_losses"].min()
     assert f"to a correlation of {int(least * 10_000) / 10_000:.4f} or more" in README
-    arms = evidence.ARMS.values()
-    assert f"{len(arms)} arms" in README
-    noise = claims.noise_table(tables.published("table1"), tables.published_sizes())
+    assert f"{len(ARMS)} arms" in README
+    noise = published_noise.noise_table(tables.published("table1"), tables.published_sizes())
     assert ("None of the 63 published gains leaves the band" in README) == (noise["reading"] != "exceeds").all()
     coverage = pd.read_csv(ROOT / "data" / "results" / "interval_coverage.csv")["coverage"]
     assert f"{coverage.min():.1f} to {coverage.max():.1f} %" in README

@@ -13,19 +13,18 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from amir_grpo.results import figures, tables
-from amir_grpo.results import study_figures as drawings
+from amir_grpo.results import figures, published_noise, study_figures, tables
 from amir_grpo.runs.locations import project_root
-from amir_grpo.study import claims
-from amir_grpo.study.running import load as load_evidence
+from amir_grpo.study.figures import STUDY_FIGURES
+from amir_grpo.study.tables import load
 from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.provenance import record_of, to_json
 
 TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
 LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
 PROFILE = "sandbox"
+STUDY = "evidence"
 
 
 def keep(run_folder: Path, results: Path) -> None:
@@ -44,42 +43,11 @@ def keep(run_folder: Path, results: Path) -> None:
     write_text(results / "provenance.json", to_json(record_of(run_folder)))
 
 
-EVIDENCE = "evidence"
-
-
-def evidence_figures(evidence: claims.Evidence) -> dict[str, Figure]:
-    """Every figure of the evidence, by name."""
-    lengths = ["grpo", "amir_grpo", "two-step-dr_grpo", "two-step-dr_grpo-amir"]
-    return {
-        "claim_supervision": drawings.supervision_figure(
-            evidence["training"],
-            ["amir_grpo", "share-0.1", "share-0.3", "share-0.6"],
-            "Pairs, and what they make of the update",
-        ),
-        "claim_boundary": drawings.boundary_figure(
-            claims.boundary_table(evidence), "Decision boundary on the base policy's completions"
-        ),
-        "claim_length": drawings.length_figure(
-            claims.pressure_table(evidence, lengths), evidence["training"], "Length bias"
-        ),
-        "claim_coverage": drawings.patterns_figure(
-            claims.coverage_table(evidence), "Who solves a problem with k samples"
-        ),
-        "claim_variants": drawings.gains_figure(
-            claims.variants_table(evidence), "The preference term added to each variant"
-        ),
-        "ablations": drawings.gains_figure(
-            claims.gain_table(evidence, claims.ablation_arms(evidence), ks=(1, 4)), "Each arm against what it changes"
-        ),
-        "weights": drawings.weights_figure(evidence["weights"], "Preference weights and wins − losses"),
-    }
-
-
 def draw(results: Path, published: Path, out: Path) -> list[Path]:
     """Draw the published figures and those of the kept results into `out`, PNG and SVG; returns the PNGs."""
     kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
     title = f"This package ({results.name})"
-    log = kept["log"]
+    log, study = kept["log"], load(results.parent / STUDY)
     drawn = {
         "main_published": figures.main_figure(tables.published("table1", published), title="Published (Table 1)"),
         "main": figures.main_figure(kept["main"], title=title),
@@ -91,11 +59,11 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
         "margin": figures.margin_figure(kept["margins"], kept["margin_summary"], title=title),
         "reward": figures.reward_figure(log, title=f"{title}: reward in training"),
         "share": figures.share_figure(log[log["method"] == "amir_grpo"], title=f"{title}: share of the update"),
-        "published_noise": drawings.noise_figure(
-            claims.noise_table(tables.published("table1", published), tables.published_sizes(published)),
+        "published_noise": study_figures.noise_figure(
+            published_noise.noise_table(tables.published("table1", published), tables.published_sizes(published)),
             title="Published gains in the band of what noise alone makes",
         ),
-        **evidence_figures(load_evidence(results.parent / EVIDENCE)),
+        **{name: figure(study) for name, figure in STUDY_FIGURES.items()},
     }
     out.mkdir(exist_ok=True)
     return [figures.save_figure(figure, out / name)[0] for name, figure in drawn.items()]

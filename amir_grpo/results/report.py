@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 
 from amir_grpo.results import figures, tables
-from amir_grpo.study import claims
+from amir_grpo.results import verdicts as labels
 from amir_grpo.system.files import write_text
 
 if TYPE_CHECKING:
@@ -152,13 +152,13 @@ def write(run: Run) -> Path:
 def verdicts(run: Run) -> pd.DataFrame:
     """What this run, with its one training seed, says of the paper's claims: columns claim, test, result, verdict.
 
-    Computed from its tables by the rule of `amir_grpo.study.claims`; intervals are over problems, p-values Holm-corrected
-    within a claim. The claims over several seeds are in notebook 06.
+    Computed from its tables by the rule of `amir_grpo.results.verdicts`; intervals are over problems, p-values are
+    Holm-corrected within a claim. The claims over several seeds are in notebook 06.
     """
     main = pd.read_csv(run.folder / "tables" / "main.csv")
     clear = main[main["p_holm"] < 0.05]
     mean = main.loc[main["k"] == main["k"].min(), "gain"].mean()
-    sign = claims.verdict(*(clear["gain"].agg(["min", "max"]))) if len(clear) else claims.OPEN
+    sign = labels.verdict(*(clear["gain"].agg(["min", "max"]))) if len(clear) else labels.OPEN
     rows = [
         {
             "claim": "AMIR-GRPO outperforms GRPO",
@@ -175,21 +175,21 @@ def verdicts(run: Run) -> pd.DataFrame:
                 "claim": "Richer supervision",
                 "test": "share of the update that the preference makes; at least 5 %",
                 "result": f"{100 * share.median():.2f} % (median of the steps)",
-                "verdict": claims.SUPPORTED if share.median() >= 0.05 else claims.REFUTED,
+                "verdict": labels.SUPPORTED if share.median() >= 0.05 else labels.REFUTED,
             }
         )
     margins = pd.read_csv(run.folder / "tables" / "margins.csv")
     shared = margins[margins["reading"] == "shared"]
     if shared["method"].nunique() == 2:
         gain = tables.shared_margin_gain(margins)
-        decided = claims.verdict(gain["gain_low"], gain["gain_high"])
+        decided = labels.verdict(gain["gain_low"], gain["gain_high"])
         mean, low, high = (tables.signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
         rows.append(
             {
                 "claim": "Sharper decision boundary",
                 "test": f"margin on shared completions, AMIR-GRPO − GRPO, {gain['problems']} problems",
                 "result": f"{mean} nats a token [{low}, {high}], p = {gain['p_value']:.2g}",
-                "verdict": decided if gain["p_value"] < 0.05 else claims.OPEN,
+                "verdict": decided if gain["p_value"] < 0.05 else labels.OPEN,
             }
         )
     test = tables.coverage_test(pd.read_csv(run.folder / "tables" / "coverage.csv"))
@@ -199,7 +199,7 @@ def verdicts(run: Run) -> pd.DataFrame:
             "claim": "Broader coverage",
             "test": "problems solved by AMIR-GRPO and not GRPO, against the other way round (McNemar)",
             "result": f"{test['only_amir_grpo']} against {test['only_grpo']}, p = {test['p_value']:.2g}",
-            "verdict": claims.verdict(more, more) if test["p_value"] < 0.05 else claims.OPEN,
+            "verdict": labels.verdict(more, more) if test["p_value"] < 0.05 else labels.OPEN,
         }
     )
     return pd.DataFrame(rows)

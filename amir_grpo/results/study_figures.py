@@ -1,6 +1,8 @@
-"""Figures of the evidence, one function each: tables of `amir_grpo.study.claims` in, matplotlib Figure out."""
+"""Figures of the study, one function each: tables of `amir_grpo.study.claims` in, matplotlib Figure out."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -48,8 +50,8 @@ def _title(figure: Figure, title: str) -> None:
 def noise_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Published gains in the band of what noise alone makes: one panel a model, one row a benchmark and k.
 
-    `table`: as of `claims.noise_table`. The dark part of a band is `least`, the light one reaches to `most`; a gain is a
-    filled point where it exceeds the band, an open one where it does not.
+    `table`: as of `published_noise.noise_table`. The dark part of a band is `least`, the light one reaches to `most`; a
+    gain is a filled point where it exceeds the band, an open one where it does not.
     """
     models = list(table["model"].unique())
     cells = table[["benchmark", "k", "problems"]].drop_duplicates().reset_index(drop=True)
@@ -92,10 +94,10 @@ def noise_figure(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 @styled
-def supervision_figure(training: pd.DataFrame, arms: list[str], title: str = "") -> Figure:
+def supervision_figure(training: pd.DataFrame, arms: Sequence[str], title: str = "") -> Figure:
     """Pairs a rollout group holds, and the share of the update that they make, over training; mean and range of seeds.
 
-    `training`: as of `evidence.collect`; `arms`: which of it, with the preference term.
+    `training`: as of `study.tables.collect`; `arms`: which of it, with the preference term.
     """
     figure = new_figure(6.6, 2.7)
     left, right = figure.subplots(1, 2)
@@ -129,7 +131,7 @@ def supervision_figure(training: pd.DataFrame, arms: list[str], title: str = "")
 def boundary_figure(boundary: pd.DataFrame, title: str = "") -> Figure:
     """Margin and pair accuracy on the base policy's completions over training, and the difference to GRPO.
 
-    `boundary`: as of `claims.boundary_table`. Above the means, below the difference with its 95 % interval.
+    `boundary`: as of `boundary.boundary_table`. Above the means, below the difference with its 95 % interval.
     """
     figure = new_figure(6.6, 4.2)
     panels = figure.subplots(2, 2, sharex=True)
@@ -161,8 +163,8 @@ def boundary_figure(boundary: pd.DataFrame, title: str = "") -> Figure:
 def length_figure(pressure: pd.DataFrame, training: pd.DataFrame, title: str = "") -> Figure:
     """Left: weight of a token of a wrong completion in the update, by length. Right: lengths over training, by method.
 
-    `pressure`: as of `claims.pressure_table`; its arms are those that the other panels show, two and two. `training`: as
-    of `evidence.collect`.
+    `pressure`: as of `length_bias.pressure_table`; its arms are those that the other panels show, two and two. `training`:
+    as of `study.tables.collect`.
     """
     arms = list(pressure["arm"].unique())
     pairs = [arms[start : start + 2] for start in range(0, len(arms), 2)]
@@ -218,7 +220,7 @@ _PATTERN_NAMES = {
 def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
     """Share of the problems solved by each set of policies with k samples, with 95 % intervals.
 
-    `coverage`: as of `claims.coverage_table`.
+    `coverage`: as of `coverage.coverage_table`.
     """
     ks = list(coverage["k"].unique())
     figure = new_figure(1.6 + 1.7 * len(ks), 2.8)
@@ -249,7 +251,7 @@ def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
 def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Gains with 95 % intervals: a row an arm, a panel for each group of benchmarks and quantity.
 
-    `table`: as of `claims.gain_table`. A filled point has a Holm-corrected p-value below 0.05.
+    `table`: as of `comparisons.gain_table`. A filled point has a Holm-corrected p-value below 0.05.
     """
     arms = table.drop_duplicates("arm")
     shown = table[["benchmarks", "quantity"]].drop_duplicates().itertuples(index=False, name=None)
@@ -284,7 +286,7 @@ def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
 def weights_figure(weights: pd.DataFrame, title: str = "") -> Figure:
     """How near preference weights come to wins minus losses, for each β, before and after training.
 
-    `weights`: as of `evidence.collect`.
+    `weights`: as of `study.tables.collect`.
     """
     figure = new_figure(3.6, 2.7)
     axes = figure.subplots()

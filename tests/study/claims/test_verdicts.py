@@ -1,0 +1,28 @@
+"""Verdicts on a made-up study whose truth is known."""
+
+from amir_grpo.results import verdicts as labels
+from amir_grpo.study.claims import verdicts
+
+
+def test_verdicts_say_what_was_put_into_the_evidence(study):
+    table = verdicts.verdicts(study)
+    found = table.groupby("claim")["verdict"].agg(list)
+    # 12 pairs against 8; 0.3 % of the update
+    assert found["1. Richer supervision"] == [labels.SUPPORTED, labels.REFUTED]
+    assert found["2. Sharper decision boundary"] == [labels.SUPPORTED] * 2
+    assert found["3. Less length bias"] == [labels.SUPPORTED] * 2
+    assert found["4. Broader coverage"][0] == labels.SUPPORTED  # at greater k both solve nearly all
+    assert set(found["5. Gains for every variant"]) == {labels.OPEN}
+    assert table["result"].str.len().min() > 5
+
+
+def test_a_claim_that_fails_is_not_supported(study):
+    swap = {"grpo": "amir_grpo", "amir_grpo": "grpo"}
+    turned = {
+        name: table.assign(arm=table["arm"].replace(swap)) if name in ("correct", "margins", "pressure") else table
+        for name, table in study.items()
+    }
+    found = verdicts.verdicts(turned).groupby("claim")["verdict"].agg(list)
+    assert found["2. Sharper decision boundary"] == [labels.REFUTED] * 2
+    assert found["3. Less length bias"][0] == labels.REFUTED
+    assert found["4. Broader coverage"][0] == labels.REFUTED
