@@ -5,7 +5,7 @@ RUN_DIR ?= runs/$(PROFILE)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test test-long test-browser test-clean docs lint figures notebooks publish evidence evidence-large clean
+.PHONY: setup reproduce test test-long test-browser test-clean docs lint figures notebooks publish base-policies evidence evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +60,10 @@ notebooks: reproduce
 # keep the results of runs/sandbox: tables into data/results/sandbox, figures into figures/, notebooks executed
 publish: notebooks
 	$(RUN) -m tools.gallery --keep runs/sandbox
+
+# the six base policies that come with the package; minutes each
+base-policies: setup
+	$(RUN) -m amir_grpo.sandbox.make
 
 # the runs behind the claims: 91 trainings and their evaluation, about an hour on 2 cores; goes on where it stopped
 evidence: setup

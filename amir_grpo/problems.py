@@ -30,7 +30,7 @@ from typing import Any
 from datasets import Dataset, Features, Value, load_dataset
 
 from amir_grpo.answers import last_boxed
-from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, load_sandbox
+from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON, load_sandbox
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"
 
@@ -88,18 +88,20 @@ def load_problems(
     limit: int | None = None,
     calibration: bool = False,
     *,
+    seed: int = 0,
     mirror: Path | None = None,
     revision: str | None = None,
 ) -> Dataset:
     """Load a benchmark or training set, in the record shape that the module describes.
 
     Args:
-        name: A name in `BENCHMARKS` or `TRAINING_SETS`, or a sandbox family. ``"gsm8k"`` is both: its split is the
-            benchmark's unless ``split`` says ``"train"``.
+        name: A name in `BENCHMARKS` or `TRAINING_SETS`, or one of the sandbox's. ``"gsm8k"`` is both: its split is
+            the benchmark's unless ``split`` says ``"train"``.
         split: Split of the set, by default the one that the registry names.
-        limit: Number of problems to take from its beginning, by default all; of a sandbox family, which is drawn and
-            not stored, 200.
+        limit: Number of problems to take from its beginning, by default all; the sandbox's are drawn, not stored:
+            see `amir_grpo.sandbox.problems.load_sandbox`.
         calibration: Whether the prompt asks for a stated confidence.
+        seed: Which problems of the sandbox; the others are what they are.
         mirror: Folder with ``<name>/<split>.jsonl`` in the Hub's columns. By default what the environment variable
             ``AMIR_GRPO_DATA`` names; without either, the Hub.
         revision: Commit, tag or branch on the Hub, by default the registry's.
@@ -115,10 +117,10 @@ def load_problems(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"The limit must be at least 1, not {limit}.")
-    if name in SANDBOXES or name in ALL_FAMILIES:
-        if split is not None or calibration:
+    if name in TRAINED_ON or name in ALL_FAMILIES:
+        if split not in (None, *(["train"] if name in TRAINED_ON else [])) or calibration:
             raise ValueError(f"{name!r} is made on the spot: it has no splits and no calibrated prompt.")
-        return load_sandbox(name, limit=limit or _SANDBOX_PROBLEMS)
+        return load_sandbox(name, limit, seed)
     entry = _entry(name)
     split = split or entry.split
     folder = mirror or _mirror_from_environment()
@@ -145,13 +147,10 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-_SANDBOX_PROBLEMS = 200
-
-
 def _entry(name: str) -> ProblemSet:
     entry = BENCHMARKS.get(name) or TRAINING_SETS.get(name)
     if entry is None:
-        names = sorted({*BENCHMARKS, *TRAINING_SETS, *ALL_FAMILIES, *SANDBOXES})
+        names = sorted({*BENCHMARKS, *TRAINING_SETS, *ALL_FAMILIES, *TRAINED_ON})
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"There is no set of problems named {name!r}.{hint}\nChoose one of {', '.join(names)}.")

@@ -163,6 +163,9 @@ class Settings(_PreferenceOfARun, _Training):
         "transformers", "What draws the completions of the evaluation: transformers or vllm.", choices=ENGINES
     )
     # the sandbox's base policy
+    base_seed: Annotated[int, Bounds(at_least=0)] = _setting(
+        0, "Which base policy of the sandbox; 0 to 5 come with the package, others are made on the spot."
+    )
     sandbox_warmup_steps: PositiveInt = _setting(2000, "Supervised steps that make the sandbox's base policy.")
 
     def __post_init__(self) -> None:
@@ -184,7 +187,7 @@ class Settings(_PreferenceOfARun, _Training):
 
     @property
     def is_sandbox(self) -> bool:
-        """Whether the policy is made on the spot, by `amir_grpo.sandbox.policy`."""
+        """Whether the policy is one of `amir_grpo.sandbox`."""
         return self.model_name in ("sandbox", "sandbox-large")
 
 
@@ -219,7 +222,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "max_steps": 4,
         "dataset_limit": 200,
         "eval_limit": 24,
-        "sandbox_warmup_steps": 300,
     },
     "sandbox": _SANDBOX,
     # One size up, for a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions a rollout.
@@ -292,6 +294,7 @@ _ADDED = {
     "vllm_server_base_url": None,
     "vllm_gpu_memory_utilization": 0.3,
     "lora_targets": list(LORA_TARGETS),
+    "base_seed": 0,
 }
 
 

@@ -23,7 +23,9 @@ from amir_grpo.policies.loading import load_policy, load_tokenizer
 from amir_grpo.policies.sampling import sample, tokenize_prompts
 from amir_grpo.policies.source import find_policy
 from amir_grpo.runs.locations import project_root
-from amir_grpo.sandbox.policy import FAMILIES, SandboxSpec, base_policy, load_sandbox
+from amir_grpo.sandbox.base import base_policy
+from amir_grpo.sandbox.policy import SandboxSpec
+from amir_grpo.sandbox.problems import FAMILIES, load_sandbox
 from amir_grpo.system.files import atomic_write
 
 SAMPLES, TEMPERATURE = 8, 0.6

@@ -29,7 +29,9 @@ from amir_grpo import mine_pairs, preference_weights
 from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
 from amir_grpo.rewards import reward_functions
 from amir_grpo.runs.locations import project_root
-from amir_grpo.sandbox.policy import SandboxSpec, base_policy, load_sandbox
+from amir_grpo.sandbox.base import base_policy
+from amir_grpo.sandbox.policy import SandboxSpec
+from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.system.files import atomic_write
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
 

@@ -23,7 +23,7 @@ def runs(tmp_path_factory, tiny_spec):
     """A folder for run folders, whose cache of base policies holds the tiny one."""
     import torch
 
-    from amir_grpo.sandbox.policy import base_policy
+    from amir_grpo.sandbox.base import base_policy
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")

@@ -17,7 +17,7 @@ from amir_grpo.runs import (
     training,  # noqa: F401 (binds what is patched here)
 )
 from amir_grpo.runs import run as experiment
-from amir_grpo.sandbox import policy as sandbox
+from amir_grpo.sandbox import base as sandbox
 
 TRAIN, EVALUATE, REPRODUCE, EVIDENCE, VERIFY = "train", "evaluate", "reproduce", "evidence", "verify"
 

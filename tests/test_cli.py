@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from amir_grpo import cli
 from amir_grpo.policies.source import named_policies
 from amir_grpo.runs.run import open_run
-from amir_grpo.sandbox.policy import chain_answer, load_sandbox
+from amir_grpo.sandbox.problems import chain_answer, load_sandbox
 from amir_grpo.settings import Settings
 
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")

@@ -16,7 +16,7 @@ from amir_grpo.problems import (
     fingerprint,
     load_problems,
 )
-from amir_grpo.sandbox.policy import FAMILIES
+from amir_grpo.sandbox.problems import FAMILIES
 
 REAL = Path(__file__).parents[2] / "shared" / "benchmarks"
 needs_benchmarks = pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")

@@ -34,7 +34,9 @@ from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_prob
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
 from amir_grpo.runs.stages import read_table, write_stage
-from amir_grpo.sandbox.policy import ALL_FAMILIES, SANDBOXES, base_policy, load_sandbox
+from amir_grpo.sandbox.base import base_policy
+from amir_grpo.sandbox.policy import SANDBOXES
+from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON
 from amir_grpo.settings import PROFILES, Settings, differences, settings_of
 from amir_grpo.system.files import atomic_folder, atomic_write, check_folder, explain_full_disk, write_text
 from amir_grpo.system.locks import locked
@@ -94,10 +96,7 @@ class Run:
     def training_problems(self) -> Dataset:
         """The training set."""
         s = self.settings
-        if s.dataset_name in SANDBOXES:
-            problems = load_sandbox(s.dataset_name, s.dataset_limit or 4000, s.seed)
-        else:
-            problems = load_problems(s.dataset_name, s.dataset_split, limit=s.dataset_limit, calibration=s.calibration)
+        problems = load_problems(s.dataset_name, s.dataset_split, s.dataset_limit, s.calibration, seed=s.seed)
         self._record_problems(f"{s.dataset_name}-{s.dataset_split}", problems)
         return problems
 
@@ -108,10 +107,7 @@ class Run:
             ValueError: If they are not those that the run has used before.
         """
         s = self.settings
-        if benchmark in ALL_FAMILIES:
-            problems = load_sandbox(benchmark, s.eval_limit or 200)
-        else:
-            problems = load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
+        problems = load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
         self._record_problems(benchmark, problems)
         return problems
 
@@ -145,7 +141,8 @@ class Run:
             return self.settings.model_name
         folder = self.folder / "base"
         if not folder.exists():
-            spec = replace(SANDBOXES[self.settings.model_name], warmup_steps=self.settings.sandbox_warmup_steps)
+            s = self.settings
+            spec = replace(SANDBOXES[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=s.base_seed)
             with explain_full_disk(self.folder), atomic_folder(folder) as beside:
                 made = base_policy(spec, self.folder.parent / ".cache")
                 shutil.copytree(made, beside, dirs_exist_ok=True)
@@ -317,7 +314,7 @@ def open_run(
     profile = resolve_profile(profile)
     settings = settings_of(profile, overrides)
     check_names("benchmark", settings.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
-    check_names("training set", [settings.dataset_name], [*SANDBOXES, *TRAINING_SETS])
+    check_names("training set", [settings.dataset_name], [*TRAINED_ON, *TRAINING_SETS])
     if settings.is_sandbox and settings.dataset_name != settings.model_name:
         raise ValueError(
             f"The sandbox's policy reads arithmetic only: with model_name={settings.model_name!r}, dataset_name must be "
@@ -364,7 +361,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
     """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
     parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
-    if not {"model_name", "sandbox_warmup_steps"}.isdisjoint(differing):
+    if not {"model_name", "base_seed", "sandbox_warmup_steps"}.isdisjoint(differing):
         parts.append("base")
     return any(True for part in parts for _ in folder.glob(part))
 

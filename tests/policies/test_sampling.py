@@ -24,7 +24,7 @@ from amir_grpo.policies import engines, sampling
 from amir_grpo.policies.engines import TransformersEngine, VLLMEngine, load_engine
 from amir_grpo.policies.sampling import in_order, sample, sample_batches, score
 from amir_grpo.policies.source import Loading
-from amir_grpo.sandbox.policy import load_sandbox
+from amir_grpo.sandbox.problems import load_sandbox
 
 NEW_TOKENS = 24
 

@@ -25,7 +25,10 @@ def never(*args, **kwargs):
 
 def calibrated(run):
     """The run with calibration, which the sandbox's policy is refused."""
-    return Run(run.folder, run.profile, replace(run.settings, calibration=True))
+    again = Run(run.folder, run.profile, replace(run.settings, calibration=True))
+    again.problems = again.evaluation.problems = run.problems
+    again.training_problems = run.training_problems
+    return again
 
 
 def test_samples_are_drawn_once(open_tiny, monkeypatch):

@@ -1,0 +1,77 @@
+"""The sandbox's base policies: some come with the package, all others are made on the spot and cached.
+
+    base_policies/<seed>/   a policy in float32 with its tokenizer, and recipe.json: what it was made from and with, and
+                            the SHA-256 of its files
+
+Those of the package give the same numbers on every machine; a warm-up of one's own depends on the processor and on the
+versions of the libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from amir_grpo.sandbox.policy import SandboxSpec, make_base_policy
+from amir_grpo.system.files import atomic_folder, write_text
+from amir_grpo.system.processes import run_alone, world_size
+from amir_grpo.system.provenance import provenance, read_json, to_json
+
+PACKAGED = Path(__file__).with_name("base_policies")
+PACKAGED_SEEDS = range(6)
+_RECIPE = "recipe.json"
+
+
+def base_policy(spec: SandboxSpec, cache: Path) -> Path:
+    """Folder of the base policy of `spec`: the package's own, or the one in `cache`, made now unless it is there.
+
+    Raises:
+        ValueError: If a file of the package's own is not the one that was published.
+    """
+    packaged = PACKAGED / str(spec.seed)
+    if _is_made_from(packaged, spec):
+        check_files(packaged)
+        return packaged
+    folder = cache / f"base-{spec.fingerprint()}"
+    if not folder.exists() and world_size() > 1:  # where its training would wait for the other processes
+        run_alone("amir_grpo.sandbox.make", "--spec", json.dumps(asdict(spec)), "--cache", str(cache))
+    elif not folder.exists():
+        with atomic_folder(folder) as beside:
+            make_base_policy(spec, beside)
+    return folder
+
+
+def make_with_recipe(spec: SandboxSpec, folder: Path) -> None:
+    """Make a base policy and save it into `folder`, which must not exist, with its recipe beside it."""
+    with atomic_folder(folder) as beside:
+        make_base_policy(spec, beside)
+        record = {"spec": asdict(spec), "sha256": _hashes(beside), "provenance": provenance()}
+        write_text(beside / _RECIPE, to_json(record))
+
+
+def check_files(folder: Path) -> None:
+    """Compare the files of a base policy with the hashes in its recipe.
+
+    Raises:
+        ValueError: If one differs or is missing.
+    """
+    there = _hashes(folder)
+    for name, digest in read_json(folder / _RECIPE)["sha256"].items():
+        if there.get(name) != digest:
+            state = "has changed" if name in there else "is missing"
+            raise ValueError(
+                f"{folder / name} {state}: its SHA-256 should be {digest[:12]}…\n"
+                "Restore the file (git checkout, or install the package again)."
+            )
+
+
+def _is_made_from(folder: Path, spec: SandboxSpec) -> bool:
+    wanted = json.loads(json.dumps(asdict(spec)))  # tuples as lists
+    return (folder / _RECIPE).is_file() and read_json(folder / _RECIPE)["spec"] == wanted
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != _RECIPE)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

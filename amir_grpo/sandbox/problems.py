@@ -1,0 +1,226 @@
+r"""The sandbox's problems: arithmetic chains, told in figures or in words, and the solutions that a warm-up shows.
+
+A chain is a sum such as ``7+8-5``; its answer is wanted in the paper's format,
+``<think>7+8=15\n15-5=10</think><answer>\boxed{10}</answer>``. Everything follows from a seed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of arithmetic chains over the numbers 1 to 9; told in words, no partial sum is below 0."""
+
+    numbers: int
+    about: str
+    words: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "chain3": Family(3, "three numbers"),
+    "chain4": Family(4, "four numbers"),
+    "chain5": Family(5, "five numbers, the longest seen in training"),
+    "chain6": Family(6, "six numbers, longer than any seen in training"),
+}
+LARGE_FAMILIES: dict[str, Family] = {
+    "chain7": Family(7, "seven numbers"),
+    "chain9": Family(9, "nine numbers, longer than any seen in training"),
+    "words3": Family(3, "three numbers in words", words=True),
+    "words4": Family(4, "four numbers in words", words=True),
+    "words6": Family(6, "six numbers in words, longer than any seen in training", words=True),
+}
+ALL_FAMILIES = FAMILIES | LARGE_FAMILIES
+# The families of each training set, by the name that settings give as dataset_name.
+TRAINED_ON: dict[str, tuple[str, ...]] = {
+    "sandbox": ("chain3", "chain4", "chain5"),
+    "sandbox-large": ("chain5", "chain7", "words3", "words4"),
+}
+# Problems are drawn, not stored: how many where nobody says.
+_TRAINING_PROBLEMS, _BENCHMARK_PROBLEMS = 4000, 200
+# A quarter of all chains is kept for evaluation: no warm-up and no rollout ever sees one of them.
+_HELD_OUT_ONE_IN = 4
+
+
+def load_sandbox(name: str, limit: int | None = None, seed: int = 0) -> Dataset:
+    """A sandbox family as a benchmark, or a sandbox's training set over the families that it is trained on.
+
+    Args:
+        name: One of `ALL_FAMILIES` or of `TRAINED_ON`.
+        limit: Number of problems, all distinct; None for 4000 in training and 200 of a benchmark. Families are finite:
+            a small one may have fewer.
+        seed: Which problems.
+
+    Returns:
+        The record shape of `amir_grpo.problems`: id, question, answer (list of strings), prompt (chat messages).
+
+    Raises:
+        ValueError: If the name is neither.
+    """
+    from datasets import Dataset
+
+    if name not in TRAINED_ON and name not in ALL_FAMILIES:
+        raise ValueError(f"Unknown sandbox family {name!r}: choose one of {', '.join([*TRAINED_ON, *ALL_FAMILIES])}.")
+    training = name in TRAINED_ON
+    limit = limit or (_TRAINING_PROBLEMS if training else _BENCHMARK_PROBLEMS)
+    chains = named_chains(TRAINED_ON[name] if training else (name,), held_out=not training, seed=seed)
+    rows = []
+    for index, (family, chain) in enumerate(islice(chains, limit)):
+        question = question_of(chain, family)
+        rows.append(
+            {
+                "id": f"{name}-{index:05d}",
+                "question": question,
+                "answer": [str(chain_answer(chain))],
+                "prompt": [{"role": "user", "content": question}],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+# --- chains -------------------------------------------------------------------------------------------------------
+
+
+def chain_answer(chain: str) -> int:
+    """The value of a chain of additions and subtractions, such as ``"7+8-5"``."""
+    return sum(int(term) for term in re.findall(r"[+-]?\d+", chain))
+
+
+def named_chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[tuple[str, str]]:
+    """Distinct random (family, chain) pairs of the named families in turn, until no new one is found.
+
+    Args:
+        names: Of `ALL_FAMILIES`.
+        held_out: Whether they are of those kept for evaluation. A chain is held out in words and in figures alike.
+        seed: Which chains, and in which order.
+    """
+    rng = random.Random(f"{'-'.join(names)}/{held_out}/{seed}")
+    seen: set[str] = set()
+    misses = 0
+    while misses < 10_000:
+        for name in names:
+            chain = _random_chain(rng, ALL_FAMILIES[name])
+            if _is_held_out(chain) != held_out or chain in seen:
+                misses += 1
+                continue
+            misses = 0
+            seen.add(chain)
+            yield name, chain
+
+
+def _is_held_out(chain: str) -> bool:
+    return zlib.crc32(chain.encode()) % _HELD_OUT_ONE_IN == 0
+
+
+def _random_chain(rng: random.Random, family: Family) -> str:
+    while True:
+        terms = [rng.randint(1, 9) for _ in range(family.numbers)]
+        chain = str(terms[0]) + "".join(rng.choice("+-") + str(term) for term in terms[1:])
+        if not family.words or all(total >= 0 for _, total in _steps(chain)):
+            return chain
+
+
+def _steps(chain: str) -> list[tuple[str, int]]:
+    """The partial sums of a chain, ``[("7+8", 15), ("15-5", 10)]``."""
+    first, *rest = re.findall(r"[+-]?\d+", chain)
+    total, steps = int(first), []
+    for term in rest:
+        steps.append((f"{total}{term}", total + int(term)))
+        total += int(term)
+    return steps
+
+
+# --- chains in words ----------------------------------------------------------------------------------------------
+
+_NAMES = ("Mia", "Tom", "Ana", "Ben", "Zoe", "Leo")
+_ITEMS = ("apples", "books", "coins", "stamps", "shells", "cards")
+_MORE, _LESS = ("buys", "finds", "gets"), ("loses", "sells", "gives away")
+# Every word of a word problem.
+WORDS = (*_NAMES, *_ITEMS, *_MORE, *"loses sells gives away has more How many does have".split())
+
+
+def question_of(chain: str, name: str) -> str:
+    """A chain as the question of a family: itself, or told in words."""
+    return word_problem(chain) if ALL_FAMILIES[name].words else chain
+
+
+def word_problem(chain: str) -> str:
+    """A chain told in words, always in the same ones: ``7+8-5`` as "Mia has 7 apples. Mia buys 8 more. …"."""
+    rng = random.Random(f"words/{chain}")
+    name, item = rng.choice(_NAMES), rng.choice(_ITEMS)
+    first, *rest = re.findall(r"[+-]?\d+", chain)
+    told = [f"{name} has {first} {item}."]
+    for term in rest:
+        told.append(
+            f"{name} {rng.choice(_MORE)} {term[1:]} more."
+            if term[0] == "+"
+            else f"{name} {rng.choice(_LESS)} {term[1:]}."
+        )
+    return " ".join([*told, f"How many {item} does {name} have?"])
+
+
+# --- solutions shown in the warm-up -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How the solutions that a warm-up shows are mixed.
+
+    Attributes:
+        careful, hasty, rambling: Shares of the three kinds of solution. They add up to 1.
+        hasty_right: How often a hasty solution happens to be right.
+        slip: How often a rambling solution gets a line wrong.
+        no_answer: How often a rambling solution ends without an answer block.
+    """
+
+    careful: float = 0.35
+    hasty: float = 0.4
+    rambling: float = 0.25
+    hasty_right: float = 0.35
+    slip: float = 0.2
+    no_answer: float = 0.4
+
+
+def careful_solution(chain: str) -> str:
+    """The solution that adds up term by term, always right and in format."""
+    lines = [f"{left}={right}" for left, right in _steps(chain)]
+    return f"<think>{chr(10).join(lines)}</think>{_answer_block(chain_answer(chain))}"
+
+
+def solution(chain: str, rng: random.Random, habits: Habits) -> str:
+    """One solution of a chain, of a kind drawn from `habits`; not always right, not always in format."""
+    (kind,) = rng.choices(("careful", "hasty", "rambling"), (habits.careful, habits.hasty, habits.rambling))
+    value = chain_answer(chain)
+    if kind == "careful":
+        return careful_solution(chain)
+    if kind == "hasty":
+        guess = value if rng.random() < habits.hasty_right else _off(rng, value)
+        return f"<think>{chain}={guess}</think>{_answer_block(guess)}"
+    # Rambling: partial sums with slips that later lines build on, each line said once or twice.
+    first, *rest = re.findall(r"[+-]?\d+", chain)
+    total, lines = int(first), []
+    for term in rest:
+        right = total + int(term)
+        stated = _off(rng, right) if rng.random() < habits.slip else right
+        lines += [f"{total}{term}={stated}"] * rng.choice((1, 2, 2))
+        total = stated
+    think = f"<think>hmm\n{chr(10).join(lines)}</think>"
+    return think + (f"{total}" if rng.random() < habits.no_answer else _answer_block(total))
+
+
+def _answer_block(value: int) -> str:
+    return rf"<answer>\boxed{{{value}}}</answer>"
+
+
+def _off(rng: random.Random, value: int) -> int:
+    return value + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10))

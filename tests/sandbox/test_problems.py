@@ -1,0 +1,195 @@
+"""The sandbox's problems: answers by Python's own arithmetic, evaluation apart from training, solutions as described."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from itertools import islice, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amir_grpo.sandbox.policy import (
+    build_tokenizer,
+)
+from amir_grpo.sandbox.problems import (
+    FAMILIES,
+    LARGE_FAMILIES,
+    TRAINED_ON,
+    Habits,
+    careful_solution,
+    chain_answer,
+    load_sandbox,
+    named_chains,
+    solution,
+)
+
+SOLUTION = re.compile(r"<think>(?P<think>[^<>]+)</think><answer>\\boxed\{(?P<answer>-?\d+)\}</answer>")
+some_chains = st.builds(
+    lambda first, rest: str(first) + "".join(f"{sign}{term}" for sign, term in rest),
+    st.integers(1, 9),
+    st.lists(st.tuples(st.sampled_from("+-"), st.integers(1, 9)), min_size=1, max_size=7),
+)
+
+
+def numbers(chain):
+    return len(re.findall(r"\d+", chain))
+
+
+def first_chains(names, held_out, seed, count=300):
+    return [chain for _, chain in islice(named_chains(names, held_out, seed), count)]
+
+
+# --- problems -------------------------------------------------------------------------------------------------------
+
+
+@given(some_chains)
+def test_answer_is_pythons(chain):
+    assert chain_answer(chain) == eval(chain)
+
+
+@pytest.mark.parametrize("name", ["sandbox", *FAMILIES])
+def test_records_are_right_and_distinct(name):
+    problems = load_sandbox(name, limit=200)
+    assert len(problems) == len(set(problems["id"])) == len(set(problems["question"])) == 200
+    for row in problems:
+        assert row["answer"] == [str(eval(row["question"]))]
+        assert row["prompt"] == [{"role": "user", "content": row["question"]}]
+        assert re.fullmatch(r"[1-9]([+-][1-9])+", row["question"])
+
+
+def test_families_rise_and_only_the_last_is_longer_than_training():
+    lengths = {name: {numbers(chain) for chain in load_sandbox(name, 100)["question"]} for name in FAMILIES}
+    assert lengths == {"chain3": {3}, "chain4": {4}, "chain5": {5}, "chain6": {6}}
+    trained = [numbers(chain) for chain in load_sandbox("sandbox", 3000)["question"]]
+    assert set(trained) == {3, 4, 5}
+    assert all(trained.count(length) > 750 for length in (3, 4, 5)), "families take turns"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_training_never_sees_a_chain_of_the_evaluation(seed):
+    trained = set(load_sandbox("sandbox", limit=4000, seed=seed)["question"])
+    for name in FAMILIES:
+        assert trained.isdisjoint(load_sandbox(name, limit=700)["question"])
+
+
+def test_a_small_family_ends():
+    every = {
+        f"{a}{s}{b}{t}{c}"
+        for a in range(1, 10)
+        for b in range(1, 10)
+        for c in range(1, 10)
+        for s in "+-"
+        for t in "+-"
+    }
+    trained, held_out = (set(first_chains(("chain3",), side, seed=0, count=None)) for side in (False, True))
+    assert trained.isdisjoint(held_out)
+    # random draws end after a long run without a new chain: all but a few are found
+    assert trained | held_out <= every
+    assert len(every) - len(trained | held_out) < 20
+    assert len(held_out) / len(every) == pytest.approx(0.25, abs=0.03)
+
+
+def test_problems_follow_from_the_seed():
+    assert first_chains(TRAINED_ON["sandbox"], False, seed=3) == first_chains(TRAINED_ON["sandbox"], False, seed=3)
+    assert first_chains(TRAINED_ON["sandbox"], False, seed=3) != first_chains(TRAINED_ON["sandbox"], False, seed=4)
+    assert load_sandbox("chain5", 50)["question"] == load_sandbox("chain5", 50, seed=0)["question"]
+    assert load_sandbox("chain5", 20)["question"] == load_sandbox("chain5", 50)["question"][:20]
+
+
+def test_problems_are_the_same_in_another_process():
+    code = """if True:
+        from itertools import islice
+        from amir_grpo.sandbox.problems import named_chains
+        print(*(chain for _, chain in islice(named_chains(('chain4',), held_out=True, seed=5), 20)))
+    """
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.split() == first_chains(("chain4",), True, seed=5, count=20)
+
+
+def test_unknown_family_is_refused():
+    with pytest.raises(
+        ValueError, match="'chain2': choose one of sandbox, sandbox-large, chain3, chain4, chain5, chain6"
+    ):
+        load_sandbox("chain2", 1)
+
+
+# --- solutions ------------------------------------------------------------------------------------------------------
+
+
+@given(some_chains)
+def test_careful_solution_is_right_line_by_line(chain):
+    parts = SOLUTION.fullmatch(careful_solution(chain))
+    assert int(parts["answer"]) == eval(chain)
+    lines = [line.split("=") for line in parts["think"].split("\n")]
+    assert len(lines) == numbers(chain) - 1
+    for left, right in lines:
+        assert eval(left) == int(right)
+    for (_, before), (left, _) in pairwise(lines):
+        assert left.startswith(before)
+
+
+def test_mixture_is_as_the_spec_says():
+    spec, rng = Habits(), random.Random(0)
+    drawn = [
+        (chain, solution(chain, rng, spec)) for chain in first_chains(TRAINED_ON["sandbox"], False, seed=0, count=4000)
+    ]
+    careful = [text == careful_solution(chain) for chain, text in drawn]
+    rambling = ["hmm" in text for _, text in drawn]
+    hasty = [(c, t) for (c, t), *other in zip(drawn, careful, rambling, strict=True) if not any(other)]
+    share = len(drawn) ** -1
+    assert sum(careful) * share == pytest.approx(0.35, abs=0.03)
+    assert sum(rambling) * share == pytest.approx(0.25, abs=0.03)
+    assert len(hasty) * share == pytest.approx(0.4, abs=0.03)
+
+    answered = [(chain, SOLUTION.fullmatch(text)) for chain, text in drawn]
+    right = [bool(parts) and int(parts["answer"]) == eval(chain) for chain, parts in answered]
+    assert 0.4 < sum(right) * share < 0.7
+    assert sum(r for r, c in zip(right, careful, strict=True) if not c) > 300, "right ones that are not careful"
+    assert sum(not parts for _, parts in answered) * share == pytest.approx(0.25 * 0.4, abs=0.02)
+    guessed = [int(SOLUTION.fullmatch(text)["answer"]) == eval(chain) for chain, text in hasty]
+    assert sum(guessed) / len(guessed) == pytest.approx(0.35, abs=0.05)
+
+
+# --- in words ----------------------------------------------------------------------------------------------------
+
+
+def reading(story):
+    """The answer of a word problem, read sentence by sentence."""
+    total = 0
+    for sentence in story.split(". "):
+        number = re.search(r"\d+", sentence)
+        if number:
+            sign = -1 if re.search("loses|sells|gives away", sentence) else 1
+            total += sign * int(number[0])
+            assert total >= 0, "nobody has less than nothing"
+    return total
+
+
+@pytest.mark.parametrize("name", ["words3", "words4", "words6"])
+def test_word_problems_are_right_told_in_known_words_and_distinct(name):
+    tokenizer = build_tokenizer(words=True)
+    problems = load_sandbox(name, limit=100)
+    assert len(set(problems["question"])) == 100
+    for row in problems:
+        assert row["answer"] == [str(reading(row["question"]))]
+        ids = tokenizer.encode(row["question"])
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == row["question"]
+        assert len(re.findall(r"\d", row["question"])) == LARGE_FAMILIES[name].numbers
+
+
+def test_the_large_sandbox_trains_on_figures_and_words_and_evaluates_on_others():
+    trained = load_sandbox("sandbox-large", limit=2000)["question"]
+    assert {bool(re.search("How many", question)) for question in trained} == {True, False}
+    assert {numbers(question) for question in trained} == {3, 4, 5, 7}
+    for name in ("chain7", "words3", "words4"):
+        assert set(trained).isdisjoint(load_sandbox(name, limit=300)["question"])
