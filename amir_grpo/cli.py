@@ -10,14 +10,14 @@ import argparse
 import shutil
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amir_grpo.choices import METHODS, check_names
 from amir_grpo.policies.backend import import_early
+from amir_grpo.policies.source import copy_policy
 from amir_grpo.settings import PROFILES, Settings
-from amir_grpo.system.files import atomic_write, check_folder
+from amir_grpo.system.files import check_folder
 from amir_grpo.system.locks import Busy
 from amir_grpo.system.processes import is_main, leave_process_group, world_size
 
@@ -259,9 +259,7 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
         f"{log['reward'][-tenth:].mean():.3f} over the last. Adapter and log: {run.folder / options.method}"
     )
     if adapter:
-        for path in (run.folder / options.method).iterdir():
-            if path.is_file() and path.name not in ("stage.json", "log.csv"):
-                atomic_write(adapter / path.name, partial(shutil.copy2, path))
+        copy_policy(run.folder / options.method, adapter)
         print(f"Adapter copied to {adapter}")
 
 

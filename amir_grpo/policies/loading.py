@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from amir_grpo.choices import LORA_TARGETS
-from amir_grpo.policies.source import Loading
+from amir_grpo.policies.source import ADAPTER_FILES, Loading
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -35,8 +35,12 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def said(what: str, name: str) -> Iterator[None]:
-    """Turns the many errors of loading into one that names the policy and the way out.
+def explain_loading_error(what: str, name: str) -> Iterator[None]:
+    """Turn the many errors of loading into one that names the policy and the way out.
+
+    Args:
+        what: What is loaded, for the message: "policy", "tokenizer".
+        name: Hub id or folder.
 
     Raises:
         OSError: If the block fails to load.
@@ -105,7 +109,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     """
     from transformers import AutoTokenizer
 
-    with said("tokenizer", name):
+    with explain_loading_error("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {name} has no chat template: take an instruction-tuned policy.")
@@ -138,11 +142,11 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
             bnb_4bit_compute_dtype=compute_dtype(),
             bnb_4bit_use_double_quant=True,
         )
-    wanted = ("adapter_config.json", "adapter_model.safetensors") if adapter is not None else ()
+    wanted = ADAPTER_FILES if adapter is not None else ()
     for part in wanted if loading.safetensors_only else wanted[:1]:
         if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
             raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
-    with quiet(), said("policy", name):
+    with quiet(), explain_loading_error("policy", name):
         policy = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=compute_dtype(),
@@ -154,7 +158,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     if adapter is not None:
         from peft import PeftModel
 
-        with said("adapter", str(adapter)):
+        with explain_loading_error("adapter", str(adapter)):
             policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=loading.safetensors_only or None)
         if not loading.in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
             policy = policy.merge_and_unload()
@@ -185,7 +189,7 @@ def load_by_unsloth(
     from unsloth import FastLanguageModel
 
     checkpointing = "unsloth" if gradient_checkpointing else False
-    with quiet(), said("policy", name):
+    with quiet(), explain_loading_error("policy", name):
         policy, _ = FastLanguageModel.from_pretrained(
             name,
             max_seq_length=max_seq_length,

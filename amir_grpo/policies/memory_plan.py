@@ -274,7 +274,7 @@ def _rollout(s: Settings) -> int:
 def _config(settings: Settings) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    from amir_grpo.policies.loading import said
+    from amir_grpo.policies.loading import explain_loading_error
     from amir_grpo.sandbox.policy import SANDBOXES, build_tokenizer, untrained_config
 
     name = settings.model_name
@@ -283,7 +283,7 @@ def _config(settings: Settings) -> PretrainedConfig:
         return untrained_config(spec, build_tokenizer(spec.words))
     if name in SHAPES and not Path(name).exists():
         return AutoConfig.for_model(**SHAPES[name])
-    with said("configuration", name):
+    with explain_loading_error("configuration", name):
         return AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code)
 
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amir_grpo.system.files import atomic_write
+
+if TYPE_CHECKING:
+    from amir_grpo.settings import Settings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# With the adapter, what it takes to load a trained policy elsewhere.
+_TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens*", "added_tokens*", "vocab*", "merges*")
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,11 @@ class Loading:
     in_4bit: bool = False
     trust_remote_code: bool = False
     safetensors_only: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings) -> Loading:
+        """How a run with these settings reads weights."""
+        return cls(settings.load_in_4bit, settings.trust_remote_code, settings.safetensors_only)
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,22 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
             )
         found[name] = find_policy(where)
     return found
+
+
+def copy_policy(source: Path, folder: Path, adapter: bool = True) -> None:
+    """Copy a trained policy from where training has saved it: its adapter and tokenizer, and nothing else.
+
+    Args:
+        source: A run's folder of a method, or one of its checkpoints.
+        folder: Gets the files, each whole or not at all.
+        adapter: False copies the tokenizer alone, to stand beside merged weights.
+
+    Raises:
+        FileNotFoundError: If the adapter is wanted and `source` holds none.
+    """
+    names = [source / name for name in ADAPTER_FILES] if adapter else []
+    for path in (*names, *(path for pattern in _TOKENIZER_FILES for path in sorted(source.glob(pattern)))):
+        atomic_write(folder / path.name, partial(shutil.copy2, path))
 
 
 def base_of_adapter(folder: Path) -> str:

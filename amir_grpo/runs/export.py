@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,13 @@ import pandas as pd
 from jinja2 import Template
 
 from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.policies.source import Loading, copy_policy
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
 from amir_grpo.system.provenance import read_json, record_of
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _KINDS = {"adapter": "a LoRA adapter", "merged": "a whole policy in 16 bits, its adapter merged"}
 
 
@@ -44,13 +44,9 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
     if not merged and Path(run.base()).is_dir():
         raise ValueError(f"The base of this adapter is a folder of this machine, {run.base()}: export it merged.")
     with explain_full_disk(folder.parent), atomic_folder(folder) as beside:
+        copy_policy(trained, beside, adapter=not merged)
         if merged:
             _merge(run, trained, beside)
-        else:
-            for name in _ADAPTER:
-                shutil.copy2(trained / name, beside / name)
-        for path in (*trained.glob("tokenizer*"), *trained.glob("chat_template*"), *trained.glob("special_tokens*")):
-            shutil.copy2(path, beside / path.name)
         write_text(beside / "README.md", model_card(run, method, merged))
     return folder
 
@@ -108,10 +104,9 @@ def _merge(run: Run, trained: Path, folder: Path) -> None:
     import torch
 
     from amir_grpo.policies.loading import load_policy, quiet
-    from amir_grpo.policies.source import Loading
 
     # in 16 bits, or 32 on a CPU: a 4-bit base would lose precision by merging
-    loading = Loading(False, run.settings.trust_remote_code, run.settings.safetensors_only)
+    loading = replace(Loading.of(run.settings), in_4bit=False)
     policy = load_policy(run.base(), trained, loading)
     if policy.dtype == torch.float32:
         policy = policy.to(torch.bfloat16)

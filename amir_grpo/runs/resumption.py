@@ -13,9 +13,6 @@ from trl import GRPOConfig
 from amir_grpo.runs.rollout_record import RolloutRecord
 from amir_grpo.system.processes import main_first
 
-# How the names of the files begin that a checkpoint holds beside the trained policy.
-_OF_CHECKPOINTS = ("trainer_state", "optimizer", "scheduler", "scaler", "rng_state")
-
 
 class OrderOfEpochs:
     """A trainer's mixin that shuffles each epoch as an uninterrupted training would, also after a checkpoint.
@@ -55,13 +52,6 @@ def last_whole_checkpoint(checkpoints: Path) -> Path | None:
                 shutil.rmtree(folder)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return Path(last) if last else None
-
-
-def copy_policy(checkpoint: Path, folder: Path) -> None:
-    """Copy the trained policy and the record of its rollouts from a checkpoint into `folder`."""
-    for path in checkpoint.iterdir():
-        if path.is_file() and not path.name.startswith(_OF_CHECKPOINTS):
-            shutil.copy2(path, folder / path.name)
 
 
 def bytes_to_come(policy: torch.nn.Module, config: GRPOConfig) -> int:

@@ -73,8 +73,7 @@ class Run:
     @property
     def loading(self) -> Loading:
         """How the run reads weights."""
-        s = self.settings
-        return Loading(s.load_in_4bit, s.trust_remote_code, s.safetensors_only)
+        return Loading.of(self.settings)
 
     def check(self) -> None:
         """See before a whole run begins that what its stages need is there: GPU and packages, problems, tokenizer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,9 @@ from amir_grpo.policies.loading import (
     load_tokenizer,
     lora_config,
 )
-from amir_grpo.policies.source import Loading
+from amir_grpo.policies.source import Loading, copy_policy
 from amir_grpo.rewards import reward_functions
-from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, copy_policy, last_whole_checkpoint
+from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint
 from amir_grpo.runs.rollout_record import RolloutRecord
 from amir_grpo.runs.trl_config import trainer_config
 from amir_grpo.settings import Settings
@@ -86,7 +87,7 @@ class _Progress(TrainerCallback):
 def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
     """The policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
     adapter = settings.lora_rank, settings.lora_alpha, settings.lora_targets
-    loading = Loading(settings.load_in_4bit, settings.trust_remote_code, settings.safetensors_only)
+    loading = Loading.of(settings)
     if backend.name == "transformers":
         policy = load_policy(base, loading=loading)
         return policy, lora_config(*adapter, policy)
@@ -134,6 +135,7 @@ def train(
     if state and state.global_step >= config.max_steps:  # transformers would train a step more
         if is_main():
             copy_policy(last, folder)
+            shutil.copy2(last / RolloutRecord.FILE, folder / RolloutRecord.FILE)
     else:
         state = _train(method, settings, config, base, problems, folder, last, backend)
     # by name: a resumed training reads its rows back from a checkpoint, in another order

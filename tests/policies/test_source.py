@@ -1,0 +1,42 @@
+"""Where a policy's weights are, and what of a trained policy is copied."""
+
+import pytest
+
+from amir_grpo.policies.source import Loading, copy_policy
+from amir_grpo.settings import settings_of
+
+POLICY = {"adapter_config.json", "adapter_model.safetensors"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"}
+OTHERS = {"stage.json", "log.csv", "rollouts.parquet", "training_args.bin", "optimizer.pt", "trainer_state.json"}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    folder = tmp_path / "trained"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in POLICY | TOKENIZER | OTHERS:
+        (folder / name).write_text(name)
+    return folder
+
+
+def copied(trained, folder, **options):
+    copy_policy(trained, folder, **options)
+    assert all(path.read_text() == path.name for path in folder.iterdir())
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_policy_and_nothing_else_is_copied(trained, tmp_path):
+    assert copied(trained, tmp_path / "copy") == POLICY | TOKENIZER
+    assert copied(trained, tmp_path / "tokenizer", adapter=False) == TOKENIZER
+
+
+def test_a_folder_without_an_adapter_is_refused(trained, tmp_path):
+    (trained / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model"):
+        copy_policy(trained, tmp_path / "copy")
+
+
+def test_how_weights_are_read_is_as_the_settings_say():
+    assert Loading.of(settings_of("sandbox")) == Loading()
+    changes = {"load_in_4bit": True, "trust_remote_code": True, "safetensors_only": False}
+    assert Loading.of(settings_of("colab-t4", changes)) == Loading(True, True, False)
