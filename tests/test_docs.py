@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+import amir_grpo
 from amir_grpo import cli, problems
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import PROFILES, settings_of
@@ -26,7 +27,7 @@ from amir_grpo.settings import PROFILES, settings_of
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path
-    for name in ("docs/running.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")  # running.md trains
+    for name in ("docs/running.md", "*.md", ".github/*.md", "docs/*.md")  # running.md trains
     for path in sorted(ROOT.glob(name))
 ]
 PAGES = list(dict.fromkeys(PAGES))
@@ -290,3 +291,25 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(si
         assert (folder / "notebooks" / f"{path.stem}.html").is_file()
     for name in PROFILES:
         assert name in (folder / "running.html").read_text()
+
+
+# --- version and templates ----------------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert amir_grpo.__version__ == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_issue_and_pull_request_templates_ask_for_verify():
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert {"name", "description", "body"} <= set(form), path.name
+        asked = {field["id"]: field["attributes"] for field in form["body"]}
+        assert "python -m amir_grpo verify" in asked["verify"]["description"], path.name
+        assert "config.json" in asked["provenance"]["description"], path.name
+    assert len(forms) == 2
+    assert "python -m amir_grpo verify" in (ROOT / ".github" / "PULL_REQUEST_TEMPLATE.md").read_text()
