@@ -18,14 +18,18 @@ POLICIES = ("base", *METHODS)
 POLICY_NAMES = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 
 # the preference term
-PAIR_MINING = ("all", "topk")
+PAIR_MINING = ("all", "topk", "permuted")
 PAIR_LOSSES = ("logistic", "linear")
-LAMBDA_SCHEDULES = ("constant", "published", "share")
+LAMBDA_SCHEDULES = ("constant", "published", "share", "mixture")
 
 # GRPO, by TRL's names; the loss types are those for which the preference term's factor is known
 LOSS_TYPES = ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")
 SCALE_REWARDS = ("group", "batch", "none")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
+
+# what the reward of a run holds beside the published functions
+NUISANCES = ("none", "noise", "outliers", "format", "partial")
+REWARD_TERMS = ("all", "correctness")
 
 # the machinery
 BACKENDS = ("auto", "unsloth", "transformers")

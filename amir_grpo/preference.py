@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -51,8 +52,8 @@ def mine_pairs(
         rewards: (N,) float, groups of `group_size` adjacent rows. A NaN reward (unscorable) never forms a pair.
         group_size: G, completions a group.
         reward_margin: δ ≥ 0, in units of reward; the inequality is strict.
-        strategy: "all" takes every such pair, "topk" the best completion of the group (the first of equals) against
-            the rest.
+        strategy: "all" takes every such pair, and so does "permuted", whose caller has permuted the rewards; "topk"
+            takes the best completion of the group (the first of equals) against the rest.
         max_pairs_per_group: Keep only the pairs with the largest reward gaps; ties go to the lower row indices.
 
     Returns:
@@ -172,3 +173,19 @@ def lambda_of_share(share: float, advantage_sum: float, weight_sum: float) -> fl
         weight_sum: Σ|κ w| over the rollout, above 0.
     """
     return share / (1 - share) * advantage_sum / weight_sum
+
+
+def lambda_of_mixture(share: float, advantage_sum: float, weight_sum: float) -> float:
+    """λ at which (1 - share) A + λ κ w is a mixture whose two parts have the L1 norms (1 - share) Σ|A| and share Σ|A|.
+
+    The update of that is (1 - share) times the gradient of L_GRPO + λ' L_pref with λ' = `lambda_of_share`: the same
+    objective as at that share, scaled so that, up to what cancels between the parts, the update keeps GRPO's size.
+    Arguments as of `lambda_of_share`.
+    """
+    return share * advantage_sum / weight_sum
+
+
+def permuted_within_groups(rewards: Tensor, group_size: int, generator: np.random.Generator) -> Tensor:
+    """Rewards (N,) shuffled inside each group of `group_size` adjacent rows: what pairs they imply is chance."""
+    order = [start + generator.permutation(group_size) for start in range(0, rewards.numel(), group_size)]
+    return rewards[torch.from_numpy(np.concatenate(order)).to(rewards.device)]

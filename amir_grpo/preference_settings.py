@@ -33,7 +33,10 @@ class PreferenceSettings:
         0.2, "β: inverse temperature of the preference, multiplies the log-probability margin of a pair."
     )
     pair_mining: str = _setting(
-        "all", "Which pairs of a group: 'all', or 'topk', the best completion against the rest.", PAIR_MINING
+        "all",
+        "Which pairs of a group: 'all'; 'topk', the best completion against the rest; or 'permuted', a negative control: "
+        "all pairs of rewards that were permuted within the group.",
+        PAIR_MINING,
     )
     max_pairs_per_group: Annotated[int | None, Bounds(at_least=1)] = _setting(
         None, "Keep at most this many pairs per group, those with the largest reward gaps. None: no cap."
@@ -53,9 +56,11 @@ class PreferenceSettings:
         "constant",
         "How λ moves: 'constant'; 'published', the rule of the published code, which follows the ratio of the two loss "
         "values and drifts to 0.005; 'share', which sets λ for each rollout so that the preference term is "
-        "preference_share of the update.",
+        "preference_share of the update; 'mixture', the same, with the advantages scaled by 1 - preference_share, so that "
+        "the update keeps the size of GRPO's.",
         LAMBDA_SCHEDULES,
     )
     preference_share: Annotated[float, Bounds(above=0, below=1)] = _setting(
-        0.3, "With lambda_schedule='share': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|."
+        0.3,
+        "With lambda_schedule='share' or 'mixture': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|.",
     )

@@ -70,22 +70,22 @@ def correctness(
     completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object
 ) -> list[float]:
     """2.0 for a completion that is right by the grader of the evaluation."""
-    return [2.0 if grade else 0.0 for grade in grade_many(_texts(completions), answer)]
+    return [2.0 if grade else 0.0 for grade in grade_many(completion_texts(completions), answer)]
 
 
 def integer_answer(completions: Sequence[Completion], **columns: object) -> list[float]:
     """0.2 for a completion whose answer is an integer, such as ``-7``, ``1,250`` or ``3.0``; right or not."""
-    return [0.2 if _is_integer(extract_answer(text)) else 0.0 for text in _texts(completions)]
+    return [0.2 if _is_integer(extract_answer(text)) else 0.0 for text in completion_texts(completions)]
 
 
 def strict_format(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
     """0.5 for a completion that keeps exactly to the format; see `has_format`."""
-    return [0.5 if has_format(text, calibration) else 0.0 for text in _texts(completions)]
+    return [0.5 if has_format(text, calibration) else 0.0 for text in completion_texts(completions)]
 
 
 def xml_tags(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
     """0.025 for each opening and closing tag that is there exactly once, minus 0.001 for each character after them."""
-    return [_tag_score(text, CALIBRATION_TAGS if calibration else TAGS) for text in _texts(completions)]
+    return [_tag_score(text, CALIBRATION_TAGS if calibration else TAGS) for text in completion_texts(completions)]
 
 
 def arithmetic_claims(completions: Sequence[Completion], **columns: object) -> list[float]:
@@ -93,7 +93,7 @@ def arithmetic_claims(completions: Sequence[Completion], **columns: object) -> l
 
     Without the bound, and without counting a claim once, a completion would earn more by claims than by being right.
     """
-    return [0.1 * count_true_claims(text, MAX_CLAIMS) for text in _texts(completions)]
+    return [0.1 * count_true_claims(text, MAX_CLAIMS) for text in completion_texts(completions)]
 
 
 def brier(completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object) -> list[float]:
@@ -101,7 +101,7 @@ def brier(completions: Sequence[Completion], answer: Sequence[str | Sequence[str
 
     Silence earns what the worst statement earns, so that it never pays to leave the confidence out.
     """
-    texts = _texts(completions)
+    texts = completion_texts(completions)
     confidences = map(stated_confidence, texts)
     grades = grade_many(texts, answer)
     return [
@@ -143,7 +143,7 @@ def stated_confidence(completion: str) -> float | None:
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def _texts(completions: Sequence[Completion]) -> list[str]:
+def completion_texts(completions: Sequence[Completion]) -> list[str]:
     """The text of each completion; of a conversation, what its last message says."""
     return [text if isinstance(text, str) else (text[-1]["content"] or "") if text else "" for text in completions]
 

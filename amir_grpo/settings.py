@@ -14,6 +14,8 @@ from amir_grpo.choices import (
     IMPORTANCE_SAMPLING_LEVELS,
     LORA_TARGETS,
     LOSS_TYPES,
+    NUISANCES,
+    REWARD_TERMS,
     SCALE_REWARDS,
     TRACKERS,
     VLLM_MODES,
@@ -99,6 +101,25 @@ class _Training:
     vllm_gpu_memory_utilization: Annotated[float, Bounds(above=0, below=1)] = _setting(
         0.3, "With vllm_mode=colocate: vLLM's share of a GPU's memory."
     )
+    # reward regimes, off by default
+    nuisance: str = _setting(
+        "none",
+        "A part of the reward that says nothing about correctness: none; noise, uniform in ± nuisance_size; outliers, "
+        "nuisance_size for a share of nuisance_rate of the completions; format, nuisance_size for the strict format; "
+        "partial, up to nuisance_size for a number close to the answer.",
+        choices=NUISANCES,
+    )
+    nuisance_size: PositiveFloat = _setting(0.45, "Size of the nuisance, in units of reward.")
+    nuisance_rate: Annotated[float, Bounds(above=0, below=1)] = _setting(
+        1 / 16, "With nuisance=outliers: share of the completions that get it."
+    )
+    reward_clip: Annotated[float | None, Bounds(above=0)] = _setting(
+        None, "The reward is cut off above this. None: not."
+    )
+    reward_terms: str = _setting(
+        "all", "What the reward is the sum of: all functions, or correctness alone.", choices=REWARD_TERMS
+    )
+    drop_uniform_groups: bool = _setting(False, "Groups that are all right, or all wrong, get no advantage.")
     # GRPO
     loss_type: str = _setting("grpo", "TRL's loss type.", choices=LOSS_TYPES)
     epsilon: PositiveFloat = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
@@ -295,6 +316,12 @@ _ADDED = {
     "vllm_gpu_memory_utilization": 0.3,
     "lora_targets": list(LORA_TARGETS),
     "base_seed": 0,
+    "nuisance": "none",
+    "nuisance_size": 0.45,
+    "nuisance_rate": 1 / 16,
+    "reward_clip": None,
+    "reward_terms": "all",
+    "drop_uniform_groups": False,
 }
 
 

@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -24,9 +25,11 @@ from amir_grpo.choices import LOSS_TYPES
 from amir_grpo.config import AmirGRPOConfig
 from amir_grpo.logp_recorder import recorded_logps
 from amir_grpo.preference import (
+    lambda_of_mixture,
     lambda_of_share,
     mine_pairs,
     pair_logits,
+    permuted_within_groups,
     preference_loss,
     preference_weights,
     published_lambda,
@@ -158,8 +161,12 @@ class AmirGRPOTrainer(GRPOTrainer):
         seq_logps, tokens, *rest = gathered.unbind(dim=1)
         ref_seq_logps = rest[0] if rest else None
 
+        rewards = self._rewards
+        if args.pair_mining == "permuted":
+            stream = np.random.default_rng([args.seed, self.state.global_step])
+            rewards = permuted_within_groups(rewards, self.num_generations, stream)
         # a completion without a token in the loss (masked as truncated) has no log-probability to compare
-        rewards = self._rewards.masked_fill(tokens == 0, torch.nan)
+        rewards = rewards.masked_fill(tokens == 0, torch.nan)
         pairs = mine_pairs(
             rewards, self.num_generations, args.reward_margin, args.pair_mining, args.max_pairs_per_group
         )
@@ -174,11 +181,16 @@ class AmirGRPOTrainer(GRPOTrainer):
         ).tolist()
         self._seen = dict(zip(("loss", "accuracy", "margin"), seen, strict=True)) | {"pairs": pairs.chosen.numel()}
         weights = weights[self.accelerator.process_index * len(mask) :][: len(mask)]
-        if args.lambda_schedule == "share" and pairs.chosen.numel():
+        if args.lambda_schedule in ("share", "mixture") and pairs.chosen.numel():
             sums = torch.stack(
                 [output["advantages"].abs().sum(), (preference_factor(self, output) * weights).abs().sum()]
             )
-            self._lambda = lambda_of_share(args.preference_share, *self.accelerator.reduce(sums).tolist())
+            sums = self.accelerator.reduce(sums).tolist()
+            if args.lambda_schedule == "share":
+                self._lambda = lambda_of_share(args.preference_share, *sums)
+            else:
+                self._lambda = lambda_of_mixture(args.preference_share, *sums)
+                output["advantages"] = (1 - args.preference_share) * output["advantages"]
         return weights
 
     def _known_logps(self, output: dict[str, Any]) -> Tensor:

@@ -22,7 +22,7 @@ from amir_grpo.policies.loading import (
     lora_config,
 )
 from amir_grpo.policies.source import Loading, copy_policy
-from amir_grpo.rewards import reward_functions
+from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
 from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint
 from amir_grpo.runs.rollout_record import RolloutRecord
 from amir_grpo.runs.trl_config import trainer_config
@@ -50,11 +50,11 @@ class _PromptLimit:
         return [ids[-self.max_prompt_length :] for ids in prompt_ids], *rest
 
 
-class _RunGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, GRPOTrainer):
+class _RunGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, GRPOTrainer):
     pass
 
 
-class _RunAmirGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, AmirGRPOTrainer):
+class _RunAmirGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, AmirGRPOTrainer):
     pass
 
 
@@ -176,9 +176,10 @@ def run_trainer(
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
     tokenizer = load_tokenizer(base, settings.trust_remote_code)  # small, and tells what cannot be trained
     policy, lora = _policy(settings, base, backend)
+    functions, config.reward_weights = rewards_of(settings)
     trainer = trainer_class(
         model=policy,
-        reward_funcs=reward_functions(settings.calibration),
+        reward_funcs=functions,
         args=config,
         train_dataset=problems,
         processing_class=tokenizer,
@@ -187,5 +188,6 @@ def run_trainer(
     if config.fp16:
         keep_trained_weights_in_float32(trainer.model)
     trainer.max_prompt_length = settings.max_prompt_length
+    trainer.drop_uniform_groups = settings.drop_uniform_groups
     trainer.remove_callback(PrinterCallback)
     return trainer
