@@ -115,8 +115,9 @@ class AmirGRPOTrainer(GRPOTrainer):
             args.beta = beta
         self.beta = beta
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
-        # (N / processes, T') as sampling knew them, with what came after the end token
-        self._sampled_logps: Tensor | None = None
+        # (N / processes, T'): per-token log-probabilities of the latest rollout, set by what draws it where it knows
+        # them; what stands after the end token does not matter
+        self.sampled_logps: Tensor | None = None
         self._lambda = args.lambda_reg
         self._seen: dict[str, float] = {}  # what is logged of the latest rollout, by every step that uses it
 
@@ -128,12 +129,12 @@ class AmirGRPOTrainer(GRPOTrainer):
         return rewards_per_func
 
     def _generate_single_turn(self, *args, **kwargs):
-        self._sampled_logps = None
+        self.sampled_logps = None
         if not self._sampling_tells_logps():
             return super()._generate_single_turn(*args, **kwargs)
         with recorded_logps(self.accelerator.unwrap_model(self.model_wrapped), self.temperature) as recorded:
             result = super()._generate_single_turn(*args, **kwargs)
-        self._sampled_logps = recorded.logps()
+        self.sampled_logps = recorded.logps()
         return result
 
     def _sampling_tells_logps(self) -> bool:
@@ -198,10 +199,10 @@ class AmirGRPOTrainer(GRPOTrainer):
         for name in ("old_per_token_logps", "sampling_per_token_logps"):
             if name in output:
                 return output[name]
-        if self._sampled_logps is None:
+        if self.sampled_logps is None:
             return self._logps(self.model, output)
         length = output["completion_ids"].size(1)
-        known = self._sampled_logps[:, :length]
+        known = self.sampled_logps[:, :length]
         return torch.nn.functional.pad(known, (0, length - known.size(1)))
 
     def _logps(self, model, output: dict[str, Any]) -> Tensor:

@@ -45,7 +45,7 @@ class _Spy(AmirGRPOTrainer):
 def test_sampling_knows_the_log_probabilities_that_a_forward_pass_computes(policy, tmp_path, temperature):  # noqa: F811
     trainer = make_trainer(policy, tmp_path, _Spy, temperature=temperature, max_steps=1)
     trainer.train()
-    assert trainer._sampled_logps is not None
+    assert trainer.sampled_logps is not None
     torch.testing.assert_close(trainer.sampled[trainer.mask], trainer.forward[trainer.mask], atol=2e-5, rtol=0)
     assert trainer.scored == 1  # GRPO's own forward pass and no other
 
@@ -59,7 +59,7 @@ def test_generation_is_left_as_it_was(policy, tmp_path):  # noqa: F811
 def test_a_penalty_on_repetition_costs_a_forward_pass_and_keeps_the_gradient_exact(policy, tmp_path):  # noqa: F811
     trainer = make_trainer(policy, tmp_path, _Spy, repetition_penalty=1.2, max_steps=1)
     trainer.train()
-    assert trainer._sampled_logps is None
+    assert trainer.sampled_logps is None
     assert trainer.scored == 2
     assert torch.equal(trainer.sampled, trainer.forward)
 
@@ -109,7 +109,7 @@ def test_optimizer_steps_that_share_a_rollout_add_up_to_one_big_step(policy, tmp
 def test_rollouts_used_twice_are_trained_on_twice(policy, tmp_path):  # noqa: F811
     trainer = make_trainer(policy, tmp_path, _Spy, num_iterations=2, max_steps=2, learning_rate=1e-3)
     trainer.train()
-    assert trainer._sampled_logps is not None
+    assert trainer.sampled_logps is not None
     share = logged(trainer, "preference/share")
     assert share[0] == pytest.approx(share[1])  # same rows, same weights, same λ
     for name in (

@@ -10,6 +10,7 @@ equal seeds only where the batches are equal too.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,11 @@ class Drawn:
     ids: list[int]
     ended: bool
     logprobs: list[float]
+
+
+def stream(*names: object) -> int:
+    """The random stream of what these names name, in order: a non-negative integer of 64 bits."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8], "big")
 
 
 class Engine(Protocol):

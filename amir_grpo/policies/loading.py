@@ -150,7 +150,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
         policy = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=compute_dtype(),
-            device_map=None if _sharded() else {"": device()},
+            device_map=None if is_sharded() else {"": device()},
             quantization_config=quantization,
             use_safetensors=loading.safetensors_only or None,
             trust_remote_code=loading.trust_remote_code,
@@ -165,7 +165,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     return policy
 
 
-def _sharded() -> bool:
+def is_sharded() -> bool:
     """Whether FSDP or DeepSpeed place the weights themselves, as `accelerate launch` says."""
     return any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
 

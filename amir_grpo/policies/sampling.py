@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from amir_grpo.policies.engines import Drawn, Engine, Request
+from amir_grpo.policies.engines import Drawn, Engine, Request, stream
 from amir_grpo.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def sample_batches(
             batch = [problem for problem in batch if problem not in done]
             if not batch:
                 continue
-            requests = [Request(prompt_ids[p], [_stream(seed, p, n) for n in range(num_samples)]) for p in batch]
+            requests = [Request(prompt_ids[p], [stream(seed, p, n) for n in range(num_samples)]) for p in batch]
             rows = []
             for problem, samples in zip(batch, shrink.generate(requests), strict=True):
                 for number, drawn in enumerate(samples):
@@ -103,11 +102,6 @@ def _row(drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "finish_reason": "stop" if drawn.ended else "length",
         "logprob": sum(drawn.logprobs),
     }
-
-
-def _stream(seed: int, problem: str, number: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{problem}/{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
 
 
 class _Shrinking:

@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 
 from amir_grpo.policies.loading import (
+    is_sharded,
     keep_trained_weights_in_float32,
     load_by_unsloth,
     load_policy,
@@ -22,6 +23,7 @@ from amir_grpo.policies.loading import (
     lora_config,
 )
 from amir_grpo.policies.source import Loading, copy_policy
+from amir_grpo.runs.drawn_rollouts import DrawnRollouts, draw_adapter
 from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
 from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint
 from amir_grpo.runs.rollout_record import RolloutRecord
@@ -50,11 +52,13 @@ class _PromptLimit:
         return [ids[-self.max_prompt_length :] for ids in prompt_ids], *rest
 
 
-class _RunGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, GRPOTrainer):
+class _RunGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, DrawnRollouts, GRPOTrainer):
     pass
 
 
-class _RunAmirGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, AmirGRPOTrainer):
+class _RunAmirGRPOTrainer(
+    _PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, DrawnRollouts, AmirGRPOTrainer
+):
     pass
 
 
@@ -187,6 +191,9 @@ def run_trainer(
     )
     if config.fp16:
         keep_trained_weights_in_float32(trainer.model)
+    if backend.name == "transformers" and not is_sharded():  # else they have ways of their own, or hold a part each
+        draw_adapter(trainer.model, settings.seed)
+        trainer.draws_rollouts = not settings.use_vllm
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.drop_uniform_groups = settings.drop_uniform_groups
     trainer.remove_callback(PrinterCallback)
