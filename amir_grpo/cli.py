@@ -265,7 +265,7 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
 
 def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.policies.source import named_policies
-    from amir_grpo.results import report, tables
+    from amir_grpo.results import formatting, report, tables
     from amir_grpo.runs.locations import project_root
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
@@ -288,17 +288,17 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
             run.save_table(comparisons, "comparisons")
         if sources and run.settings.calibration:
             report.reliability_result(run, samples)
-    print(tables.wide_summary(summary).reset_index().to_string(index=False))
+    print(formatting.wide_summary(summary).reset_index().to_string(index=False))
     print("\nIn brackets: 95 % intervals over problems. tokens: mean of a completion; all else in percent.")
     if len(comparisons):
         print(f"\nEvery two policies, paired by problem; p_holm is corrected over these {len(comparisons)} rows:\n")
         shown = comparisons[["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high", "p_holm"]]
-        print(tables.rounded(shown).to_string(index=False))
+        print(formatting.rounded(shown).to_string(index=False))
     print(f"\nCompletions: {run.folder / 'samples'}")
 
 
 def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo.results.tables import rounded
+    from amir_grpo.results.formatting import rounded
     from amir_grpo.runs.locations import project_root
     from amir_grpo.study.arms import ARMS, with_references
     from amir_grpo.study.claims.comparisons import gain_table

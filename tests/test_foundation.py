@@ -13,7 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from amir_grpo.results import published_noise, tables
+from amir_grpo.results import published_noise
+from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.study.arms import ARMS
 from amir_grpo.study.claims import comparisons, supervision, verdicts
 from amir_grpo.study.tables import load
@@ -129,7 +130,7 @@ def test_readme_shows_the_kept_results():
     least = weights.loc[weights["beta"] == 0.2, "wins_minus_losses"].min()
     assert f"to a correlation of {int(least * 10_000) / 10_000:.4f} or more" in README
     assert f"{len(ARMS)} arms" in README
-    noise = published_noise.noise_table(tables.published("table1"), tables.published_sizes())
+    noise = published_noise.noise_table(published_table("table1"), published_sizes())
     assert ("None of the 63 published gains leaves the band" in README) == (noise["reading"] != "exceeds").all()
     coverage = pd.read_csv(ROOT / "data" / "results" / "interval_coverage.csv")["coverage"]
     assert f"{coverage.min():.1f} to {coverage.max():.1f} %" in README

@@ -15,7 +15,7 @@ import yaml
 from amir_grpo.policies import loading as policy
 from amir_grpo.policies import sampling
 from amir_grpo.problems import load_problems
-from amir_grpo.results import report, tables
+from amir_grpo.results import formatting, report
 from amir_grpo.runs.run import open_run
 from amir_grpo.settings import settings_of
 
@@ -67,7 +67,7 @@ def test_the_report_shows_text_as_text(hostile):
 
 
 def test_tables_with_texts_show_them_as_text():
-    html = tables.style_texts(pd.DataFrame({"text": HOSTILE, "n": 1.0})).to_html()
+    html = formatting.style_texts(pd.DataFrame({"text": HOSTILE, "n": 1.0})).to_html()
     assert "<script" not in html
     assert "<img" not in html
     assert "<iframe" not in html
@@ -77,8 +77,8 @@ def test_tables_with_texts_show_them_as_text():
 
 
 def test_visible_keeps_text_and_lines():
-    assert tables.visible("7+8=15\n\tö 数 🙂") == "7+8=15\n\tö 数 🙂"
-    assert tables.visible("a\x1b[31mb\x00\ud800") == "a�[31mb��"
+    assert formatting.visible("7+8=15\n\tö 数 🙂") == "7+8=15\n\tö 数 🙂"
+    assert formatting.visible("a\x1b[31mb\x00\ud800") == "a�[31mb��"
 
 
 def test_every_table_of_a_run_is_free_of_formulas(hostile):

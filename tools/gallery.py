@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from amir_grpo.results import figures, published_noise, study_figures, tables
+from amir_grpo.results import figures, published_noise, study_figures, style, training_figures
+from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.runs.locations import project_root
 from amir_grpo.study.figures import STUDY_FIGURES
 from amir_grpo.study.tables import load
@@ -49,24 +50,26 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
     title = f"This package ({results.name})"
     log, study = kept["log"], load(results.parent / STUDY)
     drawn = {
-        "main_published": figures.main_figure(tables.published("table1", published), title="Published (Table 1)"),
+        "main_published": figures.main_figure(published_table("table1", published), title="Published (Table 1)"),
         "main": figures.main_figure(kept["main"], title=title),
         "coverage_published": figures.coverage_figure(
-            tables.published("coverage", published), title="Published (AMC23)"
+            published_table("coverage", published), title="Published (AMC23)"
         ),
         "coverage": figures.coverage_figure(kept["coverage"], title=title),
-        "margin_published": figures.margin_figure(tables.published("margin", published), title="Published (Figure 4)"),
+        "margin_published": figures.margin_figure(published_table("margin", published), title="Published (Figure 4)"),
         "margin": figures.margin_figure(kept["margins"], kept["margin_summary"], title=title),
-        "reward": figures.reward_figure(log, title=f"{title}: reward in training"),
-        "share": figures.share_figure(log[log["method"] == "amir_grpo"], title=f"{title}: share of the update"),
+        "reward": training_figures.reward_figure(log, title=f"{title}: reward in training"),
+        "share": training_figures.share_figure(
+            log[log["method"] == "amir_grpo"], title=f"{title}: share of the update"
+        ),
         "published_noise": study_figures.noise_figure(
-            published_noise.noise_table(tables.published("table1", published), tables.published_sizes(published)),
+            published_noise.noise_table(published_table("table1", published), published_sizes(published)),
             title="Published gains in the band of what noise alone makes",
         ),
         **{name: figure(study) for name, figure in STUDY_FIGURES.items()},
     }
     out.mkdir(exist_ok=True)
-    return [figures.save_figure(figure, out / name)[0] for name, figure in drawn.items()]
+    return [style.save_figure(figure, out / name)[0] for name, figure in drawn.items()]
 
 
 def tidy(folder: Path) -> None:

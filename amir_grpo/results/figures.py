@@ -1,109 +1,17 @@
-"""One function a figure: tables in, matplotlib Figure out; nothing is shown, and no global state is left behind."""
+"""Figures of an evaluation, one function each: tables in, matplotlib Figure out."""
 
-import io
-import os
-from collections.abc import Callable
-from functools import wraps
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
-from scipy import stats
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from amir_grpo.results.tables import gain_colour, signed, with_gain
+from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.results.formatting import gain_colour, signed
+from amir_grpo.results.style import COLOURS, SMALL_PRINT, add_title, new_figure, policy_colour, styled
+from amir_grpo.results.tables import with_gain
 
-LABELS = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
-# Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
-COLOURS = {"base": "#7a7a7a", "grpo": "#e69f00", "amir_grpo": "#0a4f8f"}
-OTHER_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#000000")
-LINES = {"base": ":", "grpo": "--", "amir_grpo": "-"}
 READINGS = {"own": "each policy on its own completions", "shared": "both policies on the same completions"}
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.0,
-    "axes.titlesize": 9.0,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 8.0,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.5,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "amir_grpo",  # the same element ids in every run
-    "pdf.fonttype": 42,
-}
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw from matplotlib's defaults and STYLE only, so that a reader's own settings change nothing."""
-
-    @wraps(draw)
-    def drawn(*arguments, **keywords) -> Figure:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
-            return draw(*arguments, **keywords)
-
-    return drawn
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure that pyplot does not know: nothing to close, and no window."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _colour(method: str, index: int = 0) -> str:
-    return COLOURS.get(method, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-
-
-def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
-    """Write `path_stem`.png (200 dpi) and .svg; the same figure gives the same bytes. Returns both paths.
-
-    Each file is written beside its place and then renamed, so that a reader never finds half a figure.
-    """
-    stem = Path(path_stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    # no dates and no versions in the files: they would differ where the figure does not
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-        path = stem.with_name(stem.name + suffix)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
-            try:
-                figure.savefig(beside, format=suffix[1:], dpi=200, metadata=metadata)
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
-        paths.append(path)
-    return paths[0], paths[1]
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as PNG, for a notebook."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 @styled
@@ -168,7 +76,7 @@ def main_figure(table: pd.DataFrame, title: str = "") -> Figure:
             problems = f"{least}" if least == most else f"{least} to {most}"
             note += f"; {problems} problems, n = {table['samples'].iloc[0]}"
         note += "."
-    axes.text(0.1, y + 0.08, note, va="top", fontsize=6.5, color="#444444", linespacing=1.35)
+    axes.text(0.1, y + 0.08, note, va="top", **SMALL_PRINT, linespacing=1.35)
     return figure
 
 
@@ -190,7 +98,7 @@ def _main_cell(axes, x: float, y: float, height: float, row, interval: bool) -> 
     )
     if interval and not np.isnan(row.gain_low):
         text = f"[{signed(row.gain_low)}, {signed(row.gain_high)}]"
-        axes.text(x, y + 0.29, text, ha="center", va="center", fontsize=6.5, color="#444444")
+        axes.text(x, y + 0.29, text, ha="center", va="center", **SMALL_PRINT)
 
 
 @styled
@@ -215,7 +123,9 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
         if len(held) > 1:
             dots.plot([held[0], held[-1]], [index, index], color="#999999", linewidth=1.2, zorder=0)
     dots.set_xlim(-0.6, 2.6)
-    dots.set_xticks(range(3), [LABELS[policy] for policy in policies], rotation=35, ha="left", rotation_mode="anchor")
+    dots.set_xticks(
+        range(3), [POLICY_NAMES[policy] for policy in policies], rotation=35, ha="left", rotation_mode="anchor"
+    )
     dots.xaxis.tick_top()
     dots.set_yticks([])
     dots.tick_params(length=0)
@@ -256,8 +166,7 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
         figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=1.2)
     else:
         bars.text(0.5, 0.5, "no policy solves any problem", transform=bars.transAxes, ha="center", va="center")
-    if title:
-        figure.suptitle(title, fontsize=9, fontweight="bold")
+    add_title(figure, title)
     return figure
 
 
@@ -297,10 +206,10 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
         names = []
         for x, method in enumerate(methods):
             rows = part[part["method"] == method]
-            colour = _colour(method, x)
+            colour = policy_colour(method, x)
             if ranges:
                 _margin_range(panel, x, rows, colour)
-                names.append(LABELS.get(method, method))
+                names.append(POLICY_NAMES.get(method, method))
             else:
                 values = rows["margin"].to_numpy(dtype=float)
                 ends = None
@@ -309,7 +218,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
                     match = match if reading is None else match[match["reading"] == reading]
                     ends = match[["mean_low", "mean_high"]].to_numpy(dtype=float)[0] if len(match) else None
                 _margin_violin(panel, x, values, colour, ends)
-                names.append(f"{LABELS.get(method, method)}\n{len(values)} problem{'s' * (len(values) != 1)}")
+                names.append(f"{POLICY_NAMES.get(method, method)}\n{len(values)} problem{'s' * (len(values) != 1)}")
         panel.set_xticks(range(len(methods)), names)
         panel.set_xlim(-0.5, len(methods) - 0.3)
         panel.tick_params(axis="x", length=0)
@@ -322,10 +231,9 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
     if not ranges:
         note = "diamond: mean" + ", with its 95 % interval over problems" * (summary is not None)
         note += "; thick bar: middle half of the problems"
-    figure.supxlabel(note, fontsize=6.5, color="#444444")
+    figure.supxlabel(note, **SMALL_PRINT)
     panels[0].set_ylabel("margin: correct − incorrect (nats a token)")
-    if title:
-        figure.suptitle(title, fontsize=9, fontweight="bold")
+    add_title(figure, title)
     return figure
 
 
@@ -364,8 +272,7 @@ def _margin_range(panel, x: float, rows: pd.DataFrame, colour: str) -> None:
                 textcoords="offset points",
                 ha="center",
                 va=side,
-                fontsize=6.5,
-                color="#444444",
+                **SMALL_PRINT,
             )
         _margin_mean(panel, x, row.mean, beside_bar=True)
 
@@ -375,126 +282,6 @@ def _margin_mean(panel, x: float, mean: float, beside_bar: bool = False) -> None
     text = f"{mean:+.3f}".replace("-", "−")
     place = (x + (0.22 if beside_bar else 0.31), mean)
     panel.annotate(text, place, va="center", ha="left", fontsize=7.5, fontweight="bold", zorder=6)
-
-
-@styled
-def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figure:
-    """Reward over training steps, one colour a method.
-
-    `logs`: columns method, step, reward (mean over the completions of the step), reward_std (over those completions),
-    completions (their number). Each step is a faint point. The line is the mean of blocks of neighbouring steps (about
-    `blocks` of them), the band its 95 % t-interval from the scatter of the steps in the block. The band covers the
-    noise of drawing prompts and completions within this one run; it says nothing about another seed, and in a block
-    where the reward still rises it is a little too wide. Where there is one block, a point and a bar stand for them.
-    """
-    figure = new_figure(4.6, 2.9)
-    axes = figure.subplots()
-    sizes, many = set(), False
-    for index, (method, run) in enumerate(logs.groupby("method", sort=False)):
-        run = run.sort_values("step")
-        steps, reward = run["step"].to_numpy(dtype=float), run["reward"].to_numpy(dtype=float)
-        colour = _colour(method, index)
-        dot = 2.5 if len(steps) > 20 else 6  # a few points are to be seen, too
-        axes.plot(steps, reward, ".", color=colour, alpha=0.25, markersize=dot, markeredgewidth=0, zorder=1)
-        middle, mean, half, size = _block_means(steps, reward, blocks)
-        sizes.add(size)
-        many = many or len(middle) > 1
-        label = LABELS.get(method, method)
-        if len(middle) > 1:
-            axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0, zorder=2)
-            axes.plot(
-                middle, mean, color=colour, linestyle=LINES.get(method, "-"), linewidth=1.6, label=label, zorder=3
-            )
-        else:
-            axes.errorbar(middle, mean, np.nan_to_num(half), color=colour, fmt="o", capsize=3, label=label, zorder=3)
-    axes.set_xlabel("training step")
-    axes.set_ylabel("mean reward of a step")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    axes.grid(axis="y")
-    if len(logs):
-        axes.legend(loc="best", handlelength=2.6)
-    else:
-        axes.text(0.5, 0.5, "no steps logged", transform=axes.transAxes, ha="center", va="center")
-    if sizes:
-        least, most = min(sizes), max(sizes)
-        of = f"{least}" if least == most else f"{least} to {most}"
-        axes.annotate(
-            f"{'line' if many else 'point'}: mean of {of} steps; {'band' if many else 'bar'}: its 95 % t-interval "
-            "within one run"
-            if most > 1
-            else "each point one step of one run",
-            (1, 1.01),
-            xycoords="axes fraction",
-            ha="right",
-            va="bottom",
-            fontsize=6.5,
-            color="#444444",
-        )
-    if title:
-        figure.suptitle(title, fontsize=9, fontweight="bold")
-    return figure
-
-
-def _block_means(steps: np.ndarray, values: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Middle step, mean and 95 % t-half-width (NaN for one value) of blocks of neighbouring steps, and their size."""
-    size = max(len(values) // blocks, min(len(values), 4), 1)
-    edges = list(range(0, len(values) - size + 1, size)) or [0]
-    cuts = [*edges[1:], len(values)]  # the last block takes the steps that are left over
-    middle, mean, half = [], [], []
-    for start, stop in zip(edges, cuts, strict=True):
-        block = values[start:stop]
-        block = block[np.isfinite(block)]
-        middle.append(steps[start:stop].mean())
-        mean.append(block.mean() if block.size else np.nan)
-        few = block.size < 2
-        half.append(np.nan if few else stats.t.ppf(0.975, block.size - 1) * block.std(ddof=1) / np.sqrt(block.size))
-    return np.array(middle), np.array(mean), np.array(half), size
-
-
-@styled
-def share_figure(log: pd.DataFrame, title: str = "") -> Figure:
-    """Share of the update that the preference term makes, at every training step, on a logarithmic axis.
-
-    `log`: columns step and preference/share (0 to 1) of an AMIR-GRPO run. Steps whose share is 0 (no group had a right
-    and a wrong completion) have no place on a logarithmic axis: they are counted in the figure. The dashed line is the
-    median over all steps.
-    """
-    figure = new_figure(4.6, 2.6)
-    axes = figure.subplots()
-    share = log["preference/share"].to_numpy(dtype=float)
-    step = log["step"].to_numpy(dtype=float)
-    known = np.isfinite(share)
-    positive = known & (share > 0)
-    axes.set_xlabel("training step")
-    axes.set_ylabel("preference share of the update")
-    if positive.any():
-        axes.set_yscale("log")
-        colour = COLOURS["amir_grpo"]
-        axes.plot(step[positive], share[positive], color=colour, linewidth=0.9, marker=".", markersize=3)
-        median = float(np.median(share[known]))
-        if median > 0:
-            axes.axhline(median, color="black", linestyle="--", linewidth=0.8)
-            text = f"dashed: median {100 * median:.2g} %"
-            axes.annotate(
-                text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#444444"
-            )
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        low, high = share[positive].min(), share[positive].max()
-        # at least a factor of four, so that a steady share looks steady
-        margin = max(1.3, 2.0 / np.sqrt(high / low))
-        axes.set_ylim(low / margin, high * margin)
-        axes.grid(axis="y")
-        zeros = int(np.count_nonzero(known & (share <= 0)))
-        if zeros:
-            text = f"{zeros} of {int(known.sum())} steps: share 0 (no pairs)"
-            axes.annotate(text, (0.01, 0.02), xycoords="axes fraction", fontsize=6.5, color="#444444")
-    else:
-        axes.text(0.5, 0.5, "no step had a preference pair", transform=axes.transAxes, ha="center", va="center")
-    if title:
-        figure.suptitle(title, fontsize=9, fontweight="bold")
-    return figure
 
 
 @styled
@@ -514,15 +301,14 @@ def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
             panel.text(0.5, 0.5, "no completion states\na confidence", ha="center", va="center")
             continue
         part = table[table["policy"] == names[index]]
-        colour = _colour(names[index], index)
+        colour = policy_colour(names[index], index)
         panel.vlines(part["confidence"], part["right_low"], part["right_high"], color=colour, linewidth=1)
         area = 6 + 60 * part["completions"] / part["completions"].max()
         panel.scatter(
             part["confidence"], part["right"], s=area, color=colour, edgecolor="white", linewidth=0.5, zorder=3
         )
-        label = LABELS.get(names[index], names[index])
+        label = POLICY_NAMES.get(names[index], names[index])
         panel.set_title(f"{label} ({part['completions'].sum():,} completions)", fontsize=8, fontweight="normal")
     panels[0].set_ylabel("share right")
-    if title:
-        figure.suptitle(title, fontsize=9, fontweight="bold")
+    add_title(figure, title)
     return figure

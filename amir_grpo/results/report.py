@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jinja2
 import pandas as pd
 
-from amir_grpo.results import figures, tables
+from amir_grpo.results import figures, formatting, tables, training_figures
 from amir_grpo.results import verdicts as labels
 from amir_grpo.system.files import write_text
 
@@ -76,7 +76,7 @@ def reliability_result(run: Run, samples: pd.DataFrame | None = None) -> tuple[p
 def reward_result(run: Run) -> tuple[pd.DataFrame, Figure]:
     """Reward over the training of both methods: logs and figure. Saved as `reward`."""
     logs = run.logs().dropna(subset=["reward"])  # a step that reuses a rollout has no reward of its own
-    figure = figures.reward_figure(logs, title=f"This run ({run.profile}): reward in training")
+    figure = training_figures.reward_figure(logs, title=f"This run ({run.profile}): reward in training")
     run.save_figure(figure, "reward")
     return logs, figure
 
@@ -129,13 +129,13 @@ def write(run: Run) -> Path:
         for name, caption in _CAPTIONS.items()
         if name in _results(run)
     ]
-    wide = tables.wide_summary(summary).reset_index()
+    wide = formatting.wide_summary(summary).reset_index()
     page = _PAGE.render(
         title=f"AMIR-GRPO: {run.profile}",
         sentence=verdict(main),
         verdicts=verdicts(run).to_dict("records"),
         main=main.to_dict("records"),
-        signed=tables.signed,
+        signed=formatting.signed,
         summary_columns=list(wide.columns),
         summary=wide.to_numpy().tolist(),
         comparisons=comparisons.to_dict("records"),
@@ -164,7 +164,7 @@ def verdicts(run: Run) -> pd.DataFrame:
             "claim": "AMIR-GRPO outperforms GRPO",
             "test": f"gains in pass@k, {len(main)} cells",
             "result": f"{(clear['gain'] > 0).sum()} clearly above 0, {(clear['gain'] < 0).sum()} below; mean gain at "
-            f"k = {main['k'].min()}: {tables.signed(mean)} points",
+            f"k = {main['k'].min()}: {formatting.signed(mean)} points",
             "verdict": sign,
         }
     ]
@@ -183,7 +183,7 @@ def verdicts(run: Run) -> pd.DataFrame:
     if shared["method"].nunique() == 2:
         gain = tables.shared_margin_gain(margins)
         decided = labels.verdict(gain["gain_low"], gain["gain_high"])
-        mean, low, high = (tables.signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
+        mean, low, high = (formatting.signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
         rows.append(
             {
                 "claim": "Sharper decision boundary",
@@ -214,7 +214,7 @@ def verdict(main: pd.DataFrame) -> str:
     clear = main[main["p_holm"] < 0.05]
     up, down = int((clear["gain"] > 0).sum()), int((clear["gain"] < 0).sum())
     if not len(clear):
-        least, most = (tables.signed(gain) for gain in (main["gain"].min(), main["gain"].max()))
+        least, most = (formatting.signed(gain) for gain in (main["gain"].min(), main["gain"].max()))
         return (
             f"None of the {len(main)} gains of AMIR-GRPO over GRPO can be told from 0 (Holm-corrected p < 0.05) on these "
             f"problems with this one seed; they range from {least} to {most} points."
@@ -231,7 +231,9 @@ def _examples(samples: pd.DataFrame, each: int = 3) -> list[dict[str, str]]:
     own = samples[samples["policy"] == "amir_grpo"]
     for label, part in (("right", own[own["correct"]]), ("wrong", own[~own["correct"]])):
         for row in part.drop_duplicates("problem_id").head(each).itertuples():
-            chosen.append({"kind": f"AMIR-GRPO, {label}", "problem": row.problem_id, "text": tables.visible(row.text)})
+            chosen.append(
+                {"kind": f"AMIR-GRPO, {label}", "problem": row.problem_id, "text": formatting.visible(row.text)}
+            )
     solved = samples.pivot_table(index="problem_id", columns="policy", values="correct", aggfunc="mean")
     widest = (solved["amir_grpo"] - solved["grpo"]).abs().sort_values(ascending=False, kind="stable").head(each)
     for problem in widest[widest > 0].index:
@@ -239,7 +241,11 @@ def _examples(samples: pd.DataFrame, each: int = 3) -> list[dict[str, str]]:
             row = samples[(samples["policy"] == policy) & (samples["problem_id"] == problem)].iloc[0]
             share = f"{100 * solved.loc[problem, policy]:.0f} % right"
             chosen.append(
-                {"kind": f"methods differ: {policy}, {share}", "problem": problem, "text": tables.visible(row["text"])}
+                {
+                    "kind": f"methods differ: {policy}, {share}",
+                    "problem": problem,
+                    "text": formatting.visible(row["text"]),
+                }
             )
     return chosen
 

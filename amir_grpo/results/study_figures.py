@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from amir_grpo.results.figures import COLOURS, LABELS, OTHER_COLOURS, new_figure, styled
+from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.results.style import COLOURS, OTHER_COLOURS, SMALL_PRINT, add_note, add_title, new_figure, styled
 
 _ARM_COLOURS = {
     "grpo": COLOURS["grpo"],
@@ -19,7 +20,7 @@ _ARM_COLOURS = {
     "two-step-dr_grpo-amir": OTHER_COLOURS[3],
 }
 _ARM_LABELS = {
-    **LABELS,
+    **POLICY_NAMES,
     "amir_grpo": "AMIR-GRPO, published λ",
     "share-0.1": "share 0.1",
     "share-0.3": "share 0.3",
@@ -35,15 +36,6 @@ _ARM_LINES = {"grpo": "--", "amir_grpo": "-", "share-0.3": "-.", "two-step-dr_gr
 def _look(arm: str, index: int = 0) -> dict:
     colour = _ARM_COLOURS.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])
     return {"color": colour, "linestyle": _ARM_LINES.get(arm, "-"), "label": _ARM_LABELS.get(arm, arm)}
-
-
-def _note(axes, text: str) -> None:
-    axes.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#444444")
-
-
-def _title(figure: Figure, title: str) -> None:
-    if title:
-        figure.suptitle(title, fontsize=9, fontweight="bold")
 
 
 @styled
@@ -86,10 +78,9 @@ def noise_figure(table: pd.DataFrame, title: str = "") -> Figure:
         "Bands: 95 % of the differences of two equal policies, n = 8 samples. Dark: all problems equally hard; light: each "
         "problem always or never solved.\n"
         "Filled points exceed the light band. In brackets: problems. What another training seed would change is not in it.",
-        fontsize=6.5,
-        color="#444444",
+        **SMALL_PRINT,
     )
-    _title(figure, title)
+    add_title(figure, title)
     return figure
 
 
@@ -122,8 +113,8 @@ def supervision_figure(training: pd.DataFrame, arms: Sequence[str], title: str =
     right.set(xlabel="training step", ylabel="share of the update (%)", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
     right.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=7)  # between the published λ and the shares
-    _note(right, "mean of 5 steps and range of the seeds")
-    _title(figure, title)
+    add_note(right, "mean of 5 steps and range of the seeds")
+    add_title(figure, title)
     return figure
 
 
@@ -154,8 +145,8 @@ def boundary_figure(boundary: pd.DataFrame, title: str = "") -> Figure:
         panels[1, column].set_xlabel("training step")
     panels[0, 0].legend(loc="best")
     row = boundary.iloc[0]
-    _note(panels[0, 1], f"{row['problems']} problems; bars: 95 %, new seeds and problems")
-    _title(figure, title)
+    add_note(panels[0, 1], f"{row['problems']} problems; bars: 95 %, new seeds and problems")
+    add_title(figure, title)
     return figure
 
 
@@ -199,8 +190,8 @@ def length_figure(pressure: pd.DataFrame, training: pd.DataFrame, title: str = "
         panel.set(xlabel="training (%)", ylim=(low, high + 0.55 * (high - low)))
         panel.legend(loc="upper right", fontsize=6.5)
     panels[0].set_ylabel("tokens a completion")
-    _note(panels[-1], "mean of 5 steps and all seeds")
-    _title(figure, title)
+    add_note(panels[-1], "mean of 5 steps and all seeds")
+    add_title(figure, title)
     return figure
 
 
@@ -240,10 +231,9 @@ def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
     panels[0].invert_yaxis()
     figure.supxlabel(
         "Expected over the choice of k of the samples. Bars: 95 % intervals for new seeds and problems.",
-        fontsize=6.5,
-        color="#444444",
+        **SMALL_PRINT,
     )
-    _title(figure, title)
+    add_title(figure, title)
     return figure
 
 
@@ -275,10 +265,9 @@ def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel(
         "Bars: 95 % intervals for new training seeds and problems, n = 8 samples a problem. Filled: p < 0.05 (Holm).",
-        fontsize=6.5,
-        color="#444444",
+        **SMALL_PRINT,
     )
-    _title(figure, title)
+    add_title(figure, title)
     return figure
 
 
@@ -303,6 +292,6 @@ def weights_figure(weights: pd.DataFrame, title: str = "") -> Figure:
     axes.set_xlim(-0.5, len(betas) - 0.5)
     axes.grid(axis="y")
     axes.legend(loc="best")
-    _note(axes, "each point a rollout of one seed")
-    _title(figure, title)
+    add_note(axes, "each point a rollout of one seed")
+    add_title(figure, title)
     return figure

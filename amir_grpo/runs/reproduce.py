@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from amir_grpo.choices import METHODS
-from amir_grpo.results import report, tables
+from amir_grpo.results import formatting, report
 from amir_grpo.runs.locations import project_root
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
@@ -87,7 +87,7 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
     print(
         f"\nDone in {time.perf_counter() - started:.0f} s. pass@k in percent, gain in points with its 95 % interval:\n"
     )
-    print(tables.rounded(shown).to_string(index=False))
+    print(formatting.rounded(shown).to_string(index=False))
     print(f"\n{report.verdict(table)}\n")
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")

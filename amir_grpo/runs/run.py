@@ -291,7 +291,7 @@ class Run:
 
     def save_figure(self, figure: Figure, name: str) -> tuple[Path, Path]:
         """Write a figure to figures/<name>.png and .svg."""
-        from amir_grpo.results.figures import save_figure
+        from amir_grpo.results.style import save_figure
 
         (self.folder / "figures").mkdir(exist_ok=True)
         return save_figure(figure, self.folder / "figures" / name)

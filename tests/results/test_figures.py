@@ -8,7 +8,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from amir_grpo.results import figures, tables
+from amir_grpo.results import figures, formatting, style, tables, training_figures
+from amir_grpo.results.published import published_table
 
 
 @pytest.fixture(autouse=True)
@@ -63,16 +64,16 @@ def inside(figure):
 
 
 def test_main_figure_draws_every_published_cell_with_its_sign():
-    published = tables.with_gain(tables.published("table1"))
+    published = tables.with_gain(published_table("table1"))
     figure = figures.main_figure(published, title="Published")
     axes = figure.axes[0]
     gains = [text for text in axes.texts if re.fullmatch(r"\([+−][\d.]+\)", text.get_text())]
     assert len(gains) == 63
     assert len([text for text in axes.texts if "→" in text.get_text() and "pass@k" not in text.get_text()]) == 63
     colours = [to_hex(text.get_color()) for text in gains]
-    assert (colours.count(tables.GAIN_COLOUR), colours.count(tables.LOSS_COLOUR)) == (57, 6)
+    assert (colours.count(formatting.GAIN_COLOUR), colours.count(formatting.LOSS_COLOUR)) == (57, 6)
     for text in gains:
-        assert (text.get_text()[1] == "+") == (to_hex(text.get_color()) == tables.GAIN_COLOUR)
+        assert (text.get_text()[1] == "+") == (to_hex(text.get_color()) == formatting.GAIN_COLOUR)
     assert {"27.3 → 39.2", "(+11.9)", "GSM8K", "Gemma-3-4B-it", "Published"} <= set(texts(axes))
     assert not any("[" in text for text in texts(axes))
     assert inside(figure)
@@ -82,8 +83,8 @@ def test_main_figure_draws_intervals_and_missing_cells(table):
     figure = figures.main_figure(table)
     found = texts(figure.axes[0])
     assert {"40.0 → 42.5", "(+2.5)", "[−1.5, +6.5]", "(−1.0)", "[−3.0, +1.0]", "–"} <= set(found)
-    assert to_hex(found["(+2.5)"].get_color()) == tables.GAIN_COLOUR
-    assert to_hex(found["(−1.0)"].get_color()) == tables.LOSS_COLOUR
+    assert to_hex(found["(+2.5)"].get_color()) == formatting.GAIN_COLOUR
+    assert to_hex(found["(−1.0)"].get_color()) == formatting.LOSS_COLOUR
     assert found["[−1.5, +6.5]"].get_fontsize() < found["40.0 → 42.5"].get_fontsize()
     # hard has no k = 2: an empty cell, not a shifted one
     assert sum(text.get_text() == "–" for text in figure.axes[0].texts) == 2
@@ -96,7 +97,7 @@ def bar_widths(axes):
 
 
 def test_coverage_figure_draws_eight_bars_and_the_dots_that_explain_them():
-    published = tables.published("coverage")
+    published = published_table("coverage")
     figure = figures.coverage_figure(published, title="Published")
     dots, bars = figure.axes
     assert bar_widths(bars) == dict(enumerate(published["percent"]))
@@ -112,7 +113,7 @@ def test_coverage_figure_draws_eight_bars_and_the_dots_that_explain_them():
 
 
 def test_coverage_figure_with_nothing_solved():
-    table = tables.published("coverage").assign(percent=0.0, problems=0)
+    table = published_table("coverage").assign(percent=0.0, problems=0)
     table.attrs["problems"] = 12
     figure = figures.coverage_figure(table)
     assert "no policy solves any problem" in texts(figure.axes[1])
@@ -161,8 +162,8 @@ def test_margin_figure_without_any_margin():
 
 
 def test_margin_figure_draws_the_published_ranges_without_inventing_a_violin():
-    published = tables.published("margin").set_index("method")
-    figure = figures.margin_figure(tables.published("margin"), title="Published")
+    published = published_table("margin").set_index("method")
+    figure = figures.margin_figure(published_table("margin"), title="Published")
     axes = figure.axes[0]
     assert not axes.collections
     bars = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches]
@@ -180,7 +181,7 @@ def logs():
 
 
 def test_reward_figure_draws_points_block_means_and_bands(logs):
-    axes = figures.reward_figure(logs, title="Reward").axes[0]
+    axes = training_figures.reward_figure(logs, title="Reward").axes[0]
     points = [line for line in axes.lines if line.get_marker() == "."]
     means = {line.get_label(): line for line in axes.lines if line.get_marker() in ("", "None")}
     assert [len(line.get_xdata()) for line in points] == [100, 100]
@@ -192,12 +193,12 @@ def test_reward_figure_draws_points_block_means_and_bands(logs):
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 7])
 def test_reward_figure_of_a_short_run(logs, steps):
-    figure = figures.reward_figure(logs[logs["step"] <= steps])
+    figure = training_figures.reward_figure(logs[logs["step"] <= steps])
     assert inside(figure)
 
 
 def test_block_means_and_their_t_interval():
-    middle, mean, half, size = figures._block_means(np.arange(1.0, 11.0), np.array([1.0, 2, 3, 4, 5] * 2), 2)
+    middle, mean, half, size = training_figures._block_means(np.arange(1.0, 11.0), np.array([1.0, 2, 3, 4, 5] * 2), 2)
     assert (middle.tolist(), mean.tolist(), size) == ([3.0, 8.0], [3.0, 3.0], 5)
     # t(0.975, 4) = 2.776, standard deviation sqrt(2.5)
     np.testing.assert_allclose(half, 2.7764 * np.sqrt(2.5 / 5), rtol=1e-4)
@@ -205,25 +206,25 @@ def test_block_means_and_their_t_interval():
 
 def test_share_figure_is_logarithmic_and_counts_the_zeros():
     log = pd.DataFrame({"step": range(1, 7), "preference/share": [0.004, 0.005, 0.0, 0.006, np.nan, 0.005]})
-    figure = figures.share_figure(log, title="Share")
+    figure = training_figures.share_figure(log, title="Share")
     axes = figure.axes[0]
     assert axes.get_yscale() == "log"
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.004, 0.005, 0.006, 0.005])
     assert {"dashed: median 0.5 %", "1 of 5 steps: share 0 (no pairs)"} <= set(texts(axes))
     assert inside(figure)
-    empty = figures.share_figure(log.assign(**{"preference/share": 0.0}))
+    empty = training_figures.share_figure(log.assign(**{"preference/share": 0.0}))
     assert "no step had a preference pair" in texts(empty.axes[0])
 
 
 def test_save_figure_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path, margins):
-    first = figures.save_figure(figures.margin_figure(margins, title="Margins"), tmp_path / "a" / "margin")
-    again = figures.save_figure(figures.margin_figure(margins, title="Margins"), tmp_path / "b" / "margin")
+    first = style.save_figure(figures.margin_figure(margins, title="Margins"), tmp_path / "a" / "margin")
+    again = style.save_figure(figures.margin_figure(margins, title="Margins"), tmp_path / "b" / "margin")
     assert [path.name for path in first] == ["margin.png", "margin.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    same = figures.main_figure(tables.published("table1"))
-    png, svg = figures.save_figure(same, tmp_path / "a" / "main.v1")
+    same = figures.main_figure(published_table("table1"))
+    png, svg = style.save_figure(same, tmp_path / "a" / "main.v1")
     before = png.read_bytes(), svg.read_bytes()
-    figures.save_figure(same, tmp_path / "a" / "main.v1")
+    style.save_figure(same, tmp_path / "a" / "main.v1")
     assert (png.read_bytes(), svg.read_bytes()) == before
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "main.v1.png", "main.v1.svg", "margin.png", "margin.svg",

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from amir_grpo import metrics
-from amir_grpo.results import published_noise, study_figures, tables
+from amir_grpo.results import published_noise, study_figures
+from amir_grpo.results.published import published_sizes, published_table
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -28,7 +29,7 @@ def test_noise_band_holds_95_percent_of_the_differences_of_equal_policies(k):
 
 
 def test_no_published_gain_leaves_the_band():
-    noise = published_noise.noise_table(tables.published("table1"), tables.published_sizes())
+    noise = published_noise.noise_table(published_table("table1"), published_sizes())
     assert len(noise) == 63
     assert (noise["least"] < noise["most"]).all()
     assert (noise["reading"] == "exceeds").sum() == (noise["gain"].abs() > noise["most"]).sum() == 0

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from amir_grpo import metrics
-from amir_grpo.results import tables
+from amir_grpo.results import formatting, tables
+from amir_grpo.results.published import published_table
 
 MAIN_COLUMNS = ["benchmark", "k", "model", "grpo", "amir_grpo", "gain", "gain_low", "gain_high", "p_value", "p_holm"]
 MAIN_COLUMNS += ["base", "problems", "samples"]
@@ -100,7 +101,7 @@ def test_main_table_refuses_k_beyond_the_samples(samples):
 
 def test_coverage_table_by_hand(samples):
     table = tables.coverage_table(samples)
-    assert list(table.columns) == list(tables.published("coverage").columns)
+    assert list(table.columns) == list(published_table("coverage").columns)
     counts = {tuple(row[:3]): row[4] for row in table.itertuples(index=False)}
     assert counts == {(1, 1, 1): 2, (1, 1, 0): 1, (0, 1, 1): 1, (0, 0, 1): 1} | dict.fromkeys(
         [(1, 0, 1), (1, 0, 0), (0, 1, 0), (0, 0, 0)], 0
@@ -148,7 +149,7 @@ def test_policy_summary_by_hand(samples):
 
 
 def test_summary_as_people_read_it(samples):
-    wide = tables.wide_summary(tables.policy_summary(samples, ks=(1,)))
+    wide = formatting.wide_summary(tables.policy_summary(samples, ks=(1,)))
     assert list(wide.index) == [(b, p) for b in ("zeta", "alpha") for p in ("base", "grpo", "amir_grpo")]
     assert list(wide.columns) == ["pass@1", "tokens", "truncated"]
     assert wide.loc[("zeta", "amir_grpo"), "pass@1"].startswith("37.5 [")
@@ -177,7 +178,7 @@ def test_no_stated_confidence_at_all():
     assert np.isnan(summary.loc["ece", "estimate"])
     assert np.isnan(summary.loc["brier", "estimate"])
     assert tables.reliability_table(rows).empty
-    assert tables.wide_summary(tables.policy_summary(rows, ks=(1,)))["brier"].tolist() == ["–"]
+    assert formatting.wide_summary(tables.policy_summary(rows, ks=(1,)))["brier"].tolist() == ["–"]
 
 
 def test_comparisons_hold_every_two_policies_and_agree_with_the_main_table(samples):
@@ -198,7 +199,7 @@ def test_comparisons_hold_every_two_policies_and_agree_with_the_main_table(sampl
     assert table["p_holm"].tolist() == pytest.approx(metrics.holm(table["p_value"]).tolist())
     pairs = table.loc[table["quantity"] == "greedy"].set_index(["benchmark", "new", "old"])["gain"]
     assert pairs["zeta"].to_dict() == {("grpo", "base"): 25, ("amir_grpo", "base"): 75, ("amir_grpo", "grpo"): 50}
-    html = tables.style_comparisons(table.assign(new="<script>")).to_html()
+    html = formatting.style_comparisons(table.assign(new="<script>")).to_html()
     assert "<script>" not in html
 
 
@@ -261,49 +262,55 @@ def test_margin_summary_by_hand(scores):
 
 
 def test_published_tables():
-    table = tables.with_gain(tables.published("table1"))
+    table = tables.with_gain(published_table("table1"))
     assert len(table) == 63
     assert (table["gain"] > 0).sum() == 57
     below = table[table["gain"] < 0]
     assert len(below) == 6
     assert set(below["benchmark"]) == {"GSM8K"}
-    coverage = tables.published("coverage")
+    coverage = published_table("coverage")
     assert coverage["problems"].sum() == 34
     np.testing.assert_allclose(coverage["percent"], 100 * coverage["problems"] / 34, atol=0.06)
-    assert set(tables.published("margin")["method"]) == {"grpo", "amir_grpo"}
+    assert set(published_table("margin")["method"]) == {"grpo", "amir_grpo"}
 
 
 def test_published_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="Clone the repository"):
-        tables.published("table1", folder=tmp_path)
+        published_table("table1", folder=tmp_path)
     with pytest.raises(ValueError, match="coverage"):
-        tables.published("table2")
+        published_table("table2")
 
 
 def test_style_main_table_escapes_and_colours(samples):
     table = tables.main_table(samples, ks=(1,), model="<script>alert(1)</script>")
     table.loc[1, "gain"] = -3.0
-    html = tables.style_main_table(table).to_html()
+    html = formatting.style_main_table(table).to_html()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "+18.8" in html
     assert "−3.0" in html
-    assert tables.GAIN_COLOUR in html
-    assert tables.LOSS_COLOUR in html
+    assert formatting.GAIN_COLOUR in html
+    assert formatting.LOSS_COLOUR in html
     assert "95 % interval" in html
     assert "n = 4" in html
 
 
 def test_style_main_table_draws_the_published_table():
-    html = tables.style_main_table(tables.published("table1")).to_html()
+    html = formatting.style_main_table(published_table("table1")).to_html()
     assert html.count("<tr>") == 64
     assert "interval" not in html
     assert "+11.9" in html
 
 
 def test_signed_and_colour_agree_on_what_prints_as_zero():
-    assert [tables.signed(value) for value in (1.25, -0.2, 0.04, -0.04, np.nan)] == ["+1.2", "−0.2", "0.0", "0.0", "–"]
-    assert tables.gain_colour(0.04) == tables.gain_colour(np.nan) != tables.gain_colour(0.06)
+    assert [formatting.signed(value) for value in (1.25, -0.2, 0.04, -0.04, np.nan)] == [
+        "+1.2",
+        "−0.2",
+        "0.0",
+        "0.0",
+        "–",
+    ]
+    assert formatting.gain_colour(0.04) == formatting.gain_colour(np.nan) != formatting.gain_colour(0.06)
 
 
 def test_shared_margin_gain_by_hand_and_where_nothing_is_right():
@@ -323,5 +330,5 @@ def test_shared_margin_gain_by_hand_and_where_nothing_is_right():
 
 def test_what_is_printed_is_rounded_and_never_minus_zero():
     table = pd.DataFrame({"k": [1, 2], "gain": [-0.04, -0.26], "p_holm": [0.12345, 1.0]})
-    shown = tables.rounded(table).to_string(index=False)
+    shown = formatting.rounded(table).to_string(index=False)
     assert shown.split() == ["k", "gain", "p_holm", "1", "0.0", "0.123", "2", "-0.3", "1.000"]

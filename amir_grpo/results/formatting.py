@@ -1,0 +1,121 @@
+"""Tables, numbers and untrusted texts as people read them: in notebooks, on the terminal and in the report."""
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.results import tables
+
+# blue and orange are told apart by every common kind of colour vision, and by their grey values
+GAIN_COLOUR, LOSS_COLOUR = "#0a4f8f", "#c75000"
+
+
+def gain_colour(gain: float) -> str:
+    """Blue for a gain, orange for a loss, grey for none or for what prints as 0.0."""
+    if np.isnan(gain) or abs(gain) < 0.05:
+        return "#555555"
+    return GAIN_COLOUR if gain > 0 else LOSS_COLOUR
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign and some decimals, as +1.3, −0.2 and 0.0; – where there is none."""
+    if np.isnan(value):
+        return "–"
+    return f"{0:.{digits}f}" if abs(value) < 0.5 * 10**-digits else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as text, – where there is none."""
+    return "–" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """A table to be printed: numbers rounded, p-values to three decimals, and no −0.0."""
+    places = {c: 3 if c.startswith("p_") else digits for c in table.select_dtypes("float")}
+    return table.assign(**{c: table[c].round(n) + 0.0 for c, n in places.items()})
+
+
+def visible(text: str) -> str:
+    """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
+    return "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)
+
+
+def style_texts(table: pd.DataFrame, precision: int = 2) -> Styler:
+    """A table with untrusted texts for a notebook: escaped, without mathematics being typeset, lines kept."""
+    table = table.copy()
+    texts = [c for c in table if pd.api.types.is_string_dtype(table[c]) or table[c].dtype == object]
+    for column in texts:
+        table[column] = [visible(value) if isinstance(value, str) else value for value in table[column]]
+    return (
+        table.style.hide(axis="index")
+        .format(precision=precision, escape="html")
+        .set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
+        .set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap", "max-width": "36em"})
+    )
+
+
+def style_main_table(table: pd.DataFrame) -> Styler:
+    """The main table (ours or the published one) for a notebook: gains coloured by sign, intervals, text escaped."""
+    table = tables.with_gain(table).reset_index(drop=True)
+    shown = table[
+        ["benchmark", "k", "model", *[c for c in ("base",) if c in table], "grpo", "amir_grpo", "gain"]
+    ].copy()
+    caption = "pass@k in percent; gain: AMIR-GRPO minus GRPO in percentage points, blue above 0, orange below."
+    if "gain_low" in table:
+        shown["95 % interval"] = [
+            f"{signed(low)} to {signed(high)}" for low, high in zip(table["gain_low"], table["gain_high"], strict=True)
+        ]
+        shown["p (Holm)"] = [p_text(p) for p in table["p_holm"]]
+        shown["problems"] = table["problems"]
+        caption += (
+            f" Interval over problems; p: paired sign-flip test, corrected for the {len(table)} rows (Holm);"
+            f" n = {', '.join(map(str, table['samples'].unique()))} samples a problem."
+        )
+    names = POLICY_NAMES | {"base": "base"}
+    shown = shown.rename(columns=names)
+    numbers = {
+        name: lambda value: "–" if np.isnan(value) else f"{value:.1f}" for name in names.values() if name in shown
+    }
+    return (
+        # one call: a second format would undo the first one's escaping
+        shown.style.format(numbers | {"gain": signed}, escape="html")
+        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
+        .hide(axis="index")
+        .set_caption(caption)
+    )
+
+
+def style_comparisons(comparisons: pd.DataFrame) -> Styler:
+    """A comparison table for a notebook: gains coloured by sign, intervals and corrected p-values, text escaped."""
+    shown = comparisons[["benchmark", "quantity"]].copy()
+    shown["policy"] = comparisons["new"]
+    shown["against"] = comparisons["old"]
+    shown["gain"] = comparisons["gain"]
+    ends = zip(comparisons["gain_low"], comparisons["gain_high"], strict=True)
+    shown["95 % interval"] = [f"{signed(low)} to {signed(high)}" for low, high in ends]
+    shown["p (Holm)"] = [p_text(p) for p in comparisons["p_holm"]]
+    return (
+        shown.style.format({"gain": signed}, escape="html")
+        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
+        .hide(axis="index")
+    )
+
+
+def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
+    """A policy summary as people read it: a row for each benchmark and policy, estimates with their intervals as text."""
+    cells = [
+        f"{row.estimate:.{digits}f} [{row.low:.{digits}f},\u00a0{row.high:.{digits}f}]"  # a line breaks before [ alone
+        if np.isfinite(row.low)
+        else ("–" if np.isnan(row.estimate) else f"{row.estimate:.{digits}f}")
+        for row in summary.itertuples()
+        for digits in [3 if row.quantity in ("brier", "ece") else 1]
+    ]
+    wide = summary.assign(cell=cells).pivot(index=["benchmark", "policy"], columns="quantity", values="cell")
+    order = summary[["benchmark", "policy"]].drop_duplicates().sort_values("benchmark", key=_first_met, kind="stable")
+    return wide.loc[list(order.itertuples(index=False, name=None)), list(summary["quantity"].unique())]
+
+
+def _first_met(names: pd.Series) -> pd.Series:
+    """Sort key: the place of each name in order of appearance."""
+    return names.map({name: place for place, name in enumerate(names.unique())})

@@ -1,0 +1,105 @@
+"""How every figure looks, and how it is written: the same figure gives the same bytes."""
+
+import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from amir_grpo.system.files import atomic_write
+
+# Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
+COLOURS = {"base": "#7a7a7a", "grpo": "#e69f00", "amir_grpo": "#0a4f8f"}
+OTHER_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#000000")
+LINES = {"base": ":", "grpo": "--", "amir_grpo": "-"}
+SMALL_PRINT = {"fontsize": 6.5, "color": "#444444"}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "amir_grpo",  # the same element ids in every run
+    "pdf.fonttype": 42,
+}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw from matplotlib's defaults and STYLE only, so that a reader's own settings change nothing."""
+
+    @wraps(draw)
+    def drawn(*arguments, **keywords) -> Figure:
+        with _house_style():
+            return draw(*arguments, **keywords)
+
+    return drawn
+
+
+def _house_style() -> AbstractContextManager[None]:
+    return matplotlib.style.context(STYLE, after_reset=True)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that pyplot does not know, `width` by `height` inches: nothing to close, and no window."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_title(figure: Figure, title: str) -> None:
+    """Put a title above all panels; an empty one takes no room."""
+    if title:
+        figure.suptitle(title, fontsize=9, fontweight="bold")
+
+
+def add_note(axes: Axes, text: str) -> None:
+    """Put a small note at the top right, above a panel."""
+    axes.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", **SMALL_PRINT)
+
+
+def policy_colour(policy: str, index: int = 0) -> str:
+    """The colour of a policy; one of `OTHER_COLOURS`, by its index, where it is none of the three."""
+    return COLOURS.get(policy, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+
+
+def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
+    """Write `path_stem`.png (200 dpi) and .svg atomically; the same figure gives the same bytes. Returns both paths."""
+    stem = Path(path_stem)
+    # no dates and no versions in the files: they would differ where the figure does not
+    return _save(figure, stem, "png", {"Software": None}), _save(figure, stem, "svg", {"Date": None, "Creator": None})
+
+
+def _save(figure: Figure, stem: Path, kind: str, metadata: dict[str, None]) -> Path:
+    with _house_style():
+        return atomic_write(
+            stem.with_name(f"{stem.name}.{kind}"),
+            lambda part: figure.savefig(part, format=kind, dpi=200, metadata=metadata),
+        )
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG, for a notebook."""
+    buffer = io.BytesIO()
+    with _house_style():
+        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
