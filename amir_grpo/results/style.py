@@ -10,6 +10,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from amir_grpo.system.files import atomic_write
 
@@ -59,9 +60,19 @@ def _house_style() -> AbstractContextManager[None]:
     return matplotlib.style.context(STYLE, after_reset=True)
 
 
+class _SteadyLayout(ConstrainedLayoutEngine):
+    """Rounds where the panels are: the solver's last bits depend on where its variables lie in memory."""
+
+    def execute(self, fig: Figure) -> None:
+        super().execute(fig)
+        for axes in fig.axes:
+            axes.set_position([round(edge, 12) for edge in axes.get_position(original=True).bounds], which="original")
+            axes.set_in_layout(True)  # of which set_position takes them out
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure that pyplot does not know, `width` by `height` inches: nothing to close, and no window."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=_SteadyLayout())
     FigureCanvasAgg(figure)
     return figure
 
