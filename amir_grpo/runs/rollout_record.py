@@ -16,18 +16,19 @@ from amir_grpo.trainer import loss_mask, preference_factor
 class RolloutRecord:
     """A trainer's mixin that keeps one row per completion used by the loss: its reward, and what the update made of it.
 
-    Columns: step (of the optimizer), tokens (that the loss sees), reward, correct (1 or 0), advantage (A_i), bonus
-    (λ κ_i w_i, 0 for GRPO) and token_weight, what stands before the gradient of each token's log-probability in the
-    update: (A_i + λ κ_i w_i) / (κ_i |o_i|), before clipping.
+    Columns: step (of the optimizer), group (a number of its own in the run for the completions drawn together from one
+    prompt), tokens (that the loss sees), reward, correct (1 or 0), advantage (A_i), bonus (λ κ_i w_i, 0 for GRPO) and
+    token_weight, what stands before the gradient of each token's log-probability in the update:
+    (A_i + λ κ_i w_i) / (κ_i |o_i|), before clipping.
     """
 
-    COLUMNS = ("step", "tokens", "reward", "correct", "advantage", "bonus", "token_weight")
+    COLUMNS = ("step", "group", "tokens", "reward", "correct", "advantage", "bonus", "token_weight")
     FILE = "rollouts.parquet"
 
     def rollouts(self) -> pd.DataFrame:
         """All rows so far, in the order of use."""
         rows = np.concatenate(self._rows()) if self._rows() else np.empty((0, len(self.COLUMNS)))
-        kinds = {"step": int, "tokens": int, "correct": int}
+        kinds = {"step": int, "group": int, "tokens": int, "correct": int}
         return pd.DataFrame(rows, columns=list(self.COLUMNS)).astype(kinds)
 
     def _rows(self) -> list[np.ndarray]:
@@ -42,8 +43,12 @@ class RolloutRecord:
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
             local = len(output["advantages"])
-            scores = self._scores[self.accelerator.process_index * local :][:local]
+            first = self.accelerator.process_index * local
+            scores = self._scores[first:][:local]
             output["reward"] = (scores * self.reward_weights.to(scores.device)).nansum(dim=1)
+            # rollouts are drawn at different steps, so that step x groups + group is a number of its own
+            row = self.state.global_step * len(self._scores) + first + torch.arange(local, device=scores.device)
+            output["group"] = row // self.num_generations
             output["correct"] = scores[:, self.reward_func_names.index("correctness")] > 0
         return output
 
@@ -54,7 +59,7 @@ class RolloutRecord:
             bonus = self.preference_bonus(inputs) if "preference_weights" in inputs else torch.zeros_like(advantage)
             weight = (advantage + bonus) / (factor * tokens.clamp(min=1))
             step = torch.full_like(advantage, self.state.global_step + 1)
-            columns = (step, tokens, inputs["reward"], inputs["correct"], advantage, bonus, weight)
+            columns = (step, inputs["group"], tokens, inputs["reward"], inputs["correct"], advantage, bonus, weight)
             rows = torch.stack([column.double() for column in columns], dim=1)
             self._rows().append(self.accelerator.gather(rows).cpu().numpy())
         return super().compute_loss(model, inputs, *args, **kwargs)

@@ -120,8 +120,8 @@ def train(
         method: "grpo" or "amir_grpo".
         base: Hub id or folder of the base policy.
         problems: Columns prompt (chat messages) and answer.
-        folder: Gets the adapter, rollouts.parquet (one row per completion that the loss has used: step, tokens, reward,
-            correct, advantage, bonus, token_weight), and checkpoints under checkpoints/.
+        folder: Gets the adapter, rollouts.parquet (one row per completion that the loss has used: step, group, tokens,
+            reward, correct, advantage, bonus, token_weight), and checkpoints under checkpoints/.
         backend: What loads the policy; it has been started.
 
     Raises:

@@ -64,6 +64,24 @@ def test_the_recorded_weight_is_the_gradient_of_every_token(policy, tmp_path, tr
         assert LAMBDA > 0
 
 
+OPTIONS = [{}, {"steps_per_generation": 2, "per_device_train_batch_size": 8}, {"num_iterations": 2}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["on-policy", "two steps a rollout", "reused"])
+def test_a_group_is_the_completions_of_one_prompt(policy, tmp_path, options):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path, _GRPO, reward=correctness, max_steps=4, learning_rate=1e-3, **options)
+    trainer.train()
+    rows = trainer.rollouts()
+    times = options.get("num_iterations", 1)
+    groups = rows.groupby("group")
+    assert (groups.size() == times * trainer.num_generations).all()
+    assert len(groups) * times * trainer.num_generations == len(rows) > 0
+    assert len(groups) > 2
+    # what the mean of its own group was taken from sums to 0 in that group, and in hardly another grouping
+    assert groups["advantage"].sum().abs().max() < 1e-4
+    assert rows["advantage"].abs().max() > 0.5
+
+
 def test_a_resumed_training_has_the_rows_of_the_whole(policy, tmp_path):  # noqa: F811
     options = {"reward": correctness, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
     whole = make_trainer(policy, tmp_path / "whole", _AmirGRPO, **options)
