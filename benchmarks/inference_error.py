@@ -13,7 +13,7 @@ Written are, in percent with the simulation's own standard error: rejections at 
 intervals, and how often an arm whose gain is the margin is found equivalent. Beside the test in use, over base policies,
 stand three that were not taken: over all runs; over base policies only where a first F-test finds that they differ
 (p < 0.25); and Satterthwaite's degrees of freedom for the sum of the variances of base policies and problems. With 3 runs
-`study.inference` gives no p-value; the rows what it would be. Writes data/results/inference_error.csv; a minute and a half.
+`study.inference` gives no p-value; the rows show what it would be. Writes data/results/inference_error.csv, in 90 s.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-ALPHA, POWER = 0.05, 0.8
+from amir_grpo.choices import SIGNIFICANCE
+
+ALPHA, POWER = SIGNIFICANCE, 0.8
 # Flipping the signs of n differences, the test that assumes least, has no p-value below 2^(1-n): with fewer than 6, no
 # result could be significant at 0.05 but by the assumed shape of the distribution.
 MIN_UNITS = 6
