@@ -31,15 +31,20 @@ class Interval:
     low: float
     high: float
 
+    def columns(self, name: str, scale: float = 1.0) -> dict[str, float]:
+        """The interval as part of a table's row: name, name_low and name_high, each times `scale`."""
+        return {name: scale * self.estimate, f"{name}_low": scale * self.low, f"{name}_high": scale * self.high}
+
 
 @dataclass(frozen=True)
-class Gain:
+class Gain(Interval):
     """A mean difference between two policies on the same problems, its 95 % interval and two-sided p-value."""
 
-    estimate: float
-    low: float
-    high: float
     p_value: float
+
+    def columns(self, name: str = "gain", scale: float = 1.0) -> dict[str, float]:
+        """The gain as part of a table's row: as of an interval, and p_value."""
+        return super().columns(name, scale) | {"p_value": self.p_value}
 
 
 @dataclass(frozen=True)

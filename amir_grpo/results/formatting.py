@@ -105,8 +105,9 @@ def style_comparisons(comparisons: pd.DataFrame) -> Styler:
 def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
     """A policy summary as people read it: a row for each benchmark and policy, estimates with their intervals as text."""
     cells = [
-        f"{row.estimate:.{digits}f} [{row.low:.{digits}f},\u00a0{row.high:.{digits}f}]"  # a line breaks before [ alone
-        if np.isfinite(row.low)
+        # a line breaks before [ alone
+        f"{row.estimate:.{digits}f} [{row.estimate_low:.{digits}f},\u00a0{row.estimate_high:.{digits}f}]"
+        if np.isfinite(row.estimate_low)
         else ("–" if np.isnan(row.estimate) else f"{row.estimate:.{digits}f}")
         for row in summary.itertuples()
         for digits in [3 if row.quantity in ("brier", "ece") else 1]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jinja2
 import pandas as pd
 
+from amir_grpo.choices import SIGNIFICANCE
 from amir_grpo.results import figures, formatting, tables, training_figures
 from amir_grpo.results import verdicts as labels
 from amir_grpo.system.files import write_text
@@ -156,7 +157,7 @@ def verdicts(run: Run) -> pd.DataFrame:
     Holm-corrected within a claim. The claims over several seeds are in notebook 06.
     """
     main = pd.read_csv(run.folder / "tables" / "main.csv")
-    clear = main[main["p_holm"] < 0.05]
+    clear = main[main["p_holm"] < SIGNIFICANCE]
     mean = main.loc[main["k"] == main["k"].min(), "gain"].mean()
     sign = labels.verdict(*(clear["gain"].agg(["min", "max"]))) if len(clear) else labels.OPEN
     rows = [
@@ -182,14 +183,13 @@ def verdicts(run: Run) -> pd.DataFrame:
     shared = margins[margins["reading"] == "shared"]
     if shared["method"].nunique() == 2:
         gain = tables.shared_margin_gain(margins)
-        decided = labels.verdict(gain["gain_low"], gain["gain_high"])
         mean, low, high = (formatting.signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
         rows.append(
             {
                 "claim": "Sharper decision boundary",
                 "test": f"margin on shared completions, AMIR-GRPO − GRPO, {gain['problems']} problems",
                 "result": f"{mean} nats a token [{low}, {high}], p = {gain['p_value']:.2g}",
-                "verdict": decided if gain["p_value"] < 0.05 else labels.OPEN,
+                "verdict": labels.verdict(gain["gain_low"], gain["gain_high"], gain["p_value"]),
             }
         )
     test = tables.coverage_test(pd.read_csv(run.folder / "tables" / "coverage.csv"))
@@ -199,7 +199,7 @@ def verdicts(run: Run) -> pd.DataFrame:
             "claim": "Broader coverage",
             "test": "problems solved by AMIR-GRPO and not GRPO, against the other way round (McNemar)",
             "result": f"{test['only_amir_grpo']} against {test['only_grpo']}, p = {test['p_value']:.2g}",
-            "verdict": labels.verdict(more, more) if test["p_value"] < 0.05 else labels.OPEN,
+            "verdict": labels.verdict(more, more, test["p_value"]),
         }
     )
     return pd.DataFrame(rows)
@@ -211,7 +211,7 @@ def _problem_sets(run: Run) -> list[dict[str, str]]:
 
 def verdict(main: pd.DataFrame) -> str:
     """What the main table says about AMIR-GRPO against GRPO, in one sentence."""
-    clear = main[main["p_holm"] < 0.05]
+    clear = main[main["p_holm"] < SIGNIFICANCE]
     up, down = int((clear["gain"] > 0).sum()), int((clear["gain"] < 0).sum())
     if not len(clear):
         least, most = (formatting.signed(gain) for gain in (main["gain"].min(), main["gain"].max()))

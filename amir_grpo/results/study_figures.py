@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.style import COLOURS, OTHER_COLOURS, SMALL_PRINT, add_note, add_title, new_figure, styled
 
 _ARM_COLOURS = {
@@ -136,7 +136,7 @@ def boundary_figure(boundary: pd.DataFrame, title: str = "") -> Figure:
                 moved = one[one["step"] > 0]
                 at = moved["step"] + (1.2 if arm == "share-0.3" else -1.2)
                 panels[1, column].errorbar(
-                    at, moved["gain"], [moved["gain"] - moved["low"], moved["high"] - moved["gain"]],
+                    at, moved["gain"], [moved["gain"] - moved["gain_low"], moved["gain_high"] - moved["gain"]],
                     fmt="o", markersize=3, linewidth=1, color=look["color"],
                 )  # fmt: skip
         panels[0, column].set_ylabel(label)
@@ -163,7 +163,9 @@ def length_figure(pressure: pd.DataFrame, training: pd.DataFrame, title: str = "
     left, *panels = figure.subplots(1, 1 + len(pairs), width_ratios=[1.3, *[1] * len(pairs)])
     for index, arm in enumerate(arms):
         part, look = pressure[pressure["arm"] == arm], _look(arm, index)
-        left.fill_between(part["length"], part["low"], part["high"], color=look["color"], alpha=0.15, linewidth=0)
+        left.fill_between(
+            part["length"], part["relative_low"], part["relative_high"], color=look["color"], alpha=0.15, linewidth=0
+        )
         left.plot(part["length"], part["relative"], marker="o", markersize=3, linewidth=1.4, **look)
     left.axhline(1, color="#777777", linewidth=0.6, linestyle=":")
     left.axhline(0, color="#777777", linewidth=0.6)
@@ -221,11 +223,11 @@ def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
         part = coverage[coverage["k"] == k].reset_index(drop=True)
         marked = [COLOURS["amir_grpo"] if name == "AMIR-GRPO only" else "#8a8a8a" for name in names]
         panel.barh(range(8), part["percent"], height=0.7, color=marked)
-        panel.hlines(range(8), part["low"], part["high"], color="black", linewidth=1)
+        panel.hlines(range(8), part["percent_low"], part["percent_high"], color="black", linewidth=1)
         for place, row in part.iterrows():
-            panel.text(row["high"] + 1.5, place, f"{row['percent']:.1f}", va="center", fontsize=6.5)
+            panel.text(row["percent_high"] + 1.5, place, f"{row['percent']:.1f}", va="center", fontsize=6.5)
         panel.set_title(f"k = {k}", fontsize=8)
-        panel.set(xlabel="% of all problems", xlim=(0, 1.25 * coverage["high"].max()))
+        panel.set(xlabel="% of all problems", xlim=(0, 1.25 * coverage["percent_high"].max()))
         panel.xaxis.set_major_locator(MaxNLocator(4))
     panels[0].set_yticks(range(8), names)
     panels[0].invert_yaxis()
@@ -241,7 +243,7 @@ def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
 def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Gains with 95 % intervals: a row an arm, a panel for each group of benchmarks and quantity.
 
-    `table`: as of `comparisons.gain_table`. A filled point has a Holm-corrected p-value below 0.05.
+    `table`: as of `comparisons.gain_table`. A filled point has a Holm-corrected p-value below the significance level.
     """
     arms = table.drop_duplicates("arm")
     shown = table[["benchmarks", "quantity"]].drop_duplicates().itertuples(index=False, name=None)
@@ -253,8 +255,8 @@ def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
         panel.axvline(0, color="#777777", linewidth=0.6)
         for row in part.itertuples():
             colour = "#c75000" if row.gain < 0 else COLOURS["amir_grpo"]
-            panel.hlines(row.Index, row.low, row.high, color=colour, linewidth=1.2)
-            face = colour if row.p_holm < 0.05 else "white"
+            panel.hlines(row.Index, row.gain_low, row.gain_high, color=colour, linewidth=1.2)
+            face = colour if row.p_holm < SIGNIFICANCE else "white"
             panel.plot(row.gain, row.Index, "o", markersize=4, color=colour, markerfacecolor=face)
         panel.set_title(f"{quantity}\n{group}", fontsize=7.5)
         panel.set_xlabel("gain (points)")
@@ -264,7 +266,8 @@ def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
     panels[0].set_yticks(range(len(arms)), labels)
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel(
-        "Bars: 95 % intervals for new training seeds and problems, n = 8 samples a problem. Filled: p < 0.05 (Holm).",
+        "Bars: 95 % intervals for new training seeds and problems, n = 8 samples a problem. "
+        f"Filled: p < {SIGNIFICANCE} (Holm).",
         **SMALL_PRINT,
     )
     add_title(figure, title)

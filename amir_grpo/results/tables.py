@@ -61,13 +61,18 @@ def _paired_counts(
     return {policy: wide[policy].to_numpy(dtype=int) for policy in policies}, int(part["samples"].iloc[0])
 
 
+MAIN_COLUMNS = (
+    "benchmark k model grpo amir_grpo gain gain_low gain_high p_value p_holm base problems samples "
+    "grpo_low grpo_high amir_grpo_low amir_grpo_high base_low base_high"
+).split()
+
+
 def main_table(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), seed: int = 0, model: str = "sandbox"
 ) -> pd.DataFrame:
     """The main table: one row for each benchmark and k, in percent; benchmarks in the order first met.
 
-    Columns benchmark, k, model, grpo, amir_grpo, gain, gain_low, gain_high, p_value, p_holm, base, problems, samples,
-    grpo_low, grpo_high, amir_grpo_low, amir_grpo_high, base_low, base_high. The gain is AMIR-GRPO minus GRPO, paired
+    Columns `MAIN_COLUMNS`. The gain is AMIR-GRPO minus GRPO, paired
     by problem (`metrics.paired_gain`); p_holm is corrected over all rows. `samples` is n, for each problem.
     Raises ValueError where the policies were not all sampled alike.
     """
@@ -80,16 +85,12 @@ def main_table(
             gain = metrics.paired_gain(solved["amir_grpo"], solved["grpo"], seed=seed)
             level = {policy: metrics.mean_interval(solved[policy], seed=seed) for policy in POLICIES}
             row = {"benchmark": benchmark, "k": k, "model": model}
-            row |= {"grpo": 100 * level["grpo"].estimate, "amir_grpo": 100 * level["amir_grpo"].estimate}
-            row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
-            row |= {"p_value": gain.p_value, "p_holm": np.nan, "base": 100 * level["base"].estimate}
-            row |= {"problems": len(correct["base"]), "samples": n}
+            row |= gain.columns(scale=100) | {"problems": len(correct["base"]), "samples": n}
             for policy in ("grpo", "amir_grpo", "base"):
-                row |= {f"{policy}_low": 100 * level[policy].low, f"{policy}_high": 100 * level[policy].high}
+                row |= level[policy].columns(policy, 100)
             rows.append(row)
-    table = pd.DataFrame(rows)
-    if rows:
-        table["p_holm"] = metrics.holm(table["p_value"])
+    table = pd.DataFrame(rows, columns=MAIN_COLUMNS)
+    table["p_holm"] = metrics.holm(table["p_value"])
     return table
 
 
@@ -115,7 +116,9 @@ def coverage_table(samples: pd.DataFrame, benchmark: str | None = None) -> pd.Da
     return table
 
 
-SUMMARY_COLUMNS = ["policy", "benchmark", "quantity", "estimate", "low", "high", "problems", "samples"]
+UNSCALED = ("tokens", "brier", "ece")  # quantities of a policy summary that are no percentages
+SUMMARY_COLUMNS = ["policy", "benchmark", "quantity", "estimate", "estimate_low", "estimate_high"]
+SUMMARY_COLUMNS += ["problems", "samples"]
 
 
 def policy_summary(
@@ -142,22 +145,18 @@ def policy_summary(
         if greedy_counts is not None:
             one = greedy_counts[(greedy_counts["policy"] == policy) & (greedy_counts["benchmark"] == benchmark)]
             found["greedy"] = one["correct"].to_numpy(dtype=float)
-        intervals = {name: _percent(metrics.mean_interval(values, seed=seed)) for name, values in found.items()}
+        intervals = {name: metrics.mean_interval(values, seed=seed) for name, values in found.items()}
         intervals["tokens"] = metrics.mean_interval(by_problem["tokens"].mean(), bounds=None)
         for name in ("truncated", "formatted"):
             if name in ours:
-                intervals[name] = _percent(metrics.mean_interval(by_problem[name].mean(), seed=seed))
+                intervals[name] = metrics.mean_interval(by_problem[name].mean(), seed=seed)
         if "confidence" in ours:
             intervals |= _calibration(ours, seed)
         for quantity, level in intervals.items():
             row = {"policy": policy, "benchmark": benchmark, "quantity": quantity}
-            row |= {"estimate": level.estimate, "low": level.low, "high": level.high}
+            row |= level.columns("estimate", 1 if quantity in UNSCALED else 100)
             rows.append(row | {"problems": len(part), "samples": int(n.min())})
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
-
-
-def _percent(interval: metrics.Interval) -> metrics.Interval:
-    return metrics.Interval(100 * interval.estimate, 100 * interval.low, 100 * interval.high)
 
 
 def _calibration(samples: pd.DataFrame, seed: int) -> dict[str, metrics.Interval]:
@@ -165,7 +164,7 @@ def _calibration(samples: pd.DataFrame, seed: int) -> dict[str, metrics.Interval
     stated = samples[states]
     error = (stated["confidence"] - stated["correct"]) ** 2
     return {
-        "stated": _percent(metrics.mean_interval(states.groupby(samples["problem_id"]).mean(), seed=seed)),
+        "stated": metrics.mean_interval(states.groupby(samples["problem_id"]).mean(), seed=seed),
         "brier": metrics.mean_interval(error.groupby(stated["problem_id"]).mean(), seed=seed),
         "ece": metrics.calibration_error(stated["problem_id"], stated["confidence"], stated["correct"], seed=seed),
     }
@@ -183,8 +182,8 @@ def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
     for (policy, place), part in stated.groupby(["policy", "bin"], sort=False, observed=True):
         right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
         row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
-        row |= {"confidence": part["confidence"].mean(), "right": right.estimate}
-        rows.append(row | {"right_low": right.low, "right_high": right.high, "completions": len(part)})
+        row |= {"confidence": part["confidence"].mean(), **right.columns("right")}
+        rows.append(row | {"completions": len(part)})
     columns = ["policy", "low", "high", "confidence", "right", "right_low", "right_high", "completions"]
     order = list(samples["policy"].unique())
     rows.sort(key=lambda row: (order.index(row["policy"]), row["low"]))
@@ -218,11 +217,9 @@ def comparison_table(
             gain = metrics.paired_gain(values[new], values[old], seed=seed)
             row = {"benchmark": benchmark, "quantity": quantity, "new": new, "old": old}
             row |= {"new_percent": 100 * np.mean(values[new]), "old_percent": 100 * np.mean(values[old])}
-            row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
-            rows.append(row | {"p_value": gain.p_value, "problems": len(values[new]), "samples": n})
+            rows.append(row | gain.columns(scale=100) | {"problems": len(values[new]), "samples": n})
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
-    if rows:
-        table["p_holm"] = metrics.holm(table["p_value"])
+    table["p_holm"] = metrics.holm(table["p_value"])
     return table
 
 
@@ -291,8 +288,8 @@ def margin_summary(margins: pd.DataFrame) -> pd.DataFrame:
     for (reading, method), part in margins.groupby(["reading", "method"], sort=False, observed=True):
         values = part["margin"].to_numpy(dtype=float)
         mean = metrics.mean_interval(values, bounds=None)
-        row = {"reading": reading, "method": method, "mean": mean.estimate, "mean_low": mean.low}
-        rows.append(row | {"mean_high": mean.high, "positive": 100 * np.mean(values > 0), "problems": len(values)})
+        row = {"reading": reading, "method": method, **mean.columns("mean")}
+        rows.append(row | {"positive": 100 * np.mean(values > 0), "problems": len(values)})
     columns = ["reading", "method", "mean", "mean_low", "mean_high", "positive", "problems"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -322,8 +319,7 @@ def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
     wide = shared.pivot(index=["benchmark", "problem_id"], columns="method", values="margin")
     wide = wide.reindex(columns=["grpo", "amir_grpo"]).astype(float)
     gain = metrics.paired_gain(wide["amir_grpo"].to_numpy(), wide["grpo"].to_numpy(), bounds=None)
-    ends = {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high, "p_value": gain.p_value}
-    return {"problems": len(wide), **ends}
+    return {"problems": len(wide), **gain.columns()}
 
 
 def with_gain(table: pd.DataFrame) -> pd.DataFrame:

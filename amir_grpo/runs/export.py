@@ -197,7 +197,9 @@ def _results(path: Path, method: str) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     table = pd.read_csv(path)
-    table["shown"] = [f"{row.estimate:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in table.itertuples()]
+    table["shown"] = [
+        f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}]" for row in table.itertuples()
+    ]
     wide = table.pivot_table(
         index=["benchmark", "quantity"], columns="policy", values="shown", aggfunc="first", sort=False
     )

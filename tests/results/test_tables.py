@@ -144,8 +144,10 @@ def test_policy_summary_by_hand(samples):
     assert set(zeta["problems"]) == {4}
     assert set(zeta["samples"]) == {4}
     bounded = zeta.drop(index="tokens")
-    assert ((bounded["low"] < bounded["estimate"]) & (bounded["estimate"] < bounded["high"])).all()
-    assert np.isnan(zeta.loc["tokens", "low"]), "every problem has the same mean length here: nothing is known"
+    assert ((bounded["estimate_low"] < bounded["estimate"]) & (bounded["estimate"] < bounded["estimate_high"])).all()
+    assert np.isnan(zeta.loc["tokens", "estimate_low"]), (
+        "every problem has the same mean length here: nothing is known"
+    )
 
 
 def test_summary_as_people_read_it(samples):

@@ -68,7 +68,7 @@ def test_the_card_has_method_settings_results_and_provenance(run):
         "policy == 'amir_grpo' and benchmark == 'chain3' and quantity == 'pass@1'"
     )
     (row,) = row.itertuples()
-    assert f"{row.estimate:.1f} [{row.low:.1f}, {row.high:.1f}] |" in card.text
+    assert f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}] |" in card.text
     assert str(run.folder) not in card.text, "no path of the machine"
     assert "fingerprint" in card.text
 

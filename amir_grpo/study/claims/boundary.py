@@ -12,8 +12,8 @@ def boundary_table(study: Study) -> pd.DataFrame:
     """Margin and pair accuracy on the base policy's completions over training, and how far each arm is from GRPO.
 
     One row for each quantity, arm and step: columns quantity (margin in nats a token, accuracy in percent), arm, step,
-    mean, grpo_mean (of the same seeds), gain, low, high, p_value (against GRPO at the same step), seeds, problems. Problems
-    are those with right and wrong completions of the base policy in every seed, the same for every arm.
+    mean, grpo_mean (of the same seeds), gain, gain_low, gain_high, p_value (against GRPO at the same step), seeds, problems.
+    Problems are those with right and wrong completions of the base policy in every seed, the same for every arm.
     """
     margins = study["margins"]
     rows = []
@@ -25,7 +25,6 @@ def boundary_table(study: Study) -> pd.DataFrame:
                 new, old = paired(wide.loc[(arm, step)], wide.loc[("grpo", step)])
                 gain = metrics.seeds_gain(new, old)
                 row = {"quantity": quantity, "arm": arm, "step": int(step)}
-                row |= {"mean": new.mean(), "grpo_mean": old.mean(), "gain": gain.estimate, "low": gain.low}
-                row |= {"high": gain.high, "p_value": gain.p_value, "seeds": new.shape[0], "problems": new.shape[1]}
-                rows.append(row)
+                row |= {"mean": new.mean(), "grpo_mean": old.mean(), **gain.columns()}
+                rows.append(row | {"seeds": new.shape[0], "problems": new.shape[1]})
     return pd.DataFrame(rows)

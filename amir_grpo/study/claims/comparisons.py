@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo import metrics
+from amir_grpo.choices import SIGNIFICANCE
 
 Study = Mapping[str, pd.DataFrame]
 
 GAIN_COLUMNS = (
-    "arm about against against_about benchmarks quantity estimate against_estimate gain low high p_value p_holm "
+    "arm about against against_about benchmarks quantity estimate against_estimate gain gain_low gain_high p_value p_holm "
     "seeds problems"
 ).split()
 
@@ -68,8 +69,7 @@ def gain_table(
                 row |= {"against_about": settings.loc[other, "about"], "benchmarks": group}
                 row |= {"quantity": f"pass@{k}" if k else "greedy"}
                 row |= {"estimate": 100 * new.mean(), "against_estimate": 100 * old.mean()}
-                row |= {"gain": 100 * gain.estimate, "low": 100 * gain.low, "high": 100 * gain.high}
-                rows.append(row | {"p_value": gain.p_value, "seeds": new.shape[0], "problems": new.shape[1]})
+                rows.append(row | gain.columns(scale=100) | {"seeds": new.shape[0], "problems": new.shape[1]})
     table = pd.DataFrame(rows, columns=GAIN_COLUMNS)
     table["p_holm"] = metrics.holm(table["p_value"])
     return table
@@ -77,7 +77,10 @@ def gain_table(
 
 def readable_gains(gains: pd.DataFrame) -> pd.DataFrame:
     """A gain table as people read it: comparison, benchmarks, quantity, percent, gain with its interval, p (Holm), seeds."""
-    cells = [f"{r.gain:+.2f}\u00a0[{r.low:+.2f},\u00a0{r.high:+.2f}]".replace("-", "−") for r in gains.itertuples()]
+    cells = [
+        f"{r.gain:+.2f}\u00a0[{r.gain_low:+.2f},\u00a0{r.gain_high:+.2f}]".replace("-", "−")
+        for r in gains.itertuples()
+    ]
     return pd.DataFrame(
         {
             "comparison": gains["about"] + " vs " + gains["against_about"],
@@ -107,9 +110,7 @@ def main_table(study: Study, ks: Sequence[int] = (1, 2, 4)) -> pd.DataFrame:
             gain, improvement = metrics.seeds_gain(new, old), metrics.probability_of_improvement(new, old)
             row = {"benchmark": benchmark, "k": k, "model": study["benchmarks"]["model"].iloc[0]}
             row |= {arm: 100 * float(values.to_numpy().mean()) for arm, values in by_arm.items()}
-            row |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
-            row |= {"p_value": gain.p_value, "p_holm": np.nan, "improvement": 100 * improvement.estimate}
-            row |= {"improvement_low": 100 * improvement.low, "improvement_high": 100 * improvement.high}
+            row |= gain.columns(scale=100) | {"p_holm": np.nan} | improvement.columns("improvement", 100)
             rows.append(row | {"problems": new.shape[1], "samples": int(correct["samples"].max()), "seeds": len(new)})
     table = pd.DataFrame(rows)
     table["p_holm"] = metrics.holm(table["p_value"])
@@ -141,10 +142,10 @@ def told_apart(study: Study) -> list[str]:
         ("share-0.3", "share-0.3-linear"),
     ):
         table = gain_table(study, [new], ks=(1,), against=old)
-        clear = table[table["p_holm"] < 0.05]
+        clear = table[table["p_holm"] < SIGNIFICANCE]
         can = "can be told" if len(clear) else "cannot be told"
         gains = "; ".join(
-            f"{row.gain:+.2f} points [{row.low:+.2f}, {row.high:+.2f}] on {row.benchmarks}"
+            f"{row.gain:+.2f} points [{row.gain_low:+.2f}, {row.gain_high:+.2f}] on {row.benchmarks}"
             for row in table.itertuples()
         )
         seeds = int(table["seeds"].iloc[0])

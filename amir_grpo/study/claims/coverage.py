@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ def coverage_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataFrame:
     """Who solves a problem with k samples: share of problems of each pattern, in percent of all problems.
 
     Expected over the choice of k of the n samples, exactly: a policy solves a problem with probability pass@k, and the
-    policies draw independently. Columns k, base, grpo, amir_grpo (1 = solves), percent, low, high.
+    policies draw independently. Columns k, base, grpo, amir_grpo (1 = solves), percent, percent_low, percent_high.
     """
     correct = study["correct"]
     benchmarks = list(correct["benchmark"].unique())
@@ -29,7 +30,8 @@ def coverage_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataFrame:
                 share = share * (values if solves else 1 - values)
             level = metrics.seeds_gain(share, np.zeros_like(share))
             row = {"k": k} | dict(zip(arrays, pattern, strict=True))
-            row |= {"percent": 100 * level.estimate, "low": 100 * max(level.low, 0.0), "high": 100 * level.high}
+            row |= replace(level, low=max(level.low, 0.0)).columns("percent", 100)
+            row.pop("p_value")  # of a share being 0
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -37,7 +39,7 @@ def coverage_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataFrame:
 def coverage_gain_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataFrame:
     """Problems that AMIR-GRPO solves and GRPO does not, minus the other way round: percent of all problems.
 
-    Columns k, only_amir_grpo, only_grpo, gain, low, high, p_value, p_holm, seeds, problems.
+    Columns k, only_amir_grpo, only_grpo, gain, gain_low, gain_high, p_value, p_holm, seeds, problems.
     """
     correct = study["correct"]
     benchmarks = list(correct["benchmark"].unique())
@@ -46,8 +48,7 @@ def coverage_gain_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataF
         new, old = paired(*(solved(correct, arm, benchmarks, k) for arm in ("amir_grpo", "grpo")))
         gain = metrics.seeds_gain(new, old)
         row = {"k": k, "only_amir_grpo": 100 * (new * (1 - old)).mean(), "only_grpo": 100 * (old * (1 - new)).mean()}
-        row |= {"gain": 100 * gain.estimate, "low": 100 * gain.low, "high": 100 * gain.high, "p_value": gain.p_value}
-        rows.append(row | {"seeds": new.shape[0], "problems": new.shape[1]})
+        rows.append(row | gain.columns(scale=100) | {"seeds": new.shape[0], "problems": new.shape[1]})
     table = pd.DataFrame(rows)
     table.insert(7, "p_holm", metrics.holm(table["p_value"]))
     return table

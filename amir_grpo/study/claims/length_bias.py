@@ -17,9 +17,9 @@ SHORT, LONG = 24, 40  # tokens: wrong completions below the first and from the s
 def pressure_table(study: Study, arms: Sequence[str]) -> pd.DataFrame:
     """Weight of each token of a wrong completion in the update, by the completion's length, relative to short ones.
 
-    Columns arm, tokens (lower end of the bin), length (mean), relative, low, high (weight relative to that of wrong
-    completions under `SHORT` tokens; mean over seeds and t-interval), completions. Negative weights push down; a relative
-    weight of 1 means no dilution with length.
+    Columns arm, tokens (lower end of the bin), length (mean), relative, relative_low, relative_high (weight relative to
+    that of wrong completions under `SHORT` tokens; mean over seeds and t-interval), completions. Negative weights push
+    down; a relative weight of 1 means no dilution with length.
     """
     pressure = study["pressure"]
     rows = []
@@ -30,8 +30,7 @@ def pressure_table(study: Study, arms: Sequence[str]) -> pd.DataFrame:
         for tokens, group in relative.groupby("tokens"):
             level = metrics.mean_interval(group["relative"], bounds=None)
             row = {"arm": arm, "tokens": tokens, "length": np.average(group["length"], weights=group["completions"])}
-            row |= {"relative": level.estimate, "low": level.low, "high": level.high}
-            rows.append(row | {"completions": int(group["completions"].sum())})
+            rows.append(row | level.columns("relative") | {"completions": int(group["completions"].sum())})
     return pd.DataFrame(rows)
 
 
@@ -47,8 +46,9 @@ def dilution_table(study: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
 
     Returns:
         Columns arm, against, dilution, against_dilution (weight from `LONG` tokens on over that below `SHORT`; 1: no
-        bias), gain, low, high, p_value (paired t over seeds: above 0 is less bias), wrong_tokens, against_wrong_tokens
-        (mean length of wrong completions in the last fifth of training), wrong_gain, wrong_low, wrong_high, seeds.
+        bias), gain, gain_low, gain_high, p_value (paired t over seeds: above 0 is less bias), wrong_tokens,
+        against_wrong_tokens (mean length of wrong completions in the last fifth of training), wrong_gain,
+        wrong_gain_low, wrong_gain_high, seeds.
     """
     pressure, training = study["pressure"], study["training"]
     rows = []
@@ -59,10 +59,9 @@ def dilution_table(study: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
         gain, wrong = (metrics.mean_interval(values, bounds=None) for values in (change, longer))
         row = {"arm": arm, "against": other}
         row |= {"dilution": ratio[arm].mean(), "against_dilution": ratio[other].mean()}
-        row |= {"gain": gain.estimate, "low": gain.low, "high": gain.high, "p_value": _t_test(change)}
+        row |= gain.columns("gain") | {"p_value": _t_test(change)}
         row |= {"wrong_tokens": length[arm].mean(), "against_wrong_tokens": length[other].mean()}
-        row |= {"wrong_gain": wrong.estimate, "wrong_low": wrong.low, "wrong_high": wrong.high}
-        rows.append(row | {"seeds": len(ratio)})
+        rows.append(row | wrong.columns("wrong_gain") | {"seeds": len(ratio)})
     return pd.DataFrame(rows)
 
 

@@ -22,7 +22,5 @@ def supervision_table(study: Study) -> pd.DataFrame:
         by_seed = part.groupby("seed")[["pairs", "share"]].mean()
         pairs, share = (metrics.mean_interval(by_seed[c], bounds=None) for c in ("pairs", "share"))
         row = {"arm": arm, "about": about[arm], "group_size": int(part["group_size"].iloc[0])}
-        row |= {"pairs": pairs.estimate, "pairs_low": pairs.low, "pairs_high": pairs.high}
-        row |= {"share": 100 * share.estimate, "share_low": 100 * share.low, "share_high": 100 * share.high}
-        rows.append(row | {"seeds": len(by_seed)})
+        rows.append(row | pairs.columns("pairs") | share.columns("share", 100) | {"seeds": len(by_seed)})
     return pd.DataFrame(rows)

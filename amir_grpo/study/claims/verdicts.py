@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from amir_grpo import metrics
-from amir_grpo.results.verdicts import OPEN, verdict
+from amir_grpo.results.verdicts import verdict
 from amir_grpo.study.claims.boundary import boundary_table
 from amir_grpo.study.claims.comparisons import Study
 from amir_grpo.study.claims.coverage import coverage_gain_table
@@ -22,7 +22,7 @@ def verdicts(study: Study) -> pd.DataFrame:
     """Every claim with its test and verdict: columns claim, test, result, verdict. Computed from the study.
 
     Where a claim has several rows, their p-values are Holm-corrected together, and a verdict other than "not
-    distinguishable" needs the corrected p-value below 0.05.
+    distinguishable" needs the corrected p-value below `SIGNIFICANCE`.
     """
     rows = []
     supervision = supervision_table(study).set_index("arm").loc["amir_grpo"]
@@ -75,10 +75,8 @@ def verdicts(study: Study) -> pd.DataFrame:
 
 
 def _row(claim: str, test: str, row: Mapping, p_value: float, unit: str, digits: int) -> dict[str, str]:
-    decided = verdict(row["low"], row["high"])
-    if not p_value < 0.05:
-        decided = OPEN
+    decided = verdict(row["gain_low"], row["gain_high"], p_value)
     number = f"{{:+.{digits}f}}".format
-    ends = f"[{number(row['low'])}, {number(row['high'])}]"
+    ends = f"[{number(row['gain_low'])}, {number(row['gain_high'])}]"
     result = f"{number(row['gain'])} {unit}".strip() + f" {ends}, p = {p_value:.2g} (Holm)"
     return {"claim": claim, "test": test, "result": result.replace("-", "−"), "verdict": decided}
