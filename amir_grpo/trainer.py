@@ -24,6 +24,7 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 from amir_grpo.choices import LOSS_TYPES
 from amir_grpo.config import AmirGRPOConfig
 from amir_grpo.logp_recorder import recorded_logps
+from amir_grpo.microbatches import TrimmedMicroBatches
 from amir_grpo.preference import (
     lambda_of_mixture,
     lambda_of_share,
@@ -53,10 +54,11 @@ _MULTIMODAL = (
 )
 
 
-class AmirGRPOTrainer(GRPOTrainer):
+class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
     """GRPO plus the preferences that the rewards inside each rollout group imply (AMIR-GRPO, arXiv 2601.03661).
 
-    The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`.
+    The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`, and
+    with `trim_micro_batches=False` bit for bit.
 
     The preference weights are computed once a rollout on the gathered batch and travel with their rows, like the
     advantage itself. They need the log-probability of each completion, and take it from where it is known already:
@@ -114,6 +116,7 @@ class AmirGRPOTrainer(GRPOTrainer):
         finally:
             args.beta = beta
         self.beta = beta
+        self.trim_micro_batches = args.trim_micro_batches
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
         # (N / processes, T'): per-token log-probabilities of the latest rollout, set by what draws it where it knows
         # them; what stands after the end token does not matter
@@ -227,6 +230,10 @@ class AmirGRPOTrainer(GRPOTrainer):
         policy = self.accelerator.unwrap_model(self.model)
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             return self._logps(self.model, output)
+
+    def _may_regroup(self) -> bool:
+        # the published rule looks at the loss of the first micro-batch, which must stay a random one
+        return self.args.lambda_schedule != "published" and super()._may_regroup()
 
     def preference_bonus(self, inputs: dict[str, Any]) -> Tensor:
         """λ κ_i w_i, (M,): what is added to the advantages of a micro-batch."""

@@ -188,12 +188,13 @@ def test_resumed_equals_uninterrupted(policy, tmp_path, schedule):  # noqa: F811
 
 
 def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
-    """16 completions on one process against 8 on each of two (gloo), with the groups of 16 spread over both."""
+    """16 completions on one process against 8 on each of two (gloo), trimmed, with the groups of 16 spread over both."""
     script = tmp_path / "step.py"
     script.write_text(
         textwrap.dedent("""
         import os, sys, torch
         from transformers import LlamaForCausalLM
+        from amir_grpo import microbatches
         from amir_grpo.system.processes import leave_process_group
         from tests.test_trainer import make_trainer, sgd_gradient
 
@@ -201,9 +202,11 @@ def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
             return [0.5 * (sum(ids) % 4) for ids in completion_ids]
 
         processes = int(os.environ.get("WORLD_SIZE", 1))
+        microbatches._SLICE_ROWS = 4
         trainer = make_trainer(
             LlamaForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2], reward=reward, max_steps=1, num_generations=16,
             loss_type=sys.argv[4], per_device_train_batch_size=16 // processes,
+            trim_micro_batches=processes == 2,
         )
         # every process draws with the same stream by row, so that the completions do not depend on their number
         generate = trainer.model.generate

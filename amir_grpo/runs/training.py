@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 
+from amir_grpo.microbatches import TrimmedMicroBatches
 from amir_grpo.policies.loading import (
     is_sharded,
     keep_trained_weights_in_float32,
@@ -52,7 +53,9 @@ class _PromptLimit:
         return [ids[-self.max_prompt_length :] for ids in prompt_ids], *rest
 
 
-class _RunGRPOTrainer(_PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, DrawnRollouts, GRPOTrainer):
+class _RunGRPOTrainer(
+    _PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, DrawnRollouts, TrimmedMicroBatches, GRPOTrainer
+):
     pass
 
 

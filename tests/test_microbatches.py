@@ -1,0 +1,181 @@
+"""Trimmed micro-batches make the update of untrimmed ones, with less padding."""
+
+import copy
+from itertools import chain
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from trl import GRPOTrainer
+
+from amir_grpo import microbatches
+from amir_grpo.choices import IMPORTANCE_SAMPLING_LEVELS, LOSS_TYPES
+from amir_grpo.microbatches import TrimmedMicroBatches, sorted_by_length
+from amir_grpo.trainer import AmirGRPOTrainer
+from tests.test_trainer import TOKENIZER, make_trainer, off_by, parameters, policy  # noqa: F401
+
+# of lengths that differ, so that prompts are padded, too
+PROMPTS = Dataset.from_list(
+    [{"prompt": [{"role": "user", "content": "+".join("1234567"[:n])}]} for n in (1, 2, 3, 4, 6, 7)]
+)
+# 16 completions as two micro-batches of two slices each
+SHAPE = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "prompts": PROMPTS}
+
+
+class _Rotary(torch.nn.Module):
+    """Rotary positions in float64: transformers' are float32 whatever the policy is."""
+
+    def __init__(self, frequencies):
+        super().__init__()
+        self.frequencies = frequencies.double()
+
+    def forward(self, x, position_ids):
+        angles = position_ids[..., None] * self.frequencies
+        return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+
+
+def _in_float64(policy):  # noqa: F811
+    """A copy of the policy that computes in float64 throughout, norms and positions included."""
+    exact = copy.deepcopy(policy).double()
+    exact.model.rotary_emb = _Rotary(exact.model.rotary_emb.inv_freq)
+    for parent in list(exact.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, LlamaRMSNorm):
+                setattr(parent, name, torch.nn.RMSNorm(child.weight.shape, eps=1e-6).double())
+    return exact
+
+
+@pytest.fixture
+def exact(policy, monkeypatch):  # noqa: F811
+    """A policy in float64 that often ends early, and slices of 4 rows."""
+    monkeypatch.setattr(microbatches, "_SLICE_ROWS", 4)
+    exact = _in_float64(policy)
+    with torch.no_grad():
+        exact.lm_head.weight[TOKENIZER.eos_token_id] *= 5
+    return exact
+
+
+class _Counting(AmirGRPOTrainer):
+    """Adds up the positions that the policy computes with a gradient, and keeps the rows of each micro-batch."""
+
+    positions = 0
+
+    def train(self, *args, **kwargs):
+        self.micro_batches = []
+
+        def count(model, args, kwargs):
+            if torch.is_grad_enabled():
+                self.positions += kwargs["input_ids"].numel()
+
+        hook = self.model.register_forward_pre_hook(count, with_kwargs=True)
+        super().train(*args, **kwargs)
+        hook.remove()
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.micro_batches.append([tuple(row) for row in inputs["completion_ids"].tolist()])
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def trained(policy, folder, trim, **changes):  # noqa: F811
+    torch.manual_seed(11)  # the same random adapter, where there is one
+    trainer = make_trainer(policy, folder, _Counting, trim_micro_batches=trim, **{"max_steps": 1, **SHAPE, **changes})
+    before = parameters(trainer)
+    trainer.train()
+    return trainer, parameters(trainer) - before
+
+
+def check_update(policy, folder, **changes):  # noqa: F811
+    plain, wanted = trained(policy, folder, False, **changes)
+    trimmed, update = trained(policy, folder, True, **changes)
+    assert wanted.norm() > 1e-6
+    assert off_by(update, wanted) < 1e-10
+    assert trimmed.positions < 0.95 * plain.positions
+    return plain, trimmed
+
+
+@pytest.mark.parametrize("level", IMPORTANCE_SAMPLING_LEVELS)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_update_is_that_of_untrimmed_micro_batches(exact, tmp_path, loss_type, level):
+    check_update(exact, tmp_path, loss_type=loss_type, importance_sampling_level=level)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ref_free": False, "peft": True},
+        {"beta": 0.1, "peft": True},
+        {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.1},
+        {"mask_truncated_completions": True},
+        {"gradient_checkpointing": True},
+        {"lambda_schedule": "published", "lambda_reg": 0.01, "max_steps": 2},
+        {"top_entropy_quantile": 0.5, "lambda_reg": 0.0},
+        {"lambda_reg": 0.0, "entropy_coef": 0.1},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_the_update_is_the_same_with(exact, tmp_path, changes):
+    check_update(exact, tmp_path, **changes)
+
+
+def test_the_log_is_the_same(exact, tmp_path):
+    shape = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "beta": 0.1, "peft": True}
+    logs = [trained(exact, tmp_path, trim, **shape)[0].state.log_history[0] for trim in (False, True)]
+    names = [name for name in logs[0] if not name.startswith(("step_time", "epoch"))]
+    assert {"entropy", "kl", "loss", "preference/share"} <= set(names)
+    assert [logs[1][name] for name in names] == pytest.approx([logs[0][name] for name in names], nan_ok=True, abs=1e-9)
+
+
+def test_rows_stay_in_their_optimizer_step(exact, tmp_path):
+    shape = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 4,
+        "learning_rate": 0.1,
+        "max_steps": 2,
+    }
+    plain, trimmed = check_update(exact, tmp_path, **shape)
+    for step in (0, 1):
+        both = [sorted(chain(*trainer.micro_batches[2 * step :][:2])) for trainer in (plain, trimmed)]
+        assert both[0] == both[1]
+    assert plain.micro_batches != trimmed.micro_batches
+
+
+def test_micro_batches_of_bnpo_keep_their_rows(exact, tmp_path):
+    plain, trimmed = check_update(exact, tmp_path, loss_type="bnpo")
+    assert plain.micro_batches == trimmed.micro_batches
+
+
+def test_stock_grpo_takes_the_mixin(exact, tmp_path):
+    class Trimmed(TrimmedMicroBatches, GRPOTrainer):
+        pass
+
+    updates = []
+    for trainer_class in (GRPOTrainer, Trimmed):
+        trainer = make_trainer(exact, tmp_path, trainer_class, max_steps=1, **SHAPE)
+        before = parameters(trainer)
+        trainer.train()
+        updates.append(parameters(trainer) - before)
+    assert off_by(updates[1], updates[0]) < 1e-10
+
+
+def test_a_batch_without_a_completion_token_is_scored(exact, tmp_path):
+    trainer = make_trainer(exact, tmp_path)
+    ids = torch.full((4, 9), 5)
+    mask = torch.zeros(4, 9, dtype=torch.long)
+    mask[:, 2:4] = 1  # prompts alone
+    logps, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 5, compute_entropy=True)
+    assert logps.shape == entropies.shape == (4, 5)
+
+
+def test_sorting_keeps_rows_together():
+    def batch(lengths):
+        mask = torch.arange(6)[None] < torch.tensor(lengths)[:, None]
+        rows = torch.tensor(lengths, dtype=torch.float)
+        return {"completion_mask": mask.long(), "advantages": rows, "num_items_in_batch": torch.tensor(9), "old": None}
+
+    first, second = sorted_by_length([batch([2, 5, 1]), batch([6, 3, 4])])
+    assert first["advantages"].tolist() == [6, 5, 4]
+    assert second["advantages"].tolist() == [3, 2, 1]
+    assert second["completion_mask"].sum(1).tolist() == [3, 2, 1]
+    assert (first["num_items_in_batch"], first["old"]) == (9, None)
