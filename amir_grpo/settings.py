@@ -308,7 +308,7 @@ def _split(value: Any, kind: Any) -> Any:
 
 
 # Settings that a run of an earlier version does not name, and what it did.
-_ADDED = {
+ADDED_SINCE: dict[str, Any] = {
     "backend": "transformers",
     "use_vllm": False,
     "vllm_mode": "colocate",
@@ -327,7 +327,7 @@ _ADDED = {
 
 def differences(a: Settings | Mapping[str, Any], b: Settings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings whose values differ: name -> (value in a, value in b); a mapping may be of an earlier version."""
-    a, b = (_ADDED | s if isinstance(s, Mapping) else asdict(s) for s in (a, b))
+    a, b = (ADDED_SINCE | s if isinstance(s, Mapping) else asdict(s) for s in (a, b))
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from amir_grpo.policies.source import Loading, PolicySource
+from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage
 from amir_grpo.settings import Settings
 from amir_grpo.system.files import atomic_write, explain_full_disk, write_text
-from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import now, provenance, to_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Evaluation:
         for each in (False, True):
             path = self._path(name, benchmark, each)
             if not path.exists():
-                with explain_full_disk(self.folder), locked(self.folder, f"sampling {name}"):
+                with explain_full_disk(self.folder), stage_lock(self.folder, self.settings, f"sampling {name}"):
                     if not path.exists():  # unless another process has done it meanwhile
                         self._draw_and_grade(path, name, benchmark, source, each)
         return read_table(self._path(name, benchmark, greedy), _SAMPLE_COLUMNS)

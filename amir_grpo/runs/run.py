@@ -20,7 +20,7 @@ import ast
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,27 +30,23 @@ import pandas as pd
 from amir_grpo.choices import METHODS, POLICIES, check_names
 from amir_grpo.policies.backend import Backend, import_early, start_backend
 from amir_grpo.policies.source import Loading, PolicySource
-from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, fingerprint, load_problems
+from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
+from amir_grpo.runs.opening import configure, stage_lock
 from amir_grpo.runs.stages import read_table, write_stage
 from amir_grpo.sandbox.base import base_policy
 from amir_grpo.sandbox.policy import SANDBOXES
-from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON
-from amir_grpo.settings import PROFILES, Settings, differences, settings_of
-from amir_grpo.system.files import atomic_folder, atomic_write, check_folder, explain_full_disk, write_text
-from amir_grpo.system.locks import locked
+from amir_grpo.settings import PROFILES, Settings
+from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.system.provenance import now, provenance, record_of, to_json
+from amir_grpo.system.provenance import now, record_of, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
 
 _SCORE_COLUMNS = ("scorer", "sampler", "benchmark", "problem_id", "sample", "tokens", "correct", "logprob")
-_LEAST_DISK = 50e6  # of the smallest run, with its base policy
-# Settings that change neither a completion nor a number.
-_FREE = ("report_to", "save_steps", "save_total_limit", "trust_remote_code", "safetensors_only")
 _NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 
 
@@ -142,9 +138,10 @@ class Run:
         if not folder.exists():
             s = self.settings
             spec = replace(SANDBOXES[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=s.base_seed)
-            with explain_full_disk(self.folder), atomic_folder(folder) as beside:
+            with explain_full_disk(self.folder):
                 made = base_policy(spec, self.folder.parent / ".cache")
-                shutil.copytree(made, beside, dirs_exist_ok=True)
+                with self._stage("copying the base policy"), atomic_folder(folder) as beside:
+                    shutil.copytree(made, beside, dirs_exist_ok=True)
         return str(folder)
 
     def train(self, method: str) -> pd.DataFrame:
@@ -162,7 +159,7 @@ class Run:
 
             with main_first():
                 base, problems = self.base(), self.training_problems()
-            with explain_full_disk(self.folder), self._locked(f"training {method}"):
+            with explain_full_disk(self.folder), self._stage(f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
                     started = now()
                     log = training.train(method, self.settings, base, problems, folder, backend)
@@ -172,9 +169,8 @@ class Run:
             wait_for_everyone()
         return read_table(log_path)
 
-    def _locked(self, work: str) -> AbstractContextManager[None]:
-        """The lock, which the main process of several holds for all."""
-        return locked(self.folder, work) if is_main() else nullcontext()
+    def _stage(self, work: str) -> AbstractContextManager[None]:
+        return stage_lock(self.folder, self.settings, work)
 
     def _start_training(self) -> Backend:
         """See that the hardware can do what the settings ask for, and start the backend."""
@@ -260,7 +256,7 @@ class Run:
         for method in METHODS:
             path = self.folder / "scores" / f"{method}.parquet"
             if not path.exists():
-                with explain_full_disk(self.folder), locked(self.folder, f"scoring {method}"):
+                with explain_full_disk(self.folder), self._stage(f"scoring {method}"):
                     started = now()
                     shared = samples[samples["policy"] == "base"].copy()
                     shared["logprob"] = self.logprobs(self.folder / method, shared)
@@ -298,71 +294,30 @@ class Run:
 
 
 def open_run(
-    profile: str = "sandbox", run_dir: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    profile: str | None = None, run_dir: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Run:
     """Open a run folder, or start one.
 
+    A folder that exists needs no profile: it supplies its own settings, and only what is given anew is compared with
+    them.
+
     Args:
-        profile: One of `amir_grpo.settings.PROFILES`, or auto: the largest that fits the GPU, sandbox without one.
+        profile: One of `amir_grpo.settings.PROFILES`, or auto: the largest that fits the GPU, sandbox without one. None
+            for the folder's own, or for sandbox where it is new; auto, too, leaves an existing folder its own.
         run_dir: The folder; None is runs/<profile> in the project, or on Google Drive where Colab has mounted it.
         overrides: Settings that differ from the profile's.
 
     Raises:
-        ValueError: If a name or value is not valid, or the folder holds a run with other settings.
+        ValueError: If a name or value is not valid, or the folder holds results of other settings.
+        OSError: If the folder cannot be written to, or its disk is full.
+        Busy: If another process keeps its configuration.
     """
-    profile = resolve_profile(profile)
-    settings = settings_of(profile, overrides)
-    check_names("benchmark", settings.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
-    check_names("training set", [settings.dataset_name], [*TRAINED_ON, *TRAINING_SETS])
-    if settings.is_sandbox and settings.dataset_name != settings.model_name:
-        raise ValueError(
-            f"The sandbox's policy reads arithmetic only: with model_name={settings.model_name!r}, dataset_name must be "
-            f"{settings.model_name!r}, not {settings.dataset_name!r}."
-        )
-    if settings.is_sandbox and settings.calibration:
-        raise ValueError(
-            "The sandbox's policy cannot state a confidence: leave calibration off, or take another policy."
-        )
+    new_profile = resolve_profile(profile or "sandbox")
+    folder = (Path(run_dir).expanduser() if run_dir else runs_folder() / new_profile).resolve()
+    name, settings = configure(folder, None if profile == "auto" else profile, new_profile, overrides or {})
     import_early(settings.backend)
-    folder = Path(run_dir).expanduser() if run_dir else runs_folder() / profile
-    folder = folder.resolve()
-    check_folder(folder, "run_dir", _LEAST_DISK)
-    config = folder / "config.json"
-    if config.exists():
-        there = _read_config(config)
-        differing = {k: v for k, v in differences(there["settings"], settings).items() if k not in _FREE}
-        if differing and _holds_results(folder, differing):
-            what = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
-            raise ValueError(
-                f"{folder} holds a run with other settings: {what}.\n"
-                "Results would mix. Give another run_dir, restore the settings, or delete the folder."
-            )
-    if is_main() and (not config.exists() or differing):
-        shutil.rmtree(folder / "problems", ignore_errors=True)  # nothing was made with what other settings had
-        write_text(config, to_json({"profile": profile, "settings": asdict(settings), "provenance": provenance()}))
     _use_one_thread(settings)
-    return Run(folder, profile, settings)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-        if isinstance(config["settings"], dict):
-            return config
-        cause = "settings is no object"
-    except (ValueError, KeyError, TypeError) as error:
-        cause = f"{type(error).__name__}: {error}"
-    raise ValueError(
-        f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
-    )
-
-
-def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
-    """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
-    parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
-    if not {"model_name", "base_seed", "sandbox_warmup_steps"}.isdisjoint(differing):
-        parts.append("base")
-    return any(True for part in parts for _ in folder.glob(part))
+    return Run(folder, name, settings)
 
 
 def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:

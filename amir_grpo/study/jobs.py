@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amir_grpo.runs.run import Run, open_run
+from amir_grpo.settings import settings_of
 from amir_grpo.study.arms import ARMS, PROFILE, Arm
 
 
@@ -42,7 +43,8 @@ class Job:
     def open(self) -> Run:
         """The run folder, `<folder>/<arm>.seed<k>`."""
         changes = {**self.arm.changes, "seed": self.seed, **self.overrides}
-        return open_run(self.profile, self.folder / f"{self.arm.name}.seed{self.seed}", changes)
+        settings = settings_of(self.profile, changes)  # all of them, so that none is taken from what is there
+        return open_run(self.profile, self.folder / f"{self.arm.name}.seed{self.seed}", asdict(settings))
 
 
 def jobs_of(

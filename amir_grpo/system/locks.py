@@ -36,7 +36,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     Raises:
         Busy: If another process holds it and does not end within seconds, with that process's id, machine and start time.
     """
-    path = folder / ".locks" / f"{work.replace(' ', '-')}.lock"
+    path = folder / ".locks" / f"{_file_name(work)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = path.with_suffix(".json")
     lock = FileLock(path)
@@ -54,6 +54,27 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def in_progress(folder: Path, but: str) -> bool:
+    """Whether any process holds a lock of this folder.
+
+    Args:
+        folder: The run folder.
+        but: Work whose lock does not count.
+    """
+    for path in (folder / ".locks").glob("*.lock"):
+        if path.stem != _file_name(but):
+            try:
+                with FileLock(path, timeout=0):
+                    pass
+            except Timeout:
+                return True
+    return False
+
+
+def _file_name(work: str) -> str:
+    return work.replace(" ", "-")
 
 
 def _who(holder: Path) -> str:

@@ -25,6 +25,8 @@ def never(*args, **kwargs):
 
 def calibrated(run):
     """The run with calibration, which the sandbox's policy is refused."""
+    config = run.folder / "config.json"
+    config.write_text(config.read_text().replace('"calibration": false', '"calibration": true'))
     again = Run(run.folder, run.profile, replace(run.settings, calibration=True))
     again.problems = again.evaluation.problems = run.problems
     again.training_problems = run.training_problems

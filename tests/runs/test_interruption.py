@@ -138,13 +138,14 @@ FULL_DISK = """
 import json, shutil, subprocess, sys
 from pathlib import Path
 import torch
+from amir_grpo.runs import opening
 from amir_grpo.runs import run as experiment
 from amir_grpo.runs import training
 from amir_grpo.runs import verify
 torch.set_num_threads(1)
 undisturbed, disk, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
-experiment._LEAST_DISK, training.bytes_to_come = 0, lambda *_: 0  # or it would not begin
+opening._LEAST_DISK, training.bytes_to_come = 0, lambda *_: 0  # or it would not begin
 shutil.copytree(undisturbed / "base", disk / "run" / "base")
 run = experiment.open_run("sandbox", disk / "run", settings)
 filler = disk / "filler"

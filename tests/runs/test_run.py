@@ -24,78 +24,6 @@ def never(*args, **kwargs):
     raise AssertionError("done again")
 
 
-# --- opening --------------------------------------------------------------------------------------------------------
-
-
-def test_config_holds_settings_and_provenance(open_tiny, tiny_settings):
-    run = open_tiny()
-    config = json.loads((run.folder / "config.json").read_text())
-    assert config["profile"] == "sandbox"
-    assert config["settings"] == asdict(settings_of("sandbox", tiny_settings | {"eval_limit": 2}))
-    made_with = config["provenance"]
-    assert made_with["packages"]["trl"] == version("trl")
-    assert made_with["packages"]["torch"] == version("torch")
-    assert {"time", "python", "platform", "commit", "uncommitted_changes", "device"} <= set(made_with)
-    assert made_with["time"].endswith("+00:00")
-    assert made_with["repeats"].startswith("byte for byte")
-
-
-def test_a_changed_setting_is_refused_with_both_values(open_tiny):
-    run = open_tiny(lambda_reg=0.01)
-    run.samples(["base"], ["chain3"])
-    folder = run.folder
-    before = (folder / "config.json").read_bytes()
-    with pytest.raises(ValueError) as caught:
-        open_tiny(lambda_reg=0.5, benchmarks=["chain6"])
-    message = str(caught.value)
-    assert str(folder) in message
-    assert "lambda_reg was 0.01, is now 0.5" in message
-    assert "benchmarks was ['chain3', 'chain6'], is now ['chain6']" in message
-    assert "seed" not in message
-    assert "another run_dir" in message
-    assert (folder / "config.json").read_bytes() == before
-
-
-def test_settings_that_change_no_number_may_change(open_tiny):
-    folder = open_tiny().folder
-    before = (folder / "config.json").read_bytes()
-    assert open_tiny(report_to="trackio", save_steps=7).settings.report_to == "trackio"
-    assert (folder / "config.json").read_bytes() == before
-
-
-def test_a_setting_given_as_its_own_default_is_no_change(open_tiny):
-    assert open_tiny().settings == open_tiny(seed=0, max_grad_norm=0.1).settings
-
-
-def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
-    run = open_tiny()
-    run.samples(["base"], ["chain3"])
-    path = run.folder / "config.json"
-    config = json.loads(path.read_text())
-    del config["settings"]["epsilon"]
-    path.write_text(json.dumps(config | {"settings": {**config["settings"], "removed_since": 3}}))
-    with pytest.raises(ValueError, match=r"removed_since was 3, is now None; epsilon was None, is now 0\.2"):
-        open_tiny()
-
-
-def test_the_sandbox_policy_is_trained_on_arithmetic_only(tmp_path):
-    with pytest.raises(ValueError, match="reads arithmetic only"):
-        open_run("sandbox", tmp_path / "run", {"dataset_name": "gsm8k"})
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_without_results_takes_new_settings(open_tiny):
-    with pytest.raises(ValueError, match="cosin is not a valid"):
-        open_tiny(lr_scheduler_type="cosin").train("grpo")
-    open_tiny(lr_scheduler_type="cosine")
-
-
-def test_run_dir_defaults_to_the_projects(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert open_run("smoke").folder == tmp_path / "runs" / "smoke"
-    assert open_run("smoke", "elsewhere").folder == tmp_path / "elsewhere"
-
-
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
@@ -159,11 +87,6 @@ def test_unknown_method_or_policy_is_refused_at_once(open_tiny):
     assert not (open_tiny().folder / "base").exists()
 
 
-def test_calibration_is_not_for_the_sandbox(open_tiny):
-    with pytest.raises(ValueError, match="leave calibration off"):
-        open_tiny(calibration=True)
-
-
 def test_problems_are_recorded_with_their_fingerprint_and_may_not_change(open_tiny, amc23, monkeypatch, tmp_path):
     amc23(tmp_path)
     monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
@@ -219,28 +142,6 @@ def test_every_table_says_what_it_was_made_with(open_tiny):
     assert set(record["stages"]) == {"samples/base/chain3", "samples/base/chain3.greedy"}
     assert record["started"] <= record["ended"] <= record["made"]
     assert {"commit", "uncommitted_changes", "packages", "device", "repeats"} <= set(record["provenance"])
-
-
-def test_auto_without_a_gpu_is_the_sandbox(monkeypatch, tmp_path):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = open_run("auto", tmp_path / "run")
-    assert run.profile == "sandbox"
-    assert json.loads((run.folder / "config.json").read_text())["profile"] == "sandbox"
-
-
-def test_a_run_of_an_earlier_version_goes_on(open_tiny):
-    run = open_tiny()
-    run.samples(["base"], ["chain3"])
-    path = run.folder / "config.json"
-    config = json.loads(path.read_text())
-    for later in ("backend", "use_vllm", "lora_targets", "trust_remote_code"):
-        del config["settings"][later]
-    path.write_text(json.dumps(config))
-    open_tiny()
-    with pytest.raises(ValueError, match="backend was 'transformers', is now 'unsloth'"):
-        open_tiny(backend="unsloth")
 
 
 def test_memory_that_runs_out_in_training_names_the_settings(runs, tiny_settings, monkeypatch):

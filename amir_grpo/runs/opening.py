@@ -1,0 +1,163 @@
+"""The configuration of a run folder: what it says, what may be given anew, and that two processes write it in turn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from amir_grpo.choices import check_names
+from amir_grpo.problems import BENCHMARKS, TRAINING_SETS
+from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON
+from amir_grpo.settings import ADDED_SINCE, PROFILES, Settings, differences, settings_of
+from amir_grpo.system.files import check_folder, write_text
+from amir_grpo.system.locks import in_progress, locked
+from amir_grpo.system.processes import is_main
+from amir_grpo.system.provenance import provenance, to_json
+
+_CONFIG, _OPENING = "config.json", "opening"
+_LEAST_DISK = 50e6  # of the smallest run, with its base policy
+# What a folder cannot consent to on behalf of who opens it.
+_CONSENTS = ("trust_remote_code", "safetensors_only")
+# Settings that change neither a completion nor a number.
+_FREE = ("report_to", "save_steps", "save_total_limit", *_CONSENTS)
+
+
+def configure(
+    folder: Path, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
+) -> tuple[str, Settings]:
+    """The profile and the settings of a run folder; written into it where it is new or holds no results yet.
+
+    An existing folder supplies its own settings, but for the two by which one consents to reading untrusted weights.
+    Only what is given anew is compared with them: the overrides, and a profile that is another than the folder's.
+
+    Args:
+        folder: It need not exist.
+        profile: As given; None for the folder's own.
+        new_profile: That of a new folder.
+        overrides: Settings as given.
+
+    Raises:
+        ValueError: If a name or value is not valid, or the folder holds results of other settings.
+        OSError: If the folder cannot be written to, or its disk is full.
+    """
+    _merged(_read(folder), profile, new_profile, overrides)  # refused before anything is written
+    check_folder(folder, "run_dir", _LEAST_DISK)
+    with _lock(folder, _OPENING):
+        stored = _read(folder)
+        name, settings = _merged(stored, profile, new_profile, overrides)
+        changed = stored is None
+        if stored is not None:
+            differing = _differing(stored, settings)
+            if differing and (_holds_results(folder, differing) or in_progress(folder, but=_OPENING)):
+                raise _mixing(folder, differing)
+            changed = bool(differing)
+            name = name if changed else stored["profile"]
+        if changed and is_main():
+            shutil.rmtree(folder / "problems", ignore_errors=True)  # nothing was made with what other settings had
+            config = {"profile": name, "settings": asdict(settings), "provenance": provenance()}
+            write_text(folder / _CONFIG, to_json(config))
+    return name, settings
+
+
+@contextmanager
+def stage_lock(folder: Path, settings: Settings, work: str) -> Iterator[None]:
+    """Hold the lock of a stage while the block runs, with the folder configured as the stage expects.
+
+    Args:
+        folder: The run folder.
+        settings: Those that the stage works with.
+        work: What is done, such as "training grpo".
+
+    Raises:
+        Busy: If another process does the same work.
+        ValueError: If another process has given the folder other settings since it was opened.
+    """
+    with _lock(folder, work):
+        with _lock(folder, _OPENING):
+            stored = _read(folder)
+            if stored is not None and (differing := _differing(stored, settings)):
+                raise _mixing(folder, differing)
+        yield
+
+
+@contextmanager
+def _lock(folder: Path, work: str) -> Iterator[None]:
+    """The lock of some work, which the main process of several holds for all."""
+    if not is_main():
+        yield
+        return
+    with locked(folder, work):
+        yield
+
+
+def _differing(stored: Mapping[str, Any], settings: Settings) -> dict[str, tuple[Any, Any]]:
+    return {k: v for k, v in differences(stored["settings"], settings).items() if k not in _FREE}
+
+
+def _mixing(folder: Path, differing: Mapping[str, tuple[Any, Any]]) -> ValueError:
+    what = "; ".join(f"{setting} was {old!r}, is now {new!r}" for setting, (old, new) in differing.items())
+    return ValueError(
+        f"{folder} holds a run with other settings: {what}.\n"
+        "Results would mix. Give another run_dir, restore the settings, or delete the folder."
+    )
+
+
+def _merged(
+    stored: Mapping[str, Any] | None, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
+) -> tuple[str, Settings]:
+    """The profile and the settings: the folder's own where there are some, and what is given anew."""
+    if stored is None:
+        name, settings = new_profile, settings_of(new_profile, overrides)
+    elif profile in (None, stored["profile"]):
+        name = stored["profile"] if stored["profile"] in PROFILES else "sandbox"
+        known = {f.name for f in fields(Settings)}.difference(_CONSENTS)
+        own = {setting: value for setting, value in (ADDED_SINCE | stored["settings"]).items() if setting in known}
+        settings = settings_of(name, own | dict(overrides))
+    else:
+        name, settings = profile, settings_of(profile, overrides)
+    _check(settings)
+    return name, settings
+
+
+def _check(settings: Settings) -> None:
+    check_names("benchmark", settings.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
+    check_names("training set", [settings.dataset_name], [*TRAINED_ON, *TRAINING_SETS])
+    if settings.is_sandbox and settings.dataset_name != settings.model_name:
+        raise ValueError(
+            f"The sandbox's policy reads arithmetic only: with model_name={settings.model_name!r}, dataset_name must be "
+            f"{settings.model_name!r}, not {settings.dataset_name!r}."
+        )
+    if settings.is_sandbox and settings.calibration:
+        raise ValueError(
+            "The sandbox's policy cannot state a confidence: leave calibration off, or take another policy."
+        )
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a run folder; None where there is none."""
+    path = folder / _CONFIG
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config["settings"], dict) and isinstance(config["profile"], str):
+            return config
+        cause = "settings is no object" if isinstance(config["profile"], str) else "profile is no text"
+    except (ValueError, KeyError, TypeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+    raise ValueError(
+        f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
+    )
+
+
+def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
+    """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
+    parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
+    if not {"model_name", "base_seed", "sandbox_warmup_steps"}.isdisjoint(differing):
+        parts.append("base")
+    return any(True for part in parts for _ in folder.glob(part))

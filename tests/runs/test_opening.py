@@ -1,0 +1,229 @@
+"""Opening a run folder: it keeps its own settings, what is given anew is compared with them, and one process at a time."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+
+import pytest
+
+from amir_grpo.runs.run import open_run
+from amir_grpo.settings import settings_of
+from amir_grpo.system.locks import locked
+
+
+def test_config_holds_settings_and_provenance(open_tiny, tiny_settings):
+    run = open_tiny()
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["profile"] == "sandbox"
+    assert config["settings"] == asdict(settings_of("sandbox", tiny_settings | {"eval_limit": 2}))
+    made_with = config["provenance"]
+    assert made_with["packages"]["trl"] == version("trl")
+    assert made_with["packages"]["torch"] == version("torch")
+    assert {"time", "python", "platform", "commit", "uncommitted_changes", "device"} <= set(made_with)
+    assert made_with["time"].endswith("+00:00")
+    assert made_with["repeats"].startswith("byte for byte")
+
+
+def test_a_changed_setting_is_refused_with_both_values(open_tiny):
+    run = open_tiny(lambda_reg=0.01)
+    run.samples(["base"], ["chain3"])
+    folder = run.folder
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(ValueError) as caught:
+        open_tiny(lambda_reg=0.5, benchmarks=["chain6"])
+    message = str(caught.value)
+    assert str(folder) in message
+    assert "lambda_reg was 0.01, is now 0.5" in message
+    assert "benchmarks was ['chain3', 'chain6'], is now ['chain6']" in message
+    assert "seed" not in message
+    assert "another run_dir" in message
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_settings_that_change_no_number_may_change(open_tiny):
+    folder = open_tiny().folder
+    before = (folder / "config.json").read_bytes()
+    assert open_tiny(report_to="trackio", save_steps=7).settings.report_to == "trackio"
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_setting_given_as_its_own_default_is_no_change(open_tiny):
+    assert open_tiny().settings == open_tiny(seed=0, max_grad_norm=0.1).settings
+
+
+def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
+    run = open_tiny()
+    run.samples(["base"], ["chain3"])
+    path = run.folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["settings"]["epsilon"]
+    path.write_text(json.dumps(config | {"settings": {**config["settings"], "removed_since": 3}}))
+    with pytest.raises(ValueError, match=r"removed_since was 3, is now None; epsilon was None, is now 0\.2"):
+        open_tiny()
+
+
+def test_the_sandbox_policy_is_trained_on_arithmetic_only(tmp_path):
+    with pytest.raises(ValueError, match="reads arithmetic only"):
+        open_run("sandbox", tmp_path / "run", {"dataset_name": "gsm8k"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_results_takes_new_settings(open_tiny):
+    with pytest.raises(ValueError, match="cosin is not a valid"):
+        open_tiny(lr_scheduler_type="cosin").train("grpo")
+    open_tiny(lr_scheduler_type="cosine")
+
+
+def test_run_dir_defaults_to_the_projects(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert open_run("smoke").folder == tmp_path / "runs" / "smoke"
+    assert open_run("smoke", "elsewhere").folder == tmp_path / "elsewhere"
+
+
+def test_calibration_is_not_for_the_sandbox(open_tiny):
+    with pytest.raises(ValueError, match="leave calibration off"):
+        open_tiny(calibration=True)
+
+
+def test_auto_without_a_gpu_is_the_sandbox(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = open_run("auto", tmp_path / "run")
+    assert run.profile == "sandbox"
+    assert json.loads((run.folder / "config.json").read_text())["profile"] == "sandbox"
+
+
+def test_a_run_of_an_earlier_version_goes_on(open_tiny):
+    run = open_tiny()
+    run.samples(["base"], ["chain3"])
+    path = run.folder / "config.json"
+    config = json.loads(path.read_text())
+    for later in ("backend", "use_vllm", "lora_targets", "trust_remote_code"):
+        del config["settings"][later]
+    path.write_text(json.dumps(config))
+    open_tiny()
+    with pytest.raises(ValueError, match="backend was 'transformers', is now 'unsloth'"):
+        open_tiny(backend="unsloth")
+
+
+# --- a folder that is there -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", [None, "auto", "smoke"])
+def test_a_folder_that_is_there_supplies_its_own_settings(tmp_path, profile):
+    strong = open_run("smoke", tmp_path, {"lambda_reg": 1.0, "seed": 3})
+    pretend_results(tmp_path)
+    again = open_run(profile, tmp_path)
+    assert (again.profile, again.settings) == ("smoke", strong.settings)
+    assert again.settings.lambda_reg == 1.0
+
+
+def pretend_results(folder):
+    (folder / "grpo").mkdir()
+    (folder / "grpo" / "stage.json").write_text("{}")
+
+
+def test_only_what_is_given_anew_is_compared(tmp_path):
+    open_run("smoke", tmp_path, {"lambda_reg": 1.0, "seed": 3})
+    pretend_results(tmp_path)
+    assert open_run(run_dir=tmp_path, overrides={"seed": 3}).settings.lambda_reg == 1.0
+    with pytest.raises(ValueError, match=r"settings: seed was 3, is now 4\.") as raised:
+        open_run(run_dir=tmp_path, overrides={"seed": 4})
+    assert "lambda_reg" not in str(raised.value)
+
+
+def test_another_profile_is_given_anew(tmp_path):
+    open_run("smoke", tmp_path)
+    assert open_run("sandbox", tmp_path).profile == "sandbox", "nothing was made yet"
+    pretend_results(tmp_path)
+    with pytest.raises(ValueError, match="max_steps was 100, is now 4"):
+        open_run("smoke", tmp_path)
+    assert open_run(run_dir=tmp_path).profile == "sandbox"
+
+
+def test_without_a_profile_a_new_folder_is_the_sandboxs(tmp_path):
+    run = open_run(run_dir=tmp_path / "new")
+    assert (run.profile, run.settings) == ("sandbox", settings_of("sandbox"))
+
+
+def test_a_folder_does_not_consent_to_untrusted_weights(tmp_path):
+    """One that came from elsewhere could otherwise have code run by who opens it."""
+    open_run("paper-qwen3b", tmp_path, {"trust_remote_code": True, "safetensors_only": False, "seed": 3})
+    pretend_results(tmp_path)
+    settings = open_run(run_dir=tmp_path).settings
+    assert (settings.trust_remote_code, settings.safetensors_only, settings.seed) == (False, True, 3)
+    assert open_run(run_dir=tmp_path, overrides={"trust_remote_code": True}).settings.trust_remote_code
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"settings": []}', '{"settings": {}}', '{"settings": {}, "profile": []}']
+)
+def test_a_broken_configuration_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is not a run's configuration") as raised:
+        open_run(run_dir=tmp_path)
+    assert len(str(raised.value).splitlines()) <= 3
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+OPEN = """
+import sys
+from amir_grpo.runs.run import open_run
+from amir_grpo.system.locks import Busy
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    run = open_run("smoke", sys.argv[1], {"seed": int(sys.argv[2])})
+    with run._stage("training grpo"):
+        print("working with", run.settings.seed, flush=True)
+        sys.stdin.readline()
+        (run.folder / "grpo").mkdir()
+        (run.folder / "grpo" / "stage.json").write_text("{}")
+except (ValueError, Busy) as error:
+    print("refused:", error)
+"""
+
+
+def test_of_two_first_openers_at_once_one_works_and_the_other_is_refused(tmp_path):
+    """They are let go at the same moment; whoever begins its work first, the folder is configured as that one says."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, tmp_path / "run", seed],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate("go on\n", timeout=60)[0] for process in processes]
+    working = [seed for seed, text in zip((1, 2), said, strict=True) if f"working with {seed}" in text]
+    assert len(working) == 1, said
+    (refused,) = (text for text in said if text.startswith("refused: "))
+    assert "settings: seed was" in refused or "going on already" in refused
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["seed"] == working[0]
+
+
+def test_settings_of_a_folder_in_which_work_goes_on_are_kept(tmp_path):
+    """Its first checkpoint is still to come."""
+    run = open_run("smoke", tmp_path, {"seed": 1})
+    with locked(run.folder, "training grpo"), pytest.raises(ValueError, match="seed was 1, is now 2"):
+        open_run("smoke", tmp_path, {"seed": 2})
+    assert open_run("smoke", tmp_path, {"seed": 2}).settings.seed == 2
+
+
+def test_a_stage_is_not_begun_under_settings_that_another_has_changed(tmp_path):
+    first = open_run("smoke", tmp_path, {"seed": 1})
+    open_run("smoke", tmp_path, {"seed": 2})
+    with pytest.raises(ValueError, match="seed was 2, is now 1"):
+        first.base()
+    assert not (tmp_path / "base").exists()
