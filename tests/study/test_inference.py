@@ -149,9 +149,9 @@ def test_equivalence_is_the_inner_interval_within_the_margin(estimate, standard_
 
 def test_an_arm_at_the_margin_is_found_equivalent_in_5_percent():
     generator = np.random.default_rng(8)
-    runs = generator.normal(MARGIN, 0.3, (4000, 6, 1, 1))
+    runs = generator.normal(MARGIN, 0.3, (2000, 6, 1, 1))
     found = [against_nothing(one).p_equivalent(MARGIN) < 0.05 for one in runs]
-    assert np.mean(found) == pytest.approx(0.05, abs=0.011)
+    assert np.mean(found) == pytest.approx(0.05, abs=0.015)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_equivalence_power_is_that_of_a_simulation():
 def test_the_error_of_a_design_is_that_of_its_experiments():
     expected = inference.design_error(6, 4, seed_sd=np.sqrt(1 + 9 / 20), base_sd=0.8, problems=20, problem_sd=2.0)
     found = [
-        against_nothing(differences(i, 6, 4, 20, base_sd=0.8, problem_sd=2.0)).standard_error ** 2 for i in range(2000)
+        against_nothing(differences(i, 6, 4, 20, base_sd=0.8, problem_sd=2.0)).standard_error ** 2 for i in range(1000)
     ]
-    assert np.sqrt(np.mean(found)) == pytest.approx(expected, rel=0.05)
+    assert np.sqrt(np.mean(found)) == pytest.approx(expected, rel=0.06)

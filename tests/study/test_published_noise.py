@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, stats
 
 from amir_grpo import metrics
-from amir_grpo.results import tables
+from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.study import published_noise as noise
 
 N = 8
@@ -120,7 +120,7 @@ def test_the_standard_error_is_that_of_evaluations_repeated_on_the_same_problems
 
 @pytest.fixture(scope="module")
 def published():
-    return noise.noise_table(tables.published("table1"), tables.published_sizes())
+    return noise.noise_table(published_table("table1"), published_sizes())
 
 
 def pooled(published, **where):
@@ -180,8 +180,8 @@ def test_a_gain_within_its_noise_needs_no_noise_of_seeds():
 
 
 def test_what_is_missing_is_named():
-    table = tables.published("table1")
+    table = published_table("table1")
     with pytest.raises(ValueError, match="GSM8K"):
         noise.noise_table(table, {"AIME25": 30})
     with pytest.raises(ValueError, match=r"GSM8K.*pass@1 and pass@2 are both needed"):
-        noise.noise_table(table[table["k"] != 2], tables.published_sizes())
+        noise.noise_table(table[table["k"] != 2], published_sizes())
