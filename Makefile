@@ -26,11 +26,11 @@ test: setup
 test-long: setup
 	$(RUN) -m pytest -m long
 
-# every notebook in JupyterLab and the report, in Chromium: the system's, or else the one that Playwright brings
+# every notebook in JupyterLab, the report and the docs, in Chromium: the system's, or else the one that Playwright brings
 test-browser: setup
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser,docs]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$CHROMIUM" || .ci/chromium $(RUN)
-	$(RUN) -m pytest -m browser tests/test_browser.py
+	$(RUN) -m pytest -m browser tests/test_browser.py tests/test_docs.py
 
 # the README's commands without rights, home, network or a writable tree; as root
 test-clean:

@@ -30,6 +30,7 @@ myst_heading_anchors = 3
 smartquotes = False
 
 napoleon_use_ivar = True
+highlight_language = "text"  # of blocks that name no language: commands
 default_role = "code"  # single backticks in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

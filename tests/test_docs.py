@@ -11,8 +11,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tomllib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,7 +150,7 @@ def test_python_block_runs(block, base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(problems, "load_problems", lambda name, split: load_sandbox("sandbox", 16))
     text = block.text.replace('"Qwen/Qwen2.5-0.5B-Instruct"', repr(str(base)))
-    text = text.replace('AmirGRPOConfig("out"', 'AmirGRPOConfig("out", **small')
+    text = re.sub(r'AmirGRPOConfig\(\s*"out"', 'AmirGRPOConfig("out", **small', text)
     names = {"small": SMALL, "__name__": "block"}
     if "use_vllm=True" in text:  # all but the engine, which a CPU machine does not have
         with pytest.raises(ImportError, match="vLLM"):
@@ -291,6 +294,54 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(si
         assert (folder / "notebooks" / f"{path.stem}.html").is_file()
     for name in PROFILES:
         assert name in (folder / "running.html").read_text()
+
+
+@pytest.fixture
+def page(site):
+    """A page of Chromium at the site's first page, served on this machine; every request elsewhere fails."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make test-browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    system = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=site[0]))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=system, args=["--no-sandbox", "--disable-quic"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
+        page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
+        yield page
+        browser.close()
+    server.shutdown()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.browser
+def test_a_reader_searches_the_site_and_follows_the_first_notebook(page):
+    folder = ROOT / "runs" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.locator('input[name="q"]').first.fill("advantage")
+    page.keyboard.press("Enter")
+    result = page.locator("ul.search li a").first
+    result.wait_for()
+    assert "method" in " ".join(page.locator("ul.search li a").evaluate_all("links => links.map(a => a.href)"))
+    page.goto(page.url.rpartition("/")[0] + "/index.html")
+    page.get_by_role("link", name="The method").first.click()
+    assert page.locator("math").count() > 20
+    width, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert width <= room, "a formula or table is wider than the page"
+    page.screenshot(path=folder / "docs-method.png")
+    page.get_by_role("link", name="the notebooks").or_(page.locator('a[href*="00_base_policy"]')).first.click()
+    page.locator("h1").wait_for()
+    assert "notebooks/" in page.url
+    page.screenshot(path=folder / "docs-notebook.png")
+    assert page.locator(".cell_output table").count() >= 1
+    assert not errors
 
 
 # --- version and templates ----------------------------------------------------------------------------------------
