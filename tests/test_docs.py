@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 import amir_grpo
-from amir_grpo import cli, problems
+from amir_grpo import choices, cli, problems
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import PROFILES, settings_of
 
@@ -123,6 +123,12 @@ def test_every_page_is_in_the_table_of_contents():
         assert page.stem == "index" or page.stem in toctrees.splitlines(), (
             f"docs/index.md does not lead to {page.name}"
         )
+
+
+def test_the_method_page_names_every_choice():
+    text = (ROOT / "docs" / "method.md").read_text()
+    for name in (*choices.LAMBDA_SCHEDULES, *choices.LOSS_TYPES, *choices.PAIR_MINING, "linear"):
+        assert f"`{name}`" in text, f"docs/method.md lacks {name}"
 
 
 # --- Python -------------------------------------------------------------------------------------------------------
