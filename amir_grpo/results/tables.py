@@ -155,7 +155,7 @@ def policy_summary(
         for quantity, level in intervals.items():
             row = {"policy": policy, "benchmark": benchmark, "quantity": quantity}
             row |= level.columns("estimate", 1 if quantity in UNSCALED else 100)
-            rows.append(row | {"problems": len(part), "samples": int(n.min())})
+            rows.append(row | {"problems": len(part), "samples": 1 if quantity == "greedy" else int(n.min())})
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
@@ -217,7 +217,8 @@ def comparison_table(
             gain = metrics.paired_gain(values[new], values[old], seed=seed)
             row = {"benchmark": benchmark, "quantity": quantity, "new": new, "old": old}
             row |= {"new_percent": 100 * np.mean(values[new]), "old_percent": 100 * np.mean(values[old])}
-            rows.append(row | gain.columns(scale=100) | {"problems": len(values[new]), "samples": n})
+            drawn = {"problems": len(values[new]), "samples": 1 if quantity == "greedy" else n}
+            rows.append(row | gain.columns(scale=100) | drawn)
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     table["p_holm"] = metrics.holm(table["p_value"])
     return table

@@ -142,7 +142,8 @@ def test_policy_summary_by_hand(samples):
         }
     )
     assert set(zeta["problems"]) == {4}
-    assert set(zeta["samples"]) == {4}
+    assert set(zeta.drop("greedy")["samples"]) == {4}
+    assert zeta.loc["greedy", "samples"] == 1, "one greedy completion was drawn"
     bounded = zeta.drop(index="tokens")
     assert ((bounded["estimate_low"] < bounded["estimate"]) & (bounded["estimate"] < bounded["estimate_high"])).all()
     assert np.isnan(zeta.loc["tokens", "estimate_low"]), (
@@ -198,6 +199,7 @@ def test_comparisons_hold_every_two_policies_and_agree_with_the_main_table(sampl
     assert ours["gain"].tolist() == pytest.approx(main["gain"].tolist())
     assert ours["gain_low"].tolist() == pytest.approx(main["gain_low"].tolist())
     assert ours["p_value"].tolist() == pytest.approx(main["p_value"].tolist())
+    assert set(table.loc[table["quantity"] == "greedy", "samples"]) == {1}
     assert table["p_holm"].tolist() == pytest.approx(metrics.holm(table["p_value"]).tolist())
     pairs = table.loc[table["quantity"] == "greedy"].set_index(["benchmark", "new", "old"])["gain"]
     assert pairs["zeta"].to_dict() == {("grpo", "base"): 25, ("amir_grpo", "base"): 75, ("amir_grpo", "grpo"): 50}
