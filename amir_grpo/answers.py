@@ -1,6 +1,6 @@
-r"""What an answer means: where a completion gives it, and whether it equals the gold one as far as text can tell.
+r"""What an answer means: where a completion gives it, and whether it equals the gold answer as far as text can tell.
 
-Pure functions on text, linear in its length, made for text that nobody has looked at. What they leave open goes to
+Pure functions on untrusted text, linear in its length. What they leave open goes to
 math-verify, in processes that can be killed: see `amir_grpo.grading`.
 """
 
@@ -40,7 +40,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def extract_answer(completion: str) -> str | None:
-    r"""The answer that a completion gives, None where it gives none.
+    r"""The answer that a completion gives; None if it gives none.
 
     It is taken from the last closed ``<answer>`` block: the content of the block's last ``\boxed{}``, or the whole
     block where it has none. Without such a block it is the last ``\boxed{}`` of the completion. Boxes and blocks that
@@ -58,7 +58,7 @@ def extract_answer(completion: str) -> str | None:
 
 
 def decide(answer: str, gold: str) -> bool | None:
-    """Whether an answer equals the gold one where no symbolic parser is needed to tell, else None.
+    """Whether an answer equals the gold answer; None where only a symbolic parser could tell.
 
     Settled here are the same notation (up to spacing and typesetting), two plain numbers or lists of them, an option
     named by its letter, and gold answers that are words; math-verify would read words as products of letters, equal to
@@ -101,7 +101,7 @@ _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]{2,}[A-Za-z]|[A-Z][a-z]{1,2}")
 
 
 def plain_text(answer: str) -> str:
-    """An answer without the typesetting that changes nothing about its meaning. Linear in its length."""
+    """An answer without the typesetting that does not change its meaning. Linear in its length."""
     text = _TYPESETTING.sub(" ", answer)
     text = _SYNONYM.sub(lambda match: _SYNONYMS[match.group()], text)
     text = _TEXT_COMMAND.sub(r" \1 ", text)

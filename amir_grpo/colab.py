@@ -1,4 +1,4 @@
-"""Install the package into a running kernel, such as Colab's, without touching the torch that it brings.
+"""Install the package into a running kernel, such as Colab's, and keep the torch that is there.
 
 Nothing but the standard library and packaging is imported: this runs before the package's dependencies are there.
 """
@@ -13,7 +13,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-# Large, built for the machine's driver, and to stay as they are where they are within bounds.
+# Large, and built for the machine's driver: kept where their versions are within the project's bounds.
 _KEPT = ("torch", "torchvision", "torchaudio", "triton")
 
 
@@ -38,7 +38,7 @@ def install(clone: Path) -> None:
 
 
 def kept(clone: Path) -> list[str]:
-    """Constraints that keep the torch of this kernel and what belongs to it, if it is within the project's bounds."""
+    """Constraints that keep this kernel's torch and the packages that belong to it, if within the project's bounds."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((clone / "pyproject.toml").read_text())["project"]
@@ -50,7 +50,7 @@ def kept(clone: Path) -> list[str]:
 
 
 def imported_before() -> list[str]:
-    """Packages that this kernel has imported in another version than the one that is installed now."""
+    """Packages that this kernel has imported in a version other than the one installed now."""
     imported = {name: getattr(module, "__version__", None) for name, module in sys.modules.items() if "." not in name}
     return [
         f"{name} {before} → {now}"

@@ -44,12 +44,12 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The verdict on one completion; true where the completion is right.
+    """The verdict on one completion. A grade is true if the completion is right.
 
     Attributes:
-        answer: What was graded, None where the completion holds no answer.
+        answer: The text that was graded; None if the completion holds no answer.
         correct: Whether it is right.
-        limit: The limit that the comparison hit, None where it ended by itself.
+        limit: The limit that the comparison hit; None if it ended by itself.
     """
 
     answer: str | None
@@ -211,7 +211,7 @@ def _decide_any(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | No
 
 
 class _Worker:
-    """The parent's side of one worker: a process, its pipes, and the thread that reads what it says."""
+    """The parent's side of one worker: a process, its pipes, and the thread that reads its replies."""
 
     def __init__(self) -> None:
         self._start()

@@ -1,11 +1,11 @@
 r"""The published reward functions, in the form that TRL calls: completions and columns in, a list of floats out.
 
-| function | a completion gets |
+| function | reward of a completion |
 | --- | --- |
 | `correctness` | 2.0 if it is right by `amir_grpo.grading`, which evaluation uses too |
 | `integer_answer` | 0.2 if its answer is an integer |
-| `strict_format` | 0.5 if it keeps exactly to the format |
-| `xml_tags` | 0.025 for each tag that it has once, minus 0.001 a character of trailing text, at most 0.1 |
+| `strict_format` | 0.5 if it follows the format exactly |
+| `xml_tags` | 0.025 for each tag that it has once, minus 0.001 per character of trailing text, at most 0.1 |
 | `arithmetic_claims` | 0.1 for each different true claim such as ``3+4=7``, at most five |
 | `brier` | 1 - (confidence - right)², with calibration only |
 
@@ -18,8 +18,8 @@ trailing text without calibration, and takes a missing confidence for 0.5, which
 
 The margin. Without calibration a right and a wrong completion that are alike in everything else differ by 2.0, and the
 published margin δ = 2.0 is strict: r_i - r_j > δ. TRL adds the rewards in float32, where the difference of two integer
-answers in the right format comes out at 2.0, or a rounding error below, for 0 to 5 claims (on a CPU): the pair is lost.
-What is left are right completions of better form than the wrong ones: with a claim, a tag or an integer more. With
+answers in the right format is 2.0, or a rounding error below it, for 0 to 5 claims (on a CPU): the pair is lost.
+What remains are right completions of better form than the wrong ones, by a claim, a tag or an integer. With
 calibration the difference is 2.0 + 2p - 1 where both state the confidence p: such pairs count if they are confident. All
 rewards but correctness together span 1.4 without calibration, so that a margin from 1.4 to just under 2.0 pairs right
 with wrong only and loses no pair that is alike.
@@ -69,17 +69,17 @@ def _calibrated(function: RewardFunction) -> RewardFunction:
 def correctness(
     completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object
 ) -> list[float]:
-    """2.0 for a completion that is right by the grader of the evaluation."""
+    """2.0 for a completion that is right according to the grader of the evaluation."""
     return [2.0 if grade else 0.0 for grade in grade_many(completion_texts(completions), answer)]
 
 
 def integer_answer(completions: Sequence[Completion], **columns: object) -> list[float]:
-    """0.2 for a completion whose answer is an integer, such as ``-7``, ``1,250`` or ``3.0``; right or not."""
+    """0.2 for a completion whose answer is an integer, right or wrong, such as ``-7``, ``1,250`` or ``3.0``."""
     return [0.2 if _is_integer(extract_answer(text)) else 0.0 for text in completion_texts(completions)]
 
 
 def strict_format(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
-    """0.5 for a completion that keeps exactly to the format; see `has_format`."""
+    """0.5 for a completion that follows the format exactly; see `has_format`."""
     return [0.5 if has_format(text, calibration) else 0.0 for text in completion_texts(completions)]
 
 

@@ -39,7 +39,7 @@ PositiveFloat = Annotated[float, Bounds(above=0)]
 
 @dataclass(frozen=True)
 class _Training:
-    """The settings of a training but for the preference term."""
+    """The settings of a training, except those of the preference term."""
 
     # policy
     model_name: str = _setting(
@@ -61,35 +61,37 @@ class _Training:
     dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math, sandbox or sandbox-large.")
     dataset_split: str = _setting("train", "Split of the training set.")
     dataset_limit: Annotated[int | None, Bounds(above=0)] = _setting(
-        None, "Use the first so many training problems. None: all."
+        None, "Number of training problems to use, from the first. None: all."
     )
     calibration: bool = _setting(False, "Ask for a stated confidence and reward its Brier score.")
     # optimisation
     learning_rate: PositiveFloat = _setting(5e-6, "Peak learning rate.")
     weight_decay: Annotated[float, Bounds(at_least=0)] = _setting(0.1, "Weight decay of AdamW.")
-    max_grad_norm: PositiveFloat = _setting(0.1, "Gradients are clipped to this norm.")
+    max_grad_norm: PositiveFloat = _setting(0.1, "Norm that gradients are clipped to.")
     per_device_train_batch_size: PositiveInt = _setting(
         1,
-        "Completions of a micro-batch on each device. 1 becomes num_generations where a rollout would otherwise not "
-        "hold whole groups: published as 1, that is what Unsloth made of it.",
+        "Completions per micro-batch on each device. 1 becomes num_generations where a rollout would otherwise not "
+        "hold whole groups: the published value is 1, and Unsloth makes that of it.",
     )
-    gradient_accumulation_steps: PositiveInt = _setting(4, "Micro-batches of an optimizer step.")
+    gradient_accumulation_steps: PositiveInt = _setting(4, "Micro-batches per optimizer step.")
     steps_per_generation: Annotated[int | None, Bounds(above=0)] = _setting(
-        None, "Micro-batches of a rollout. None: gradient_accumulation_steps."
+        None, "Micro-batches per rollout. None: gradient_accumulation_steps."
     )
-    max_steps: PositiveInt = _setting(1000, "Optimizer steps.")
+    max_steps: PositiveInt = _setting(1000, "Number of optimizer steps.")
     seed: Annotated[int, Bounds(at_least=0)] = _setting(0, "Seed of everything random.")
-    lr_scheduler_type: str = _setting("cosine", "Learning-rate schedule, by transformers' names.")
+    lr_scheduler_type: str = _setting("cosine", "Learning-rate schedule, by its name in transformers.")
     warmup_ratio: Annotated[float, Bounds(at_least=0, below=1)] = _setting(
-        0.1, "Share of the steps over which the learning rate rises."
+        0.1, "Share of the steps over which the learning rate warms up."
     )
-    optim: str = _setting("adamw_8bit", "Optimizer, by transformers' names. adamw_8bit needs bitsandbytes and a GPU.")
+    optim: str = _setting(
+        "adamw_8bit", "Optimizer, by its name in transformers. adamw_8bit needs bitsandbytes and a GPU."
+    )
     adam_beta1: Annotated[float, Bounds(at_least=0, below=1)] = _setting(0.9, "AdamW's β1.")
     adam_beta2: Annotated[float, Bounds(at_least=0, below=1)] = _setting(0.99, "AdamW's β2.")
     gradient_checkpointing: bool = _setting(True, "Recompute activations in the backward pass to save memory.")
     # rollouts
-    num_generations: Annotated[int, Bounds(at_least=2)] = _setting(8, "G, completions a prompt.")
-    max_prompt_length: PositiveInt = _setting(1024, "Longer prompts lose their beginning, in tokens.")
+    num_generations: Annotated[int, Bounds(at_least=2)] = _setting(8, "G, completions per prompt.")
+    max_prompt_length: PositiveInt = _setting(1024, "Longest prompt, in tokens; longer ones lose their beginning.")
     max_completion_length: PositiveInt = _setting(1024, "Longest completion of a rollout, in tokens.")
     use_vllm: bool = _setting(False, "Draw rollouts with vLLM (GPU only).")
     vllm_mode: str = _setting(
@@ -124,12 +126,14 @@ class _Training:
     loss_type: str = _setting("grpo", "TRL's loss type.", choices=LOSS_TYPES)
     epsilon: PositiveFloat = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
     epsilon_high: Annotated[float | None, Bounds(above=0)] = _setting(None, "Upper clipping range. None: epsilon.")
-    mask_truncated_completions: bool = _setting(False, "Leave completions that were cut out of the loss.")
+    mask_truncated_completions: bool = _setting(False, "Leave truncated completions out of the loss.")
     scale_rewards: str = _setting(
-        "group", "Divide advantages by the standard deviation of: group, batch or none.", choices=SCALE_REWARDS
+        "group",
+        "What advantages are divided by: the standard deviation of the group's rewards, the batch's, or none.",
+        choices=SCALE_REWARDS,
     )
     importance_sampling_level: str = _setting(
-        "token", "Importance ratios by token, or by sequence (GSPO).", choices=IMPORTANCE_SAMPLING_LEVELS
+        "token", "Importance ratios per token, or per sequence (GSPO).", choices=IMPORTANCE_SAMPLING_LEVELS
     )
 
 
@@ -154,12 +158,12 @@ class Settings(_PreferenceOfARun, _Training):
     """
 
     # bookkeeping
-    logging_steps: PositiveInt = _setting(1, "Optimizer steps between two rows of the log.")
+    logging_steps: PositiveInt = _setting(1, "Optimizer steps per row of the log.")
     save_steps: Annotated[int, Bounds(at_least=0)] = _setting(
-        250, "Optimizer steps between two checkpoints, made up to whole rollouts. 0: none."
+        250, "Optimizer steps between checkpoints, rounded up to whole rollouts. 0: no checkpoints."
     )
     save_total_limit: Annotated[int | None, Bounds(above=0)] = _setting(
-        2, "Checkpoints that are kept, the latest. None: all."
+        2, "How many of the latest checkpoints are kept. None: all."
     )
     report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.", choices=TRACKERS)
     # evaluation
@@ -168,17 +172,17 @@ class Settings(_PreferenceOfARun, _Training):
         "Benchmarks, in the order of the tables.",
     )
     eval_limit: Annotated[int | None, Bounds(above=0)] = _setting(
-        None, "Evaluate on the first so many problems of each benchmark. None: all (sandbox: 200)."
+        None, "Number of problems of each benchmark to evaluate on, from the first. None: all (sandbox: 200)."
     )
-    num_samples: PositiveInt = _setting(8, "n, completions a problem.")
-    ks: list[int] = _setting([1, 2, 4], "k of pass@k; none above num_samples.")
+    num_samples: PositiveInt = _setting(8, "n, completions per problem.")
+    ks: list[int] = _setting([1, 2, 4], "The values of k in pass@k, none above num_samples.")
     eval_temperature: PositiveFloat = _setting(0.6, "Sampling temperature of the evaluation.")
     eval_top_p: Annotated[float, Bounds(above=0, at_most=1)] = _setting(
-        1.0, "Nucleus of the evaluation; 1 is the whole distribution."
+        1.0, "Top-p of the evaluation; 1 is the whole distribution."
     )
     eval_max_new_tokens: PositiveInt = _setting(1024, "Longest completion of the evaluation, in tokens.")
     eval_token_budget: PositiveInt = _setting(
-        262_144, "Tokens of one evaluation batch, prompts and completions together; halved where memory runs out."
+        262_144, "Tokens per evaluation batch, prompts and completions together; halved where memory runs out."
     )
     eval_engine: str = _setting(
         "transformers", "What draws the completions of the evaluation: transformers or vllm.", choices=ENGINES
@@ -187,7 +191,9 @@ class Settings(_PreferenceOfARun, _Training):
     base_seed: Annotated[int, Bounds(at_least=0)] = _setting(
         0, "Which base policy of the sandbox; 0 to 5 come with the package, others are made on the spot."
     )
-    sandbox_warmup_steps: PositiveInt = _setting(2000, "Supervised steps that make the sandbox's base policy.")
+    sandbox_warmup_steps: PositiveInt = _setting(
+        2000, "Steps of supervised training that make the sandbox's base policy."
+    )
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(Settings).items():
@@ -197,12 +203,12 @@ class Settings(_PreferenceOfARun, _Training):
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of a rollout on each device."""
+        """Micro-batches per rollout on each device."""
         return self.steps_per_generation or self.gradient_accumulation_steps
 
     @property
     def micro_batch(self) -> int:
-        """Completions of a micro-batch on each device: num_generations where a rollout would not divide into groups."""
+        """Completions per micro-batch on each device: num_generations where a rollout would not divide into groups."""
         whole_groups = self.per_device_train_batch_size * self.micro_batches % self.num_generations == 0
         return self.per_device_train_batch_size if whole_groups else self.num_generations
 

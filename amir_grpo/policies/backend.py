@@ -1,4 +1,4 @@
-"""What loads and speeds up the policy in training: Unsloth where it runs, else transformers with PEFT."""
+"""The backend that loads and speeds up the policy in training: Unsloth where it runs, else transformers with PEFT."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _INSTALL = "pip install -e '.[gpu]' (Linux, NVIDIA GPU)"
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend and the reason for it, as a run records them.
+    """A backend and the reason for choosing it, as a run records them.
 
     Attributes:
         name: unsloth or transformers.
-        why: One clause.
+        why: The reason, in one clause.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Backend:
 
 
 def start_backend(wanted: str) -> Backend:
-    """Choose the backend, and import Unsloth where it is the one: it has to come before TRL, whose classes it rewrites.
+    """Choose the backend, and import Unsloth if that is the one: it has to come before TRL, whose classes it rewrites.
 
     Call this before anything imports `amir_grpo.runs.training` or `amir_grpo.trainer`; a run does.
 
@@ -34,7 +34,7 @@ def start_backend(wanted: str) -> Backend:
             process trains.
 
     Raises:
-        ValueError: If Unsloth is asked for and cannot be had, with the way out.
+        ValueError: If Unsloth is asked for and cannot be used; the message gives the way out.
     """
     if wanted == "transformers":
         return Backend("transformers", "asked for")
@@ -51,14 +51,14 @@ def start_backend(wanted: str) -> Backend:
 def import_early(wanted: str) -> None:
     """Import Unsloth if `start_backend` will choose it, before transformers and PEFT, which it also speeds up.
 
-    Whatever is in its way is left for `start_backend` to say, when a training begins.
+    An obstacle is reported by `start_backend`, when a training begins.
     """
     if wanted != "transformers" and _obstacle(wanted) is None:
         _import_error()
 
 
 def _obstacle(wanted: str) -> tuple[str, str] | None:
-    """Why Unsloth is not to be imported, and what would help; None where nothing is in its way."""
+    """Why Unsloth cannot be imported, and what would help; None where nothing prevents it."""
     if importlib.util.find_spec("unsloth") is None:
         return "Unsloth is not installed", f"Install it: {_INSTALL}."
     if wanted == "auto":
@@ -79,7 +79,7 @@ def _obstacle(wanted: str) -> tuple[str, str] | None:
 def _import_error() -> tuple[str, str] | None:
     try:
         import unsloth  # noqa: F401
-    except Exception as error:  # it runs much code of its own, which fails in many ways
+    except Exception as error:  # it runs much code of its own on import, which can fail in many ways
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"importing it failed ({lines[0][:150]})", f"Reinstall it: {_INSTALL}."
     return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars for weights, which say nothing of interest within a run."""
+    """Hide transformers' progress bars for weights while the block runs."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -70,17 +70,17 @@ def compute_dtype() -> torch.dtype:
     """float32 on a CPU; bfloat16 on a GPU that has it, else float16."""
     if device().type == "cpu":
         return torch.float32
-    # a T4 says that it has it, and emulates it
+    # a T4 reports bfloat16 as supported, but emulates it
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def check_hardware(
     load_in_4bit: bool, optim: str, report_to: str = "none", use_vllm: bool = False, eval_engine: str = "transformers"
 ) -> None:
-    """See before anything is loaded that what the settings ask for is installed and has its GPU.
+    """Check, before anything is loaded, that what the settings ask for is installed and has the GPU that it needs.
 
     Raises:
-        ValueError: If not, with the install command or the setting to change.
+        ValueError: If not; the message gives the install command or the setting to change.
     """
     for name, value, package, extra, instead in (
         ("load_in_4bit", load_in_4bit, load_in_4bit and "bitsandbytes", "gpu", "False"),
@@ -123,8 +123,8 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
 
     Args:
         name: Hub id or folder of the base policy.
-        adapter: Folder of a PEFT adapter, whichever backend has saved it.
-        loading: 4 bits or not, and what is trusted.
+        adapter: Folder of a PEFT adapter, saved by either backend.
+        loading: In 4 bits or not, and what is trusted.
 
     Raises:
         ValueError: If 4 bits are asked for without a GPU or bitsandbytes.
@@ -166,7 +166,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
 
 
 def is_sharded() -> bool:
-    """Whether FSDP or DeepSpeed place the weights themselves, as `accelerate launch` says."""
+    """Whether FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
     return any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
 
 
@@ -176,12 +176,12 @@ def load_by_unsloth(
     """The policy with a fresh LoRA adapter, from Unsloth's FastLanguageModel; `amir_grpo.policies.backend` has imported it.
 
     Args:
-        name: Hub id or folder of the base policy; Unsloth's own copies of it are not taken in its place.
-        loading: 4 bits or not, and what is trusted.
+        name: Hub id or folder of the base policy; Unsloth does not replace it with a copy of its own.
+        loading: In 4 bits or not, and what is trusted.
         lora: The adapter's rank, alpha and targets.
         max_seq_length: Longest prompt and completion together, in tokens.
-        gradient_checkpointing: Recompute activations, by Unsloth's own way of it.
-        seed: Of the adapter's first weights.
+        gradient_checkpointing: Recompute activations, in Unsloth's own way.
+        seed: Seed of the adapter's initial weights.
 
     Raises:
         OSError: If the policy cannot be loaded.
@@ -213,9 +213,9 @@ def load_by_unsloth(
 
 
 def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
-    """Cast what is trained to float32: a loss scaler cannot unscale gradients in 16 bits.
+    """Cast the trained weights to float32: a loss scaler cannot unscale gradients in 16 bits.
 
-    For float16, on cards without bfloat16; TRL casts the adapters of a 4-bit policy to bfloat16 there, too.
+    Needed for float16, on cards without bfloat16, where TRL casts the adapters of a 4-bit policy to bfloat16.
     """
     for parameter in policy.parameters():
         if parameter.requires_grad:
@@ -228,9 +228,10 @@ def lora_config(
     """LoRA without dropout, as published: by default on all linear projections of attention and MLP.
 
     Args:
-        rank, alpha: Its rank, and alpha / rank its scale.
+        rank: Rank of the adapter.
+        alpha: The adapter's scale is alpha / rank.
         targets: Names of the projections that get an adapter.
-        policy: What it will be put on. The vision tower of one that has it gets no adapter: no image is shown.
+        policy: The policy that gets the adapter. A vision tower gets none, since no image is shown.
     """
     from peft import LoraConfig
 

@@ -1,7 +1,7 @@
-"""Before a training starts: how much GPU memory it will take, part by part, how long, and whether it fits.
+"""How much GPU memory a training will take, part by part, how long it will take, and whether it fits.
 
-The training pass is not estimated by formulas but gone through on PyTorch's meta device, which knows shapes and holds no
-numbers: the policy at its full size with its adapters, one micro-batch forward and backward, and a count of what is alive.
+The training pass is not estimated by formulas but run on PyTorch's meta device, which knows shapes and holds no numbers:
+the policy at its full size with its adapters, one micro-batch forward and backward, and a count of the tensors alive.
 Weights, optimizer and KV cache are arithmetic. So a plan takes seconds and needs neither the weights nor a GPU.
 """
 
@@ -32,9 +32,9 @@ class Card:
     """A GPU, by its data sheet.
 
     Attributes:
-        memory: What a process can allocate, GiB.
-        tflops: Of dense 16-bit matrix products, 10^12 a second.
-        bandwidth: Of its memory, GB a second.
+        memory: Memory that a process can allocate, GiB.
+        tflops: Speed of dense 16-bit matrix products, 10^12 operations per second.
+        bandwidth: Memory bandwidth, GB per second.
         bf16: Whether it computes in bfloat16, else in float16.
     """
 
@@ -100,11 +100,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 _CONTEXT = 0.6  # GiB: CUDA's context and the kernels' code and workspaces
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, and a scale for each 64, quantised in turn
-# What generation keeps of its logits at a time: the policy's, in float32, scaled, their softmax, and a recorder's.
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, and a scale for each 64, quantised in turn
+# Copies of the logits that generation holds at once: the policy's, in float32, scaled, their softmax, a recorder's.
 _LOGIT_COPIES = 4
-# Of the time: shares of the data sheet that training and decoding reach, and the least time of a layer in transformers'
-# generate. Assumed, not measured here.
+# For the time: the shares of the data sheet's figures that training and decoding reach, and the least time per layer when
+# decoding. Assumed, not measured.
 _TRAIN_SHARE, _READ_SHARE, _LAYER_SECONDS = 0.35, 0.5, 0.8e-3
 
 
@@ -113,12 +113,12 @@ class Plan:
     """The estimate for one training.
 
     Attributes:
-        settings: What is planned.
+        settings: The settings of the training.
         parts: GiB on each GPU, by part: weights, adapters, gradients, optimizer, activations, logits, KV cache,
             generation logits, CUDA context.
-        parameters: Of the policy, without the adapter.
-        trained: Of the adapter.
-        layers: Decoder layers.
+        parameters: Number of parameters of the policy, without the adapter.
+        trained: Number of parameters of the adapter.
+        layers: Number of decoder layers.
     """
 
     settings: Settings
@@ -139,7 +139,7 @@ class Plan:
 
     @property
     def peak(self) -> float:
-        """GiB at the peak of all."""
+        """GiB at the higher of the two peaks."""
         return max(self.training, self.rollout)
 
     @property
@@ -147,11 +147,11 @@ class Plan:
         return sum(self.parts[name] for name in ("weights", "adapters", "gradients", "optimizer", "CUDA context"))
 
     def fits(self, card: Card) -> bool:
-        """Whether the peak leaves a twentieth of the card's memory to fragmentation."""
+        """Whether the peak leaves a twentieth of the card's memory for fragmentation."""
         return self.peak <= 0.95 * card.memory
 
     def step_seconds(self, card: Card) -> float:
-        """Seconds of an optimizer step, if every completion is as long as it may be. Rough: see the module's constants."""
+        """Seconds per optimizer step if every completion is as long as allowed. Rough: see the module's constants."""
         s = self.settings
         completions = _rollout(s)
         tokens = completions * (s.max_prompt_length + s.max_completion_length)
@@ -168,7 +168,7 @@ class Plan:
         return self.step_seconds(card) * self.settings.max_steps / 3600
 
     def ways_out(self, card: Card) -> str:
-        """Which setting to change where it does not fit, the one that takes most first; empty where it fits."""
+        """The setting to change where the training does not fit, by what takes most memory; empty where it fits."""
         if self.fits(card):
             return ""
         s = self.settings
@@ -201,9 +201,9 @@ def plan(settings: Settings, bf16: bool = True, bits: int = 16) -> Plan:
     """Plan the training of one method; both take the same.
 
     Args:
-        settings: Of the run. A policy whose shape is not known offline is looked up, on the Hub or in its folder.
+        settings: Settings of the run. A policy whose shape is not known offline is looked up, on the Hub or in its folder.
         bf16: Whether the card computes in bfloat16, else in float16.
-        bits: Of a number in computation; 32 on a CPU.
+        bits: Bits per number in computation; 32 on a CPU.
 
     Raises:
         OSError: If the shape of the policy cannot be found.
@@ -242,7 +242,7 @@ def plan(settings: Settings, bf16: bool = True, bits: int = 16) -> Plan:
 
 
 def policy_width(policy: torch.nn.Module) -> int:
-    """Bytes of a trained parameter, as it is on the meta device."""
+    """Bytes per trained parameter on the meta device."""
     return next(p.element_size() for p in policy.parameters() if p.requires_grad)
 
 
@@ -257,7 +257,7 @@ def profile_for(card: Card | None) -> str:
 
 
 def card_here() -> Card | None:
-    """The GPU of this process; None without one. Its speed is that of the nearest card that is known."""
+    """The GPU of this process, None without one. Its speed is taken from the most similar card that is known."""
     if not torch.cuda.is_available():
         return None
     name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
@@ -310,7 +310,7 @@ def _policy_on_meta(settings: Settings, dtype: torch.dtype) -> tuple[PreTrainedM
 
 
 def _cache_of_a_completion(config: PretrainedConfig, settings: Settings) -> int:
-    """Numbers that the KV cache of one completion holds at its end."""
+    """Numbers that the KV cache holds for one finished completion."""
     length = settings.max_prompt_length + settings.max_completion_length
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
@@ -320,7 +320,7 @@ def _cache_of_a_completion(config: PretrainedConfig, settings: Settings) -> int:
 
 
 def _peak_of_a_pass(policy: PreTrainedModel, micro_batch: int, prompt: int, completion: int) -> float:
-    """Bytes alive at the peak of forward and backward, beside the parameters; with the gradients of the adapter."""
+    """Bytes alive at the peak of forward and backward, with the adapter's gradients and without the parameters."""
     length = prompt + completion
     parameters = {p.untyped_storage()._cdata for p in policy.parameters()}
     with torch.device("meta"), _Alive(parameters) as alive:
@@ -333,7 +333,7 @@ def _peak_of_a_pass(policy: PreTrainedModel, micro_batch: int, prompt: int, comp
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and their most."""
+    """Counts the bytes of all tensors that are alive, and their peak."""
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()
@@ -382,19 +382,19 @@ def _attention(module, query, key, value, attention_mask, **options):
 
 
 def plan_here(settings: Settings) -> Plan:
-    """The plan for the GPU of this process, or, without one, for a card that computes in bfloat16."""
+    """The plan for the GPU of this process or, without one, for a card that computes in bfloat16."""
     here = card_here()
     return plan(settings, here is None or here.bf16)
 
 
 def cards_here() -> dict[str, Card]:
-    """The GPU of this process, or, without one, the cards that are known."""
+    """The GPU of this process or, without one, all known cards."""
     here = card_here()
     return {here.name: here} if here else CARDS
 
 
 def planned(profile: str, settings: Settings) -> str:
-    """A plan as text: the parts, the card of this process or all that are known, and what to change."""
+    """A plan as text: the parts, the card of this process or all known ones, and what to change."""
     made = plan_here(settings)
     lines = [
         f"Profile {profile}: {settings.model_name}, {made.parameters / 1e6:,.0f}M parameters, the adapter's "

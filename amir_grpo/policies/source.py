@@ -58,9 +58,10 @@ class PolicySource:
     adapter: Path | None = None
 
     def weights_hash(self) -> str:
-        """Hash of the adapter's safetensors, or of the base's: 8 hexadecimal digits.
+        """Hash of the adapter's safetensors, or of the base's where there is none: 8 hexadecimal digits.
 
-        Of their content, or of size and time where that is over 1 GB; of the name where the base is on the Hub.
+        Files are hashed by their content, or by size and time of change if larger than 1 GB; a base on the Hub by its
+        name.
         """
         folder = self.adapter or Path(self.base)
         digest = hashlib.sha256()
@@ -102,8 +103,8 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
     """Policies by name, from words such as ``runs/a/grpo`` (named after the folder) or ``mine=runs/a/grpo``.
 
     Raises:
-        ValueError: If two have the same name, or a name is not fit for a folder.
-        FileNotFoundError: As of `find_policy`.
+        ValueError: If two have the same name, or a name cannot name a folder.
+        FileNotFoundError: As raised by `find_policy`.
     """
     found: dict[str, PolicySource] = {}
     for word in words:
@@ -141,8 +142,8 @@ def base_of_adapter(folder: Path) -> str:
     """Hub id or folder of the policy that an adapter was trained on.
 
     Raises:
-        FileNotFoundError: If that is a folder which is not there any more.
-        ValueError: If the adapter does not say.
+        FileNotFoundError: If that is a folder that no longer exists.
+        ValueError: If the adapter does not name its base.
     """
     path = Path(folder) / "adapter_config.json"
     try:
