@@ -1,5 +1,6 @@
 """The project's own files agree with one another, and the README's claims with the kept results."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -158,3 +159,22 @@ def test_the_published_numbers_are_complete():
     table = pd.read_csv(ROOT / "data" / "published" / "table1.csv")
     assert len(table) == 7 * 3 * 3
     assert ((table["amir_grpo"] > table["grpo"]).sum(), (table["amir_grpo"] < table["grpo"]).sum()) == (57, 6)
+
+
+# A module that is imported under another name than its distribution has.
+DISTRIBUTIONS = {"IPython": "ipython", "math_verify": "math-verify", "yaml": "pyyaml"}
+
+
+def test_what_is_imported_is_declared():
+    """Lazy imports, too; optional are what the extras name."""
+    imported = set()
+    for path in (ROOT / "amir_grpo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    imported -= {"amir_grpo", *sys.stdlib_module_names}
+    declared = {canonicalize_name(name) for name in requirements("gpu", "vllm")}
+    assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported} <= declared
+    assert len(imported) > 20

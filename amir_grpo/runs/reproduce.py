@@ -16,7 +16,7 @@ import pandas as pd
 
 from amir_grpo.choices import METHODS
 from amir_grpo.results import formatting, report
-from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.locations import notebooks_folder
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
 
@@ -70,9 +70,7 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
         NotebookError: If a notebook fails.
         Busy: If another process reproduces into the same folder.
     """
-    folder = project_root() / "notebooks"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not there: run this from a clone of the repository.")
+    folder = notebooks_folder()
     started = time.perf_counter()
     parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
     with locked(run.folder, "reproduce"):

@@ -279,7 +279,7 @@ def test_published_tables():
 
 
 def test_published_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Clone the repository"):
+    with pytest.raises(FileNotFoundError, match="Give a folder that holds table1"):
         published_table("table1", folder=tmp_path)
     with pytest.raises(ValueError, match="coverage"):
         published_table("table2")
