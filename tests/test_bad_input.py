@@ -204,7 +204,7 @@ def test_spoilt_run_folders(spoil, named, folder, sampled, capsys, nothing_expen
         shutil.rmtree(folder / "samples")
     monkeypatch.setattr(experiment.Run, "train", lambda *_: None)
     settings = [f"--{k}={' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in tiny(sampled).items()]
-    message = refused(capsys, EVALUATE, "--run_dir", folder, *settings, "--benchmarks", "chain3")
+    message = refused(capsys, EVALUATE, "--run_dir", folder, *settings, "--seed", "0", "--benchmarks", "chain3")
     at_most_three_lines(message)
     for part in named:
         assert part in message

@@ -19,7 +19,13 @@ from amir_grpo.sandbox.problems import chain_answer, load_sandbox
 from amir_grpo.settings import Settings
 
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
-COMMANDS = ("reproduce", "train", "evaluate", "figures")
+WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
+WITHOUT = {
+    "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public"},
+    "verify": set(),
+    "figures": {"profile", "run_dir"},
+}
+COMMANDS = (*WITH_SETTINGS, *WITHOUT)
 
 
 def overrides(*arguments, command="train"):
@@ -36,15 +42,31 @@ def failure(capsys, *arguments):
 # --- help and refusals ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_lists_every_setting(command, capsys):
+def options_in_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
     assert caught.value.code == 0
     words = capsys.readouterr().out.replace(",", " ").split()
-    own = {"train": ["method", "model_dir"], "evaluate": ["model_dir"]}.get(command, [])
-    for name in [*(field.name for field in fields(Settings)), "profile", "run_dir", *own]:
-        assert f"--{name}" in words, name
+    return {word.removeprefix("--") for word in words if word.startswith("--") and "-" not in word[2:]} - {"help"}
+
+
+@pytest.mark.parametrize("command", WITH_SETTINGS)
+def test_help_lists_every_setting(command, capsys):
+    own = {"train": ["method", "model_dir", "run_dir"], "evaluate": ["model_dir", "run_dir"]}.get(command, [])
+    wanted = {*(field.name for field in fields(Settings)), "profile", *own}
+    assert wanted <= options_in_help(command, capsys)
+
+
+@pytest.mark.parametrize("command", WITHOUT)
+def test_help_lists_no_option_that_the_command_does_not_take(command, capsys):
+    assert options_in_help(command, capsys) == WITHOUT[command]
+
+
+def test_a_setting_given_to_a_command_that_takes_none_is_refused(tmp_path, capsys):
+    code, message = failure(capsys, "figures", "--run_dir", tmp_path / "run", "--max_steps", "2")
+    assert code == 2
+    assert "Unknown option 'max_steps'" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_lists_the_commands(capsys):
@@ -133,7 +155,7 @@ def test_none_can_be_said(name):
 
 def test_options_of_one_command_are_no_settings():
     options, changed = cli._parse("train", ["--method", "grpo", "--model_dir", "here", "--seed", "1"])
-    assert (options.method, options.model_dir, options.profile, options.run_dir) == ("grpo", "here", "sandbox", None)
+    assert (options.method, options.model_dir, options.profile, options.run_dir) == ("grpo", "here", None, None)
     assert changed == {"seed": 1}
 
 
@@ -289,6 +311,18 @@ def test_training_again_repeats_nothing(trained, call, monkeypatch, capsys):
     monkeypatch.setattr(training, "train", never)
     call("train", "--method", "grpo")
     assert "grpo: reward" in capsys.readouterr().out
+
+
+def test_a_run_folder_alone_is_enough(trained, capsys):
+    """It was trained with settings that no profile has."""
+    before = (trained / "config.json").read_text()
+    cli.main(["evaluate", "--run_dir", str(trained), "--dataset_name", "chain3"])
+    assert "pass@1" in capsys.readouterr().out
+    cli.main(["evaluate", "--run_dir", str(trained), "--dataset_name", "chain3", "--max_steps", "2"])
+    assert (trained / "config.json").read_text() == before
+    code, message = failure(capsys, "evaluate", "--run_dir", trained, "--max_steps", "3")
+    assert code == 2
+    assert "max_steps was 2, is now 3" in message
 
 
 def test_changed_setting_in_the_same_folder_is_refused(trained, runs, call, capsys):

@@ -93,11 +93,7 @@ def hub(monkeypatch):
 
 
 def arguments(run, *more):
-    changed = ("sandbox_warmup_steps", "max_steps", "per_device_train_batch_size", "dataset_limit", "eval_limit")
-    changed += ("max_completion_length", "reward_margin", "eval_max_new_tokens")
-    settings = [f"--{name}={getattr(run.settings, name)}" for name in changed]
-    benchmarks = ["--benchmarks", *run.settings.benchmarks]
-    return ["export", "--run_dir", str(run.folder), *settings, *benchmarks, *map(str, more)]
+    return ["export", "--run_dir", str(run.folder), *map(str, more)]
 
 
 def test_a_push_is_private_unless_asked_for_and_gives_no_token(run, hub, tmp_path, capsys):

@@ -1,19 +1,23 @@
-"""The command line: train, evaluate, figures and reproduce, the same functions as the notebooks.
+"""The command line: the same functions as the notebooks.
 
-Every setting of `amir_grpo.settings.Settings` is an option, parsed from the dataclass by transformers'
-HfArgumentParser; what is not given comes from the profile.
+Where a command takes settings, every setting of `amir_grpo.settings.Settings` is an option, parsed from the dataclass by
+transformers' HfArgumentParser; what is not given comes from the run folder, or from the profile where that is new.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import shutil
 import sys
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amir_grpo.choices import METHODS, check_names
+from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
 from amir_grpo.settings import PROFILES, Settings
@@ -21,25 +25,25 @@ from amir_grpo.system.files import check_folder
 from amir_grpo.system.locks import Busy
 from amir_grpo.system.processes import is_main, leave_process_group, world_size
 
-_ABOUT = {
-    "reproduce": "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
-    "plan": "Estimate the GPU memory and the time of a training, without a GPU.",
-    "train": "Train one method into the run folder.",
-    "evaluate": "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
-    "evidence": "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
-    "export": "Save a trained policy with a model card, and upload it to the Hub where asked for.",
-    "verify": "Compare two run folders and name the first difference.",
-    "figures": "Draw the figures of a run that has been evaluated, and its report.",
-}
-
+if TYPE_CHECKING:
+    from amir_grpo.runs.run import Run
 
 _PROFILE_NAMES = ", ".join([*PROFILES, "auto (by the GPU)"])
 
 
 @dataclass
 class _RunOptions:
-    profile: str = field(default="sandbox", metadata={"help": f"Where the settings start from: {_PROFILE_NAMES}."})
-    run_dir: str | None = field(default=None, metadata={"help": "Run folder. Default: runs/<profile>."})
+    profile: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Where the settings of a new run start from: {_PROFILE_NAMES}. Default: the run folder's own, or "
+            "sandbox where it is new."
+        },
+    )
+    run_dir: str | None = field(
+        default=None,
+        metadata={"help": "Run folder; one that exists supplies its own settings. Default: runs/<profile>."},
+    )
 
 
 @dataclass
@@ -93,55 +97,38 @@ class _EvidenceOptions:
 
 @dataclass
 class _VerifyOptions:
-    runs: list[str] | None = field(default=None, metadata={"help": "The two run folders."})
-
-
-_OPTIONS: dict[str, type] = {
-    "reproduce": _RunOptions,
-    "plan": _PlanOptions,
-    "train": _TrainOptions,
-    "evaluate": _EvaluateOptions,
-    "evidence": _EvidenceOptions,
-    "export": _ExportOptions,
-    "verify": _VerifyOptions,
-    "figures": _RunOptions,
-}
+    runs: list[str]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit code 2, and a message of a few lines, for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
     top = argparse.ArgumentParser(prog="amir_grpo", description=__doc__.splitlines()[0])
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for name, about in _ABOUT.items():
-        commands.add_parser(name, help=about, add_help=False)
-    command = top.parse_known_args(arguments[:1])[0].command
+    names = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in _COMMANDS.items():
+        names.add_parser(name, help=command.about, add_help=False)
+    name = top.parse_known_args(arguments[:1])[0].command
+    command, arguments = _COMMANDS[name], arguments[1:]
     try:
-        arguments = arguments[1:]
-        if command == "verify":  # its folders stand alone, as those of diff do
-            arguments = ["--runs", *arguments] if arguments and not arguments[0].startswith("-") else arguments
-        if command == "train":
+        if name == "train":
             _import_backend(arguments)
-        options, overrides = _parse(command, arguments)
-        if world_size() > 1 and command != "train":
+        options, overrides = _parse(name, arguments)
+        if world_size() > 1 and name != "train":
             raise ValueError(
-                f"{command} runs in one process, and was started in {world_size()}: only train takes several.\n"
-                f"Start it as `python -m amir_grpo {command} …`."
+                f"{name} runs in one process, and was started in {world_size()}: only train takes several.\n"
+                f"Start it as `python -m amir_grpo {name} …`."
             )
-        run = {
-            "reproduce": _reproduce,
-            "plan": _plan,
-            "train": _train,
-            "evaluate": _evaluate,
-            "evidence": _evidence,
-            "export": _export,
-            "verify": _verify,
-            "figures": _figures,
-        }
-        run[command](options, overrides)
+        if command.takes_settings:
+            command.run(options, overrides)
+        else:
+            command.run(options)
     except (ValueError, OSError, MemoryError, Busy) as error:
-        print(f"amir_grpo {command}: {_in_three_lines(error)}", file=sys.stderr)
+        print(f"amir_grpo {name}: {_in_three_lines(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _parse(name: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
+    return parse(name, _COMMANDS[name], arguments)
 
 
 def _in_three_lines(error: BaseException) -> str:
@@ -152,84 +139,19 @@ def _in_three_lines(error: BaseException) -> str:
 
 
 def _import_backend(arguments: list[str]) -> None:
-    """Unsloth is to be imported before transformers, which reads the options."""
+    """Import Unsloth, where it is the backend, before transformers, which reads the options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--profile", default=_RunOptions.profile)
-    parser.add_argument("--backend")
+    for option in ("--profile", "--run_dir", "--backend"):
+        parser.add_argument(option)
     known = parser.parse_known_args(arguments)[0]
-    import_early(known.backend or PROFILES.get(known.profile, {}).get("backend", Settings.backend))
+    backend = known.backend
+    if backend is None and known.run_dir:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # opening the run will name the trouble
+            backend = json.loads((Path(known.run_dir).expanduser() / "config.json").read_text())["settings"]["backend"]
+    import_early(backend or PROFILES.get(known.profile or "sandbox", {}).get("backend", Settings.backend))
 
 
-def _parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
-    """The command's own options, and the settings given on the command line (and no others)."""
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(
-        [_OPTIONS[command], _optional_settings()],
-        prog=f"amir_grpo {command}",
-        usage="%(prog)s [--option value ...]",
-        description=_ABOUT[command],
-        allow_abbrev=False,
-        formatter_class=argparse.HelpFormatter,
-    )
-    arguments, none = _without_none(arguments)
-    parsed, unknown = parser.parse_known_args(arguments)
-    valid = sorted({a.dest for a in parser._actions if a.dest != "help" and not a.dest.startswith("no_")})
-    check_names("setting", [argument.lstrip("-").split("=")[0] for argument in unknown], valid)
-    values = vars(parsed)
-    own = {f.name for f in fields(_OPTIONS[command])}
-    options = _OPTIONS[command](**{name: values[name] for name in own})
-    overrides = {n: v for n, v in values.items() if n not in own and v is not None}
-    return options, overrides | none
-
-
-def _without_none(arguments: list[str]) -> tuple[list[str], dict[str, None]]:
-    """The arguments without pairs like ``--eval_limit none`` for settings that may be None, and those settings."""
-    import typing
-
-    may_be_none = {n for n, kind in typing.get_type_hints(Settings).items() if type(None) in typing.get_args(kind)}
-    rest, none = [], {}
-    words = iter(arguments)
-    for word in words:
-        name, _, value = word.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if word.startswith("--") and name in may_be_none:
-            value = value or next(words, "")
-            if value.lower() == "none":
-                none[name] = None
-                continue
-            word = f"--{name}={value}"
-        rest.append(word)
-    return rest, none
-
-
-def _optional_settings() -> type:
-    """Settings with None for every default, so that what the user gave can be told from what was left out."""
-    import typing
-
-    hints = typing.get_type_hints(Settings)
-    columns = [
-        # a plain bool, so that HfArgumentParser lets the option stand alone: --calibration
-        (
-            f.name,
-            bool if hints[f.name] is bool else hints[f.name] | None,
-            field(
-                default=None,
-                metadata={"help": f"{f.metadata['help']} (paper-qwen3b: {_default(f)})".replace("%", "%%")},
-            ),
-        )
-        for f in fields(Settings)
-    ]
-    return make_dataclass("OptionalSettings", columns)
-
-
-def _default(setting: Field) -> str:
-    """The default of a setting, which is the value of profile paper-qwen3b, as the command line would be given it."""
-    value = setting.default_factory() if setting.default is MISSING else setting.default
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _open(options: _RunOptions, overrides: dict[str, Any]):
+def _open(options: _RunOptions, overrides: Mapping[str, Any] | None = None) -> Run:
     from amir_grpo.runs.run import open_run
 
     return open_run(options.profile, options.run_dir, overrides)
@@ -327,12 +249,12 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     print(f"\nTables: {results}")
 
 
-def _export(options: _ExportOptions, overrides: dict[str, Any]) -> None:
+def _export(options: _ExportOptions) -> None:
     from amir_grpo.runs import export as publish
 
     if options.push_to:
         publish.check_push(options.push_to)
-    run = _open(options, overrides)
+    run = _open(options)
     if options.out:
         out = Path(options.out).expanduser()
     else:  # the run's own, made anew
@@ -343,10 +265,10 @@ def _export(options: _ExportOptions, overrides: dict[str, Any]) -> None:
         print(f"Uploaded: {publish.push(out, options.push_to, private=not options.public)}")
 
 
-def _verify(options: _VerifyOptions, overrides: dict[str, Any]) -> None:
+def _verify(options: _VerifyOptions) -> None:
     from amir_grpo.runs.verify import first_difference
 
-    folders = [Path(folder).expanduser().resolve() for folder in options.runs or ()]
+    folders = [Path(folder).expanduser().resolve() for folder in options.runs]
     if len(folders) != 2:
         raise ValueError(f"verify compares two run folders, and got {len(folders)}: amir_grpo verify runs/a runs/b.")
     difference = first_difference(*folders)
@@ -356,10 +278,10 @@ def _verify(options: _VerifyOptions, overrides: dict[str, Any]) -> None:
     print("The same: settings, problems, policies, completions, scores, tables and figures.")
 
 
-def _figures(options: _RunOptions, overrides: dict[str, Any]) -> None:
+def _figures(options: _RunOptions) -> None:
     from amir_grpo.results import report
 
-    run = _open(options, overrides)
+    run = _open(options)
     for path in report.draw(run):
         print(path)
     print(report.write(run))
@@ -374,3 +296,43 @@ def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
         if error.mendable:
             raise ValueError(str(error)) from error
         raise SystemExit(f"amir_grpo reproduce: {error}") from error
+
+
+_COMMANDS = {
+    "reproduce": Command(
+        "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
+        _RunOptions,
+        _reproduce,
+    ),
+    "plan": Command("Estimate the GPU memory and the time of a training, without a GPU.", _PlanOptions, _plan),
+    "train": Command("Train one method into the run folder.", _TrainOptions, _train),
+    "evaluate": Command(
+        "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
+        _EvaluateOptions,
+        _evaluate,
+    ),
+    "evidence": Command(
+        "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
+        _EvidenceOptions,
+        _evidence,
+    ),
+    "export": Command(
+        "Save a trained policy with a model card, and upload it to the Hub where asked for.",
+        _ExportOptions,
+        _export,
+        takes_settings=False,
+    ),
+    "verify": Command(
+        "Compare two run folders and name the first difference.",
+        _VerifyOptions,
+        _verify,
+        takes_settings=False,
+        arguments={"runs": {"nargs": "*", "metavar": "RUN_DIR", "help": "The two run folders."}},
+    ),
+    "figures": Command(
+        "Draw the figures of a run that has been evaluated, and its report.",
+        _RunOptions,
+        _figures,
+        takes_settings=False,
+    ),
+}
