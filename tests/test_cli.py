@@ -24,6 +24,7 @@ WITHOUT = {
     "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public"},
     "verify": set(),
     "figures": {"profile", "run_dir"},
+    "notebooks": set(),
 }
 COMMANDS = (*WITH_SETTINGS, *WITHOUT)
 
@@ -323,6 +324,17 @@ def test_a_run_folder_alone_is_enough(trained, capsys):
     code, message = failure(capsys, "evaluate", "--run_dir", trained, "--max_steps", "3")
     assert code == 2
     assert "max_steps was 2, is now 3" in message
+
+
+def test_notebooks_are_written_out_and_none_is_overwritten(tmp_path, capsys):
+    cli.main(["notebooks", str(tmp_path / "mine")])
+    written = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert written == sorted(path.name for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+    (tmp_path / "mine" / written[0]).write_text("changed")
+    code, message = failure(capsys, "notebooks", tmp_path / "mine")
+    assert code == 2
+    assert written[0] in message
+    assert (tmp_path / "mine" / written[0]).read_text() == "changed"
 
 
 def test_changed_setting_in_the_same_folder_is_refused(trained, runs, call, capsys):

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
 from amir_grpo.settings import PROFILES, Settings
-from amir_grpo.system.files import check_folder
+from amir_grpo.system.files import atomic_write, check_folder
 from amir_grpo.system.locks import Busy
 from amir_grpo.system.processes import is_main, leave_process_group, world_size
+from amir_grpo.system.shipped import shipped
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
@@ -98,6 +100,11 @@ class _EvidenceOptions:
 @dataclass
 class _VerifyOptions:
     runs: list[str]
+
+
+@dataclass
+class _NotebooksOptions:
+    folder: str
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -298,6 +305,18 @@ def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
         raise SystemExit(f"amir_grpo reproduce: {error}") from error
 
 
+def _notebooks(options: _NotebooksOptions) -> None:
+    folder = Path(options.folder).expanduser().resolve()
+    check_folder(folder, "folder")
+    notebooks = sorted(shipped("notebooks").glob("*.ipynb"))
+    there = [path.name for path in notebooks if (folder / path.name).exists()]
+    if there:
+        raise FileExistsError(f"{folder} holds {there[0]} already, which may have been changed: give another folder.")
+    for path in notebooks:
+        atomic_write(folder / path.name, partial(shutil.copy2, path))
+    print(f"{len(notebooks)} notebooks written. Open them: jupyter lab {folder}")
+
+
 _COMMANDS = {
     "reproduce": Command(
         "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
@@ -334,5 +353,12 @@ _COMMANDS = {
         _RunOptions,
         _figures,
         takes_settings=False,
+    ),
+    "notebooks": Command(
+        "Write the notebooks into a folder, to be opened in JupyterLab.",
+        _NotebooksOptions,
+        _notebooks,
+        takes_settings=False,
+        arguments={"folder": {"metavar": "DIR", "help": "Gets the notebooks."}},
     ),
 }
