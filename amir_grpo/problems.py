@@ -17,7 +17,6 @@ which no commit is known to us, is read at ``"main"``. Give `load_problems` a ``
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any
 from datasets import Dataset, Features, Value, load_dataset
 
 from amir_grpo.answers import last_boxed
+from amir_grpo.choices import check_names
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON, load_sandbox
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"
@@ -148,13 +148,8 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def _entry(name: str) -> ProblemSet:
-    entry = BENCHMARKS.get(name) or TRAINING_SETS.get(name)
-    if entry is None:
-        names = sorted({*BENCHMARKS, *TRAINING_SETS, *ALL_FAMILIES, *TRAINED_ON})
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"There is no set of problems named {name!r}.{hint}\nChoose one of {', '.join(names)}.")
-    return entry
+    check_names("set of problems", [name], sorted({*BENCHMARKS, *TRAINING_SETS, *ALL_FAMILIES, *TRAINED_ON}))
+    return BENCHMARKS.get(name) or TRAINING_SETS[name]
 
 
 # --- sources ------------------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     one_error(raised, "'math50'", "Did you mean 'math500'?", "olympiadbench", "sandbox", *FAMILIES)
     with pytest.raises(ValueError) as raised:
         load_problems("qqqqqq")
-    one_error(raised, "Choose one of")
+    one_error(raised, "Valid: ")
 
 
 def test_a_missing_mirror_file_is_named(tmp_path):
