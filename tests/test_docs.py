@@ -221,7 +221,7 @@ def test_commands_name_what_there_is():
             arguments = None if why_not(line) else check_command(words)
             if arguments and arguments[0] not in ("--help", "verify") and "--help" not in arguments:
                 options, changed = cli._parse(arguments[0], list(arguments[1:]))
-                profile = options.profile if options.profile != "auto" else "sandbox"
+                profile = "sandbox" if options.profile in (None, "auto") else options.profile
                 if arguments[0] == "evaluate":
                     benchmark = changed.pop("dataset_name", None)
                     assert benchmark is None or benchmark in (*problems.BENCHMARKS, *settings_of(profile).benchmarks)
