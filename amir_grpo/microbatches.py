@@ -59,7 +59,8 @@ class TrimmedMicroBatches:
             or self.top_entropy_quantile < 1.0
             or self._entropy_bonus_enabled
             or self.aux_loss_enabled
-            or "pixel_values" in self._buffered_inputs[0]
+            or "pixel_values" in self._buffered_inputs[0]  # a row for each patch
+            or any(isinstance(value, list) for value in self._buffered_inputs[0].values())
         )
         aligned = accumulated % rollout == 0 or rollout % accumulated == 0
         return self._may_trim() and aligned and not by_micro_batch
@@ -73,7 +74,9 @@ class TrimmedMicroBatches:
         """As TRL's: (N, T) log-probabilities, (N, T) entropies or None, and the auxiliary loss or None."""
         score = super()._get_per_token_logps_and_entropies
         options = {"batch_size": batch_size, "compute_entropy": compute_entropy, **rest}
-        if not self._may_trim() or any(value is not None and value is not False for value in rest.values()):
+        by_position = {name: value for name, value in rest.items() if getattr(value, "shape", None) == input_ids.shape}
+        others = (value for name, value in rest.items() if name not in by_position)
+        if not self._may_trim() or any(value is not None and value is not False for value in others):
             return score(model, input_ids, attention_mask, logits_to_keep, **options)
         completion_lengths = attention_mask[:, -logits_to_keep:].sum(1)
         order = completion_lengths.argsort(descending=True, stable=True)
@@ -82,6 +85,7 @@ class TrimmedMicroBatches:
             first, last = _used_columns(attention_mask[rows], logits_to_keep)
             width = logits_to_keep - (attention_mask.size(1) - last)
             columns = slice(first, last)
+            options |= {name: value[rows, columns] for name, value in by_position.items()}
             sliced = score(model, input_ids[rows, columns], attention_mask[rows, columns], width, **options)
             logps.append(pad(sliced[0], (0, logits_to_keep - width)))
             if sliced[1] is not None:

@@ -2,9 +2,12 @@
 
 import copy
 from itertools import chain
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from trl import GRPOTrainer
@@ -166,6 +169,45 @@ def test_a_batch_without_a_completion_token_is_scored(exact, tmp_path):
     mask[:, 2:4] = 1  # prompts alone
     logps, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 5, compute_entropy=True)
     assert logps.shape == entropies.shape == (4, 5)
+
+
+class _Scorer:
+    """Stands in for TRL's trainer: every position scores its token plus 100 times its type, and notes what it was given."""
+
+    accelerator = SimpleNamespace(distributed_type=DistributedType.NO)
+
+    def __init__(self):
+        self.given = []
+
+    def _get_per_token_logps_and_entropies(self, model, ids, mask, keep, token_type_ids=None, images=None, **rest):
+        self.given.append(mask)
+        score = ((ids + 100 * token_type_ids) * mask)[:, -keep:].double()
+        return score, score + 0.5 * mask[:, -keep:], None
+
+
+class _TrimmedScorer(TrimmedMicroBatches, _Scorer):
+    pass
+
+
+@pytest.mark.parametrize("images", [None, "an image"])
+def test_every_row_and_position_keeps_its_score(monkeypatch, images):
+    monkeypatch.setattr(microbatches, "_SLICE_ROWS", 3)
+    stream = np.random.default_rng(0)
+    prompts, completions = stream.integers(1, 7, 11), stream.integers(0, 9, 11)
+    mask = torch.zeros(11, 6 + 8, dtype=torch.long)
+    for row, prompt, completion in zip(mask, prompts, completions, strict=True):
+        row[6 - prompt : 6 + completion] = 1
+    ids, types = torch.from_numpy(stream.integers(1, 100, (2, *mask.shape)))
+    arguments = {"compute_entropy": True, "token_type_ids": types, "images": images}
+    plain, trimmed = _Scorer(), _TrimmedScorer()
+    wanted = plain._get_per_token_logps_and_entropies(None, ids, mask, 8, **arguments)
+    got = trimmed._get_per_token_logps_and_entropies(None, ids, mask, 8, **arguments)
+    assert torch.equal(got[0], wanted[0])
+    assert torch.equal(got[1], wanted[1])
+    if images:
+        assert len(trimmed.given) == 1  # not cut
+    else:
+        assert [given.any(dim=0).all() for given in trimmed.given] == [True] * 3  # no column of padding alone
 
 
 def test_sorting_keeps_rows_together():
