@@ -15,8 +15,9 @@ import yaml
 from amir_grpo.policies import loading as policy
 from amir_grpo.policies import sampling
 from amir_grpo.problems import load_problems
-from amir_grpo.results import formatting, report
+from amir_grpo.results import formatting
 from amir_grpo.runs.run import open_run
+from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,7 @@ def hostile(runs, tiny_settings, monkeypatch, request):
 
 
 def test_the_report_shows_text_as_text(hostile):
-    page = report.write(hostile).read_text()
+    page = write_report(hostile, results_of(hostile)).read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page, "the hostile completions are on the page"
     without = re.sub(r"<script>\n// a click.*?</script>", "", page, count=1, flags=re.DOTALL)  # the page's own
     assert not re.search(r"<script|<iframe|<img src=x|onerror=alert(?!\(1\)&gt;)", without)
@@ -82,8 +83,7 @@ def test_visible_keeps_text_and_lines():
 
 
 def test_every_table_of_a_run_is_free_of_formulas(hostile):
-    report.policies_result(hostile)
-    report.draw(hostile)
+    save_results(hostile, results_of(hostile))
     for path in (hostile.folder / "tables").glob("*.csv"):
         for column in (table := pd.read_csv(path)).select_dtypes("object"):
             assert not table[column].dropna().str.match(r"[=+\-@\t]").any(), f"{path.name}, column {column}"

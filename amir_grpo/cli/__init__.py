@@ -194,8 +194,10 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
 
 def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.policies.source import named_policies
-    from amir_grpo.results import formatting, report, tables
+    from amir_grpo.results import formatting
+    from amir_grpo.results.run_results import EvaluationResults
     from amir_grpo.runs.locations import project_root
+    from amir_grpo.runs.showing import save_results
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
     benchmark = overrides.pop("dataset_name", None)
@@ -205,19 +207,13 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     run = _open(options, overrides)
     benchmarks = [benchmark] if benchmark else run.settings.benchmarks
     check_names("benchmark", benchmarks, run.settings.benchmarks)
-    if not sources and benchmarks == run.settings.benchmarks:
-        summary, comparisons = report.policies_result(run)
-    else:
-        draw = (lambda **which: run.samples_of_others(sources, **which)) if sources else run.samples
-        samples, greedy = draw(benchmarks=benchmarks), draw(benchmarks=benchmarks, greedy=True)
-        summary = tables.policy_summary(samples, run.settings.ks, greedy)
-        comparisons = tables.comparison_table(samples, run.settings.ks, greedy)
-        if sources:
-            run.save_table(summary, "policies")
-            run.save_table(comparisons, "comparisons")
-        if sources and run.settings.calibration:
-            report.reliability_result(run, samples)
-    print(formatting.wide_summary(summary).reset_index().to_string(index=False))
+    draw = (lambda **which: run.samples_of_others(sources, **which)) if sources else run.samples
+    samples, greedy = draw(benchmarks=benchmarks), draw(benchmarks=benchmarks, greedy=True)
+    results = EvaluationResults(samples, greedy, run.settings.ks)
+    if sources or benchmarks == run.settings.benchmarks:
+        save_results(run, results)
+    comparisons = results.comparisons
+    print(formatting.wide_summary(results.policies).reset_index().to_string(index=False))
     print("\nIn brackets: 95 % intervals over problems. tokens: mean of a completion; all else in percent.")
     if len(comparisons):
         print(f"\nEvery two policies, paired by problem; p_holm is corrected over these {len(comparisons)} rows:\n")
@@ -246,9 +242,10 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     check_folder(folder, "folder")
     check_folder(results, "results")
     tables = run_study(folder, wanted, overrides, options.workers, options.profile)
-    keep(tables, folder, results, options.profile)
     if not options.arms:
-        print(verdicts(tables).to_string(index=False))
+        tables["verdicts"] = verdicts(tables)
+        print(tables["verdicts"].to_string(index=False))
+    keep(tables, folder, results, options.profile)
     others = [arm.name for arm in wanted if arm.against]
     gains = gain_table(tables, others, ks=(1,)).drop(columns=["about", "quantity"])
     print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
@@ -286,12 +283,13 @@ def _verify(options: _VerifyOptions) -> None:
 
 
 def _figures(options: _RunOptions) -> None:
-    from amir_grpo.results import report
+    from amir_grpo.runs.showing import results_of, save_results, write_report
 
     run = _open(options)
-    for path in report.draw(run):
+    results = results_of(run)
+    for path in save_results(run, results).values():
         print(path)
-    print(report.write(run))
+    print(write_report(run, results))
 
 
 def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:

@@ -108,9 +108,9 @@ def _save(figure: Figure, stem: Path, kind: str, metadata: dict[str, None]) -> P
         )
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as PNG, for a notebook."""
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """A figure as PNG, for a notebook or a page."""
     buffer = io.BytesIO()
     with _house_style():
-        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from amir_grpo.choices import METHODS
-from amir_grpo.results import formatting, report
+from amir_grpo.results.formatting import rounded
 from amir_grpo.runs.locations import notebooks_folder
+from amir_grpo.runs.showing import results_of, write_report
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
 
@@ -79,14 +78,14 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
         for stage in _STAGES:
             with ThreadPoolExecutor(_side_by_side()) as pool:
                 list(pool.map(lambda job: _execute(folder, run.folder, job[0], parameters | job[1]), stage))
-        page = report.write(run)
-    table = pd.read_csv(run.folder / "tables" / "main.csv")
-    shown = table[["benchmark", "k", "base", "grpo", "amir_grpo", "gain", "gain_low", "gain_high", "p_holm"]]
+        results = results_of(run)
+        page = write_report(run, results)
+    shown = results.main[["benchmark", "k", "base", "grpo", "amir_grpo", "gain", "gain_low", "gain_high", "p_holm"]]
     print(
         f"\nDone in {time.perf_counter() - started:.0f} s. pass@k in percent, gain in points with its 95 % interval:\n"
     )
-    print(formatting.rounded(shown).to_string(index=False))
-    print(f"\n{report.verdict(table)}\n")
+    print(rounded(shown).to_string(index=False))
+    print(f"\n{results.sentence}\n")
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")
     print(f"{'report:':<11}{page}")

@@ -13,8 +13,9 @@ from datasets import Dataset
 from amir_grpo.policies import loading as policy
 from amir_grpo.policies import sampling
 from amir_grpo.problems import fingerprint
-from amir_grpo.results import report
+from amir_grpo.results.run_results import EvaluationResults
 from amir_grpo.runs.run import Run
+from amir_grpo.runs.showing import results_of, write_report
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,12 +143,12 @@ def test_a_sandbox_policy_on_a_benchmark_of_the_paper(open_tiny, amc23, monkeypa
     amc23(tmp_path)
     monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
     run = open_tiny(benchmarks=["amc23", "chain3"])
-    summary, comparisons = report.policies_result(run)
-    assert set(summary["benchmark"]) == {"amc23", "chain3"}
-    assert len(comparisons) == 2 * 3 * 4
-    page = report.write(run).read_text()
+    results = results_of(run)
+    assert set(results.policies["benchmark"]) == {"amc23", "chain3"}
+    assert len(results.comparisons) == 2 * 3 * 4
+    page = write_report(run, results).read_text()
     assert fingerprint(run.problems("amc23")) in page
-    assert "Broader coverage" in page, "verdicts"
+    assert "Broader coverage" in page, "findings"
 
 
 def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monkeypatch):
@@ -175,10 +176,10 @@ def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monk
     run = calibrated(run)
     problems = Dataset.from_list([{"id": f"p-{n}", "answer": ["27"]} for n in range(3)])
     monkeypatch.setattr(run.evaluation, "problems", lambda name: problems)
-    summary, _ = report.policies_result(run)
-    base = summary[summary["policy"] == "base"].set_index("quantity")["estimate"]
+    results = EvaluationResults(run.samples(), run.samples(greedy=True), run.settings.ks)
+    base = results.policies[results.policies["policy"] == "base"].set_index("quantity")["estimate"]
     assert base["stated"] == 75
     assert base["brier"] == pytest.approx((0.01 + 0.04 + 0.81) / 3)
-    table, figure = report.reliability_result(run)
+    table = results.reliability
     assert table.loc[table["policy"] == "base", "right"].tolist() == [1.0, 0.5]
-    assert len(figure.axes) == 3
+    assert len(results.figures()["reliability"]().axes) == 3

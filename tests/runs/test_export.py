@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
 from amir_grpo.policies.loading import load_policy
-from amir_grpo.results import report
 from amir_grpo.runs import export as publish
 from amir_grpo.runs.run import open_run
+from amir_grpo.runs.showing import results_of, save_results
 
 pytestmark = pytest.mark.xdist_group("publish")
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("publish")
 @pytest.fixture(scope="module")
 def run(runs, tiny_settings):
     run = open_run("sandbox", runs / "published", tiny_settings)
-    report.policies_result(run)
+    save_results(run, results_of(run), only=["policies", "comparisons"])
     return run
 
 

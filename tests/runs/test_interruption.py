@@ -27,8 +27,8 @@ def work(stage, folder, settings):
     """One stage of a run, in a process of its own."""
     import torch
 
-    from amir_grpo.results import report
     from amir_grpo.runs.run import open_run
+    from amir_grpo.runs.showing import results_of, save_results
 
     torch.set_num_threads(1)
     run = open_run("sandbox", folder, settings)
@@ -37,17 +37,14 @@ def work(stage, folder, settings):
     elif stage == "evaluate":
         run.samples()
     else:
-        report.policies_result(run)
-        report.draw(run)
+        save_results(run, results_of(run))
 
 
 @pytest.fixture(scope="module")
 def server():
     """Forks processes that have imported everything, so that a kill hits work and not imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["amir_grpo.runs.training", "amir_grpo.results.report", "amir_grpo.policies.engines"]
-    )
+    context.set_forkserver_preload(["amir_grpo.runs.training", "amir_grpo.runs.showing", "amir_grpo.policies.engines"])
     return context
 
 

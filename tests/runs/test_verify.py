@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from amir_grpo import cli
-from amir_grpo.results import report
 from amir_grpo.runs.run import open_run
+from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.runs.verify import first_difference
 
 
@@ -19,7 +19,9 @@ def two(runs, tiny_settings):
     folders = []
     for name in ("verify one", "verify two"):
         run = open_run("sandbox", runs / name, tiny_settings | {"benchmarks": ["chain3"]})
-        report.write(run)
+        results = results_of(run)
+        save_results(run, results)
+        write_report(run, results)
         folders.append(run.folder)
     return folders
 

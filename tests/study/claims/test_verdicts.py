@@ -1,7 +1,11 @@
 """Verdicts on a made-up study whose truth is known."""
 
+import pandas as pd
+
 from amir_grpo.results import verdicts as labels
+from amir_grpo.runs.locations import kept_results
 from amir_grpo.study.claims import verdicts
+from amir_grpo.study.tables import load
 
 
 def test_verdicts_say_what_was_put_into_the_evidence(study):
@@ -26,3 +30,8 @@ def test_a_claim_that_fails_is_not_supported(study):
     assert found["2. Sharper decision boundary"] == [labels.REFUTED] * 2
     assert found["3. Less length bias"][0] == labels.REFUTED
     assert found["4. Broader coverage"][0] == labels.REFUTED
+
+
+def test_the_kept_verdicts_are_those_of_the_kept_tables():
+    study = load(kept_results("evidence"))
+    pd.testing.assert_frame_equal(study["verdicts"], verdicts.verdicts(study), check_dtype=False)

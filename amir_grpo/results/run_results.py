@@ -1,0 +1,146 @@
+"""What a run shows: every table, every figure and the findings, each computed once, when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from amir_grpo.results import figures, tables, training_figures
+from amir_grpo.results.findings import findings, main_sentence
+from amir_grpo.results.formatting import visible
+
+
+@dataclass(frozen=True)
+class EvaluationResults:
+    """What completions say of their policies, whichever those are.
+
+    Attributes:
+        samples: n graded completions of each problem (`amir_grpo.results.tables`); with calibration they have a column
+            confidence.
+        greedy: One greedy completion of each problem.
+        ks: The k of pass@k.
+    """
+
+    samples: pd.DataFrame
+    greedy: pd.DataFrame
+    ks: Sequence[int]
+
+    @cached_property
+    def policies(self) -> pd.DataFrame:
+        """Each policy on each benchmark."""
+        return tables.policy_summary(self.samples, self.ks, self.greedy)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """Every two policies, paired by problem."""
+        return tables.comparison_table(self.samples, self.ks, self.greedy)
+
+    @cached_property
+    def reliability(self) -> pd.DataFrame | None:
+        """Stated confidence and success; None where no confidence was asked for."""
+        return tables.reliability_table(self.samples) if "confidence" in self.samples else None
+
+    def table_names(self) -> list[str]:
+        """Which of the attributes are tables to save, under their own names."""
+        return ["policies", "comparisons", *(["reliability"] if "confidence" in self.samples else [])]
+
+    def figures(self) -> dict[str, Callable[[], Figure]]:
+        """The figures by the names of their files, each drawn when it is called."""
+        if self.reliability is None:
+            return {}
+        return {"reliability": lambda: figures.reliability_figure(self.reliability, "Stated confidence and success")}
+
+
+@dataclass(frozen=True)
+class RunResults(EvaluationResults):
+    """What a run of both methods shows.
+
+    Attributes:
+        scores: Log-probabilities under both methods, as of `tables.margin_table`.
+        logs: The training logs of both methods, with a column method.
+        profile: Name of the run's profile, for titles.
+        model: The policy's name, for the main table.
+    """
+
+    scores: pd.DataFrame
+    logs: pd.DataFrame
+    profile: str
+    model: str
+
+    @cached_property
+    def main(self) -> pd.DataFrame:
+        """pass@k of GRPO and AMIR-GRPO with the gain between them."""
+        return tables.main_table(self.samples, self.ks, model=self.model)
+
+    @cached_property
+    def coverage(self) -> pd.DataFrame:
+        """Which of the three policies solve a problem, over all benchmarks."""
+        return tables.coverage_table(self.samples)
+
+    @cached_property
+    def margins(self) -> pd.DataFrame:
+        """Log-probability margins between right and wrong completions, by problem."""
+        return tables.margin_table(self.scores)
+
+    @cached_property
+    def margin_summary(self) -> pd.DataFrame:
+        """The margins' means."""
+        return tables.margin_summary(self.margins)
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """What the run says of each quantity that the paper makes a claim about."""
+        return findings(self.main, self.coverage, self.margins, self.logs)
+
+    @property
+    def sentence(self) -> str:
+        """What the main table says, in one sentence."""
+        return main_sentence(self.main)
+
+    def table_names(self) -> list[str]:
+        """Which of the attributes are tables to save, under their own names."""
+        return ["main", "coverage", "margins", "margin_summary", *super().table_names()]
+
+    def figures(self) -> dict[str, Callable[[], Figure]]:
+        """The figures by the names of their files, each drawn when it is called."""
+        run = f"This run ({self.profile})"
+        own = {
+            "main": lambda: figures.main_figure(self.main, f"{run}: GRPO → AMIR-GRPO (gain)"),
+            "coverage": lambda: figures.coverage_figure(self.coverage, f"{run}: problems by who solves them"),
+            "margin": lambda: figures.margin_figure(
+                self.margins, self.margin_summary, f"{run}: right minus wrong completions"
+            ),
+            "reward": lambda: training_figures.reward_figure(
+                # a step that reuses a rollout has no reward of its own
+                self.logs.dropna(subset=["reward"]),
+                f"{run}: reward in training",
+            ),
+        }
+        return own | super().figures()
+
+
+def examples(samples: pd.DataFrame, each: int = 3) -> list[dict[str, str]]:
+    """Some right and some wrong completions of AMIR-GRPO, and some of problems where the two methods differ."""
+    chosen = []
+    own = samples[samples["policy"] == "amir_grpo"]
+    for label, part in (("right", own[own["correct"]]), ("wrong", own[~own["correct"]])):
+        for row in part.drop_duplicates("problem_id").head(each).itertuples():
+            chosen.append({"kind": f"AMIR-GRPO, {label}", "problem": row.problem_id, "text": visible(row.text)})
+    solved = samples.pivot_table(index="problem_id", columns="policy", values="correct", aggfunc="mean")
+    widest = (solved["amir_grpo"] - solved["grpo"]).abs().sort_values(ascending=False, kind="stable").head(each)
+    for problem in widest[widest > 0].index:
+        for policy in ("grpo", "amir_grpo"):
+            row = samples[(samples["policy"] == policy) & (samples["problem_id"] == problem)].iloc[0]
+            share = f"{100 * solved.loc[problem, policy]:.0f} % right"
+            chosen.append(
+                {
+                    "kind": f"methods differ: {policy}, {share}",
+                    "problem": problem,
+                    "text": visible(row["text"]),
+                }
+            )
+    return chosen

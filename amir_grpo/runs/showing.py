@@ -1,0 +1,67 @@
+"""What a run shows: computed from its folder, and saved beside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from amir_grpo.results.report import render_report
+from amir_grpo.results.run_results import EvaluationResults, RunResults
+from amir_grpo.runs.locations import kept_results
+from amir_grpo.system.files import write_text
+
+if TYPE_CHECKING:
+    from amir_grpo.runs.run import Run
+
+
+def results_of(run: Run) -> RunResults:
+    """What a run shows; whatever is not trained, drawn or scored yet is made now."""
+    return RunResults(
+        samples=run.samples(),
+        greedy=run.samples(greedy=True),
+        scores=run.scores(),
+        logs=run.logs(),
+        profile=run.profile,
+        model=run.settings.model_name,
+        ks=run.settings.ks,
+    )
+
+
+def save_results(run: Run, results: EvaluationResults, only: Iterable[str] | None = None) -> dict[str, Path]:
+    """Write tables and figures into the run folder.
+
+    Args:
+        run: Where to.
+        results: What it shows.
+        only: Names of tables and figures; None for all.
+
+    Returns:
+        The PNG of each figure, by its name.
+    """
+    figures = results.figures()
+    wanted = {*results.table_names(), *figures} if only is None else set(only)
+    for name in results.table_names():
+        if name in wanted:
+            run.save_table(getattr(results, name), name)
+    return {name: run.save_figure(draw(), name)[0] for name, draw in figures.items() if name in wanted}
+
+
+def write_report(run: Run, results: RunResults) -> Path:
+    """Write report.html, one self-contained page, into the run folder; returns its path."""
+    config = json.loads((run.folder / "config.json").read_text())
+    provenance = {k: v for k, v in config["provenance"].items() if k != "packages"}
+    problems = [json.loads(path.read_text()) for path in sorted((run.folder / "problems").glob("*.json"))]
+    page = render_report(
+        results, config["settings"], provenance | config["provenance"]["packages"], problems, _kept_verdicts()
+    )
+    return write_text(run.folder / "report.html", page)
+
+
+def _kept_verdicts() -> pd.DataFrame | None:
+    """The verdicts of the study over several seeds that comes with the package; None where its tables hold none."""
+    path = kept_results("evidence") / "verdicts.csv"
+    return pd.read_csv(path) if path.is_file() else None
