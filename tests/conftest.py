@@ -1,6 +1,10 @@
 """What several test modules share: a tiny sandbox policy, made once a session."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +71,33 @@ def tiny_settings():
         "eval_limit": 4,
         "eval_max_new_tokens": 24,
     }
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel of this tree, built beside it: the tree itself may not be writable."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
+    others = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("amir_grpo", "data", "notebooks"):
+        shutil.copytree(ROOT / name, source / name, ignore=others)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*pip, "--wheel-dir", str(place), str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (built,) = place.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """A folder that the wheel is installed into, beside the dependencies of the suite; it goes into PYTHONPATH."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder)]
+    done = subprocess.run([*pip, str(wheel)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder

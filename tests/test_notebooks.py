@@ -41,9 +41,9 @@ SECRETS = {
 }
 
 
-def run(*arguments, cwd=ROOT):
+def run(*arguments, cwd=ROOT, **environment):
     command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | SECRETS, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=os.environ | SECRETS | environment, capture_output=True, text=True)
 
 
 def test_committed_notebooks_are_tidy_so_that_a_difference_means_something(tmp_path):
@@ -58,10 +58,12 @@ def test_committed_notebooks_are_tidy_so_that_a_difference_means_something(tmp_p
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory):
-    """A run folder filled by `reproduce --profile smoke`, and what the command printed."""
-    folder = tmp_path_factory.mktemp("runs") / "smoke run"  # the space is on purpose
-    done = run("amir_grpo", "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL)
+def reproduced(tmp_path_factory, installed):
+    """A run folder filled by `reproduce --profile smoke` from a wheel alone, in an empty folder; what it printed."""
+    empty = tmp_path_factory.mktemp("runs")
+    folder = empty / "smoke run"  # the space is on purpose
+    command = "amir_grpo", "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL
+    done = run(*command, cwd=empty, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 

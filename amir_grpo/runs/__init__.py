@@ -1,0 +1,1 @@
+"""Run folders: training, evaluation, export, and whole reproductions."""
