@@ -142,7 +142,8 @@ def train(
     if state and state.global_step >= config.max_steps:  # transformers would train a step more
         if is_main():
             copy_policy(last, folder)
-            shutil.copy2(last / RolloutRecord.FILE, folder / RolloutRecord.FILE)
+            for name in ("README.md", "training_args.bin", RolloutRecord.FILE):  # as the end of a training saves them
+                shutil.copy2(last / name, folder / name)
     else:
         state = _train(method, settings, config, base, problems, folder, last, backend)
     # by name: a resumed training reads its rows back from a checkpoint, in another order
