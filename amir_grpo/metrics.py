@@ -74,7 +74,7 @@ def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
     if n.size and k > n.min():
         raise ValueError(
             f"pass@{k} from n={n.min()} samples: the estimator chooses k of the n samples, so k <= n.\n"
-            f"Draw at least {k} samples a problem or choose k <= {n.min()}."
+            f"Draw at least {k} samples per problem or choose k <= {n.min()}."
         )
     wrong = (correct < 0) | (correct > n)
     if wrong.any():
@@ -95,7 +95,7 @@ def mean_interval(
 ) -> Interval:
     """95 % interval of the mean over problems, as if the problems were drawn from many like them.
 
-    `values`: one number a problem, (problems,). `bounds`: the least and greatest value that a problem can have, or
+    `values`: one number per problem, (problems,). `bounds`: the least and greatest value that a problem can have, or
     None where there are none.
 
     With bounds: Bayesian bootstrap over problems (Rubin 1981: Dirichlet weights) with half an unseen problem at the
@@ -111,7 +111,7 @@ def mean_interval(
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1:
-        raise ValueError(f"values of shape {values.shape}: one number a problem is needed, shape (problems,).")
+        raise ValueError(f"values of shape {values.shape}: one number per problem is needed, shape (problems,).")
     if values.size == 0:
         return Interval(np.nan, np.nan, np.nan)
     mean = float(values.mean())
@@ -158,7 +158,7 @@ def paired_gain(
 ) -> Gain:
     """Mean of `new - old` over the same problems, its 95 % interval, and a sign-flip permutation p-value.
 
-    `new`, `old`: one number a problem, (problems,), same order. `bounds`: of a difference (None: unbounded).
+    `new`, `old`: one number per problem, (problems,), same order. `bounds`: of a difference (None: unbounded).
     The interval is Student's t on the differences; where fewer than 8 problems changed, the bootstrap of
     `mean_interval` within the bounds, since then most of what could change was not seen. Measured on pairs of
     beta-binomial policies (n = 8; k = 1, 2, 4; 30 to 200 problems; 1,000 experiments each): 95.4 % on average and 93
@@ -247,8 +247,8 @@ def margins(
 ) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     """Length-normalised log-probability margin of every problem that has right and wrong completions.
 
-    Arguments: one entry a completion, (completions,): which problem, the sum of its tokens' log-probabilities divided
-    by their number (nats a token), whether it is correct. Returns the problems, sorted, and their margins: mean over
+    Arguments: one entry per completion, (completions,): which problem, the sum of its tokens' log-probabilities divided
+    by their number (nats per token), whether it is correct. Returns the problems, sorted, and their margins: mean over
     the correct minus mean over the incorrect completions (arXiv 2601.03661, Figure 4). Both are empty where no problem
     has both. Raises ValueError where the lengths differ or a log-probability is not finite.
     """
@@ -257,7 +257,7 @@ def margins(
     if not problem.shape == logp_per_token.shape == correct.shape:
         raise ValueError(
             f"problem {problem.shape}, logp_per_token {logp_per_token.shape}, correct {correct.shape}: "
-            "one entry a completion is needed in each."
+            "one entry per completion is needed in each."
         )
     if not np.isfinite(logp_per_token).all():
         raise ValueError(
@@ -283,7 +283,7 @@ def calibration_error(
 ) -> Interval:
     """Expected calibration error over ten bins of equal width (Guo et al. 2017, arXiv 1706.04599), with an interval.
 
-    `problem`, `confidence` (in [0, 1]), `correct`: one entry a completion, (completions,). The error is the mean over
+    `problem`, `confidence` (in [0, 1]), `correct`: one entry per completion, (completions,). The error is the mean over
     completions of |mean confidence - share right| of their bin. The interval is SciPy's percentile bootstrap over
     problems. Noise in a bin can only raise the error, so that it and its interval lie too high where a bin holds few
     completions. NaN without a completion, ends NaN with fewer than two problems.
@@ -321,7 +321,7 @@ def seeds_gain(new: ArrayLike, old: ArrayLike) -> Gain:
     problems), never less than the larger of the first two alone, on Satterthwaite's degrees of freedom. The p-value is
     the t-test's on the same. Measured on crossed logistic-binomial policies with 3 and 5 seeds and 60 and 200
     problems: 91 to 97 %; at the sizes of the evidence see `benchmarks/interval_coverage.py`. Resampling cannot do
-    that: the bootstrap of `seeds_bootstrap` covers 84 to 100 % there, resampling problems alone 46 to 95 %.
+    that: a bootstrap of seeds and problems covers 84 to 100 % there, resampling problems alone 46 to 95 %.
     """
     difference = np.asarray(new, dtype=float) - np.asarray(old, dtype=float)
     if np.shape(new) != np.shape(old) or difference.ndim != 2 or min(difference.shape) < 2:
@@ -348,31 +348,6 @@ def seeds_gain(new: ArrayLike, old: ArrayLike) -> Gain:
     error = np.sqrt(variance / difference.size)
     half = stats.t.ppf(0.975, freedom) * error
     return Gain(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)))
-
-
-def seeds_bootstrap(values: ArrayLike, seed: Seed = 0, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """Resampled means of a (seeds, problems) array: seeds and problems drawn with replacement, each as a whole.
-
-    Both are resampled because a training seed moves all problems together and a problem is the same under all seeds
-    (Owen 2007, the pigeonhole bootstrap). Returns (resamples,). Few seeds make it unreliable as an interval of a mean:
-    use `seeds_gain` for that.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"values of shape {values.shape}: (seeds, problems) is needed, with at least one of each.")
-    generator = np.random.default_rng(seed)
-    seeds, problems = values.shape
-    means = np.empty(resamples)
-    for start in range(0, resamples, 500):
-        rows = min(500, resamples - start)
-        drawn = generator.integers(0, problems, (rows, problems), dtype=np.int32)
-        drawn += problems * np.arange(rows, dtype=np.int32)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems)
-        by_seed = weights @ values.T / problems
-        means[start : start + rows] = np.take_along_axis(
-            by_seed, generator.integers(0, seeds, (rows, seeds)), axis=1
-        ).mean(axis=1)
-    return means
 
 
 def probability_of_improvement(new: ArrayLike, old: ArrayLike, seed: Seed = 0, resamples: int = RESAMPLES) -> Interval:

@@ -1,6 +1,5 @@
 from itertools import combinations, product
 from math import comb
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -215,22 +214,6 @@ def test_seeds_gain_is_the_t_test_over_seeds_where_only_the_seeds_differ():
     assert metrics.seeds_gain(run, run).p_value == 1.0
     with pytest.raises(ValueError, match="paired_gain"):
         metrics.seeds_gain(run[:1], run[:1])
-
-
-def test_seeds_bootstrap_has_the_pigeonhole_variance_and_is_fast():
-    generator = np.random.default_rng(0)
-    values = seeds_experiment(generator, 3, 1319, 0.05)
-    start = perf_counter()
-    means = metrics.seeds_bootstrap(values)
-    assert perf_counter() - start < 2
-    assert means.shape == (10_000,)
-    assert means.mean() == pytest.approx(values.mean(), abs=0.002)
-    # of the seeds' means over all problems, drawn three at a time, plus what the problems add
-    seeds = values.mean(axis=1).var() / 3
-    problems = values.mean(axis=0).var() / 1319
-    assert seeds < means.var() < seeds + 3.2 * problems
-    with pytest.raises(ValueError, match="seeds, problems"):
-        metrics.seeds_bootstrap(values[0])
 
 
 def test_probability_of_improvement_by_hand():

@@ -106,7 +106,7 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Of the problems that at least one of base, GRPO and AMIR-GRPO solves, the share for each solved-by pattern.
 
     `table`: columns base, grpo, amir_grpo (0/1), percent, problems, eight rows. Bars with percent and count, beside a
-    dot matrix of who solves; one row a pattern, in the table's order.
+    dot matrix of who solves; one row per pattern, in the table's order.
     """
     policies = ["base", "grpo", "amir_grpo"]
     table = table.reset_index(drop=True)
@@ -286,7 +286,7 @@ def _margin_mean(panel, x: float, mean: float, beside_bar: bool = False) -> None
 
 @styled
 def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Reliability diagram: how often completions that state a confidence are right, one panel a policy.
+    """Reliability diagram: how often completions that state a confidence are right, one panel per policy.
 
     `table`: as of `tables.reliability_table`. Below each panel's diagonal a policy is overconfident. Bars are 95 %
     intervals over problems, the area of a point stands for the number of completions.

@@ -70,7 +70,7 @@ def style_main_table(table: pd.DataFrame) -> Styler:
         shown["problems"] = table["problems"]
         caption += (
             f" Interval over problems; p: paired sign-flip test, corrected for the {len(table)} rows (Holm);"
-            f" n = {', '.join(map(str, table['samples'].unique()))} samples a problem."
+            f" n = {', '.join(map(str, table['samples'].unique()))} samples per problem."
         )
     names = POLICY_NAMES | {"base": "base"}
     shown = shown.rename(columns=names)

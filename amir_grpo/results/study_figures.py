@@ -40,7 +40,7 @@ def _look(arm: str, index: int = 0) -> dict:
 
 @styled
 def noise_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Published gains in the band of what noise alone makes: one panel a model, one row a benchmark and k.
+    """Published gains in the band of what noise alone makes: one panel per model, one row per benchmark and k.
 
     `table`: as of `published_noise.noise_table`. The dark part of a band is `least`, the light one reaches to `most`; a
     gain is a filled point where it exceeds the band, an open one where it does not.
@@ -241,7 +241,7 @@ def patterns_figure(coverage: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Gains with 95 % intervals: a row an arm, a panel for each group of benchmarks and quantity.
+    """Gains with 95 % intervals: a row per arm, a panel for each group of benchmarks and quantity.
 
     `table`: as of `comparisons.gain_table`. A filled point has a Holm-corrected p-value below the significance level.
     """

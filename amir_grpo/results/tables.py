@@ -1,8 +1,8 @@
 """A run's tables, computed from its completions.
 
-The samples table has one row a completion, with columns policy (base, grpo, amir_grpo), benchmark, problem_id, sample
+The samples table has one row per completion, with columns policy (base, grpo, amir_grpo), benchmark, problem_id, sample
 (0 to n-1), text, tokens, finish_reason (stop, length), correct, logprob and seed. Shares and pass rates are in
-percent, gains in percentage points, margins in nats a token.
+percent, gains in percentage points, margins in nats per token.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
 def _paired_counts(
     counts: pd.DataFrame, benchmark: str, policies: Sequence[str] = POLICIES
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Correct counts of each policy on the same problems in the same order, and the samples a problem."""
+    """Correct counts of each policy on the same problems in the same order, and the samples per problem."""
     part = counts[(counts["benchmark"] == benchmark) & counts["policy"].isin(policies)]
     wide = part.pivot_table(index="problem_id", columns="policy", values="correct", sort=False, observed=True)
     wide = wide.reindex(columns=list(policies))
@@ -55,7 +55,7 @@ def _paired_counts(
         )
     if part["samples"].min() != part["samples"].max():
         raise ValueError(
-            f"{benchmark}: {part['samples'].min()} to {part['samples'].max()} samples a problem.\n"
+            f"{benchmark}: {part['samples'].min()} to {part['samples'].max()} samples per problem.\n"
             "Every policy needs the same number for every problem: finish the sampling."
         )
     return {policy: wide[policy].to_numpy(dtype=int) for policy in policies}, int(part["samples"].iloc[0])
@@ -124,11 +124,11 @@ SUMMARY_COLUMNS += ["problems", "samples"]
 def policy_summary(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """What each policy does on each benchmark, one row a quantity: columns `SUMMARY_COLUMNS`, ends of 95 % intervals
+    """What each policy does on each benchmark, one row per quantity: columns `SUMMARY_COLUMNS`, ends of 95 % intervals
     over problems.
 
     Quantities: pass@k for each k; greedy (percent right of one greedy completion a problem) where those are given;
-    tokens (mean number a completion); truncated (percent that ended for length); formatted (percent in the strict
+    tokens (mean number per completion); truncated (percent that ended for length); formatted (percent in the strict
     format). Where the samples have a column confidence also stated (percent that state one) and, of those that do,
     brier (mean of (confidence - right)², 0 is best) and ece (expected calibration error, `metrics.calibration_error`).
     Shares have the interval of `metrics.mean_interval` within 0 and 100, tokens its t-interval.
@@ -230,11 +230,11 @@ MARGIN_COLUMNS = ["reading", "method", "benchmark", "problem_id", "margin"]
 def margin_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Log-probability margins of every problem with right and wrong completions, in both readings.
 
-    `scores`: one row a completion and scorer, columns scorer (whose log-probability it is), sampler (who wrote the
+    `scores`: one row per completion and scorer, columns scorer (whose log-probability it is), sampler (who wrote the
     completion), benchmark, problem_id, tokens, correct, logprob. Columns of the result: reading, method, benchmark,
-    problem_id, margin (nats a token). Reading "own": each method scores what it sampled itself. Reading "shared":
+    problem_id, margin (nats per token). Reading "own": each method scores what it sampled itself. Reading "shared":
     every method scores the same completions, pooled over the samplers that all scorers scored; absent where there is
-    no such sampler or only one scorer. A completion without tokens has no log-probability a token and is left out.
+    no such sampler or only one scorer. A completion without tokens has no log-probability per token and is left out.
     Raises ValueError where the scorers of a sampler's completions did not score the same ones.
     """
     scores = scores[scores["tokens"] > 0]
@@ -313,7 +313,7 @@ def coverage_test(coverage: pd.DataFrame) -> dict[str, float]:
 def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
     """AMIR-GRPO's margin minus GRPO's, paired by problem, in the reading "shared" of a margin table.
 
-    Returns problems, gain, gain_low, gain_high (nats a token, 95 % interval over problems) and p_value; all but problems
+    Returns problems, gain, gain_low, gain_high (nats per token, 95 % interval over problems) and p_value; all but problems
     are NaN where no problem has right and wrong completions.
     """
     shared = margins[margins["reading"] == "shared"]

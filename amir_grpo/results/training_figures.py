@@ -12,7 +12,7 @@ from amir_grpo.results.style import COLOURS, LINES, SMALL_PRINT, add_title, new_
 
 @styled
 def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figure:
-    """Reward over training steps, one colour a method.
+    """Reward over training steps, one colour per method.
 
     `logs`: columns method, step, reward (mean over the completions of the step), reward_std (over those completions),
     completions (their number). Each step is a faint point. The line is the mean of blocks of neighbouring steps (about

@@ -34,11 +34,11 @@ def collect(jobs: Sequence[Job]) -> dict[str, pd.DataFrame]:
 
     Returns:
         - correct: arm, seed, benchmark, problem (its number), correct (of n samples), samples (n), greedy (0 or 1), one
-          row a problem of every run; the base policy is an arm of its own.
+          row per problem of every run; the base policy is an arm of its own.
         - training: arm, seed, step, group_size, reward, pairs, share, lambda_reg, accuracy, completions, tokens_right and
-          tokens_wrong (mean lengths of the right and the wrong completions of the step), one row a step.
+          tokens_wrong (mean lengths of the right and the wrong completions of the step), one row per step.
         - pressure: arm, seed, correct, tokens (lower end of the bin of `LENGTH_BINS`), length (mean), completions,
-          token_weight (mean), and bonus_share (Σ|bonus| / (Σ|advantage| + Σ|bonus|)), one row a bin of rollout lengths.
+          token_weight (mean), and bonus_share (Σ|bonus| / (Σ|advantage| + Σ|bonus|)), one row per bin of rollout lengths.
         - margins: arm, seed, step, benchmark, problem, margin, accuracy on the base policy's completions.
         - weights: arm, seed, policy (before or after training), beta, pairs, completions, wins_minus_losses and
           centred_correctness (correlations with the preference weights).

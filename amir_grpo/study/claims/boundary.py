@@ -11,7 +11,7 @@ from amir_grpo.study.claims.comparisons import Study, paired
 def boundary_table(study: Study) -> pd.DataFrame:
     """Margin and pair accuracy on the base policy's completions over training, and how far each arm is from GRPO.
 
-    One row for each quantity, arm and step: columns quantity (margin in nats a token, accuracy in percent), arm, step,
+    One row for each quantity, arm and step: columns quantity (margin in nats per token, accuracy in percent), arm, step,
     mean, grpo_mean (of the same seeds), gain, gain_low, gain_high, p_value (against GRPO at the same step), seeds, problems.
     Problems are those with right and wrong completions of the base policy in every seed, the same for every arm.
     """

@@ -26,7 +26,7 @@ def groups(study: Study) -> dict[str, list[str]]:
 
 
 def solved(correct: pd.DataFrame, arm: str, benchmarks: Sequence[str], k: int) -> pd.DataFrame:
-    """pass@k of one arm (k = 0: its greedy completion): one row a seed, one column a (benchmark, problem); fractions."""
+    """pass@k of one arm (k = 0: greedy), as fractions: one row per seed, one column per (benchmark, problem)."""
     part = correct[(correct["arm"] == arm) & correct["benchmark"].isin(benchmarks)]
     if part.empty:
         raise ValueError(f"The study has no completions of arm {arm!r} on {', '.join(benchmarks)}.")

@@ -9,7 +9,7 @@ from amir_grpo.study.claims.comparisons import Study
 
 
 def supervision_table(study: Study) -> pd.DataFrame:
-    """Per arm with a preference term: pairs a group and share of the update, means over the steps of a run.
+    """Per arm with a preference term: pairs per group and share of the update, means over the steps of a run.
 
     Columns arm, about, group_size, pairs, pairs_low, pairs_high (a group), share, share_low, share_high (percent of the
     update) and seeds; 95 % t-intervals over seeds.
