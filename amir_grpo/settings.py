@@ -213,6 +213,11 @@ class Settings(_PreferenceOfARun, _Training):
         return self.per_device_train_batch_size if whole_groups else self.num_generations
 
     @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts of a rollout on each device; a training set with fewer makes no step."""
+        return self.micro_batch * self.micro_batches // self.num_generations
+
+    @property
     def is_sandbox(self) -> bool:
         """Whether the policy is one of `amir_grpo.sandbox`."""
         return self.model_name in ("sandbox", "sandbox-large")
@@ -362,6 +367,15 @@ def _check_relations(s: Settings) -> None:
         raise ValueError(
             f"A rollout of {rollout} completions (per_device_train_batch_size × steps_per_generation) does not divide "
             f"into groups of num_generations = {s.num_generations}: make it a multiple."
+        )
+    if s.dataset_limit is not None and s.dataset_limit < s.prompts_per_rollout:
+        raise ValueError(
+            f"dataset_limit is {s.dataset_limit}, below the {s.prompts_per_rollout} prompts of a rollout: no step would be "
+            "made. Raise it, or lower per_device_train_batch_size."
+        )
+    if s.logging_steps > s.max_steps:
+        raise ValueError(
+            f"logging_steps is {s.logging_steps}, above max_steps = {s.max_steps}: the log would be empty."
         )
     if max(s.ks) > s.num_samples or min(s.ks) < 1:
         raise ValueError(f"ks is {s.ks}; each k must be between 1 and num_samples = {s.num_samples}.")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from amir_grpo.system.files import atomic_folder, check_folder
 from amir_grpo.system.shipped import shipped
 
 _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
@@ -41,19 +39,3 @@ def kept_results(name: str) -> Path:
         FileNotFoundError: If it did not, with how to get it.
     """
     return shipped("data/results") / name
-
-
-def write_notebooks(folder: Path) -> list[Path]:
-    """Copy the notebooks of the package into a new folder, to be opened in JupyterLab; returns where they are.
-
-    Raises:
-        FileExistsError: If the folder is there.
-        OSError: If it cannot be written.
-    """
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already: give a folder that is not.")
-    check_folder(folder, "folder")
-    with atomic_folder(folder) as beside:
-        for path in sorted(notebooks_folder().glob("*.ipynb")):
-            shutil.copyfile(path, beside / path.name)
-    return sorted(folder.glob("*.ipynb"))

@@ -89,9 +89,19 @@ class Run:
     # --- problems -----------------------------------------------------------------------------------------------
 
     def training_problems(self) -> Dataset:
-        """The training set."""
+        """The training set.
+
+        Raises:
+            ValueError: If it is smaller than one rollout, or not the one that the run has used before.
+        """
         s = self.settings
         problems = load_problems(s.dataset_name, s.dataset_split, s.dataset_limit, s.calibration, seed=s.seed)
+        prompts = s.prompts_per_rollout * world_size()
+        if len(problems) < prompts:
+            raise ValueError(
+                f"The training set {s.dataset_name} holds {len(problems)} problems, fewer than the {prompts} prompts of a "
+                "rollout: no step would be made.\nLower per_device_train_batch_size, or train in fewer processes."
+            )
         self._record_problems(f"{s.dataset_name}-{s.dataset_split}", problems)
         return problems
 
@@ -158,7 +168,7 @@ class Run:
             from amir_grpo.runs import training  # imports TRL, which has to come after the backend
 
             with main_first():
-                base, problems = self.base(), self.training_problems()
+                problems, base = self.training_problems(), self.base()
             with explain_full_disk(self.folder), self._stage(f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
                     started = now()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amir_grpo.runs import locations
-from amir_grpo.runs.locations import kept_results, notebooks_folder, project_root, runs_folder, write_notebooks
+from amir_grpo.runs.locations import kept_results, notebooks_folder, project_root, runs_folder
 from amir_grpo.runs.run import open_run
 from amir_grpo.system import shipped
 
@@ -36,11 +36,3 @@ def test_what_did_not_come_with_the_package_says_how_to_get_it(monkeypatch, tmp_
     monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "amir_grpo")
     with pytest.raises(FileNotFoundError, match=r"notebooks did not come with the package.*\n.*pip install"):
         notebooks_folder()
-
-
-def test_the_notebooks_are_written_out_whole_and_over_nothing(tmp_path):
-    written = write_notebooks(tmp_path / "mine")
-    assert [path.name for path in written] == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert written[0].read_bytes() == (ROOT / "notebooks" / written[0].name).read_bytes()
-    with pytest.raises(FileExistsError, match="is there already"):
-        write_notebooks(tmp_path / "mine")

@@ -43,6 +43,16 @@ def test_base_is_copied_once(open_tiny, base, monkeypatch):
     assert open_tiny().base() == str(folder)
 
 
+def test_a_training_set_smaller_than_a_rollout_is_refused_before_any_work(open_tiny, monkeypatch, tmp_path):
+    """As many as one process needs are fewer than two processes need."""
+    run = open_tiny(dataset_limit=2)
+    assert len(run.training_problems()) == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"sandbox holds 2 problems, fewer than the 4 prompts of a rollout"):
+        run.train("grpo")
+    assert not (run.folder / "base").exists()
+
+
 def test_a_hub_policy_is_not_copied(tmp_path):
     run = open_run("paper-qwen3b", tmp_path / "run")
     assert run.base() == "Qwen/Qwen2.5-3B-Instruct"
