@@ -34,7 +34,7 @@ from transformers import (
 
 from amir_grpo.choices import METHODS
 from amir_grpo.policies.backend import Backend
-from amir_grpo.policies.loading import compute_dtype, device, quiet
+from amir_grpo.policies.loading import compute_dtype, device
 from amir_grpo.policies.memory_plan import GIB, SHAPES, card_here, plan
 from amir_grpo.runs import training
 from amir_grpo.runs.locations import project_root
@@ -42,6 +42,7 @@ from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import Settings, settings_of
 from amir_grpo.system.files import atomic_write, write_text
+from amir_grpo.system.progress import quiet
 from amir_grpo.system.provenance import provenance, to_json
 
 _BACKEND = Backend("transformers", "measured")

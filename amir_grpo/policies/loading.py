@@ -14,24 +14,11 @@ from safetensors import SafetensorError
 
 from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies.source import ADAPTER_FILES, Loading
+from amir_grpo.system.progress import quiet
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide transformers' progress bars for weights while the block runs."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

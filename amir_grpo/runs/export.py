@@ -103,7 +103,8 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
 def _merge(run: Run, trained: Path, folder: Path) -> None:
     import torch
 
-    from amir_grpo.policies.loading import load_policy, quiet
+    from amir_grpo.policies.loading import load_policy
+    from amir_grpo.system.progress import quiet
 
     # in 16 bits, or 32 on a CPU: a 4-bit base would lose precision by merging
     loading = replace(Loading.of(run.settings), in_4bit=False)

@@ -192,7 +192,7 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
         set_seed,
     )
 
-    from amir_grpo.policies.loading import quiet
+    from amir_grpo.system.progress import quiet
 
     set_seed(spec.seed)
     tokenizer = build_tokenizer(spec.words)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -19,3 +21,17 @@ def _in_notebook() -> bool:
     from IPython import get_ipython
 
     return get_ipython() is not None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide transformers' progress bars for weights while the block runs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
