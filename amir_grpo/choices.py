@@ -35,6 +35,8 @@ REWARD_TERMS = ("all", "correctness")
 BACKENDS = ("auto", "unsloth", "transformers")
 ENGINES = ("transformers", "vllm")
 VLLM_MODES = ("colocate", "server")
+DTYPES = ("auto", "float64")
+DEVICES = ("auto", "cpu")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from amir_grpo.choices import (
     BACKENDS,
+    DEVICES,
+    DTYPES,
     ENGINES,
     IMPORTANCE_SAMPLING_LEVELS,
     LORA_TARGETS,
@@ -55,6 +57,13 @@ class _Training:
         "What loads the policy for training: unsloth, transformers, or auto: Unsloth where installed, with a GPU.",
         choices=BACKENDS,
     )
+    dtype: str = _setting(
+        "auto",
+        "What policies compute in. auto: float32 on a CPU, 16 bits on a GPU. float64 is for small policies on a CPU: the "
+        "same numbers on every machine.",
+        choices=DTYPES,
+    )
+    device: str = _setting("auto", "Where policies run: auto, the GPU where there is one, or cpu.", choices=DEVICES)
     trust_remote_code: bool = _setting(False, "Run the code that comes with a policy of the Hub.")
     safetensors_only: bool = _setting(True, "Refuse weights in pickles, which can run code when they are read.")
     # training data
@@ -226,6 +235,8 @@ class Settings(_PreferenceOfARun, _Training):
 _SANDBOX: dict[str, Any] = {
     "model_name": "sandbox",
     "backend": "transformers",
+    "dtype": "float64",
+    "device": "cpu",
     "max_seq_length": 128,
     "dataset_name": "sandbox",
     "dataset_limit": 4000,
@@ -260,6 +271,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "sandbox-large": {
         **_SANDBOX,
         "model_name": "sandbox-large",
+        "dtype": "auto",
+        "device": "auto",
         "dataset_name": "sandbox-large",
         "dataset_limit": 20_000,
         "max_seq_length": 256,
@@ -327,6 +340,8 @@ ADDED_SINCE: dict[str, Any] = {
     "vllm_gpu_memory_utilization": 0.3,
     "lora_targets": list(LORA_TARGETS),
     "base_seed": 0,
+    "dtype": "auto",
+    "device": "auto",
     "nuisance": "none",
     "nuisance_size": 0.45,
     "nuisance_rate": 1 / 16,
@@ -362,6 +377,13 @@ def _check_relations(s: Settings) -> None:
     """Refuse values that do not go with those of other settings, or with what reads them."""
     if s.seed >= 2**32:
         raise ValueError(f"seed is {s.seed}; NumPy takes seeds below 2**32.")
+    if (s.dtype, s.device) != ("auto", "auto"):
+        for name, value in (("backend", "transformers"), ("load_in_4bit", False), ("use_vllm", False)):
+            if getattr(s, name) != value:
+                raise ValueError(
+                    f"{name}={getattr(s, name)} needs dtype=auto and device=auto, and they are {s.dtype} and {s.device}:\n"
+                    f"set {name} to {value}, or both of these to auto."
+                )
     rollout = s.per_device_train_batch_size * s.micro_batches
     if rollout % s.num_generations and s.per_device_train_batch_size > 1:
         raise ValueError(

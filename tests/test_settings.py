@@ -77,7 +77,8 @@ def test_rollouts_by_vllm_reach_trl(tmp_path, mode):
 
     changes = {"use_vllm": True, "vllm_mode": mode, "vllm_server_base_url": "http://node1:8000"}
     changes |= {"vllm_gpu_memory_utilization": 0.4, "report_to": "tensorboard"}
-    config = training.trainer_config("amir_grpo", settings_of("sandbox", changes), tmp_path)
+    on_gpu = {"dtype": "auto", "device": "auto"}
+    config = training.trainer_config("amir_grpo", settings_of("sandbox", changes | on_gpu), tmp_path)
     assert {name: getattr(config, name) for name in changes if name != "report_to"} == {
         name: value for name, value in changes.items() if name != "report_to"
     }

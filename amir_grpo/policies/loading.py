@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from amir_grpo.choices import LORA_TARGETS
+from amir_grpo.policies.float64 import compute_in_float64
 from amir_grpo.policies.source import ADAPTER_FILES, Loading
 from amir_grpo.system.progress import quiet
 
@@ -46,16 +47,18 @@ def explain_loading_error(what: str, name: str) -> Iterator[None]:
         raise OSError(f"The {what} of {name} cannot be loaded: {cause}\n{out}") from error
 
 
-def device() -> torch.device:
+def device(loading: Loading = Loading()) -> torch.device:
     """Where policies run: this process's GPU, the first unless it is one of several, else the CPU."""
-    if not torch.cuda.is_available():
+    if loading.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def compute_dtype() -> torch.dtype:
-    """float32 on a CPU; bfloat16 on a GPU that has it, else float16."""
-    if device().type == "cpu":
+def compute_dtype(loading: Loading = Loading()) -> torch.dtype:
+    """float64 where that is asked for, else float32 on a CPU; bfloat16 on a GPU that has it, else float16."""
+    if loading.dtype == "float64":
+        return torch.float64
+    if device(loading).type == "cpu":
         return torch.float32
     # a T4 reports bfloat16 as supported, but emulates it
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -111,10 +114,10 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     Args:
         name: Hub id or folder of the base policy.
         adapter: Folder of a PEFT adapter, saved by either backend.
-        loading: In 4 bits or not, and what is trusted.
+        loading: In 4 bits or not, what is trusted, in what precision and where.
 
     Raises:
-        ValueError: If 4 bits are asked for without a GPU or bitsandbytes.
+        ValueError: If 4 bits are asked for without a GPU or bitsandbytes, or float64 of an architecture that cannot.
         FileNotFoundError: If the adapter folder holds no adapter.
         OSError: If the policy or its adapter cannot be loaded, such as an adapter of another base.
     """
@@ -126,7 +129,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=compute_dtype(),
+            bnb_4bit_compute_dtype=compute_dtype(loading),
             bnb_4bit_use_double_quant=True,
         )
     wanted = ADAPTER_FILES if adapter is not None else ()
@@ -136,12 +139,14 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     with quiet(), explain_loading_error("policy", name):
         policy = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=compute_dtype(),
-            device_map=None if is_sharded() else {"": device()},
+            dtype=compute_dtype(loading),
+            device_map=None if is_sharded() else {"": device(loading)},
             quantization_config=quantization,
             use_safetensors=loading.safetensors_only or None,
             trust_remote_code=loading.trust_remote_code,
         )
+    if loading.dtype == "float64":
+        compute_in_float64(policy)
     if adapter is not None:
         from peft import PeftModel
 
@@ -180,7 +185,7 @@ def load_by_unsloth(
         policy, _ = FastLanguageModel.from_pretrained(
             name,
             max_seq_length=max_seq_length,
-            dtype=compute_dtype(),
+            dtype=compute_dtype(loading),
             load_in_4bit=loading.in_4bit,
             trust_remote_code=loading.trust_remote_code,
             use_safetensors=loading.safetensors_only or None,

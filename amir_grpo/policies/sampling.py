@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# After the point, in nats: what two machines compute in float64 differs far behind.
+LOGPROB_DIGITS = 6
 # Logits that scoring holds at once, 1 GiB in float32: with 150,000 tokens in the vocabulary they outgrow all else.
 _LOGITS = 2**28
 
@@ -100,7 +102,7 @@ def _row(drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "completion_ids": drawn.ids,
         "tokens": len(drawn.ids),
         "finish_reason": "stop" if drawn.ended else "length",
-        "logprob": sum(drawn.logprobs),
+        "logprob": round(sum(drawn.logprobs), LOGPROB_DIGITS),
     }
 
 
@@ -176,10 +178,11 @@ def score(
             ids[row, : len(whole)] = torch.tensor(whole)
             wanted[row, len(prompt_ids[index]) : len(whole)] = True
         ids = ids.to(policy.device)
-        logits = policy(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        logits = policy(input_ids=ids, use_cache=False).logits[:, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         token_logps = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(2).cpu()
         for row, index in enumerate(batch):
-            sums[index] = token_logps[row][wanted[row, 1:]].double().sum().item()
+            sums[index] = round(token_logps[row][wanted[row, 1:]].double().sum().item(), LOGPROB_DIGITS)
     return sums
 
 

@@ -29,20 +29,24 @@ class Loading:
     """How weights are read.
 
     Attributes:
-        in_4bit: Quantise the base policy to 4 bits (NF4) with bitsandbytes; needs a GPU. Else 16 bits on a GPU, float32 on
-            a CPU.
+        in_4bit: Quantise the base policy to 4 bits (NF4) with bitsandbytes; needs a GPU. Else as `dtype` says.
         trust_remote_code: Run the code that comes with a policy.
         safetensors_only: Refuse weights in pickles, which can run code when they are read.
+        dtype: auto, float32 on a CPU and 16 bits on a GPU, or float64.
+        device: auto, the GPU where there is one, or cpu.
     """
 
     in_4bit: bool = False
     trust_remote_code: bool = False
     safetensors_only: bool = True
+    dtype: str = "auto"
+    device: str = "auto"
 
     @classmethod
     def of(cls, settings: Settings) -> Loading:
         """How a run with these settings reads weights."""
-        return cls(settings.load_in_4bit, settings.trust_remote_code, settings.safetensors_only)
+        s = settings
+        return cls(s.load_in_4bit, s.trust_remote_code, s.safetensors_only, s.dtype, s.device)
 
 
 @dataclass(frozen=True)

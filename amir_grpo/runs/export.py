@@ -109,7 +109,7 @@ def _merge(run: Run, trained: Path, folder: Path) -> None:
     # in 16 bits, or 32 on a CPU: a 4-bit base would lose precision by merging
     loading = replace(Loading.of(run.settings), in_4bit=False)
     policy = load_policy(run.base(), trained, loading)
-    if policy.dtype == torch.float32:
+    if policy.dtype in (torch.float32, torch.float64):
         policy = policy.to(torch.bfloat16)
     with quiet():
         policy.save_pretrained(folder)

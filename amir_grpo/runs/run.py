@@ -189,7 +189,7 @@ class Run:
 
         s = self.settings
         check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm)
-        if is_main() and (card := card_here()):
+        if is_main() and s.device == "auto" and (card := card_here()):
             made = plan_here(s)
             print(
                 f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()

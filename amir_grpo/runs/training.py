@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 
 from amir_grpo.microbatches import TrimmedMicroBatches
+from amir_grpo.policies.float64 import round_to_float32
 from amir_grpo.policies.loading import (
     is_sharded,
     keep_trained_weights_in_float32,
@@ -53,15 +55,24 @@ class _PromptLimit:
         return [ids[-self.max_prompt_length :] for ids in prompt_ids], *rest
 
 
-class _RunGRPOTrainer(
-    _PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, DrawnRollouts, TrimmedMicroBatches, GRPOTrainer
+class _RewardsInThePolicysPrecision:
+    """Takes the rewards' means and deviations in float64 where the policy computes in it; TRL's are in float32."""
+
+    def _calculate_rewards(self, *args, **kwargs):
+        return super()._calculate_rewards(*args, **kwargs).to(torch.promote_types(torch.float32, self.model.dtype))
+
+
+class _OfARun(
+    _PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, _RewardsInThePolicysPrecision, DrawnRollouts
 ):
+    """What the trainers of both methods have in a run."""
+
+
+class _RunGRPOTrainer(_OfARun, TrimmedMicroBatches, GRPOTrainer):
     pass
 
 
-class _RunAmirGRPOTrainer(
-    _PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, DrawnRollouts, AmirGRPOTrainer
-):
+class _RunAmirGRPOTrainer(_OfARun, AmirGRPOTrainer):
     pass
 
 
@@ -142,6 +153,7 @@ def train(
     if state and state.global_step >= config.max_steps:  # transformers would train a step more
         if is_main():
             copy_policy(last, folder)
+            round_to_float32(folder / WEIGHTS)
             for name in ("README.md", "training_args.bin", RolloutRecord.FILE):  # as the end of a training saves them
                 shutil.copy2(last / name, folder / name)
     else:
@@ -172,6 +184,7 @@ def _train(
         trainer.train(resume_from_checkpoint=last and str(last))
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
+        round_to_float32(folder / WEIGHTS)  # a checkpoint holds them as they are: what is resumed has lost no digit
         atomic_write(folder / trainer.FILE, trainer.rollouts().to_parquet)
     return trainer.state
 

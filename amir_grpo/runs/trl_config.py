@@ -11,6 +11,7 @@ from trl import GRPOConfig
 
 from amir_grpo.choices import METHODS, check_names
 from amir_grpo.policies.loading import compute_dtype, device
+from amir_grpo.policies.source import Loading
 from amir_grpo.preference_settings import PreferenceSettings
 from amir_grpo.settings import Settings
 from amir_grpo.trainer import AmirGRPOConfig
@@ -35,7 +36,8 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
     values: dict[str, Any] = {name: getattr(settings, name) for name in _SHARED}
     accumulated = settings.gradient_accumulation_steps
     steps = math.lcm(settings.micro_batches, accumulated) // accumulated  # of a rollout
-    on_cpu = device().type == "cpu"
+    loading = Loading.of(settings)
+    on_cpu = device(loading).type == "cpu"
     values |= {
         "output_dir": str(folder),
         "per_device_train_batch_size": settings.micro_batch,
@@ -43,8 +45,8 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
         "warmup_steps": settings.warmup_ratio,  # below 1 it is a share of the steps
         "beta": 0.0,
         "use_cpu": on_cpu,
-        "bf16": str(compute_dtype()) == "torch.bfloat16",
-        "fp16": str(compute_dtype()) == "torch.float16",
+        "bf16": str(compute_dtype(loading)) == "torch.bfloat16",
+        "fp16": str(compute_dtype(loading)) == "torch.float16",
         "save_strategy": "steps" if settings.save_steps else "no",
         "save_steps": -(-settings.save_steps // steps) * steps or 500,  # where a rollout ends: none is kept half used
         "save_total_limit": settings.save_total_limit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pandas as pd
 from amir_grpo.choices import METHODS
 from amir_grpo.settings import differences
 
+# Numbers of a training that differ by less, relative or absolute, count as the same: another processor rounds so in
+# float64.
+_TOLERANCE = 1e-10
 # Of the log: how long something took, or how much memory it had.
 _TIMES = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -21,7 +25,9 @@ def first_difference(a: Path, b: Path) -> str | None:
     """What differs first between two run folders, None where all that both should hold is the same.
 
     In the order of their making: settings, problems, base policy, rollouts, logs and adapters of the training,
-    completions, scores, tables, figures. Times, provenance and the report, which holds both, are not compared.
+    completions, scores, tables, figures. The numbers in the log and in the record of the rollouts (rewards, advantages,
+    losses, gradients' norms) may differ by 1e-10, relative or absolute, all else not at all: completions and their
+    log-probabilities, adapters, tables, figures. Times, provenance and the report, which holds both, are not compared.
 
     Raises:
         FileNotFoundError: If one of them is no run folder, or neither holds a result.
@@ -63,7 +69,11 @@ def _same_problems(a: Path, b: Path) -> str | None:
     return None if prints[0] == prints[1] else f"fingerprints {prints[0]} and {prints[1]}"
 
 
-def _same_table(a: Path, b: Path) -> str | None:
+def _almost_same_table(a: Path, b: Path) -> str | None:
+    return _same_table(a, b, _TOLERANCE)
+
+
+def _same_table(a: Path, b: Path, tolerance: float = 0.0) -> str | None:
     read = pd.read_parquet if a.suffix == ".parquet" else pd.read_csv
     one, other = (read(path) for path in (a, b))
     one, other = (table.drop(columns=[c for c in _TIMES if c in table]) for table in (one, other))
@@ -73,16 +83,18 @@ def _same_table(a: Path, b: Path) -> str | None:
         return f"{len(one)} and {len(other)} rows"
     for column in one.columns:
         left, right = one[column], other[column]
-        unequal = [not _equal(x, y) for x, y in zip(left, right, strict=True)]
+        unequal = [not _equal(x, y, tolerance) for x, y in zip(left, right, strict=True)]
         if any(unequal):
             row = int(np.argmax(unequal))
             return f"column {column}, row {row}: {_short(left.iloc[row])} and {_short(right.iloc[row])}"
     return None
 
 
-def _equal(x: object, y: object) -> bool:
+def _equal(x: object, y: object, tolerance: float) -> bool:
     if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
         return np.array_equal(x, y)
+    if tolerance and isinstance(x, float) and isinstance(y, float):
+        return math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance) or (pd.isna(x) and pd.isna(y))
     return x == y or (pd.isna(x) and pd.isna(y))
 
 
@@ -95,8 +107,8 @@ def _short(value: object) -> str:
 _PARTS = (
     ("problems/*.json", _same_problems),
     ("base/*.safetensors", _same_bytes),
-    *((f"{method}/rollouts.parquet", _same_table) for method in METHODS),
-    *((f"{method}/log.csv", _same_table) for method in METHODS),
+    *((f"{method}/rollouts.parquet", _almost_same_table) for method in METHODS),
+    *((f"{method}/log.csv", _almost_same_table) for method in METHODS),
     *((f"{method}/*.safetensors", _same_bytes) for method in METHODS),
     ("samples/*/*.parquet", _same_table),
     ("scores/*.parquet", _same_table),

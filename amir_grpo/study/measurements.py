@@ -57,7 +57,7 @@ def measure_weights(job: Job) -> None:
     answers = dict(zip(problems["id"], problems["answer"], strict=True))
     rows = []
     for when, adapter in (("before", None), ("after", run.folder / job.arm.method)):
-        engine = load_engine("transformers", run.base(), adapter, Loading())
+        engine = load_engine("transformers", run.base(), adapter, Loading.of(s))
         drawn = sample(
             engine,
             problems,

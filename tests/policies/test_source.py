@@ -37,6 +37,6 @@ def test_a_folder_without_an_adapter_is_refused(trained, tmp_path):
 
 
 def test_how_weights_are_read_is_as_the_settings_say():
-    assert Loading.of(settings_of("sandbox")) == Loading()
+    assert Loading.of(settings_of("sandbox")) == Loading(dtype="float64", device="cpu")
     changes = {"load_in_4bit": True, "trust_remote_code": True, "safetensors_only": False}
     assert Loading.of(settings_of("colab-t4", changes)) == Loading(True, True, False)

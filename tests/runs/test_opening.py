@@ -106,7 +106,7 @@ def test_a_run_of_an_earlier_version_goes_on(open_tiny):
     path.write_text(json.dumps(config))
     open_tiny()
     with pytest.raises(ValueError, match="backend was 'transformers', is now 'unsloth'"):
-        open_tiny(backend="unsloth")
+        open_tiny(backend="unsloth", dtype="auto", device="auto")
 
 
 # --- a folder that is there -----------------------------------------------------------------------------------------

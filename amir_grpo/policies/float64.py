@@ -1,0 +1,66 @@
+"""Policies that compute in float64 from end to end, and are saved in float32.
+
+Rounding is what differs between processors and builds of the math libraries. In float64 it differs in the 16th digit,
+which changes no token that is drawn, and no weight once that is rounded to float32. But transformers computes norms and
+rotary positions in float32 whatever the policy's dtype, and would bring the difference back to the 7th digit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_KNOWN = ("llama", "qwen2")  # whose norms and rotary positions are those below
+
+
+class _Rotary(nn.Module):
+    """Rotary positions in float64, of Llama's kind: the two halves of a head turn together."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
+        self.register_buffer("inv_freq", config.rope_parameters["rope_theta"] ** -exponents, persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions (N, T): (N, T, size of a head) each."""
+        angles = position_ids[..., None].double() * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def compute_in_float64(policy: PreTrainedModel) -> None:
+    """Make a policy that was loaded in float64 compute in it throughout.
+
+    Raises:
+        ValueError: If it is of an architecture whose parts in float32 are not known here.
+    """
+    config = policy.config
+    if config.model_type not in _KNOWN or config.rope_parameters["rope_type"] != "default":
+        raise ValueError(
+            f"dtype=float64 is for policies of the kinds {' and '.join(_KNOWN)} with plain rotary positions; this one is "
+            f"{config.model_type}, of which transformers computes parts in float32.\nSet dtype to auto."
+        )
+    for name, module in list(policy.named_modules()):
+        parent, _, own = name.rpartition(".")
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(module.weight.shape, module.variance_epsilon, device="meta")
+            norm.weight = module.weight
+            setattr(policy.get_submodule(parent), own, norm)
+        elif type(module).__name__.endswith("RotaryEmbedding"):
+            setattr(policy.get_submodule(parent), own, _Rotary(config).to(policy.device))
+
+
+def round_to_float32(path: Path) -> None:
+    """Round the float64 weights of a safetensors file, in place; other files stay as they are."""
+    weights = load_file(path)
+    if any(weight.dtype == torch.float64 for weight in weights.values()):
+        rounded = {n: w.float() if w.dtype == torch.float64 else w for n, w in weights.items()}
+        save_file(rounded, path, metadata={"format": "pt"})

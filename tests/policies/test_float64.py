@@ -1,0 +1,173 @@
+"""Float64 from end to end: against NumPy's own arithmetic, and against what another build of the libraries computes."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from amir_grpo.policies.float64 import compute_in_float64, round_to_float32
+from amir_grpo.policies.loading import load_policy
+from amir_grpo.policies.source import Loading
+from amir_grpo.runs.verify import first_difference
+
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def policies(request):
+    """A policy in float64 as transformers computes it, and as this package has it."""
+    torch.manual_seed(0)
+    kinds = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+    policy_class, config_class = kinds[request.param]
+    theirs = policy_class(config_class(**SHAPE)).double().eval()
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+    ours = copy.deepcopy(theirs)
+    compute_in_float64(ours)
+    return theirs, ours
+
+
+@torch.no_grad()
+def test_it_is_the_policy_but_for_the_rounding_of_float32(policies):
+    theirs, ours = policies
+    ids = torch.randint(0, 50, (3, 20))
+    difference = (ours(input_ids=ids).logits - theirs(input_ids=ids).logits).abs().max()
+    assert 1e-12 < difference < 1e-4
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+@torch.no_grad()
+def test_no_part_of_it_sees_float32(policies):
+    _, ours = policies
+    seen = set()
+    for module in ours.modules():
+        module.register_forward_hook(
+            lambda module, inputs, output: seen.update(
+                value.dtype for value in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(value)
+            )
+        )
+    ours(input_ids=torch.arange(10)[None])
+    assert seen == {torch.float64}
+
+
+@torch.no_grad()
+def test_norms_and_positions_are_right_to_the_last_digits(policies):
+    _, ours = policies
+    x = torch.randn(2, 7, 32, dtype=torch.float64)
+    norm = ours.model.norm
+    exact = x.numpy().astype(np.longdouble)
+    exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + np.longdouble(ours.config.rms_norm_eps))
+    np.testing.assert_allclose(norm(x).numpy(), exact * norm.weight.numpy(), rtol=1e-14)
+
+    places = torch.tensor([[0, 5, 200]])
+    cosines, sines = ours.model.rotary_emb(x, places)
+    frequencies = np.longdouble(10_000) ** -(np.arange(0, 8, 2, dtype=np.longdouble) / 8)
+    angles = np.concatenate([places.numpy()[0][:, None] * frequencies] * 2, axis=1)
+    np.testing.assert_allclose(cosines[0].numpy(), np.cos(angles).astype(float), atol=1e-13)
+    np.testing.assert_allclose(sines[0].numpy(), np.sin(angles).astype(float), atol=1e-13)
+
+
+def test_what_cannot_be_computed_so_is_refused():
+    policy = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, head_dim=8)).double()
+    with pytest.raises(ValueError, match=r"gemma3_text.*\nSet dtype to auto"):
+        compute_in_float64(policy)
+
+
+def test_it_loads_on_the_cpu_whatever_there_is(base, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    policy = load_policy(str(base), loading=Loading(dtype="float64", device="cpu"))
+    assert {weight.dtype for weight in policy.parameters()} == {torch.float64}
+    assert policy.device.type == "cpu"
+
+
+def test_saved_weights_are_rounded_once(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weights = {"a": torch.rand(9, dtype=torch.float64), "b": torch.arange(3)}
+    save_file(weights, path, metadata={"format": "pt"})
+    round_to_float32(path)
+    rounded = load_file(path)
+    assert rounded["a"].dtype == torch.float32
+    assert torch.equal(rounded["a"], weights["a"].float())
+    assert torch.equal(rounded["b"], weights["b"])
+    before = path.read_bytes()
+    round_to_float32(path)
+    assert path.read_bytes() == before
+
+
+# argv: the run's folder, threads
+RUN = """
+import sys
+import torch
+from amir_grpo.runs.run import open_run
+run = open_run("smoke", sys.argv[1])
+torch.set_num_threads(int(sys.argv[2]))
+run.samples(["grpo", "amir_grpo"], ["chain3"])
+print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+"""
+LIBRARIES = {
+    "native": {},
+    "AVX2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+    "DEFAULT": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    },
+}
+
+
+def run_under(libraries, threads, base, tiny_settings, folder):
+    """A short run in a process of its own, under one setting of the math libraries; returns what it ran with."""
+    shutil.copytree(base, folder / "base")
+    changes = {**tiny_settings, "benchmarks": ["chain3"]}
+    code = textwrap.dedent(RUN).replace("sys.argv[1])", f"sys.argv[1], {changes!r})")
+    environment = {**os.environ, **LIBRARIES[libraries], "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(threads)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()[-2:]
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_under_every_setting_of_the_math_libraries(base, tiny_settings, tmp_path):
+    """Trained, saved, reread and evaluated: equal by `verify`, adapters to the byte."""
+    first = tmp_path / "native 1"
+    run_under("native", 1, base, tiny_settings, first)
+    for libraries, threads in (("native", 2), ("AVX2", 1), ("AVX2", 2), ("DEFAULT", 1), ("DEFAULT", 2)):
+        folder = tmp_path / f"{libraries} {threads}"
+        ran = run_under(libraries, threads, base, tiny_settings, folder)
+        assert ran == [libraries if libraries != "native" else ran[0], str(threads)]
+        assert first_difference(first, folder) is None, folder.name
+        for method in ("grpo", "amir_grpo"):
+            adapters = [f / method / "adapter_model.safetensors" for f in (first, folder)]
+            assert adapters[0].read_bytes() == adapters[1].read_bytes()
+            assert {weight.dtype for weight in load_file(adapters[0]).values()} == {torch.float32}
