@@ -6,18 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-from jinja2 import Template
-
-from amir_grpo.choices import POLICY_NAMES
 from amir_grpo.policies.source import Loading, copy_policy
+from amir_grpo.runs.model_card import model_card
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
-from amir_grpo.system.provenance import read_json, record_of
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
-
-_KINDS = {"adapter": "a LoRA adapter", "merged": "a whole policy in 16 bits, its adapter merged"}
 
 
 def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
@@ -113,99 +107,3 @@ def _merge(run: Run, trained: Path, folder: Path) -> None:
         policy = policy.to(torch.bfloat16)
     with quiet():
         policy.save_pretrained(folder)
-
-
-_CARD = Template(
-    """---
-library_name: {{ "transformers" if merged else "peft" }}
-{%- if on_hub %}
-base_model: {{ base }}
-{%- endif %}
-datasets: [{{ settings.dataset_name }}]
-tags: [trl, grpo{{ ", amir-grpo" if method == "amir_grpo" }}]
----
-
-# {{ title }} on {{ base }}
-
-This is {{ kind }}, trained by {{ title }}
-{%- if method == "amir_grpo" %} ([arXiv 2601.03661](https://arxiv.org/abs/2601.03661)): GRPO with the preferences that the
-rewards inside each rollout group imply, λ = {{ settings.lambda_reg }}, β = {{ settings.beta_dpo }}, δ = {{
-settings.reward_margin }}{% endif %}, for {{ settings.max_steps }} steps on {{ settings.dataset_name }}, by
-[amir-grpo](https://github.com/amir-grpo/amir-grpo).
-
-## Results
-
-{% if rows -%}
-pass@k in percent, {{ settings.num_samples }} samples a problem, temperature {{ settings.eval_temperature }}; 95 % intervals
-over problems. One training run: the intervals do not cover another seed.
-
-| benchmark | quantity | base | {{ title }} |
-| --- | --- | --- | --- |
-{% for row in rows -%}
-| {{ row.benchmark }} | {{ row.quantity }} | {{ row.base }} | {{ row.this }} |
-{% endfor %}
-{%- else -%}
-Not evaluated.
-{% endif %}
-## Settings
-
-| setting | value |
-| --- | --- |
-{% for name, value in settings.items() -%}
-| {{ name }} | {{ value }} |
-{% endfor %}
-## Provenance
-
-| | |
-| --- | --- |
-{% for name, value in provenance.items() -%}
-| {{ name }} | {{ value }} |
-{% endfor %}"""
-)
-
-
-def model_card(run: Run, method: str, merged: bool = False) -> str:
-    """The card: method, settings, results with intervals where they are in the run folder, provenance. Markdown."""
-    record, stage = record_of(run.folder), read_json(run.folder / method / "stage.json")
-    made = stage["provenance"]
-    provenance = {
-        "trained": f"{stage['started']} to {stage['ended']}",
-        "backend": stage.get("backend", {}).get("name", "transformers"),
-        "processes": stage.get("processes", 1),
-        "device": made["device"],
-        "commit": f"{made['commit']}{' with changes' if made['uncommitted_changes'] else ''}",
-        **{name: version for name, version in made["packages"].items() if version},
-        **{f"problems {p['set']}": f"{p['problems']}, fingerprint {p['fingerprint']}" for p in record["problems"]},
-    }
-    settings = run.settings
-    base = settings.model_name
-    local = Path(base).is_dir()
-    shown = record["settings"] | {"model_name": Path(base).name if local else base}
-    return _CARD.render(
-        method=method,
-        title=POLICY_NAMES[method],
-        kind=_KINDS["merged" if merged else "adapter"],
-        merged=merged,
-        base=shown["model_name"],
-        on_hub=not local and not settings.is_sandbox,
-        settings=shown,
-        rows=_results(run.folder / "tables" / "policies.csv", method),
-        provenance=provenance,
-    )
-
-
-def _results(path: Path, method: str) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    table = pd.read_csv(path)
-    table["shown"] = [
-        f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}]" for row in table.itertuples()
-    ]
-    wide = table.pivot_table(
-        index=["benchmark", "quantity"], columns="policy", values="shown", aggfunc="first", sort=False
-    )
-    if method not in wide:
-        return []
-    wide = wide.reset_index().rename(columns={method: "this"})
-    wide = wide[wide["quantity"].str.startswith(("pass@", "greedy"))]
-    return wide.to_dict("records")

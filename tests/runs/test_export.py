@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from amir_grpo import cli
 from amir_grpo.policies.loading import load_policy
 from amir_grpo.runs import export as publish
+from amir_grpo.runs.model_card import model_card
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of, save_results
 
@@ -56,7 +57,7 @@ def test_an_adapter_on_a_folder_of_this_machine_is_refused(run, tmp_path):
 
 
 def test_the_card_has_method_settings_results_and_provenance(run):
-    card = ModelCard(publish.model_card(run, "amir_grpo"))
+    card = ModelCard(model_card(run, "amir_grpo"))
     assert card.data.library_name == "peft"
     assert "amir-grpo" in card.data.tags
     assert "λ = 0.01" in card.text
@@ -69,14 +70,16 @@ def test_the_card_has_method_settings_results_and_provenance(run):
     )
     (row,) = row.itertuples()
     assert f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}] |" in card.text
+    (result,) = (r for r in card.data.eval_results if (r.dataset_name, r.metric_type) == ("chain3", "pass@1"))
+    assert result.metric_value == round(row.estimate, 1)
     assert str(run.folder) not in card.text, "no path of the machine"
     assert "fingerprint" in card.text
 
 
 def test_grpos_card_says_nothing_of_preferences(run):
-    card = publish.model_card(run, "grpo")
+    card = model_card(run, "grpo")
     assert "λ =" not in card
-    assert "tags: [trl, grpo]" in card
+    assert ModelCard(card).data.tags == ["trl", "grpo"]
 
 
 @pytest.fixture
@@ -150,7 +153,7 @@ def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run
     card = run.folder / "export" / "amir_grpo-merged" / "README.md"
     card.write_text("old")
     cli.main(arguments(run, "--merged"))
-    assert card.read_text() == publish.model_card(run, "amir_grpo", merged=True)
+    assert card.read_text() == model_card(run, "amir_grpo", merged=True)
     assert not (run.folder / "export" / "amir_grpo").exists()
 
 
