@@ -26,7 +26,7 @@ _SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
 
 
 class Evaluation:
-    """Draws, grades and scores completions into a run folder.
+    """Draws, grades and scores completions, and keeps them in a run folder.
 
     Args:
         folder: The run folder.
@@ -62,7 +62,7 @@ class Evaluation:
             path = self._path(name, benchmark, each)
             if not path.exists():
                 with explain_full_disk(self.folder), stage_lock(self.folder, self.settings, f"sampling {name}"):
-                    if not path.exists():  # unless another process has done it meanwhile
+                    if not path.exists():  # unless another process has done it in the meantime
                         self._draw_and_grade(path, name, benchmark, source, each)
         return read_table(self._path(name, benchmark, greedy), _SAMPLE_COLUMNS)
 

@@ -1,4 +1,4 @@
-"""Give a trained policy away: its adapter, or the whole policy in 16 bits, with a model card; to a folder or to the Hub."""
+"""Export a trained policy, to a folder or to the Hub: its adapter, or the whole policy in 16 bits, with a model card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
         ValueError: If the method has not been trained, or an adapter alone could not be loaded elsewhere.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} is there already: give a folder that is not.")
+        raise FileExistsError(f"{folder} is there already: give a folder that does not exist.")
     check_folder(folder, "out")
     trained = run.folder / method
     if not run.is_trained(method):
@@ -46,7 +46,7 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
 
 
 def check_push(repo_id: str) -> None:
-    """See before anything is exported that a repository can have this name, and that there is a login.
+    """Check before anything is exported that the repository name is valid and that there is a login.
 
     Raises:
         OSError: If not.
@@ -71,7 +71,7 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     Args:
         folder: What `export` has written.
         repo_id: Such as "me/my-policy".
-        private: Whether only its owner may see it: one that is made now is, one that is public is refused.
+        private: Whether only its owner may see it: a new repository becomes private, an existing public one is refused.
 
     Raises:
         OSError: If the Hub refuses or cannot be reached, or the repository is public and that is not wanted.

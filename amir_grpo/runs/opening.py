@@ -1,4 +1,4 @@
-"""The configuration of a run folder: what it says, what may be given anew, and that two processes write it in turn."""
+"""The configuration of a run folder: reading it, comparing it with what is asked for, and writing it under a lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run folder: its settings and provenance, and the stages that fill it, each done once.
+"""A run folder: its settings and provenance, and the stages that fill it, each run once.
 
     runs/<name>/
       config.json              settings and provenance
@@ -10,8 +10,8 @@
       tables/<name>.csv, and <name>.json with what it was made with
       figures/, notebooks/, report.html
 
-A stage that is complete is read back, not repeated. Every stage asks for the ones before it, so that each notebook
-can be run alone.
+A complete stage is read back, not repeated. Every stage runs the stages that it needs, so that each notebook can be
+run on its own.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Run:
         return Loading.of(self.settings)
 
     def check(self) -> None:
-        """See before a whole run begins that what its stages need is there: GPU and packages, problems, tokenizer.
+        """Check before a whole run begins that its stages have what they need: GPU and packages, problems, tokenizer.
 
         Raises:
             ValueError, OSError: If something is not, with the way out.
@@ -117,7 +117,7 @@ class Run:
         return problems
 
     def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
-        """Load the problems of each benchmark that is not complete: what is wrong is said before hours of another."""
+        """Load the problems of every incomplete benchmark, so that errors show before hours are spent on another one."""
         for benchmark in benchmarks:
             if not all(self.evaluation.is_complete(name, benchmark) for name in names):
                 self.problems(benchmark)
@@ -158,7 +158,7 @@ class Run:
         """Train one method, or read the log of the training that is already complete.
 
         Returns:
-            The training log, one row a logging step; see `amir_grpo.runs.training.train`.
+            The training log, one row per logging step; see `amir_grpo.runs.training.train`.
         """
         check_names("method", [method], METHODS)
         folder = self.folder / method
@@ -170,7 +170,7 @@ class Run:
             with main_first():
                 problems, base = self.training_problems(), self.base()
             with explain_full_disk(self.folder), self._stage(f"training {method}"):
-                if not (folder / "stage.json").exists():  # unless another process has done it meanwhile
+                if not (folder / "stage.json").exists():  # unless another process has done it in the meantime
                     started = now()
                     log = training.train(method, self.settings, base, problems, folder, backend)
                     if is_main():
@@ -183,7 +183,7 @@ class Run:
         return stage_lock(self.folder, self.settings, work)
 
     def _start_training(self) -> Backend:
-        """See that the hardware can do what the settings ask for, and start the backend."""
+        """Check that the hardware can do what the settings ask for, and start the backend."""
         from amir_grpo.policies.loading import check_hardware
         from amir_grpo.policies.memory_plan import card_here, plan_here
 
@@ -219,7 +219,7 @@ class Run:
             greedy: Return the one greedy completion of each problem instead of its n samples.
 
         Returns:
-            One row a completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
+            One row per completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
             logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed; with calibration also
             confidence (NaN where none is stated).
         """
@@ -259,7 +259,7 @@ class Run:
         """Log-probabilities under GRPO and AMIR-GRPO of the base policy's completions, which both score, and their own.
 
         Returns:
-            One row a completion and scorer: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
+            One row per completion and scorer: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
         """
         samples = self.samples()
         frames = []

@@ -1,4 +1,4 @@
-"""Do two runs hold the same? Compares them from the cause to the effect, and names the first difference."""
+"""Compare two runs from cause to effect, and name the first difference."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _TIMES = ("step_time", "train_runtime", "train_samples_per_second", "train_steps
 
 
 def first_difference(a: Path, b: Path) -> str | None:
-    """What differs first between two run folders, None where all that both should hold is the same.
+    """The first difference between two run folders; None if everything that is compared is equal.
 
-    In the order of their making: settings, problems, base policy, rollouts, logs and adapters of the training,
+    In the order in which they are made: settings, problems, base policy, rollouts, logs and adapters of the training,
     completions, scores, tables, figures. The numbers in the log and in the record of the rollouts (rewards, advantages,
     losses, gradients' norms) may differ by 1e-10, relative or absolute, all else not at all: completions and their
     log-probabilities, adapters, tables, figures. Times, provenance and the report, which holds both, are not compared.
@@ -103,7 +103,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-# What is compared, in the order of its making.
+# What is compared, in the order in which it is made.
 _PARTS = (
     ("problems/*.json", _same_problems),
     ("base/*.safetensors", _same_bytes),
@@ -113,5 +113,5 @@ _PARTS = (
     ("samples/*/*.parquet", _same_table),
     ("scores/*.parquet", _same_table),
     ("tables/*.csv", _same_table),
-    ("figures/[!.]*", _same_bytes),  # what begins with a dot is left over from a process that was killed
+    ("figures/[!.]*", _same_bytes),  # files that begin with a dot are left over from killed processes
 )

@@ -14,11 +14,11 @@ _LITTLE = 1e6  # bytes
 
 
 def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
-    """See before the work begins that a folder can be written to, and that its disk is not full.
+    """Check before the work begins that a folder can be written to, and that its disk is not full.
 
     Args:
         folder: It need not exist.
-        option: What the user gave it as.
+        option: The option that the user gave it as, for the message.
         least: Bytes that the work needs.
 
     Raises:
@@ -37,7 +37,7 @@ def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
     free = shutil.disk_usage(there).free
     if free < least:
         raise OSError(
-            f"{there}: {free / 1e6:.0f} MB are free on the disk; {least / 1e6:.0f} MB at least are needed.\n"
+            f"{there}: {free / 1e6:.0f} MB are free on the disk; at least {least / 1e6:.0f} MB are needed.\n"
             f"Free some, or give a {option} on another disk."
         )
 
@@ -94,7 +94,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 
 
 def _little_is_left(folder: Path) -> bool:
-    """Of a disk on which torch.save has failed, which does not say why."""
+    """Whether a disk is nearly full: torch.save does not say why it failed."""
     return folder.exists() and shutil.disk_usage(folder).free < _LITTLE
 
 

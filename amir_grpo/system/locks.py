@@ -1,4 +1,4 @@
-"""One process at a time on one piece of work: a lock that the system lifts when its holder ends, however it ends."""
+"""One process at a time on one piece of work: a lock that the system releases when its holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Busy(RuntimeError):
 def locked(folder: Path, work: str) -> Iterator[None]:
     """Hold `<folder>/.locks/<work>` while the block runs.
 
-    The lock is the operating system's: it ends with its holder, so that none outlives a killed process. Beside it lies
-    who holds it, for the message of those that are refused; what lies there without a lock is left over, and replaced.
+    The lock is the operating system's and ends with its holder, so that none outlives a killed process. A file beside it
+    names the holder, for the message that others get; one without a lock is left over, and is replaced.
 
     Args:
         folder: The run folder.

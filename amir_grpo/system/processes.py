@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
-# what a launcher tells each of several processes
+# what a launcher sets for each of several processes
 _OF_SEVERAL = "RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
@@ -30,13 +30,13 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the one of them that writes."""
+    """Whether this is the process that writes, of those that train together."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process go through the block before the others do; what it has made, they find."""
+    """Let the main process run the block before the others do, so that they find what it has made."""
     if world_size() == 1:
         yield
         return
@@ -45,10 +45,10 @@ def main_first() -> Iterator[None]:
 
 
 def run_alone(module: str, *arguments: str) -> None:
-    """Run a module in a process that does not know of the others that train with this one.
+    """Run a module in a process of its own, without the environment that makes it one of several.
 
     Raises:
-        RuntimeError: If it fails, with the end of what it said.
+        RuntimeError: If it fails, with the end of its error output.
     """
     several = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
     environment = {k: v for k, v in os.environ.items() if k not in _OF_SEVERAL and not k.startswith(several)}
@@ -60,7 +60,7 @@ def run_alone(module: str, *arguments: str) -> None:
 
 
 def wait_for_everyone() -> None:
-    """Go on when all processes of the training are here."""
+    """Wait until all processes of the training are here."""
     if world_size() > 1:
         _state().wait_for_everyone()
 

@@ -76,7 +76,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file."""
+    """The contents of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
