@@ -197,11 +197,9 @@ class Settings(_PreferenceOfARun, _Training):
         "transformers", "What draws the completions of the evaluation: transformers or vllm.", choices=ENGINES
     )
     # the sandbox's base policy
-    base_seed: Annotated[int, Bounds(at_least=0)] = _setting(
-        0, "Which base policy of the sandbox; 0 to 5 come with the package, others are made on the spot."
-    )
+    base_seed: Annotated[int, Bounds(at_least=0, at_most=5)] = _setting(0, "Which of the sandbox's six base policies.")
     sandbox_warmup_steps: PositiveInt = _setting(
-        2000, "Steps of supervised training that make the sandbox's base policy."
+        4000, "Steps of supervised training that make the sandbox's base policy."
     )
 
     def __post_init__(self) -> None:
@@ -240,6 +238,8 @@ _SANDBOX: dict[str, Any] = {
     "max_seq_length": 128,
     "dataset_name": "sandbox",
     "dataset_limit": 4000,
+    "lora_rank": 4,
+    "lora_alpha": 4,
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 128,
     "gradient_accumulation_steps": 1,
@@ -252,7 +252,7 @@ _SANDBOX: dict[str, Any] = {
     # loses those pairs. From 1.4 to below 2.0 every right completion beats every wrong one, and nothing else pairs.
     "reward_margin": 1.5,
     "save_steps": 0,
-    "benchmarks": ["chain3", "chain4", "chain5", "chain6"],
+    "benchmarks": ["chain5", "chain6", "chain7", "chain8"],
     "eval_limit": 200,
     "eval_max_new_tokens": 64,
     "eval_token_budget": 65_536,
@@ -288,6 +288,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "eval_max_new_tokens": 128,
         "eval_token_budget": 262_144,
         "sandbox_warmup_steps": 6000,
+        "lora_rank": 16,
+        "lora_alpha": 16,
     },
     "colab-t4": {
         "model_name": "Qwen/Qwen2.5-0.5B-Instruct",

@@ -12,14 +12,15 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-WARMUP_STEPS = 60  # enough for the format now and then, far too few for arithmetic
+WARMUP_STEPS = 120  # enough for the format now and then, far too few for arithmetic
 
 
 @pytest.fixture(scope="session")
 def tiny_spec():
+    from amir_grpo.sandbox.base import WARMUP_SEEDS
     from amir_grpo.sandbox.policy import SandboxSpec
 
-    return SandboxSpec(warmup_steps=WARMUP_STEPS)
+    return SandboxSpec(warmup_steps=WARMUP_STEPS, seed=WARMUP_SEEDS[0])
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
 from amir_grpo.runs.opening import configure, stage_lock
 from amir_grpo.runs.stages import read_table, write_stage
-from amir_grpo.sandbox.base import base_policy
+from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SANDBOXES
 from amir_grpo.settings import PROFILES, Settings
 from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
@@ -147,7 +147,9 @@ class Run:
         folder = self.folder / "base"
         if not folder.exists():
             s = self.settings
-            spec = replace(SANDBOXES[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=s.base_seed)
+            spec = replace(
+                SANDBOXES[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=WARMUP_SEEDS[s.base_seed]
+            )
             with explain_full_disk(self.folder):
                 made = base_policy(spec, self.folder.parent / ".cache")
                 with self._stage("copying the base policy"), atomic_folder(folder) as beside:

@@ -1,6 +1,6 @@
 """The sandbox's base policies: some come with the package, all others are made on the spot and cached.
 
-    base_policies/<seed>/   a policy in float32 with its tokenizer, and recipe.json: what it was made from and with, and
+    base_policies/<number>/ a policy in float32 with its tokenizer, and recipe.json: what it was made from and with, and
                             the SHA-256 of its files
 
 Those of the package give the same numbers on every machine; a warm-up of one's own depends on the processor and on the
@@ -20,7 +20,11 @@ from amir_grpo.system.processes import run_alone, world_size
 from amir_grpo.system.provenance import provenance, read_json, to_json
 
 PACKAGED = Path(__file__).with_name("base_policies")
-PACKAGED_SEEDS = range(6)
+# The seeds of their warm-ups, by number. How far a warm-up gets with arithmetic is chance, and GRPO ends about where the
+# careful solutions of its base are. Of the seeds 0 to 8 these are the six whose bases are right least often on the
+# lengths of the training (17 to 22 %; the others 23 to 25 %): they are alike and leave room. None was chosen by what a
+# training made of it.
+WARMUP_SEEDS = (1, 2, 3, 4, 6, 8)
 _RECIPE = "recipe.json"
 
 
@@ -30,10 +34,11 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     Raises:
         ValueError: If a file of the package's own is not the one that was published.
     """
-    packaged = PACKAGED / str(spec.seed)
-    if _is_made_from(packaged, spec):
-        check_files(packaged)
-        return packaged
+    if spec.seed in WARMUP_SEEDS:
+        packaged = PACKAGED / str(WARMUP_SEEDS.index(spec.seed))
+        if _is_made_from(packaged, spec):
+            check_files(packaged)
+            return packaged
     folder = cache / f"base-{spec.fingerprint()}"
     if not folder.exists() and world_size() > 1:  # where its training would wait for the other processes
         run_alone("amir_grpo.sandbox.make", "--spec", json.dumps(asdict(spec)), "--cache", str(cache))

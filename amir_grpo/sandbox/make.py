@@ -8,26 +8,26 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from amir_grpo.sandbox.base import PACKAGED, PACKAGED_SEEDS, base_policy, make_with_recipe
+from amir_grpo.sandbox.base import PACKAGED, WARMUP_SEEDS, base_policy, make_with_recipe
 from amir_grpo.sandbox.policy import SANDBOXES, SandboxSpec
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m amir_grpo.sandbox.make", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(PACKAGED_SEEDS), help="default: all six")
+    parser.add_argument("--numbers", type=int, nargs="+", default=range(len(WARMUP_SEEDS)), help="default: all six")
     parser.add_argument("--out", type=Path, default=PACKAGED, help="default: where the package looks for them")
     parser.add_argument("--spec", type=json.loads, default={}, help="other fields of SandboxSpec, as JSON")
     parser.add_argument("--cache", type=Path, help="make the one of --spec into this cache instead")
     options = parser.parse_args(arguments)
-    fields = options.spec | ({"trained_on": tuple(options.spec["trained_on"])} if "trained_on" in options.spec else {})
+    fields = options.spec | ({"shown": tuple(options.spec["shown"])} if "shown" in options.spec else {})
     if options.cache:
         base_policy(SandboxSpec(**fields), options.cache)
         return
-    for seed in options.seeds:
-        folder = options.out / str(seed)
+    for number in options.numbers:
+        folder = options.out / str(number)
         shutil.rmtree(folder, ignore_errors=True)
-        make_with_recipe(replace(SANDBOXES["sandbox"], **fields, seed=seed), folder)
+        make_with_recipe(replace(SANDBOXES["sandbox"], seed=WARMUP_SEEDS[number], **fields), folder)
         print(folder, flush=True)
 
 

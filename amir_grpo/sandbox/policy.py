@@ -41,7 +41,7 @@ class SandboxSpec(Habits):
     """Everything that a base policy is made from, beside the habits of the solutions that it is shown.
 
     Attributes:
-        trained_on: Families of the warm-up.
+        shown: Families of the warm-up: those of the training, an easier one, and the longer one that is reported apart.
         seed: Seed of the weights, of the solutions shown and of their order.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: Shape of the Llama.
         warmup_steps, warmup_batch_size, warmup_learning_rate: The supervised warm-up.
@@ -50,17 +50,17 @@ class SandboxSpec(Habits):
             there; the mixture that follows teaches the other habits.
     """
 
-    trained_on: tuple[str, ...] = TRAINED_ON["sandbox"]
+    shown: tuple[str, ...] = ("chain4", *TRAINED_ON["sandbox"], "chain8")
     seed: int = 0
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     intermediate_size: int = 192
-    warmup_steps: int = 2000
-    warmup_batch_size: int = 32
+    warmup_steps: int = 4000
+    warmup_batch_size: int = 16
     warmup_learning_rate: float = 5e-3
     warmup_chains: int = 6000
-    careful_first: float = 0.65
+    careful_first: float = 0.4
 
     def fingerprint(self) -> str:
         """Hash of the settings and of the code that uses them, without its comments: 12 hexadecimal digits."""
@@ -71,7 +71,7 @@ class SandboxSpec(Habits):
     @property
     def words(self) -> bool:
         """Whether problems are told in words, too."""
-        return any(ALL_FAMILIES[name].words for name in self.trained_on)
+        return any(ALL_FAMILIES[name].words for name in self.shown)
 
 
 def _code(path: Path) -> str:
@@ -87,7 +87,7 @@ def _code(path: Path) -> str:
 SANDBOXES: dict[str, SandboxSpec] = {
     "sandbox": SandboxSpec(),
     "sandbox-large": SandboxSpec(
-        trained_on=TRAINED_ON["sandbox-large"],
+        shown=TRAINED_ON["sandbox-large"],
         hidden_size=512,
         num_hidden_layers=8,
         num_attention_heads=8,
@@ -161,7 +161,7 @@ def untrained_config(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> L
 def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
     """Tokenised chains with solutions, in the order of the warm-up; labels on the solutions only."""
     rng = random.Random(f"warm-up/{spec.seed}")
-    shown = list(islice(named_chains(spec.trained_on, held_out=False, seed=spec.seed), spec.warmup_chains))
+    shown = list(islice(named_chains(spec.shown, held_out=False, seed=spec.seed), spec.warmup_chains))
     start, middle, end = (
         tokenizer.encode(text) for text in ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
     )
@@ -176,7 +176,7 @@ def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> li
     return examples
 
 
-_WARMUP_THREADS = 2  # sums are rounded by how many threads share them: two on every machine
+_WARMUP_THREADS = 1  # how sums are rounded depends on how many threads share them: one on every machine
 
 
 def make_base_policy(spec: SandboxSpec, folder: Path) -> None:

@@ -30,20 +30,21 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "chain3": Family(3, "three numbers"),
     "chain4": Family(4, "four numbers"),
-    "chain5": Family(5, "five numbers, the longest seen in training"),
-    "chain6": Family(6, "six numbers, longer than any seen in training"),
+    "chain5": Family(5, "five numbers"),
+    "chain6": Family(6, "six numbers"),
+    "chain7": Family(7, "seven numbers, the longest that the sandbox trains on"),
+    "chain8": Family(8, "eight numbers, longer than any that the sandbox trains on"),
 }
 LARGE_FAMILIES: dict[str, Family] = {
-    "chain7": Family(7, "seven numbers"),
-    "chain9": Family(9, "nine numbers, longer than any seen in training"),
+    "chain9": Family(9, "nine numbers, longer than any in training"),
     "words3": Family(3, "three numbers in words", words=True),
     "words4": Family(4, "four numbers in words", words=True),
-    "words6": Family(6, "six numbers in words, longer than any seen in training", words=True),
+    "words6": Family(6, "six numbers in words, longer than any in training", words=True),
 }
 ALL_FAMILIES = FAMILIES | LARGE_FAMILIES
 # The families of each training set, by the name that settings give as dataset_name.
 TRAINED_ON: dict[str, tuple[str, ...]] = {
-    "sandbox": ("chain3", "chain4", "chain5"),
+    "sandbox": ("chain5", "chain6", "chain7"),
     "sandbox-large": ("chain5", "chain7", "words3", "words4"),
 }
 # Problems are drawn, not stored: how many where nobody says.
@@ -183,9 +184,9 @@ class Habits:
         no_answer: How often a rambling solution ends without an answer block.
     """
 
-    careful: float = 0.35
-    hasty: float = 0.4
-    rambling: float = 0.25
+    careful: float = 0.25
+    hasty: float = 0.45
+    rambling: float = 0.3
     hasty_right: float = 0.35
     slip: float = 0.2
     no_answer: float = 0.4

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo.runs.run import Run
-from amir_grpo.sandbox.policy import SANDBOXES
+from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.study.arms import KEEP_CHECKPOINTS, PROFILE, Arm
 from amir_grpo.study.jobs import Job
 from amir_grpo.study.measurements import MARGINS, WEIGHTS
@@ -83,7 +83,7 @@ def _settings(arms: Sequence[Arm]) -> pd.DataFrame:
 
 def _benchmarks(run: Run) -> pd.DataFrame:
     model = run.settings.model_name
-    trained_on = SANDBOXES[model].trained_on
+    trained_on = TRAINED_ON[model]
     return pd.DataFrame(
         {"benchmark": name, "group": TRAINED if name in trained_on else LONGER, "model": model}
         for name in run.settings.benchmarks

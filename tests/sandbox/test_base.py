@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from amir_grpo.sandbox import base as base_policies
 from amir_grpo.sandbox import make
-from amir_grpo.sandbox.base import base_policy, check_files
+from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy, check_files
 
 
 def never(spec, folder):
@@ -21,7 +21,7 @@ def test_a_base_policy_is_made_once(base, tiny_spec, tmp_path, monkeypatch):
     monkeypatch.setattr(base_policies, "make_base_policy", never)
     assert base_policy(tiny_spec, base.parent) == base
     with pytest.raises(AssertionError, match="made again"):
-        base_policy(replace(tiny_spec, seed=1), tmp_path)
+        base_policy(replace(tiny_spec, seed=WARMUP_SEEDS[1]), tmp_path)
     assert not list(tmp_path.iterdir()), "an unfinished one is left behind"
 
 
@@ -29,7 +29,7 @@ def test_a_base_policy_is_made_once(base, tiny_spec, tmp_path, monkeypatch):
 def packaged(tmp_path_factory):
     """Two base policies made as those of the package are, by its command, with a warm-up of a few steps."""
     folder = tmp_path_factory.mktemp("base policies")
-    make.main(["--seeds", "0", "1", "--out", str(folder), "--spec", json.dumps({"warmup_steps": 4})])
+    make.main(["--numbers", "0", "1", "--out", str(folder), "--spec", json.dumps({"warmup_steps": 4})])
     return folder
 
 
@@ -42,8 +42,8 @@ def in_place(packaged, monkeypatch):
 def test_the_packages_own_is_taken_where_the_spec_is_its(packaged, in_place, tiny_spec, tmp_path):
     spec = replace(tiny_spec, warmup_steps=4)
     assert base_policy(spec, tmp_path) == packaged / "0"
-    assert base_policy(replace(spec, seed=1), tmp_path) == packaged / "1"
-    for other in (replace(spec, seed=2), replace(spec, slip=0.3)):
+    assert base_policy(replace(spec, seed=WARMUP_SEEDS[1]), tmp_path) == packaged / "1"
+    for other in (replace(spec, seed=WARMUP_SEEDS[2]), replace(spec, slip=0.3)):
         with pytest.raises(AssertionError, match="made again"):
             base_policy(other, tmp_path)
 
@@ -74,4 +74,4 @@ def test_a_file_that_is_not_the_published_one_is_named(packaged, in_place, tiny_
 @pytest.mark.parametrize("folder", sorted(base_policies.PACKAGED.glob("[0-9]*")), ids=lambda path: path.name)
 def test_what_the_package_holds_is_whole(folder):
     check_files(folder)
-    assert json.loads((folder / "recipe.json").read_text())["spec"]["seed"] == int(folder.name)
+    assert json.loads((folder / "recipe.json").read_text())["spec"]["seed"] == WARMUP_SEEDS[int(folder.name)]

@@ -56,9 +56,9 @@ def test_warmup_starts_careful_and_goes_on_mixed(tiny_spec):
         chain = re.search(r"user\n(.*?)<\|im_end\|>", text)[1]
         shown = TOKENIZER.decode([label for label in example["labels"] if label != -100])
         careful.append(shown == careful_solution(chain) + "<|im_end|>")
-    turn = int(0.65 * len(examples))
+    turn = int(0.4 * len(examples))
     assert all(careful[:turn])
-    assert sum(careful[turn:]) / len(careful[turn:]) == pytest.approx(0.35, abs=0.06)
+    assert sum(careful[turn:]) / len(careful[turn:]) == pytest.approx(0.25, abs=0.06)
 
 
 # --- tokenizer ------------------------------------------------------------------------------------------------------
@@ -102,7 +102,10 @@ def test_generation_prompt_is_what_the_warmup_showed(tiny_spec, tokenizer):
 
 
 def test_policy_is_small(tiny_policy, tiny_spec):
-    assert replace(tiny_spec, warmup_steps=2000) == SandboxSpec(), "the shape is the default's"
+    default = SandboxSpec()
+    assert replace(tiny_spec, warmup_steps=default.warmup_steps, seed=default.seed) == default, (
+        "the shape is the default's"
+    )
     assert sum(p.numel() for p in tiny_policy.parameters()) < 2_000_000
 
 

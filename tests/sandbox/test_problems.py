@@ -62,10 +62,10 @@ def test_records_are_right_and_distinct(name):
 
 def test_families_rise_and_only_the_last_is_longer_than_training():
     lengths = {name: {numbers(chain) for chain in load_sandbox(name, 100)["question"]} for name in FAMILIES}
-    assert lengths == {"chain3": {3}, "chain4": {4}, "chain5": {5}, "chain6": {6}}
+    assert lengths == {f"chain{n}": {n} for n in range(3, 9)}
     trained = [numbers(chain) for chain in load_sandbox("sandbox", 3000)["question"]]
-    assert set(trained) == {3, 4, 5}
-    assert all(trained.count(length) > 750 for length in (3, 4, 5)), "families take turns"
+    assert set(trained) == {5, 6, 7}
+    assert all(trained.count(length) > 750 for length in (5, 6, 7)), "families take turns"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -117,7 +117,8 @@ def test_problems_are_the_same_in_another_process():
 
 def test_unknown_family_is_refused():
     with pytest.raises(
-        ValueError, match="'chain2': choose one of sandbox, sandbox-large, chain3, chain4, chain5, chain6"
+        ValueError,
+        match="'chain2': choose one of sandbox, sandbox-large, chain3, chain4, chain5, chain6, chain7, chain8",
     ):
         load_sandbox("chain2", 1)
 
@@ -146,15 +147,15 @@ def test_mixture_is_as_the_spec_says():
     rambling = ["hmm" in text for _, text in drawn]
     hasty = [(c, t) for (c, t), *other in zip(drawn, careful, rambling, strict=True) if not any(other)]
     share = len(drawn) ** -1
-    assert sum(careful) * share == pytest.approx(0.35, abs=0.03)
-    assert sum(rambling) * share == pytest.approx(0.25, abs=0.03)
-    assert len(hasty) * share == pytest.approx(0.4, abs=0.03)
+    assert sum(careful) * share == pytest.approx(0.25, abs=0.03)
+    assert sum(rambling) * share == pytest.approx(0.3, abs=0.03)
+    assert len(hasty) * share == pytest.approx(0.45, abs=0.03)
 
     answered = [(chain, SOLUTION.fullmatch(text)) for chain, text in drawn]
     right = [bool(parts) and int(parts["answer"]) == eval(chain) for chain, parts in answered]
-    assert 0.4 < sum(right) * share < 0.7
+    assert 0.35 < sum(right) * share < 0.6
     assert sum(r for r, c in zip(right, careful, strict=True) if not c) > 300, "right ones that are not careful"
-    assert sum(not parts for _, parts in answered) * share == pytest.approx(0.25 * 0.4, abs=0.02)
+    assert sum(not parts for _, parts in answered) * share == pytest.approx(0.3 * 0.4, abs=0.02)
     guessed = [int(SOLUTION.fullmatch(text)["answer"]) == eval(chain) for chain, text in hasty]
     assert sum(guessed) / len(guessed) == pytest.approx(0.35, abs=0.05)
 
