@@ -41,7 +41,7 @@ class SandboxSpec(Habits):
     """Everything that a base policy is made from, beside the habits of the solutions that it is shown.
 
     Attributes:
-        shown: Families of the warm-up: those of the training, an easier one, and the longer one that is reported apart.
+        shown: Families of the warm-up: those of the training, two easier ones, and the longer one that is reported apart.
         seed: Seed of the weights, of the solutions shown and of their order.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: Shape of the Llama.
         warmup_steps, warmup_batch_size, warmup_learning_rate: The supervised warm-up.
@@ -50,7 +50,7 @@ class SandboxSpec(Habits):
             there; the mixture that follows teaches the other habits.
     """
 
-    shown: tuple[str, ...] = ("chain4", *TRAINED_ON["sandbox"], "chain8")
+    shown: tuple[str, ...] = ("chain4", "chain5", *TRAINED_ON["sandbox"], "chain8")
     seed: int = 0
     hidden_size: int = 64
     num_hidden_layers: int = 2

@@ -44,7 +44,7 @@ LARGE_FAMILIES: dict[str, Family] = {
 ALL_FAMILIES = FAMILIES | LARGE_FAMILIES
 # The families of each training set, by the name that settings give as dataset_name.
 TRAINED_ON: dict[str, tuple[str, ...]] = {
-    "sandbox": ("chain5", "chain6", "chain7"),
+    "sandbox": ("chain6", "chain7"),
     "sandbox-large": ("chain5", "chain7", "words3", "words4"),
 }
 # Problems are drawn, not stored: how many where nobody says.
