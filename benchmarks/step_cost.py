@@ -1,11 +1,13 @@
-"""What an AMIR-GRPO step costs beside a GRPO step, on the sandbox's base policy, and what the pairs alone cost.
+"""What a step of a run costs, against a step of TRL's own GRPO trainer, and what AMIR-GRPO's preference term adds to it.
 
-    python benchmarks/step_cost.py [--rounds 5] [--steps 8]
+Three trainers take turns, each from the same policy with learning rate 0, in the same precision: TRL's `GRPOTrainer` as it
+comes ("stock"), and the trainers of a run for both methods. A step is timed whole, and in its parts: drawing the
+completions, and forward and backward passes; rewards and the rest are in the whole alone. Each number is the median of
+five rounds' medians, each ratio the median of five rounds' ratios; the first step of a training is left out.
 
-Both methods run with learning rate 0 from the same seed, so that they see the same prompts and completions step by
-step; rounds of the two alternate, and the first step of each is left out. A step is timed whole: rollout, rewards,
-preference, forward, backward. Each ratio is the median over the pairs of equal steps. Peak memory is the growth of the
-process's peak resident set over training, median of five fresh processes a method (Linux).
+In the long-tailed case the completions are prescribed: lognormal lengths with a mean of a quarter of the limit, the same for
+all trainers, on a policy of 1.3M parameters. No drawing is timed there. Peak memory is the growth of the process's peak
+resident set over one training, the median of three fresh processes for each trainer (Linux).
 Writes data/results/step_cost.csv.
 """
 
@@ -13,96 +15,192 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import GRPOConfig, GRPOTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, set_seed
+from trl import GRPOTrainer
 
 from amir_grpo import mine_pairs, preference_weights
+from amir_grpo.policies.backend import Backend
 from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
-from amir_grpo.rewards import reward_functions
+from amir_grpo.policies.source import Loading
 from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.regimes import rewards_of
+from amir_grpo.runs.training import run_trainer
+from amir_grpo.runs.trl_config import trainer_config
 from amir_grpo.sandbox.base import base_policy
-from amir_grpo.sandbox.policy import SandboxSpec
+from amir_grpo.sandbox.policy import SandboxSpec, build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
+from amir_grpo.settings import Settings, settings_of
 from amir_grpo.system.files import atomic_write
-from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
 
-COMPLETIONS = 128
-# name -> G, micro-batches of a rollout, micro-batches of an optimizer step
+TRAINERS = ("stock", "grpo", "amir_grpo")
+ROUNDS = 5
+STEPS = 3  # of a training; the first is left out
+MEMORY_RUNS = 3
+LONG_TAIL_SIGMA = 0.8  # of the logarithm of the lengths
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration of a rollout and its optimizer steps."""
+
+    completions: int = 128
+    micro_batches: int = 1
+    accumulated: int = 1
+    limit: int = 64
+    long_tailed: bool = False
+    memory: bool = False
+
+    def settings(self) -> Settings:
+        """The sandbox profile's, but for the shape of the case and a learning rate that changes no weight."""
+        return settings_of(
+            "sandbox",
+            {
+                "per_device_train_batch_size": self.completions // self.micro_batches,
+                "steps_per_generation": self.micro_batches,
+                "gradient_accumulation_steps": self.accumulated,
+                "max_completion_length": self.limit,
+                "max_seq_length": 64 + self.limit,
+                "max_steps": STEPS * self.micro_batches // self.accumulated,
+                "learning_rate": 1e-30,
+            },
+        )
+
+
 CASES = {
-    "default: 16 prompts × 8, one micro-batch": (8, 1, 1),
-    "8 micro-batches that cut the groups": (8, 8, 8),
-    "32 micro-batches that cut the groups": (8, 32, 32),
-    "two optimizer steps a rollout": (8, 2, 1),
-    "4 prompts × 32": (32, 1, 1),
-    "1 prompt × 128": (128, 1, 1),
+    "default: 16 prompts × 8, one micro-batch": Case(memory=True),
+    "8 micro-batches that cut the groups": Case(micro_batches=8, accumulated=8),
+    "two optimizer steps per rollout": Case(micro_batches=2),
+    "long-tailed lengths, 8 prompts × 8": Case(completions=64, limit=128, long_tailed=True, memory=True),
 }
 
 
 class _Clock(TrainerCallback):
+    """Wall time of each optimizer step, whole and in its parts, in seconds."""
+
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.steps: list[dict[str, float]] = []
+        self._parts: dict[str, float] = {}
+
+    def watch(self, trainer: GRPOTrainer) -> None:
+        """Let the methods of a trainer that make up a step add to the clock."""
+        for part in ("_generate_single_turn", "_prepare_inputs", "training_step"):
+            setattr(trainer, part, self._timed(part, getattr(trainer, part)))
+
+    def _timed(self, part: str, method: Callable) -> Callable:
+        def timed(*args, **kwargs):
+            begin = time.perf_counter()
+            result = method(*args, **kwargs)
+            self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - begin
+            return result
+
+        return timed
 
     def on_step_begin(self, args, state, control, **kwargs):
+        self._parts.clear()
         self._begin = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self._begin)
+        step = time.perf_counter() - self._begin
+        passes = self._parts["training_step"] - self._parts["_prepare_inputs"]
+        self.steps.append({"step": step, "drawing": self._parts.get("_generate_single_turn", 0.0), "passes": passes})
 
 
-def step_seconds(method: str, case: str, base: Path, steps: int) -> list[float]:
-    """Wall time of each optimizer step of one training with learning rate 0."""
-    group_size, micro_batches, accumulation = CASES[case]
-    set_seed(0)
-    values = {
-        "per_device_train_batch_size": COMPLETIONS // micro_batches,
-        "gradient_accumulation_steps": accumulation,
-        "steps_per_generation": micro_batches,
-        "num_generations": group_size,
-        "max_steps": steps,
-        "learning_rate": 0.0,
-        "max_completion_length": 64,
-        "loss_type": "grpo",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 0,
-    }
-    clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        if method == "grpo":
-            trainer_class, config = GRPOTrainer, GRPOConfig(folder, **values)
-        else:
-            trainer_class, config = AmirGRPOTrainer, AmirGRPOConfig(folder, reward_margin=1.5, **values)
-        trainer = trainer_class(
-            model=load_policy(str(base)),
-            reward_funcs=reward_functions(),
+def make_trainer(kind: str, case: Case, base: Path, folder: Path) -> GRPOTrainer:
+    """One of `TRAINERS` on the policy in `base`."""
+    settings, problems = case.settings(), load_sandbox("sandbox", 1000)
+    backend = Backend("transformers", "chosen by the benchmark")
+    config = trainer_config("grpo" if kind == "stock" else kind, settings, folder)
+    if kind != "stock":
+        trainer = run_trainer(kind, settings, config, str(base), problems, backend)
+    else:
+        set_seed(settings.seed)
+        policy = load_policy(str(base), loading=Loading.of(settings))
+        functions, config.reward_weights = rewards_of(settings)
+        trainer = GRPOTrainer(
+            model=policy,
+            reward_funcs=functions,
             args=config,
-            train_dataset=load_sandbox("sandbox", 1000),
+            train_dataset=problems,
             processing_class=load_tokenizer(str(base)),
-            peft_config=lora_config(16, 16),
-            callbacks=[clock],
+            peft_config=lora_config(settings.lora_rank, settings.lora_alpha, settings.lora_targets, policy),
         )
         trainer.remove_callback(PrinterCallback)
+    if case.long_tailed:
+        trainer._generate_single_turn = _prescribed(trainer, case)
+    return trainer
+
+
+def long_tailed_lengths(number: int, limit: int) -> np.ndarray:
+    """Lengths in tokens, (number,): lognormal with a mean of a quarter of the limit, and at most the limit."""
+    stream = np.random.default_rng(0)
+    mean = math.log(limit / 4) - LONG_TAIL_SIGMA**2 / 2
+    return np.clip(stream.lognormal(mean, LONG_TAIL_SIGMA, number).round(), 2, limit).astype(int)
+
+
+def _prescribed(trainer: GRPOTrainer, case: Case) -> Callable:
+    """In place of drawing: random tokens of prescribed lengths, and log-probabilities as drawing would have known them."""
+    stream = np.random.default_rng(1)
+    end = trainer.processing_class.eos_token_id
+    lengths = long_tailed_lengths(case.completions, case.limit)
+    completions = [[*stream.integers(10, 60, length - 1).tolist(), end] for length in lengths]
+
+    def prescribed(*args, **kwargs) -> tuple[list[list[int]], None]:
+        trainer.sampled_logps = torch.full((case.completions, case.limit), -1.0)
+        return completions, None
+
+    return prescribed
+
+
+def long_tailed_base(folder: Path) -> Path:
+    """A random policy of 1.3M parameters with the sandbox's tokenizer, saved into `folder`."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    policy = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train(kind: str, case: Case, base: Path) -> list[dict[str, float]]:
+    """The parts of each optimizer step of one training but for those of its first rollout, in seconds."""
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(kind, case, base, Path(folder))
+        clock.watch(trainer)
+        trainer.add_callback(clock)
         trainer.train()
-    return clock.seconds
+    return clock.steps[case.micro_batches // case.accumulated :]
 
 
-def pair_milliseconds(group_size: int, repeats: int = 200) -> float:
+def pair_milliseconds(completions: int, group_size: int, repeats: int = 200) -> float:
     """Median time of mining the pairs of one rollout and computing their weights, half of the completions right."""
-    rewards = (torch.arange(COMPLETIONS) % 2).float() * 2
-    logps = torch.randn(COMPLETIONS)
+    rewards = (torch.arange(completions) % 2).float() * 2
+    logps = torch.randn(completions)
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -117,10 +215,10 @@ def _resident(field: str) -> int:
     return int(line.split()[1])
 
 
-def peak_growth(method: str, case: str, base: Path, steps: int) -> int:
+def peak_growth(kind: str, case: str, base: Path) -> int:
     """Growth of the peak resident set over one training, in kB, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--memory-of", json.dumps([method, case, str(base), steps])],
+        [sys.executable, __file__, "--memory-of", json.dumps([kind, case, str(base)])],
         capture_output=True,
         text=True,
         check=True,
@@ -128,47 +226,67 @@ def peak_growth(method: str, case: str, base: Path, steps: int) -> int:
     return int(done.stdout.split()[-1])
 
 
+def measure(name: str, case: Case, base: Path) -> dict[str, Any]:
+    """The row of one case."""
+    rounds = []
+    for _ in range(ROUNDS):
+        steps = {kind: pd.DataFrame(train(kind, case, base)).median() for kind in TRAINERS}
+        rounds.append(pd.DataFrame(steps))
+    stock, grpo, amir = (pd.DataFrame([dict(table[kind]) for table in rounds]) for kind in TRAINERS)
+    against_stock = amir / stock
+    memory = {}
+    if case.memory:
+        memory = {k: median(peak_growth(k, name, base) for _ in range(MEMORY_RUNS)) for k in ("stock", "amir_grpo")}
+    return {
+        "case": name,
+        "stock_seconds": round(stock["step"].median(), 3),
+        "seconds": round(amir["step"].median(), 3),
+        "ratio": round(against_stock["step"].median(), 3),
+        "ratio_low": round(against_stock["step"].min(), 3),
+        "ratio_high": round(against_stock["step"].max(), 3),
+        "drawing_ratio": math.nan if case.long_tailed else round(against_stock["drawing"].median(), 3),
+        "passes_ratio": round(against_stock["passes"].median(), 3),
+        "grpo_ratio": round((amir["step"] / grpo["step"]).median(), 3),
+        "memory_ratio": round(memory["amir_grpo"] / memory["stock"], 3) if memory else math.nan,
+        "pairs_milliseconds": round(pair_milliseconds(case.completions, 8), 3),
+    }
+
+
+def readme_rows(table: pd.DataFrame) -> str:
+    """The table as the README shows it."""
+    return "\n".join(
+        f"| {row.case} | {row.stock_seconds:.2f} s | {row.ratio:.2f} | {row.ratio_low:.2f} to {row.ratio_high:.2f} | "
+        f"{_shown(row.drawing_ratio)} | {row.passes_ratio:.2f} | {row.grpo_ratio:.2f} | {_shown(row.memory_ratio)} |"
+        for row in table.itertuples()
+    )
+
+
+def _shown(ratio: float) -> str:
+    return "" if math.isnan(ratio) else f"{ratio:.2f}"
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
-        method, case, base, steps = json.loads(arguments.memory_of)
+        kind, name, base = json.loads(arguments.memory_of)
         before = _resident("VmRSS")  # libraries
-        step_seconds(method, case, Path(base), steps)
+        train(kind, CASES[name], Path(base))
         print(_resident("VmHWM") - before)
         return
-    base = base_policy(SandboxSpec(), project_root() / "runs" / ".cache")
-    rows = []
-    for case, (group_size, _, _) in CASES.items():
-        pairs: list[tuple[float, float]] = []
-        for _ in range(arguments.rounds):
-            grpo, amir = (step_seconds(m, case, base, arguments.steps)[1:] for m in ("grpo", "amir_grpo"))
-            pairs += zip(grpo, amir, strict=True)
-        grpo_step = median(g for g, _ in pairs)
-        memory = {m: median(peak_growth(m, case, base, 2) for _ in range(5)) for m in ("grpo", "amir_grpo")}
-        ratios = pd.Series([a / g for g, a in pairs])
-        rows.append(
-            {
-                "case": case,
-                "grpo_seconds": round(grpo_step, 4),
-                "ratio": round(float(ratios.median()), 3),
-                "ratio_low": round(float(ratios.quantile(0.25)), 3),
-                "ratio_high": round(float(ratios.quantile(0.75)), 3),
-                "steps": len(pairs),
-                "pairs_percent": round(100 * pair_milliseconds(group_size) / 1e3 / grpo_step, 3),
-                "peak_memory_ratio": round(memory["amir_grpo"] / memory["grpo"], 3),
-            }
-        )
-        print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        sandbox = base_policy(SandboxSpec(), project_root() / "runs" / ".cache")
+        other = long_tailed_base(Path(folder))
+        rows = []
+        for name, case in CASES.items():
+            rows.append(measure(name, case, other if case.long_tailed else sandbox))
+            print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    path = project_root() / "data" / "results" / "step_cost.csv"
-    atomic_write(path, lambda part: table.to_csv(part, index=False))
-    print(table.to_string(index=False))
+    atomic_write(project_root() / "data" / "results" / "step_cost.csv", lambda part: table.to_csv(part, index=False))
+    print(readme_rows(table))
 
 
 if __name__ == "__main__":
