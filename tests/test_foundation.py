@@ -145,7 +145,7 @@ def test_readme_shows_the_measured_speed_of_sampling():
 
 def test_readme_shows_the_measured_cost_of_a_step():
     for row in pd.read_csv(ROOT / "data" / "results" / "step_cost.csv").itertuples():
-        assert f"| {row.case} | {row.stock_seconds:.2f} s | {row.ratio:.2f} |" in README
+        assert f"| {row.case} | {row.grpo_seconds:.2f} s | {row.ratio:.2f} |" in README
 
 
 def test_readme_names_every_notebook_and_every_linked_file_exists():
