@@ -1,10 +1,11 @@
-"""Completions a second of the evaluation against the published loop: one problem at a time, 8 samples.
+"""Completions per second of the evaluation against the published loop: one problem at a time, 8 samples.
 
     python benchmarks/sampling_speed.py                         the sandbox policy, as `reproduce` makes it
     python benchmarks/sampling_speed.py --policy FOLDER_OR_ID   any policy, on its own chat template
 
-Both sides sample the same problems from the same loaded policy at temperature 0.6, one after the other in each round;
-the published loop is one call of `generate` with num_return_sequences=8 a problem, as its evaluation script has it.
+Both sides sample the same problems from the same loaded policy at temperature 0.6, one after the other in each round, the
+sandbox's in float64 on the CPU, as its runs do (`--dtype auto`: in float32);
+the published loop is one call of `generate` with num_return_sequences=8 per problem, as its evaluation script has it.
 Ours includes what it does beside: the log-probability of every completion. Writes data/results/sampling_speed.csv.
 """
 
@@ -18,10 +19,11 @@ from statistics import median
 import pandas as pd
 import torch
 
+from amir_grpo.choices import DTYPES
 from amir_grpo.policies.engines import TransformersEngine
 from amir_grpo.policies.loading import load_policy, load_tokenizer
 from amir_grpo.policies.sampling import sample, tokenize_prompts
-from amir_grpo.policies.source import find_policy
+from amir_grpo.policies.source import Loading, find_policy
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.base import base_policy
 from amir_grpo.sandbox.policy import SandboxSpec
@@ -55,6 +57,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", help="folder or Hub id; by default the sandbox's base policy")
+    parser.add_argument("--dtype", choices=DTYPES, help="by default float64 for the sandbox's policy, else auto")
     parser.add_argument("--problems", type=int, default=100, help="of each sandbox family")
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--token_budget", type=int, default=65_536)
@@ -63,7 +66,9 @@ def main() -> None:
     root = project_root()
     where = arguments.policy or str(base_policy(SandboxSpec(), root / "runs" / ".cache"))
     source = find_policy(where)
-    policy, tokenizer = load_policy(source.base, source.adapter), load_tokenizer(source.base)
+    dtype = arguments.dtype or ("auto" if arguments.policy else "float64")
+    loading = Loading(dtype=dtype, device="auto" if arguments.policy else "cpu")
+    policy, tokenizer = load_policy(source.base, source.adapter, loading), load_tokenizer(source.base)
     policy.eval()
     engine = TransformersEngine(policy, tokenizer)
     rows = []
@@ -93,6 +98,7 @@ def main() -> None:
             rows.append(
                 {
                     "policy": "sandbox" if arguments.policy is None else arguments.policy,
+                    "dtype": str(policy.dtype).removeprefix("torch."),
                     "benchmark": family,
                     "threads": threads,
                     "published_per_second": round(median(rates["published"]), 1),
@@ -105,7 +111,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    if arguments.policy is None:
+    if arguments.policy is None and arguments.dtype is None:
         path = root / "data" / "results" / "sampling_speed.csv"
         atomic_write(path, lambda part: table.to_csv(part, index=False))
     print(table.to_string(index=False))

@@ -16,8 +16,14 @@ _PACKAGES = (
     "matplotlib bitsandbytes unsloth vllm deepspeed"
 ).split()
 
-_ON_CPU = "byte for byte, on the same kind of CPU with the same package versions"
-_ON_GPU = "not byte for byte: kernels add in an order that varies from run to run, and rounding differs between GPUs"
+_ON_CPU = (
+    "byte for byte, on the same kind of CPU with the same package versions; with dtype=float64, the completions, adapters "
+    "and tables on other kinds of CPU, too"
+)
+_ON_GPU = (
+    "not byte for byte: kernels add in an order that varies from run to run, and rounding differs between GPUs; what runs "
+    "with device=cpu repeats as on a machine without a GPU"
+)
 
 
 def now() -> str:
@@ -26,7 +32,8 @@ def now() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """What a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, repeats.
+    """What a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, cpu,
+    repeats.
 
     `packages` holds None where one is not installed, `commit` and `uncommitted_changes` where there is no repository;
     `repeats` says how exactly the same settings, seed and machine give the same numbers again.
@@ -47,6 +54,7 @@ def provenance() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if status is None else bool(status),
         "device": device,
+        "cpu": _cpu_name(),
         "repeats": _ON_CPU if device.startswith("cpu") else _ON_GPU,
     }
 
@@ -89,6 +97,18 @@ def _device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
+
+
+def _cpu_name() -> str:
+    """Model of the processor, and the instructions that torch uses of it: what decides how sums are rounded."""
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(models or [platform.processor() or platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git(*arguments: str) -> str | None:
