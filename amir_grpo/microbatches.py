@@ -68,15 +68,20 @@ class TrimmedMicroBatches:
     def _may_trim(self) -> bool:
         return self.trim_micro_batches and not any(kind.__name__.startswith("Unsloth") for kind in type(self).__mro__)
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **rest
-    ):
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         """As TRL's: (N, T) log-probabilities, (N, T) entropies or None, and the auxiliary loss or None."""
         score = super()._get_per_token_logps_and_entropies
+        if not self._may_trim():  # Unsloth's takes other arguments and returns something else
+            return score(model, *args, **kwargs)
+        return self._trimmed_logps(score, model, *args, **kwargs)
+
+    def _trimmed_logps(
+        self, score, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **rest
+    ):
         options = {"batch_size": batch_size, "compute_entropy": compute_entropy, **rest}
         by_position = {name: value for name, value in rest.items() if getattr(value, "shape", None) == input_ids.shape}
         others = (value for name, value in rest.items() if name not in by_position)
-        if not self._may_trim() or any(value is not None and value is not False for value in others):
+        if any(value is not None and value is not False for value in others):
             return score(model, input_ids, attention_mask, logits_to_keep, **options)
         completion_lengths = attention_mask[:, -logits_to_keep:].sum(1)
         order = completion_lengths.argsort(descending=True, stable=True)

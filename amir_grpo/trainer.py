@@ -22,7 +22,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from amir_grpo.choices import LOSS_TYPES
-from amir_grpo.config import AmirGRPOConfig
+from amir_grpo.config import AmirGRPOConfig, use_one_gpu
 from amir_grpo.logp_recorder import recorded_logps
 from amir_grpo.microbatches import TrimmedMicroBatches
 from amir_grpo.preference import (
@@ -107,6 +107,7 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
                 f"top_entropy_quantile={args.top_entropy_quantile} would keep the preference term from the low-entropy "
                 "tokens, and it would no longer be the paper's; set it to 1.0, or lambda_reg=0."
             )
+        use_one_gpu(args)
         # TRL keeps a reference policy only where a KL term (beta) asks for one, so the preference asks in its place
         beta = args.beta
         if args.lambda_reg > 0 and not args.ref_free and beta == 0.0:
@@ -201,7 +202,7 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
         """Per-token log-probabilities of the rollout under the policy that sampled it, (N, T)."""
         for name in ("old_per_token_logps", "sampling_per_token_logps"):
             if name in output:
-                return output[name]
+                return completion_columns(output[name], output)
         if self.sampled_logps is None:
             return self._logps(self.model, output)
         length = output["completion_ids"].size(1)
@@ -219,12 +220,12 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
                 batch_size=self.args.per_device_train_batch_size,
                 **{name: output[name] for name in _MULTIMODAL if name in output},
             )
-        return logps
+        return completion_columns(logps, output)
 
     def _reference_logps(self, output: dict[str, Any]) -> Tensor:
         """The same under the reference policy; shared with the KL term where there is one."""
         if "ref_per_token_logps" in output:
-            return output["ref_per_token_logps"]
+            return completion_columns(output["ref_per_token_logps"], output)
         if self.ref_model is not None:
             return self._logps(self.ref_model, output)
         policy = self.accelerator.unwrap_model(self.model)
@@ -310,6 +311,24 @@ def loss_mask(batch: dict[str, Any]) -> Tensor:
     """(N, T): 1 on the completion tokens that the loss sees."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def completion_columns(per_token: Tensor, batch: dict[str, Any]) -> Tensor:
+    """(N, T): what belongs to the completions of a rollout.
+
+    Unsloth moves the padding on the left of a prompt to the right and returns (N, T + p), for the p columns of the
+    shortest prompt's padding: a completion begins so many columns early as its own prompt was padded.
+
+    Args:
+        per_token: (N, T), or (N, T + p) of Unsloth.
+        batch: Holds prompt_mask and completion_ids (N, T).
+    """
+    width = batch["completion_ids"].size(1)
+    longest = per_token.size(1) - width
+    if longest == 0:
+        return per_token
+    first = longest - (batch["prompt_mask"] == 0).sum(1, keepdim=True)
+    return per_token.gather(1, first + torch.arange(width, device=per_token.device))
 
 
 def _sequence_logps(per_token_logps: Tensor, mask: Tensor) -> Tensor:

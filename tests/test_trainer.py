@@ -12,10 +12,11 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from amir_grpo.config import use_one_gpu
 from amir_grpo.preference_settings import PreferenceSettings
 from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.settings import Settings
-from amir_grpo.trainer import LOSS_TYPES, AmirGRPOConfig, AmirGRPOTrainer
+from amir_grpo.trainer import LOSS_TYPES, AmirGRPOConfig, AmirGRPOTrainer, completion_columns
 
 G, LAMBDA, BETA, MARGIN = 4, 0.7, 1.3, 0.4  # a strong preference term, so that a wrong factor shows
 PROMPTS = Dataset.from_list([{"prompt": [{"role": "user", "content": f"{a}+{b}"}]} for a in (1, 2, 3) for b in (4, 5)])
@@ -27,8 +28,7 @@ def graded(completions, completion_ids, **columns):
     return [0.5 * (sum(ids) % 4) for ids in completion_ids]
 
 
-@pytest.fixture(scope="module")
-def policy():
+def random_policy():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(TOKENIZER),
@@ -43,6 +43,11 @@ def policy():
         initializer_range=0.15,
     )
     return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return random_policy()
 
 
 def make_trainer(policy, folder, trainer_class=AmirGRPOTrainer, peft=False, reward=graded, prompts=PROMPTS, **changes):
@@ -325,3 +330,26 @@ def test_defaults_are_the_published_ones():
     config = AmirGRPOConfig("folder", use_cpu=True, bf16=False)
     assert (config.lambda_reg, config.reward_margin, config.beta_dpo) == (0.01, 2.0, 0.2)
     assert (config.pair_mining, config.max_pairs_per_group, config.ref_free) == ("all", None, True)
+
+
+def test_log_probabilities_that_unsloth_has_packed_to_the_left_are_read_where_the_completion_stands():
+    prompt_mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]])
+    completions = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    packed = []
+    for row, completion in zip(prompt_mask, completions, strict=True):  # prompt and completion, then the padding
+        whole = [-9.0] * int(row.sum()) + completion + [0.0] * int((row == 0).sum())
+        packed.append(whole[-(2 + 2) :])  # T, and the padding of the shortest prompt
+    batch = {"prompt_mask": prompt_mask, "completion_ids": torch.zeros(3, 2)}
+    assert completion_columns(torch.tensor(packed), batch).tolist() == completions
+    assert completion_columns(torch.tensor(completions), batch).tolist() == completions  # TRL's own
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(policy, tmp_path, monkeypatch):
+    trainer = make_trainer(policy, tmp_path, max_steps=1)
+    seen = []
+    monkeypatch.setattr("amir_grpo.config.logger.warning", lambda message, *values: seen.append(message % values))
+    trainer.args._n_gpu = 4
+    use_one_gpu(trainer.args)
+    assert trainer.args.n_gpu == 1
+    assert trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
+    assert seen == ["4 GPUs are visible; this process trains on the first. To train on all: accelerate launch."]

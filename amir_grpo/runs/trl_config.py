@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from trl import GRPOConfig
 
 from amir_grpo.choices import METHODS, check_names
+from amir_grpo.config import use_one_gpu
 from amir_grpo.policies.loading import compute_dtype, device
 from amir_grpo.policies.source import Loading
 from amir_grpo.preference_settings import PreferenceSettings
@@ -24,6 +25,15 @@ _SHARED = (
     "vllm_server_base_url vllm_gpu_memory_utilization"
 ).split()
 _PREFERENCE = [setting.name for setting in fields(PreferenceSettings)]
+
+
+@dataclass
+class _BaselineConfig(GRPOConfig):
+    """GRPO's configuration with the constructor of a dataclass, as `AmirGRPOConfig` has it.
+
+    Unsloth gives `GRPOConfig` a constructor of its own, which overrules what it is given (scale_rewards of dr_grpo,
+    epsilon_high of dapo and cispo, vLLM's importance sampling, …). The baseline alone would be changed.
+    """
 
 
 def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
@@ -54,7 +64,14 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
         "dataloader_pin_memory": not on_cpu,
         "ddp_find_unused_parameters": False,  # every weight of the adapter is used
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,
+        # TRL's own mode multiplies all tokens of a completion by one ratio, without bound from below, and drops those
+        # above 3: the weights of a group's preferences would no longer sum to 0
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "token_truncate",
     }
     if method == "grpo":
-        return GRPOConfig(**values)
-    return AmirGRPOConfig(**values, **{name: getattr(settings, name) for name in _PREFERENCE})
+        config = _BaselineConfig(**values)
+    else:
+        config = AmirGRPOConfig(**values, **{name: getattr(settings, name) for name in _PREFERENCE})
+    use_one_gpu(config)
+    return config

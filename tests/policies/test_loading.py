@@ -178,7 +178,9 @@ def test_a_t4_computes_in_float16_although_it_can_emulate_bfloat16(monkeypatch):
     from amir_grpo.runs import trl_config
 
     asked = {}
-    monkeypatch.setattr(trl_config, "GRPOConfig", lambda **values: asked.update(values))
+    monkeypatch.setattr(
+        trl_config, "_BaselineConfig", lambda **values: asked.update(values) or SimpleNamespace(n_gpu=1)
+    )
     trl_config.trainer_config("grpo", settings_of("colab-t4"), "out")
     assert asked["fp16"]
     assert not asked["bf16"]
