@@ -21,8 +21,7 @@ class AmirGRPOConfig(PreferenceSettings, GRPOConfig):
     The defaults of the latter are the published settings of arXiv 2601.03661.
 
     Under Unsloth, which gives TRL's `GRPOConfig` other defaults and overrules some values, this class keeps TRL's. To
-    compare
-    with GRPO there, give `trl.GRPOTrainer` an `AmirGRPOConfig`, too: it ignores the preference term.
+    compare with GRPO there, give `trl.GRPOTrainer` an `AmirGRPOConfig`, too: it ignores the preference term.
 
     Raises:
         ValueError: If a setting of the preference term is out of bounds.

@@ -105,7 +105,7 @@ class _Training:
     use_vllm: bool = _setting(False, "Draw rollouts with vLLM (GPU only).")
     vllm_mode: str = _setting(
         "colocate",
-        "Where vLLM runs: colocate, on the GPUs that train, or server, started by `trl vllm-serve`.",
+        "Where vLLM runs: colocate, on the GPUs that train, or server, started by `vllm serve`.",
         choices=VLLM_MODES,
     )
     vllm_server_base_url: str | None = _setting(None, "With vllm_mode=server: its address. None: port 8000 here.")
@@ -407,6 +407,11 @@ def _check_relations(s: Settings) -> None:
         raise ValueError(
             f"max_prompt_length + max_completion_length is {s.max_prompt_length + s.max_completion_length}, above "
             f"max_seq_length = {s.max_seq_length}: raise the latter or lower one of the former."
+        )
+    if s.use_vllm and s.load_in_4bit:
+        raise ValueError(
+            "use_vllm=True with load_in_4bit=True would hand vLLM packed 4-bit weights, which it cannot read: set one of "
+            "them to False."
         )
     if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
         raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")

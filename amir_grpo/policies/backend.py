@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 from dataclasses import dataclass
+from types import ModuleType
 
 from amir_grpo.system.processes import world_size
 
 _INSTALL = "pip install -e '.[gpu]' (Linux, NVIDIA GPU)"
+# Unsloth rewrites TRL by regular expressions, another way in each version: 2026.10.7 normalises bnpo as dapo, and breaks
+# an evaluation after a training in one process. The gradient under its trainer is tested for this one alone.
+UNSLOTH_VERSION = "2026.10.9"
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ def start_backend(wanted: str) -> Backend:
             process trains.
 
     Raises:
-        ValueError: If Unsloth is asked for and cannot be used; the message gives the way out.
+        ValueError: If Unsloth is asked for and cannot be used; the message gives the way out. Also if transformers is to
+            train in a process that has imported Unsloth.
     """
     if wanted == "transformers":
-        return Backend("transformers", "asked for")
+        return _transformers("asked for")
     obstacle = _obstacle(wanted) or _import_error()
     if obstacle is None:
         return Backend("unsloth", "asked for" if wanted == "unsloth" else "installed, and a GPU is there")
@@ -45,7 +51,22 @@ def start_backend(wanted: str) -> Backend:
         raise ValueError(
             f"backend='unsloth' cannot be had: {obstacle[0]}.\n{obstacle[1]} Or set backend to transformers."
         )
-    return Backend("transformers", obstacle[0])
+    return _transformers(obstacle[0])
+
+
+def _transformers(why: str) -> Backend:
+    if _is_on_gpu(sys.modules.get("unsloth")):
+        # of TRL's trainer it has cut what puts an adapter on the policy: all weights would be trained
+        raise ValueError(
+            f"backend='transformers' ({why}) cannot be had: this process has imported Unsloth, which has rewritten TRL.\n"
+            "Restart the kernel, or set backend to unsloth."
+        )
+    return Backend("transformers", why)
+
+
+def _is_on_gpu(unsloth: ModuleType | None) -> bool:
+    """Whether it is Unsloth proper; its backend for machines without a GPU leaves TRL as it is."""
+    return unsloth is not None and getattr(unsloth, "DEVICE_TYPE", "cuda") != "cpu"
 
 
 def import_early(wanted: str) -> None:
@@ -61,6 +82,12 @@ def _obstacle(wanted: str) -> tuple[str, str] | None:
     """Why Unsloth cannot be imported, and what would help; None where nothing prevents it."""
     if importlib.util.find_spec("unsloth") is None:
         return "Unsloth is not installed", f"Install it: {_INSTALL}."
+    for package in ("unsloth", "unsloth_zoo"):
+        if (version := _version(package)) != UNSLOTH_VERSION:
+            return (
+                f"{package} is {version or 'not installed'}, and {UNSLOTH_VERSION} is what was tested",
+                f"Install that: pip install unsloth=={UNSLOTH_VERSION} unsloth_zoo=={UNSLOTH_VERSION}.",
+            )
     if wanted == "auto":
         import torch
 
@@ -74,6 +101,13 @@ def _obstacle(wanted: str) -> tuple[str, str] | None:
             "Start a new process (restart the kernel) and open the run before importing trl.",
         )
     return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _import_error() -> tuple[str, str] | None:

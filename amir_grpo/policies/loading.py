@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,37 @@ def check_hardware(
         )
 
 
+def check_sharding(load_in_4bit: bool, optim: str) -> None:
+    """Refuse what cannot be cut over several GPUs, as `accelerate launch` says that it will be.
+
+    Raises:
+        ValueError: If so, with the setting to change.
+    """
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    zero3 = _by_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    if fsdp and "8bit" in optim:
+        raise ValueError(
+            f"optim={optim} cannot step the parts that FSDP cuts weights into: bitsandbytes has no code for them.\n"
+            "Set optim to adamw_torch_fused."
+        )
+    if load_in_4bit and (fsdp or zero3):
+        raise ValueError(
+            f"load_in_4bit=True cannot be cut over GPUs by {'FSDP' if fsdp else 'ZeRO 3'}: set load_in_4bit to False, or "
+            "use configs/accelerate/ddp.yaml."
+        )
+
+
+def explain_invisible_gpu() -> str:
+    """What to do where this machine has an NVIDIA GPU that torch does not see; empty where all is well."""
+    if torch.cuda.is_available() or shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return ""
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs alone"
+    return (
+        f"This machine has nvidia-smi, but torch {torch.__version__} sees no GPU, and {built}: the CPU is used. "
+        "Install a torch that fits the driver (the first lines of nvidia-smi name its CUDA version)."
+    )
+
+
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hub id or folder, padding on the left as generation needs it.
 
@@ -159,7 +191,11 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
 
 def is_sharded() -> bool:
     """Whether FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
-    return any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
+    return _by_deepspeed() or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _by_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 def load_by_unsloth(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from amir_grpo.choices import METHODS, POLICIES, check_names
-from amir_grpo.policies.backend import Backend, import_early, start_backend
+from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
@@ -186,17 +187,20 @@ class Run:
 
     def _start_training(self) -> Backend:
         """Check that the hardware can do what the settings ask for, and start the backend."""
-        from amir_grpo.policies.loading import check_hardware
-        from amir_grpo.policies.memory_plan import card_here, plan_here
+        from amir_grpo.policies.loading import check_hardware, check_sharding
 
         s = self.settings
         check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm)
+        check_sharding(s.load_in_4bit, s.optim)
+        backend = start_backend(s.backend)
+        from amir_grpo.policies.memory_plan import card_here, plan_here  # imports PEFT, which Unsloth speeds up
+
         if is_main() and s.device == "auto" and (card := card_here()):
             made = plan_here(s)
             print(
                 f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
             )
-        return start_backend(s.backend)
+        return backend
 
     def logs(self) -> pd.DataFrame:
         """The training logs of both methods, one below the other."""
@@ -327,7 +331,6 @@ def open_run(
     new_profile = resolve_profile(profile or "sandbox")
     folder = (Path(run_dir).expanduser() if run_dir else runs_folder() / new_profile).resolve()
     name, settings = configure(folder, None if profile == "auto" else profile, new_profile, overrides or {})
-    import_early(settings.backend)
     _use_one_thread(settings)
     return Run(folder, name, settings)
 
@@ -363,6 +366,9 @@ def resolve_profile(profile: str) -> str:
     check_names("profile", [profile], [*PROFILES, "auto"])
     if profile != "auto":
         return profile
+    from amir_grpo.policies.loading import explain_invisible_gpu
     from amir_grpo.policies.memory_plan import card_here, profile_for
 
+    if warning := explain_invisible_gpu():
+        warnings.warn(warning, stacklevel=2)
     return profile_for(card_here())

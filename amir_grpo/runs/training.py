@@ -25,6 +25,7 @@ from amir_grpo.policies.loading import (
     load_tokenizer,
     lora_config,
 )
+from amir_grpo.policies.memory import free_memory
 from amir_grpo.policies.source import Loading, copy_policy
 from amir_grpo.runs.drawn_rollouts import DrawnRollouts, draw_adapter
 from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
@@ -186,7 +187,10 @@ def _train(
     if trainer.is_world_process_zero():
         round_to_float32(folder / WEIGHTS)  # a checkpoint holds them as they are: what is resumed has lost no digit
         atomic_write(folder / trainer.FILE, trainer.rollouts().to_parquet)
-    return trainer.state
+    state = trainer.state
+    del trainer
+    free_memory()  # a trainer refers to itself, and would keep its policy until Python happens to look
+    return state
 
 
 def run_trainer(
@@ -206,7 +210,7 @@ def run_trainer(
         processing_class=tokenizer,
         peft_config=lora,
     )
-    if config.fp16:
+    if config.fp16 or settings.load_in_4bit:
         keep_trained_weights_in_float32(trainer.model)
     if backend.name == "transformers" and not is_sharded():  # else they have ways of their own, or hold a part each
         draw_adapter(trainer.model, settings.seed)

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amir_grpo.choices import LORA_TARGETS
+from amir_grpo.policies import backend
 from amir_grpo.policies import loading as policy
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import Loading
-from amir_grpo.runs.run import open_run
+from amir_grpo.runs.run import open_run, resolve_profile
 from amir_grpo.settings import settings_of
 
 
@@ -28,6 +29,7 @@ def machine(monkeypatch):
         optional = {"unsloth", "bitsandbytes", "vllm", "trackio", "wandb", "tensorboard"}
         found = {name: object() for name in packages}
         monkeypatch.setattr(importlib.util, "find_spec", lambda n: found.get(n) if n in optional else find(n))
+        monkeypatch.setattr(backend, "_version", lambda package: backend.UNSLOTH_VERSION)
 
     return pretend
 
@@ -68,9 +70,9 @@ def test_auto_takes_unsloth_where_it_runs_and_imports_it(machine, before_trl, mo
 def test_unsloth_that_fails_to_import_is_not_fatal_to_auto(machine, before_trl, monkeypatch):
     machine(gpu=True, packages=["unsloth"])
     monkeypatch.setitem(sys.modules, "unsloth", None)  # importing it raises ImportError
-    backend = start_backend("auto")
-    assert backend.name == "transformers"
-    assert backend.why.startswith("importing it failed (")
+    chosen = start_backend("auto")
+    assert chosen.name == "transformers"
+    assert chosen.why.startswith("importing it failed (")
     with pytest.raises(ValueError, match=r"cannot be had: importing it failed .*\nReinstall it: pip install"):
         start_backend("unsloth")
 
@@ -89,6 +91,40 @@ def test_unsloth_after_trl_is_refused(machine, monkeypatch):
     assert start_backend("auto") == Backend("transformers", "trl was imported first")
     with pytest.raises(ValueError, match="restart the kernel"):
         start_backend("unsloth")
+
+
+def test_another_version_of_unsloth_is_not_taken(machine, before_trl, monkeypatch):
+    machine(gpu=True, packages=["unsloth"])
+    monkeypatch.setattr(backend, "_version", lambda package: "2026.10.7" if package == "unsloth_zoo" else "2026.10.9")
+    assert start_backend("auto") == Backend(
+        "transformers", "unsloth_zoo is 2026.10.7, and 2026.10.9 is what was tested"
+    )
+    with pytest.raises(ValueError, match=r"pip install unsloth==2026.10.9 unsloth_zoo==2026.10.9"):
+        start_backend("unsloth")
+
+
+def test_the_tested_version_of_unsloth_is_the_one_that_is_installed():
+    import tomllib
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    wanted = {f"{package}=={backend.UNSLOTH_VERSION}" for package in ("unsloth", "unsloth_zoo")}
+    assert wanted <= set(
+        tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
+    )
+    assert wanted <= set((root / ".ci" / "unsloth.txt").read_text().split())
+
+
+def test_transformers_after_unsloth_is_refused(machine, monkeypatch):
+    """Unsloth has then taken from TRL's trainer what puts an adapter on the policy."""
+    machine(gpu=True, packages=["unsloth"])
+    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
+    with pytest.raises(ValueError, match=r"has imported Unsloth, which has rewritten TRL.\nRestart the kernel"):
+        start_backend("transformers")
+    on_cpu = ModuleType("unsloth")
+    on_cpu.DEVICE_TYPE = "cpu"  # its backend for machines without a GPU leaves TRL alone
+    monkeypatch.setitem(sys.modules, "unsloth", on_cpu)
+    assert start_backend("transformers") == Backend("transformers", "asked for")
 
 
 def test_what_a_run_imports_before_training_leaves_trl_alone():
@@ -156,6 +192,34 @@ def test_what_is_missing_is_said_in_a_line(machine, gpu, packages, arguments, me
     with pytest.raises(ValueError, match=message) as caught:
         policy.check_hardware(*arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "stage", "arguments", "message"),
+    [
+        ("FSDP", "", (False, "adamw_8bit"), r"FSDP cuts weights into.*\nSet optim to adamw_torch_fused"),
+        ("FSDP", "", (True, "adamw_torch_fused"), "cannot be cut over GPUs by FSDP: set load_in_4bit to False"),
+        ("DEEPSPEED", "3", (True, "adamw_8bit"), "cannot be cut over GPUs by ZeRO 3"),
+    ],
+)
+def test_what_cannot_be_cut_over_gpus_is_refused(monkeypatch, engine, stage, arguments, message):
+    policy.check_sharding(*arguments)  # in one process
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    with pytest.raises(ValueError, match=message):
+        policy.check_sharding(*arguments)
+    policy.check_sharding(False, "adamw_torch_fused")
+
+
+def test_a_gpu_that_torch_cannot_see_is_spoken_of(machine, monkeypatch):
+    machine(gpu=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert policy.explain_invisible_gpu() == ""
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.warns(UserWarning, match=r"torch .* sees no GPU"):
+        assert resolve_profile("auto") == "sandbox"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert policy.explain_invisible_gpu() == ""  # hidden on purpose
 
 
 def test_nothing_is_asked_of_who_wants_nothing(machine):
