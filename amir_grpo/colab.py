@@ -13,8 +13,10 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-# Large, and built for the machine's driver: kept where their versions are within the project's bounds.
-_KEPT = ("torch", "torchvision", "torchaudio", "triton")
+# Kept where their versions are within the project's bounds: what is large and built for the machine's driver, ...
+_TORCH = ("torch", "torchvision", "torchaudio", "triton")
+# ... what the running kernel speaks through, and what it is likely to have imported.
+_KERNEL = ("ipykernel", "ipython", "jupyter_client", "tornado", "pyzmq", "numpy", "pandas")
 
 
 def install(clone: Path) -> None:
@@ -38,15 +40,17 @@ def install(clone: Path) -> None:
 
 
 def kept(clone: Path) -> list[str]:
-    """Constraints that keep this kernel's torch and the packages that belong to it, if within the project's bounds."""
+    """Constraints that keep this kernel's torch and the packages that belong to it, if within the project's bounds, and each
+    of those that the kernel itself runs on."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((clone / "pyproject.toml").read_text())["project"]
     bounds = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
-    there = {name: version for name in _KEPT if (version := _version(name))}
-    if "torch" not in there or there["torch"] not in bounds["torch"]:
-        return []
-    return [f"{name}=={version}" for name, version in there.items()]
+    there = {name: version for name in (*_TORCH, *_KERNEL) if (version := _version(name))}
+    fit = {name for name, version in there.items() if name not in bounds or version in bounds[name]}
+    if "torch" not in fit:
+        fit -= set(_TORCH)
+    return [f"{name}=={version}" for name, version in there.items() if name in fit]
 
 
 def imported_before() -> list[str]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -48,11 +49,26 @@ def test_the_extra_gpu_is_installed_where_there_is_one(asked, monkeypatch, gpu, 
 
 
 def test_torch_is_kept_as_it_is_with_what_belongs_to_it(monkeypatch):
-    there = {"torch": "2.9.0+cu126", "torchvision": "0.24.0+cu126", "numpy": "2.0.2"}
+    there = {"torch": "2.9.0+cu126", "torchvision": "0.24.0+cu126"}
     monkeypatch.setattr(colab, "_version", there.get)
     assert colab.kept(ROOT) == ["torch==2.9.0+cu126", "torchvision==0.24.0+cu126"]
     for line in colab.kept(ROOT):
         Requirement(line)
+
+
+def test_what_colabs_kernel_runs_on_is_kept(monkeypatch):
+    colabs = {"ipykernel": "6.17.1", "ipython": "7.34.0", "jupyter_client": "7.4.9", "tornado": "6.5.1"}
+    colabs |= {"pyzmq": "26.2.1", "numpy": "2.0.2", "pandas": "2.2.2"}
+    monkeypatch.setattr(colab, "_version", colabs.get)
+    assert colab.kept(ROOT) == [f"{name}=={version}" for name, version in colabs.items()]
+    monkeypatch.setattr(colab, "_version", (colabs | {"numpy": "1.26.4"}).get)
+    assert "numpy==1.26.4" not in colab.kept(ROOT)  # out of bounds: replaced, and the kernel restarts
+
+
+def test_the_core_install_names_no_notebook_server():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {Requirement(line).name for line in project["dependencies"]}
+    assert names.isdisjoint({"jupyterlab", "notebook", "jupyter_server", "ipywidgets", "tornado", "jupyter_client"})
 
 
 @pytest.mark.parametrize("version", ["2.7.1", "2.15.0", None])

@@ -60,7 +60,7 @@ def test_constraints_are_what_is_installed():
 def test_environment_yml_has_the_bounds_of_pyproject():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
-    bounds = requirements("gpu")
+    bounds = requirements("gpu", "notebooks")
     for line in pip:
         if not line.startswith("-e"):
             wanted = Requirement(line)
@@ -70,7 +70,7 @@ def test_environment_yml_has_the_bounds_of_pyproject():
 def test_environment_yml_and_colab_install_the_extra_gpu():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
-    assert "-e .[gpu]" in pip
+    assert "-e .[gpu,notebooks]" in pip
     assert {Requirement(line).name for line in PROJECT["optional-dependencies"]["gpu"]} <= {
         Requirement(line).name for line in pip if not line.startswith("-e")
     }
