@@ -1,7 +1,7 @@
 """Every figure of figures/, drawn from the tables in data/; and how a run's results get there.
 
 python -m tools.gallery                      draw figures/ from data/
-python -m tools.gallery --keep runs/sandbox  first copy the run's tables into data/results/<profile>
+python -m tools.gallery --keep runs/sandbox  first keep the run's results in data/results/sandbox
 python -m tools.gallery --tidy notebooks     make executed notebooks fit to commit
 """
 
@@ -16,32 +16,14 @@ import pandas as pd
 
 from amir_grpo.results import figures, published_noise, study_figures, style, training_figures
 from amir_grpo.results.published import published_sizes, published_table
+from amir_grpo.runs.kept import keep
 from amir_grpo.runs.locations import project_root
 from amir_grpo.study.figures import STUDY_FIGURES
 from amir_grpo.study.tables import load
-from amir_grpo.system.files import atomic_write, write_text
-from amir_grpo.system.provenance import record_of, to_json
+from amir_grpo.system.files import write_text
 
-TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
-LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
 PROFILE = "sandbox"
 STUDY = "evidence"
-
-
-def keep(run_folder: Path, results: Path) -> None:
-    """Copy a run's tables, the columns of its logs that are drawn, and its provenance into `results`.
-
-    Raises:
-        FileNotFoundError: If the run is not complete.
-    """
-    for name in TABLES:
-        table = pd.read_csv(run_folder / "tables" / f"{name}.csv")
-        if name == "margins":
-            table = table.round(6)
-        atomic_write(results / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
-    logs = pd.concat([pd.read_csv(run_folder / method / "log.csv") for method in ("grpo", "amir_grpo")])
-    atomic_write(results / "log.csv", lambda part: logs[LOG_COLUMNS].to_csv(part, index=False))
-    write_text(results / "provenance.json", to_json(record_of(run_folder)))
 
 
 def draw(results: Path, published: Path, out: Path) -> list[Path]:
@@ -109,7 +91,7 @@ def _tidy_outputs(outputs: list[dict]) -> list[dict]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m tools.gallery", description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", type=Path, metavar="RUN", help="copy this run's tables into data/results first")
+    parser.add_argument("--keep", type=Path, metavar="RUN", help="keep this run's results in data/results first")
     parser.add_argument("--tidy", type=Path, metavar="FOLDER", help="tidy the notebooks of this folder, draw nothing")
     arguments = parser.parse_args()
     if arguments.tidy:

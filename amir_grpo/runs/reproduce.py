@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from amir_grpo.choices import METHODS
 from amir_grpo.results.formatting import rounded
-from amir_grpo.runs.locations import notebooks_folder
+from amir_grpo.runs.kept import compared_with_kept
+from amir_grpo.runs.locations import kept_results, notebooks_folder
 from amir_grpo.runs.showing import results_of, write_report
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
@@ -58,7 +59,9 @@ class NotebookError(RuntimeError):
 
 
 def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
-    """Execute the notebooks into the run folder, write the report, and print where everything is and the main table.
+    """Execute the notebooks into the run folder, write the report, and print the main table and where everything is.
+
+    It ends by saying whether the results are those that the package keeps of this profile, where the settings are.
 
     What is complete in the run folder is read, not repeated. On a CPU, notebooks that do not need one another run side
     by side.
@@ -89,6 +92,8 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")
     print(f"{'report:':<11}{page}")
+    if said := compared_with_kept(run.folder, kept_results(run.profile)):
+        print(f"\n{said}")
 
 
 def _side_by_side() -> int:

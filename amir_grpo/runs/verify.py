@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from amir_grpo.settings import differences
 
 # Numbers of a training that differ by less, relative or absolute, count as the same: another processor rounds so in
 # float64.
-_TOLERANCE = 1e-10
+TOLERANCE = 1e-10
+# A pattern of files, and what compares two of them: None where they are the same, else what differs.
+Part = tuple[str, Callable[[Path, Path], str | None]]
 # Of the log: how long something took, or how much memory it had.
 _TIMES = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -42,8 +44,14 @@ def _differences(a: Path, b: Path) -> Iterator[str]:
     settings = [json.loads((folder / "config.json").read_text())["settings"] for folder in (a, b)]
     for name, (old, new) in differences(*settings).items():
         yield f"setting {name}: {old!r} and {new!r}"
+    if not (yield from differing_files(a, b, _PARTS)):
+        raise FileNotFoundError(f"{a} and {b} hold nothing yet that could be compared.\nRun them first.")
+
+
+def differing_files(a: Path, b: Path, parts: Sequence[Part]) -> Generator[str, None, int]:
+    """What differs between the files of two folders, in the order of `parts`; returns how many names were compared."""
     compared = 0
-    for pattern, same in _PARTS:
+    for pattern, same in parts:
         names = [sorted(path.relative_to(folder) for path in folder.glob(pattern)) for folder in (a, b)]
         for name in sorted({*names[0], *names[1]}):
             compared += 1
@@ -55,8 +63,7 @@ def _differences(a: Path, b: Path) -> Iterator[str]:
                 difference = same(a / name, b / name)
                 if difference:
                     yield f"{name}: {difference}"
-    if not compared:
-        raise FileNotFoundError(f"{a} and {b} hold nothing yet that could be compared.\nRun them first.")
+    return compared
 
 
 def _same_bytes(a: Path, b: Path) -> str | None:
@@ -70,10 +77,17 @@ def _same_problems(a: Path, b: Path) -> str | None:
 
 
 def _almost_same_table(a: Path, b: Path) -> str | None:
-    return _same_table(a, b, _TOLERANCE)
+    return same_table(a, b, TOLERANCE)
 
 
-def _same_table(a: Path, b: Path, tolerance: float = 0.0) -> str | None:
+def same_table(a: Path, b: Path, tolerance: float = 0.0, names: Sequence[str] = ()) -> str | None:
+    """What differs first between two tables, None where nothing does; times are no difference.
+
+    Args:
+        a, b: CSV or Parquet files.
+        tolerance: Numbers that differ by less, relative or absolute, are the same.
+        names: Columns that name a row, where its number says less.
+    """
     read = pd.read_parquet if a.suffix == ".parquet" else pd.read_csv
     one, other = (read(path) for path in (a, b))
     one, other = (table.drop(columns=[c for c in _TIMES if c in table]) for table in (one, other))
@@ -86,7 +100,8 @@ def _same_table(a: Path, b: Path, tolerance: float = 0.0) -> str | None:
         unequal = [not _equal(x, y, tolerance) for x, y in zip(left, right, strict=True)]
         if any(unequal):
             row = int(np.argmax(unequal))
-            return f"column {column}, row {row}: {_short(left.iloc[row])} and {_short(right.iloc[row])}"
+            named = ", ".join(str(one[name].iloc[row]) for name in names) or row
+            return f"column {column}, row {named}: {_short(left.iloc[row])} and {_short(right.iloc[row])}"
     return None
 
 
@@ -104,14 +119,14 @@ def _short(value: object) -> str:
 
 
 # What is compared, in the order in which it is made.
-_PARTS = (
+_PARTS: tuple[Part, ...] = (
     ("problems/*.json", _same_problems),
     ("base/*.safetensors", _same_bytes),
     *((f"{method}/rollouts.parquet", _almost_same_table) for method in METHODS),
     *((f"{method}/log.csv", _almost_same_table) for method in METHODS),
     *((f"{method}/*.safetensors", _same_bytes) for method in METHODS),
-    ("samples/*/*.parquet", _same_table),
-    ("scores/*.parquet", _same_table),
-    ("tables/*.csv", _same_table),
+    ("samples/*/*.parquet", same_table),
+    ("scores/*.parquet", same_table),
+    ("tables/*.csv", same_table),
     ("figures/[!.]*", _same_bytes),  # files that begin with a dot are left over from killed processes
 )

@@ -21,3 +21,9 @@ def test_provenance_says_that_a_gpu_does_not_repeat_exactly(monkeypatch):
     made_with = provenance()
     assert made_with["device"] == "Tesla T4"
     assert made_with["repeats"].startswith("not byte for byte")
+
+
+def test_the_kind_of_cpu_comes_with_the_instructions_that_torch_uses():
+    kind, instructions = provenance()["cpu"].rsplit(", ", 1)
+    assert kind
+    assert instructions in ("DEFAULT", "AVX2", "AVX512", "SVE256", "VSX", "Z VECTOR", "NO AVX")

@@ -1,0 +1,136 @@
+"""A run is told whether it gives the results that the package keeps; here, what a tiny run of this test has kept."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from amir_grpo.runs import reproduce
+from amir_grpo.runs.kept import compared_with_kept, completion_digests, keep
+from amir_grpo.runs.run import open_run
+from amir_grpo.runs.showing import results_of, save_results
+
+
+@pytest.fixture(scope="module")
+def run(runs, tiny_settings):
+    run = open_run("sandbox", runs / "kept", tiny_settings | {"benchmarks": ["chain3", "chain4"]})
+    save_results(run, results_of(run))
+    return run
+
+
+@pytest.fixture
+def kept(run, tmp_path):
+    """What is kept of the run, to be changed."""
+    keep(run.folder, tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the run, to be changed."""
+    return shutil.copytree(run.folder, tmp_path / "copy")
+
+
+def edit(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_the_same_results_are_told_so(copy, kept):
+    said = compared_with_kept(copy, kept)
+    # 3 policies on 2 benchmarks of 4 problems, each with 8 samples and a greedy completion
+    assert said == (
+        "Equal to the published results of this package: 6 tables, the logs of both trainings and 216 completions."
+    )
+
+
+def test_every_kept_table_counts(copy, kept):
+    for path in kept.glob("*.csv"):
+        text = path.read_text()
+        table = pd.read_csv(path)
+        column = table.select_dtypes("number").columns[-1]
+        table[column] = table[column].fillna(0) + 1
+        table.to_csv(path, index=False)
+        assert f"First difference (there and here): {path.name}: column {column}" in compared_with_kept(copy, kept)
+        path.write_text(text)
+    assert compared_with_kept(copy, kept).startswith("Equal")
+
+
+def another_token(rows):
+    ids = list(rows["completion_ids"])
+    ids[3] = [*ids[3][:-1], 1]
+    rows["completion_ids"] = ids
+
+
+def another_grade(rows):
+    rows.loc[3, "correct"] = not rows.loc[3, "correct"]
+
+
+def another_order(rows):
+    rows.loc[[0, 8]] = rows.loc[[8, 0]].to_numpy()
+
+
+@pytest.mark.parametrize("change", [another_token, another_grade, another_order])
+def test_a_change_of_one_completion_changes_its_digest_alone(copy, change):
+    before = completion_digests(copy)
+    path = copy / "samples" / "grpo" / "chain4.parquet"
+    rows = pd.read_parquet(path)
+    change(rows)
+    rows.to_parquet(path)
+    after = completion_digests(copy)
+    changed = before[before["sha256"] != after["sha256"]]
+    assert changed[["policy", "benchmark"]].to_numpy().tolist() == [["grpo", "chain4"]]
+
+
+def test_completions_are_named_before_the_tables_that_follow_from_them(copy, kept):
+    path = copy / "samples" / "amir_grpo" / "chain3.greedy.parquet"
+    rows = pd.read_parquet(path)
+    another_grade(rows)
+    rows.to_parquet(path)
+    main = pd.read_csv(copy / "tables" / "main.csv")
+    main.assign(gain=main["gain"] + 1).to_csv(copy / "tables" / "main.csv", index=False)
+    assert "completions.csv: column sha256, row amir_grpo, chain3: " in compared_with_kept(copy, kept)
+
+
+def test_what_may_explain_a_difference_is_named(copy, kept):
+    (kept / "main.csv").write_text((kept / "main.csv").read_text().replace("chain3", "chain9"))
+    said = compared_with_kept(copy, kept)
+    assert "main.csv: column benchmark, row 0: 'chain9' and 'chain3'" in said
+    assert "the code is what may explain it: commit " in said
+
+    def elsewhere(record):
+        record["provenance"]["packages"]["torch"] = "2.9.0"
+        record["provenance"]["cpu"] = "Another CPU, AVX2"
+
+    edit(kept / "provenance.json", elsewhere)
+    said = compared_with_kept(copy, kept)
+    assert "were made with torch 2.9.0 (here " in said
+    assert ", CPU Another CPU, AVX2 (here " in said
+    assert "numpy" not in said
+    assert len(said.splitlines()) == 2
+
+
+def test_other_settings_are_not_compared(copy, kept):
+    def change(record):
+        record["settings"] |= {"max_steps": 5, "seed": 3}
+
+    edit(copy / "config.json", change)
+    assert compared_with_kept(copy, kept) == (
+        "Not compared with the published results of this package, made with another max_steps (there 2, here 5) and 1 more."
+    )
+
+
+def test_a_profile_of_which_nothing_is_kept_is_not_spoken_of(copy, kept, tmp_path):
+    assert compared_with_kept(copy, tmp_path / "nothing") is None
+    edit(copy / "config.json", lambda record: record.update(profile="smoke"))
+    assert compared_with_kept(copy, kept) is None
+
+
+def test_reproduce_ends_with_the_comparison(run, kept, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "_execute", lambda *_: None)  # the run is complete
+    monkeypatch.setattr(reproduce, "kept_results", {"sandbox": kept}.__getitem__)
+    reproduce.reproduce(run, {})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Equal to the published results of this package: 6 tables")
