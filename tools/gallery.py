@@ -31,6 +31,7 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
     kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
     title = f"This package ({results.name})"
     log, study = kept["log"], load(results.parent / STUDY)
+    noise = published_noise.noise_table(published_table("table1", published), published_sizes(published))
     drawn = {
         "main_published": figures.main_figure(published_table("table1", published), title="Published (Table 1)"),
         "main": figures.main_figure(kept["main"], title=title),
@@ -45,8 +46,7 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
             log[log["method"] == "amir_grpo"], title=f"{title}: share of the update"
         ),
         "published_noise": study_figures.noise_figure(
-            published_noise.noise_table(published_table("table1", published), published_sizes(published)),
-            title="Published gains in the band of what noise alone makes",
+            noise, published_noise.pooled_table(noise), title="Published gains and the noise of their evaluation"
         ),
         **{name: figure(study) for name, figure in STUDY_FIGURES.items()},
     }

@@ -32,6 +32,9 @@ _ARM_LABELS = {
 }
 _ARM_LINES = {"grpo": "--", "amir_grpo": "-", "share-0.3": "-.", "two-step-dr_grpo": ":", "two-step-dr_grpo-amir": "-"}
 
+_POOLED = {"unweighted": "equal weights", "precision": "by precision"}
+_REACH = 1.96  # standard errors
+
 
 def _look(arm: str, index: int = 0) -> dict:
     colour = _ARM_COLOURS.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])
@@ -39,49 +42,64 @@ def _look(arm: str, index: int = 0) -> dict:
 
 
 @styled
-def noise_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Published gains in the band of what noise alone makes: one panel per model, one row per benchmark and k.
+def noise_figure(noise: pd.DataFrame, pooled: pd.DataFrame, title: str = "") -> Figure:
+    """Published gains with the noise of their evaluation: one panel per model, one row per benchmark and k, two pooled.
 
-    `table`: as of `published_noise.noise_table`. The dark part of a band is `least`, the light one reaches to `most`; a
-    gain is a filled point where it exceeds the band, an open one where it does not.
+    Around each gain the dark bar reaches 1.96 standard errors at the noise that the published pass@2 - pass@1 imply, the
+    light one if all problems were equally hard; without noise the gain is its point. A point is filled where its dark bar
+    leaves 0 out.
+
+    Args:
+        noise: As of `published_noise.noise_table`.
+        pooled: As of `published_noise.pooled_table`; its rows of k = 1 over all benchmarks are drawn below.
     """
-    models = list(table["model"].unique())
-    cells = table[["benchmark", "k", "problems"]].drop_duplicates().reset_index(drop=True)
-    height = 0.75 + 0.19 * len(cells)
-    figure = new_figure(2.0 + 1.75 * len(models), height)
+    models = list(noise["model"].unique())
+    cells = noise[["benchmark", "k", "problems"]].drop_duplicates()
+    labels = [
+        f"{row.benchmark} ({row.problems}), k = {row.k}" if row.k == 1 else f"k = {row.k}"
+        for row in cells.itertuples()
+    ]
+    labels += [f"all, k = 1, {_POOLED[weights]}" for weights in _POOLED]
+    places = [*range(len(cells)), *(len(cells) + 0.6 + np.arange(len(_POOLED)))]
+    figure = new_figure(2.3 + 1.75 * len(models), 1.0 + 0.19 * len(labels))
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
-    reach = 1.05 * max(table["most"].max(), table["gain"].abs().max())
     for panel, model in zip(panels, models, strict=True):
-        part = table[table["model"] == model].reset_index(drop=True)
-        y = np.arange(len(part))
-        panel.barh(y, 2 * part["most"], left=-part["most"], height=0.8, color="#e4e4e4")
-        panel.barh(y, 2 * part["least"], left=-part["least"], height=0.8, color="#bdbdbd")
-        panel.axvline(0, color="#777777", linewidth=0.6)
-        for row in part.itertuples():
-            colour = COLOURS["amir_grpo"] if row.gain > 0 else "#c75000"
-            face = colour if row.reading == "exceeds" else "white"
-            panel.plot(row.gain, row.Index, "o", markersize=4, color=colour, markerfacecolor=face, markeredgewidth=1)
-        panel.set_xlim(-reach, reach)
+        rows = noise.loc[noise["model"] == model, ["gain", "implied", "largest"]].to_dict("records")
+        rows += [_pooled_gain(pooled, model, weights) for weights in _POOLED]
+        for y, row in zip(places, rows, strict=True):
+            for width, colour in ((row["largest"], "#e0e0e0"), (row["implied"], "#9a9a9a")):
+                panel.barh(y, 2 * _REACH * width, left=row["gain"] - _REACH * width, height=0.7, color=colour)
+            colour = COLOURS["amir_grpo"] if row["gain"] > 0 else "#c75000"
+            face = colour if abs(row["gain"]) > _REACH * row["implied"] else "white"
+            panel.plot(row["gain"], y, "o", markersize=4, color=colour, markerfacecolor=face, markeredgewidth=1)
+        panel.axvline(0, color="#333333", linewidth=0.6)
+        panel.axhline(len(cells) - 0.2, color="#777777", linewidth=0.6)
         panel.set_title(model, fontsize=8)
         panel.set_xlabel("gain (points)")
         panel.spines["left"].set_visible(False)
         panel.tick_params(axis="y", length=0)
-    panels[0].set_yticks(
-        range(len(cells)),
-        [
-            f"{row.benchmark} ({row.problems}), k = {row.k}" if row.k == 1 else f"k = {row.k}"
-            for row in cells.itertuples()
-        ],
-    )
-    panels[0].set_ylim(len(cells) - 0.4, -0.6)
+    ends = [end for panel in panels for end in panel.get_xlim()]
+    for panel in panels:
+        panel.set_xlim(min(ends), max(ends))
+    panels[0].set_yticks(places, labels)
+    panels[0].set_ylim(places[-1] + 0.6, -0.6)
     figure.supxlabel(
-        "Bands: 95 % of the differences of two equal policies, n = 8 samples. Dark: all problems equally hard; light: each "
-        "problem always or never solved.\n"
-        "Filled points exceed the light band. In brackets: problems. What another training seed would change is not in it.",
+        "Bars: ±1.96 standard errors of an evaluation with n = 8 samples on the same problems. Dark: as pass@2 − pass@1 "
+        "imply; light: if all problems\nwere equally hard; none if each were always or never solved. Filled: the dark bar "
+        "leaves 0 out. In brackets: problems. The noise of training\nseeds is in none of them. Pooled: every benchmark "
+        "counts the same, or by 1 / standard error².",
         **SMALL_PRINT,
     )
     add_title(figure, title)
     return figure
+
+
+def _pooled_gain(pooled: pd.DataFrame, model: str, weights: str) -> dict[str, float]:
+    """The pooled gain of a model at k = 1, with the weights of the implied noise, and its two standard errors."""
+    part = pooled[(pooled["model"] == model) & (pooled["k"] == 1) & (pooled["benchmarks"] == "all")]
+    part = part[part["weights"] == weights].set_index("noise")
+    errors = part["standard_error"]
+    return {"gain": part.loc["implied", "gain"], "implied": errors["implied"], "largest": errors["largest"]}
 
 
 @styled
