@@ -1,6 +1,7 @@
 """The notebooks as users run them: all of them by `reproduce` at the smoke profile, and each alone by papermill."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -10,8 +11,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.image import imread
 
 from tools import gallery
 
@@ -140,12 +143,84 @@ def test_no_secret_of_the_environment_is_in_any_output(reproduced):
     assert not [name for name, secret in SECRETS.items() if secret in printed]
 
 
+def outputs_of(path):
+    """What each cell of an executed notebook shows, in the order of the cells; papermill's own cell is left out.
+
+    Progress bars are, too: they hold times.
+    """
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    shown = []
+    for cell in cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            assert not cell.outputs
+            continue
+        outputs = []
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                text = "\n".join(line for line in output.text.splitlines() if not re.search(r"\d%\|.*\|", line))
+                outputs += [("text", text.strip())] if text.strip() else []
+            else:
+                outputs += sorted(output.data.items())
+        shown.append((cell.source, outputs))
+    return shown
+
+
+def assert_shows_the_same(executed, committed):
+    """Texts and tables to the letter; figures by size and colour of the pixels, which may differ at the edges of letters."""
+    gallery.tidy(executed.parent)
+    new, old = outputs_of(executed), outputs_of(committed)
+    assert [source for source, _ in new] == [source for source, _ in old]
+    assert sum(len(outputs) for _, outputs in new) > 3
+    for (source, now), (_, before) in zip(new, old, strict=True):
+        where = f"{committed.name} no longer shows what is committed (make publish), after:\n{source[-300:]}"
+        assert [kind for kind, _ in now] == [kind for kind, _ in before], where
+        for (kind, content), (_, kept) in zip(now, before, strict=True):
+            if kind == "image/png":
+                pixels = [imread(io.BytesIO(base64.b64decode(picture)), format="png") for picture in (content, kept)]
+                assert pixels[0].shape == pixels[1].shape, where
+                assert np.abs(pixels[0] - pixels[1]).mean() < 0.002, where
+            else:
+                assert content == kept, where
+
+
 @pytest.mark.parametrize("name", READ_EVIDENCE)
-def test_notebooks_of_the_evidence_run_alone(name, tmp_path):
-    done = run("papermill", f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", "-k", "python3")
+def test_notebooks_of_the_evidence_show_what_is_committed(name, tmp_path):
+    out = tmp_path / f"{name}.ipynb"
+    done = run("papermill", f"notebooks/{name}.ipynb", out, "-k", "python3")
     assert done.returncode == 0, done.stderr[-2000:]
-    outputs = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if c.cell_type == "code" for o in c.outputs]
-    assert [o for o in outputs if "image/png" in o.get("data", {})], "shows no figure"
+    assert_shows_the_same(out, ROOT / "notebooks" / out.name)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_fresh_run_shows_what_is_committed(tmp_path):
+    """The default profile from its beginning to the report, then each notebook as it was committed: from what is there."""
+    folder = tmp_path / "sandbox"
+    done = run("amir_grpo", "reproduce", "--profile", "sandbox", "--run_dir", folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for path in NOTEBOOKS:
+        if path.stem not in READ_EVIDENCE:
+            out = tmp_path / "again" / path.stem / path.name
+            out.parent.mkdir(parents=True)
+            given = "-p", "profile", "sandbox", "-p", "run_dir", folder
+            done = run("papermill", path, out, *given, "-k", "python3", cwd=ROOT / "notebooks")
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert_shows_the_same(out, path)
+
+
+def test_another_number_or_figure_is_not_the_same(tmp_path):
+    committed = ROOT / "notebooks" / "06_claims.ipynb"
+    copy = tmp_path / "again" / committed.name
+    copy.parent.mkdir()
+    shutil.copy(committed, copy)
+    assert_shows_the_same(copy, committed)
+    pictures = re.findall(r'"image/png": "[^"]+"', committed.read_text())
+    for old, new in ((">AMIR-GRPO, G = 4<", ">AMIR-GRPO, G = 5<"), (pictures[0], pictures[1])):
+        text = committed.read_text()
+        assert old in text
+        copy.write_text(text.replace(old, new, 1))
+        with pytest.raises(AssertionError, match="no longer shows what is committed"):
+            assert_shows_the_same(copy, committed)
 
 
 def test_a_notebook_of_the_evidence_says_what_is_missing(tmp_path):
