@@ -34,6 +34,7 @@ REWARD_TERMS = ("all", "correctness")
 # the machinery
 BACKENDS = ("auto", "unsloth", "transformers")
 ENGINES = ("transformers", "vllm")
+EVAL_ENGINES = ("auto", *ENGINES)
 VLLM_MODES = ("colocate", "server")
 DTYPES = ("auto", "float64")
 DEVICES = ("auto", "cpu")

@@ -12,7 +12,7 @@ from amir_grpo.choices import (
     BACKENDS,
     DEVICES,
     DTYPES,
-    ENGINES,
+    EVAL_ENGINES,
     IMPORTANCE_SAMPLING_LEVELS,
     LORA_TARGETS,
     LOSS_TYPES,
@@ -194,7 +194,9 @@ class Settings(_PreferenceOfARun, _Training):
         262_144, "Tokens per evaluation batch, prompts and completions together; halved where memory runs out."
     )
     eval_engine: str = _setting(
-        "transformers", "What draws the completions of the evaluation: transformers or vllm.", choices=ENGINES
+        "transformers",
+        "What draws the completions of the evaluation: transformers, vllm or auto.",
+        choices=EVAL_ENGINES,
     )
     # the sandbox's base policy
     base_seed: Annotated[int, Bounds(at_least=0, at_most=5)] = _setting(0, "Which of the sandbox's six base policies.")
@@ -410,8 +412,7 @@ def _check_relations(s: Settings) -> None:
         )
     if s.use_vllm and s.load_in_4bit:
         raise ValueError(
-            "use_vllm=True with load_in_4bit=True would hand vLLM packed 4-bit weights, which it cannot read: set one of "
-            "them to False."
+            "use_vllm=True cannot read the packed weights of load_in_4bit=True: set one of them to False."
         )
     if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
         raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")

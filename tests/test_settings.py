@@ -169,6 +169,10 @@ def test_unknown_setting_is_refused():
         assert field.name in message
 
 
+def test_rollouts_by_vllm_from_4_bits_are_refused():
+    assert "set one of them to False" in refusal(use_vllm=True, load_in_4bit=True)
+
+
 def test_unknown_method_is_refused(tmp_path):
     from amir_grpo.runs import training
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache, TopPLogitsWarper
 
 from amir_grpo.choices import ENGINES
+from amir_grpo.policies.memory import free_memory
 from amir_grpo.policies.source import Loading
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vllm import CompletionOutput
 
 
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's kernels have
 # Completions that have ended are carried along until they are more than this share of the batch: cutting has its cost.
 _CARRIED = 0.1
 
@@ -158,9 +160,10 @@ class TransformersEngine:
 
 
 class VLLMEngine:
-    """vLLM on a policy, with a LoRA adapter on top where one is given; needs `pip install 'amir-grpo[vllm]'` and a GPU.
+    """vLLM on a base policy, with any LoRA adapter of it on top; needs `pip install 'amir-grpo[vllm]'` and a GPU.
 
-    Its prefix cache computes a prompt once for all its samples.
+    Its prefix cache computes a prompt once for all its samples, and its scheduler lets no completion wait for another: give
+    it all requests at once. The engine is built once for a base; `use` changes the adapter.
 
     Raises:
         ValueError: If vLLM is not installed.
@@ -174,7 +177,7 @@ class VLLMEngine:
         adapter: Path | None,
         tokenizer: PreTrainedTokenizerBase,
         loading: Loading = Loading(),
-        lora_rank: int = 64,
+        lora_rank: int = 16,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
@@ -185,16 +188,27 @@ class VLLMEngine:
         from vllm.lora.request import LoRARequest
 
         self.tokenizer = tokenizer
-        self._lora = LoRARequest("policy", 1, str(adapter)) if adapter else None
-        lora = {"enable_lora": True, "max_lora_rank": lora_rank} if adapter else {}
+        self.base = base
+        self._request = LoRARequest
+        self._adapters: list[Path] = []  # vLLM tells them apart by a number
+        self.use(adapter)
         self._llm = LLM(
             model=base,
             quantization="bitsandbytes" if loading.in_4bit else None,
             trust_remote_code=loading.trust_remote_code,
             load_format="bitsandbytes" if loading.in_4bit else "safetensors" if loading.safetensors_only else "auto",
             enable_prefix_caching=True,
-            **lora,
+            enable_lora=True,
+            max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= lora_rank),
+            gpu_memory_utilization=_free_share(),
         )
+
+    def use(self, adapter: Path | None) -> None:
+        """Draw from the base with this adapter from now on; None for the base itself."""
+        if adapter is not None and adapter not in self._adapters:
+            self._adapters.append(adapter)
+        number = self._adapters.index(adapter) + 1 if adapter is not None else 0
+        self._lora = self._request(f"policy {number}", number, str(adapter)) if number else None
 
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
@@ -220,13 +234,28 @@ class VLLMEngine:
         return [[next(drawn) for _ in request.streams] for request in requests]
 
 
+def _free_share() -> float:
+    """The share of the GPU's memory that vLLM may take: nine tenths of what is free, whatever used the GPU before."""
+    free_memory()
+    free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (1, 1)
+    return round(0.9 * free / total, 3)
+
+
 def _of_vllm(output: CompletionOutput) -> Drawn:
     ids = list(output.token_ids)
     logprobs = [float(known[token].logprob) for token, known in zip(ids, output.logprobs, strict=True)]
     return Drawn(ids, output.finish_reason == "stop", logprobs)
 
 
-def load_engine(name: str, base: str, adapter: Path | None, loading: Loading) -> Engine:
+def engine_here(wanted: str, loading: Loading) -> str:
+    """One of `ENGINES`: for auto, vLLM where it is installed and policies run on a GPU, else transformers."""
+    if wanted != "auto":
+        return wanted
+    on_gpu = loading.device != "cpu" and torch.cuda.is_available()
+    return "vllm" if on_gpu and importlib.util.find_spec("vllm") is not None else "transformers"
+
+
+def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, lora_rank: int = 16) -> Engine:
     """The engine of one policy.
 
     Args:
@@ -234,6 +263,7 @@ def load_engine(name: str, base: str, adapter: Path | None, loading: Loading) ->
         base: Hub id or folder of the policy, or of the base of its adapter.
         adapter: Folder of a PEFT adapter, None for the base itself.
         loading: 4 bits or not, and what is trusted.
+        lora_rank: The largest rank of an adapter that vLLM is to take.
 
     Raises:
         ValueError: If there is no such engine, it is not installed, or the policy cannot be loaded so.
@@ -243,7 +273,7 @@ def load_engine(name: str, base: str, adapter: Path | None, loading: Loading) ->
     if name == "transformers":
         return TransformersEngine(load_policy(base, adapter, loading), load_tokenizer(base, loading.trust_remote_code))
     if name == "vllm":
-        return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading)
+        return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading, lora_rank)
     raise ValueError(f"Unknown engine {name!r}: choose one of {', '.join(ENGINES)}.")
 
 

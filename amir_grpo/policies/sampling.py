@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,8 @@ def sample_batches(
     tokenizer = engine.tokenizer
     prompt_ids = tokenize_prompts(tokenizer, problems)
     options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    if engine.name == "vllm":  # fits batches to its memory, and lets no completion wait for the longest of a batch
+        token_budget = sys.maxsize
     shrink = _Shrinking(engine, options)
     there = num_samples * len(set(done) & set(prompt_ids))
     total = num_samples * len(prompt_ids)

@@ -14,7 +14,7 @@ from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage
 from amir_grpo.settings import Settings
 from amir_grpo.system.files import atomic_write, explain_full_disk, write_text
-from amir_grpo.system.provenance import now, provenance, to_json
+from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,7 +107,7 @@ class Evaluation:
         """Record beside the samples what drew them."""
         if not (folder / "policy.json").exists():
             s = self.settings
-            drawn_by = {"engine": s.eval_engine, "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
+            drawn_by = {"engine": self.engine_name(), "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
             record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
             write_text(folder / "policy.json", to_json(record | {"provenance": provenance()}))
 
@@ -155,7 +155,21 @@ class Evaluation:
         from amir_grpo.policies.engines import load_engine
 
         if self._loaded is None or self._loaded[0] != source:
-            self._loaded = None  # free the last one before the next is loaded
-            s = self.settings
-            self._loaded = source, load_engine(s.eval_engine, source.base, source.adapter, self.loading)
+            last = self._loaded[1] if self._loaded else None
+            if last is not None and last.name == "vllm" and last.base == source.base:
+                last.use(source.adapter)  # building it takes minutes
+                self._loaded = source, last
+            else:
+                self._loaded = last = None  # free the last one before the next is loaded
+                name, rank = self.engine_name(), self.settings.lora_rank
+                self._loaded = source, load_engine(name, source.base, source.adapter, self.loading, rank)
         return self._loaded[1]
+
+    def engine_name(self) -> str:
+        """What draws; with eval_engine=auto the one that drew what is there: engines differ, and policies are compared."""
+        from amir_grpo.policies.engines import engine_here
+
+        recorded = {read_json(path)["engine"] for path in self.folder.glob("samples/*/policy.json")}
+        if self.settings.eval_engine == "auto" and recorded:
+            return min(recorded)
+        return engine_here(self.settings.eval_engine, self.loading)

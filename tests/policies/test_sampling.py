@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from amir_grpo.policies import engines, sampling
-from amir_grpo.policies.engines import TransformersEngine, VLLMEngine, load_engine
+from amir_grpo.policies.engines import TransformersEngine, VLLMEngine, engine_here, load_engine
 from amir_grpo.policies.sampling import in_order, sample, sample_batches, score
 from amir_grpo.policies.source import Loading
 from amir_grpo.sandbox.problems import load_sandbox
@@ -239,6 +239,7 @@ class _StandInLLM:
     def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
         assert use_tqdm is False
         self.lora_request = lora_request
+        self.calls = getattr(self, "calls", 0) + 1
         outputs = []
         for prompt, wanted in zip(prompts, sampling_params, strict=True):
             assert 0 <= wanted.seed < 2**63
@@ -277,12 +278,14 @@ def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
         "quantization": None,
         "load_format": "safetensors",
         "enable_lora": True,
-        "max_lora_rank": 64,
+        "max_lora_rank": 16,
+        "gpu_memory_utilization": 0.9,
     }
     engine._llm.policy, engine._llm.eos = tiny_policy, tokenizer.eos_token_id
     two = problems.select([3, 0])
     rows = draw(engine=engine, problems=two)
-    assert engine._llm.lora_request == ("policy", 1, str(tmp_path))
+    assert engine._llm.lora_request == ("policy 1", 1, str(tmp_path))
+    assert engine._llm.calls == 1, "one submission, whatever the token budget"
     assert list(zip(rows["problem_id"], rows["sample"], strict=True)) == [(p, n) for p in two["id"] for n in range(4)]
     assert rows["text"].nunique() > 4, "each sample has a seed of its own"
     pd.testing.assert_frame_equal(draw(engine=engine, problems=two), rows)
@@ -290,6 +293,25 @@ def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
         expected = plain_logprob(tiny_policy, prompts[row.problem_id], row.completion_ids)
         assert row.logprob == pytest.approx(expected, abs=1e-4)
         assert row.finish_reason == ("stop" if row.completion_ids[-1] == tokenizer.eos_token_id else "length")
+    for adapter, request in ((None, None), (tmp_path / "b", "policy 2"), (tmp_path, "policy 1")):  # one engine for all
+        engine.use(adapter)
+        draw(engine=engine, problems=two.select([0]))
+        assert engine._llm.lora_request == (request and (request, int(request[-1]), str(adapter)))
+
+
+def test_auto_takes_vllm_where_it_is_installed_and_there_is_a_gpu(monkeypatch):
+    find = importlib.util.find_spec
+    for gpu, vllm, device, wanted in (
+        (True, True, "auto", "vllm"),
+        (True, True, "cpu", "transformers"),
+        (True, False, "auto", "transformers"),
+        (False, True, "auto", "transformers"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        there = object() if vllm else None
+        monkeypatch.setattr(importlib.util, "find_spec", lambda n, there=there: there if n == "vllm" else find(n))
+        assert engine_here("auto", Loading(device=device)) == wanted
+    assert engine_here("vllm", Loading()) == "vllm"
 
 
 def test_samples_of_a_problem_differ(drawn):
