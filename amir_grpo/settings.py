@@ -193,11 +193,7 @@ class Settings(_PreferenceOfARun, _Training):
     eval_token_budget: PositiveInt = _setting(
         262_144, "Tokens per evaluation batch, prompts and completions together; halved where memory runs out."
     )
-    eval_engine: str = _setting(
-        "transformers",
-        "What draws the completions of the evaluation: transformers, vllm or auto.",
-        choices=EVAL_ENGINES,
-    )
+    eval_engine: str = _setting("transformers", "What draws the evaluation: an engine, or auto.", choices=EVAL_ENGINES)
     # the sandbox's base policy
     base_seed: Annotated[int, Bounds(at_least=0, at_most=5)] = _setting(0, "Which of the sandbox's six base policies.")
     sandbox_warmup_steps: PositiveInt = _setting(
@@ -411,9 +407,7 @@ def _check_relations(s: Settings) -> None:
             f"max_seq_length = {s.max_seq_length}: raise the latter or lower one of the former."
         )
     if s.use_vllm and s.load_in_4bit:
-        raise ValueError(
-            "use_vllm=True cannot read the packed weights of load_in_4bit=True: set one of them to False."
-        )
+        raise ValueError("use_vllm=True cannot read load_in_4bit=True's packed weights: set one of them to False.")
     if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
         raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")
 
