@@ -66,10 +66,14 @@ def tidy(folder: Path) -> None:
                 cell["outputs"] = _tidy_outputs(cell["outputs"])
         text = json.dumps(notebook, indent=1, ensure_ascii=False)
         text = re.sub(r" at 0x[0-9a-f]+>", ">", text)
-        drawn = dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}(?=[_\\])", text))  # pandas draws them at random
-        for number, name in enumerate(drawn):
-            text = text.replace(name, f"T_{number:05d}")
-        write_text(path, text + "\n")
+        write_text(path, _ids_in_order(text) + "\n")
+
+
+def _ids_in_order(text: str) -> str:
+    """Number the ids of tables, which pandas draws at random; all at once, as a new one may be the old one of another."""
+    ids = re.compile(r"\bT_[0-9a-f]{5}(?=[_\\])")
+    names = {name: f"T_{number:05d}" for number, name in enumerate(dict.fromkeys(ids.findall(text)))}
+    return ids.sub(lambda found: names[found[0]], text)
 
 
 def _tidy_outputs(outputs: list[dict]) -> list[dict]:

@@ -49,11 +49,9 @@ def test_the_same_results_are_told_so(copy, kept):
 def test_every_kept_table_counts(copy, kept):
     for path in kept.glob("*.csv"):
         text = path.read_text()
-        table = pd.read_csv(path)
-        column = table.select_dtypes("number").columns[-1]
-        table[column] = table[column].fillna(0) + 1
-        table.to_csv(path, index=False)
-        assert f"First difference (there and here): {path.name}: column {column}" in compared_with_kept(copy, kept)
+        table = pd.read_csv(path)  # one may be empty, where no problem has right and wrong completions
+        table.iloc[:, :-1].to_csv(path, index=False)
+        assert f"First difference (there and here): {path.name}: columns " in compared_with_kept(copy, kept)
         path.write_text(text)
     assert compared_with_kept(copy, kept).startswith("Equal")
 
