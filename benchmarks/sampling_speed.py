@@ -27,7 +27,8 @@ from amir_grpo.policies.source import Loading, find_policy
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.base import base_policy
 from amir_grpo.sandbox.policy import SandboxSpec
-from amir_grpo.sandbox.problems import FAMILIES, load_sandbox
+from amir_grpo.sandbox.problems import load_sandbox
+from amir_grpo.settings import settings_of
 from amir_grpo.system.files import atomic_write
 
 SAMPLES, TEMPERATURE = 8, 0.6
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", help="folder or Hub id; by default the sandbox's base policy")
     parser.add_argument("--dtype", choices=DTYPES, help="by default float64 for the sandbox's policy, else auto")
-    parser.add_argument("--problems", type=int, default=100, help="of each sandbox family")
+    parser.add_argument("--problems", type=int, default=100, help="of each benchmark of the profile sandbox")
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--token_budget", type=int, default=65_536)
     parser.add_argument("--rounds", type=int, default=5)
@@ -74,7 +75,7 @@ def main() -> None:
     rows = []
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
-        for family in FAMILIES:
+        for family in settings_of("sandbox").benchmarks:
             problems = load_sandbox(family, arguments.problems)
             rates: dict[str, list[float]] = {"published": [], "ours": []}
             for number in range(arguments.rounds):

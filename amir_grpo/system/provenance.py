@@ -17,8 +17,8 @@ _PACKAGES = (
 ).split()
 
 _ON_CPU = (
-    "byte for byte, on the same kind of CPU with the same package versions; with dtype=float64, the completions, adapters "
-    "and tables on other kinds of CPU, too"
+    "byte for byte, on the same kind of CPU with the same package versions; with dtype=float64, completions and adapters "
+    "on other kinds of CPU, too"
 )
 _ON_GPU = (
     "not byte for byte: kernels add in an order that varies from run to run, and rounding differs between GPUs; what runs "
