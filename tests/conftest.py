@@ -6,11 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Read when torch is imported, here and in what the tests start: workers share the cores, and leave those they wait on.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# how long an example takes says how busy the machine is
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 WARMUP_STEPS = 120  # enough for the format now and then, far too few for arithmetic
 
