@@ -1,1 +1,1 @@
-"""The sandbox: problems and a base policy that are made on the spot."""
+"""The sandbox: problems that are made on the spot, and base policies that come with the package."""

@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
     repeats.
 
     `packages` holds None where one is not installed, `commit` and `uncommitted_changes` where there is no repository;
-    `repeats` says how exactly the same settings, seed and machine give the same numbers again.
+    `repeats` says how exactly the same settings and seed give the same numbers again.
     """
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
