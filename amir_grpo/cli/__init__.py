@@ -196,14 +196,14 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.policies.source import named_policies
     from amir_grpo.results import formatting
     from amir_grpo.results.run_results import EvaluationResults
-    from amir_grpo.runs.locations import project_root
+    from amir_grpo.runs.locations import runs_folder
     from amir_grpo.runs.showing import save_results
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
     benchmark = overrides.pop("dataset_name", None)
     sources = named_policies(options.model_dir or ())
     if sources and not options.run_dir:
-        options.run_dir = str(project_root() / "runs" / "evaluations" / "-vs-".join(sources))
+        options.run_dir = str(runs_folder() / "evaluations" / "-vs-".join(sources))
     run = _open(options, overrides)
     benchmarks = [benchmark] if benchmark else run.settings.benchmarks
     check_names("benchmark", benchmarks, run.settings.benchmarks)
@@ -224,7 +224,7 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
 
 def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.results.formatting import rounded
-    from amir_grpo.runs.locations import project_root
+    from amir_grpo.runs.locations import runs_folder
     from amir_grpo.study.arms import ARMS, with_references
     from amir_grpo.study.claims.comparisons import gain_table
     from amir_grpo.study.claims.verdicts import verdicts
@@ -237,7 +237,7 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
         raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
     wanted = with_references([*options.arms, "amir_grpo"]) if options.arms else list(ARMS.values())
     name = options.profile.replace("sandbox", "evidence")
-    folder = Path(options.folder or project_root() / "runs" / name).expanduser().resolve()
+    folder = Path(options.folder or runs_folder() / name).expanduser().resolve()
     results = Path(options.results).expanduser().resolve() if options.results else folder / "tables"
     check_folder(folder, "folder")
     check_folder(results, "results")
@@ -263,8 +263,15 @@ def _export(options: _ExportOptions) -> None:
         out = Path(options.out).expanduser()
     else:  # the run's own, made anew
         out = run.folder / "export" / (f"{options.method}-merged" if options.merged else options.method)
-        shutil.rmtree(out, ignore_errors=True)
-    print(f"Saved: {publish.export(run, options.method, out, options.merged)}")
+    if not options.out and out.exists():
+        beside = out.with_name(f".{out.name}.new")
+        shutil.rmtree(beside, ignore_errors=True)
+        publish.export(run, options.method, beside, options.merged)
+        shutil.rmtree(out)
+        beside.rename(out)
+    else:
+        publish.export(run, options.method, out, options.merged)
+    print(f"Saved: {out}")
     if options.push_to:
         print(f"Uploaded: {publish.push(out, options.push_to, private=not options.public)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -47,6 +46,7 @@ def configure(
     """
     _merged(_read(folder), profile, new_profile, overrides)  # refused before anything is written
     check_folder(folder, "run_dir", _LEAST_DISK)
+    made_with = provenance()  # before the lock: it imports torch, which may take longer than another opener waits
     with _lock(folder, _OPENING):
         stored = _read(folder)
         name, settings = _merged(stored, profile, new_profile, overrides)
@@ -58,8 +58,10 @@ def configure(
             changed = bool(differing)
             name = name if changed else stored["profile"]
         if changed and is_main():
-            shutil.rmtree(folder / "problems", ignore_errors=True)  # nothing was made with what other settings had
-            config = {"profile": name, "settings": asdict(settings), "provenance": provenance()}
+            if stored is not None:  # nothing was made with what other settings had
+                for record in (folder / "problems").glob("*.json"):
+                    record.unlink()
+            config = {"profile": name, "settings": asdict(settings), "provenance": made_with}
             write_text(folder / _CONFIG, to_json(config))
     return name, settings
 
