@@ -378,12 +378,17 @@ def _check_relations(s: Settings) -> None:
     if s.seed >= 2**32:
         raise ValueError(f"seed is {s.seed}; NumPy takes seeds below 2**32.")
     if (s.dtype, s.device) != ("auto", "auto"):
-        for name, value in (("backend", "transformers"), ("load_in_4bit", False), ("use_vllm", False)):
+        optim = "adamw_torch" if "8bit" in s.optim else s.optim
+        engine = "transformers" if s.eval_engine == "vllm" else s.eval_engine
+        ruled_out = {"backend": "transformers", "load_in_4bit": False, "use_vllm": False, "optim": optim}
+        for name, value in (ruled_out | {"eval_engine": engine}).items():
             if getattr(s, name) != value:
                 raise ValueError(
                     f"{name}={getattr(s, name)} needs dtype=auto and device=auto, and they are {s.dtype} and {s.device}:\n"
                     f"set {name} to {value}, or both of these to auto."
                 )
+    if s.drop_uniform_groups and s.lambda_schedule in ("share", "mixture"):
+        raise ValueError(f"drop_uniform_groups would change what lambda_schedule={s.lambda_schedule} is a share of.")
     rollout = s.per_device_train_batch_size * s.micro_batches
     if rollout % s.num_generations and s.per_device_train_batch_size > 1:
         raise ValueError(
@@ -397,7 +402,7 @@ def _check_relations(s: Settings) -> None:
         )
     if s.logging_steps > s.max_steps:
         raise ValueError(
-            f"logging_steps is {s.logging_steps}, above max_steps = {s.max_steps}: the log would be empty."
+            f"logging_steps is {s.logging_steps}, above max_steps = {s.max_steps}: lower it, or no row is logged."
         )
     if max(s.ks) > s.num_samples or min(s.ks) < 1:
         raise ValueError(f"ks is {s.ks}; each k must be between 1 and num_samples = {s.num_samples}.")

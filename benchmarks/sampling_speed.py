@@ -25,7 +25,7 @@ from amir_grpo.policies.loading import load_policy, load_tokenizer
 from amir_grpo.policies.sampling import sample, tokenize_prompts
 from amir_grpo.policies.source import Loading, find_policy
 from amir_grpo.runs.locations import project_root
-from amir_grpo.sandbox.base import base_policy
+from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SandboxSpec
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import settings_of
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     root = project_root()
-    where = arguments.policy or str(base_policy(SandboxSpec(), root / "runs" / ".cache"))
+    where = arguments.policy or str(base_policy(SandboxSpec(seed=WARMUP_SEEDS[0]), root / "runs" / ".cache"))
     source = find_policy(where)
     dtype = arguments.dtype or ("auto" if arguments.policy else "float64")
     loading = Loading(dtype=dtype, device="auto" if arguments.policy else "cpu")

@@ -40,7 +40,7 @@ from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.regimes import rewards_of
 from amir_grpo.runs.training import run_trainer
 from amir_grpo.runs.trl_config import trainer_config
-from amir_grpo.sandbox.base import base_policy
+from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SandboxSpec, build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import Settings, settings_of
@@ -278,7 +278,7 @@ def main() -> None:
         print(_resident("VmHWM") - before)
         return
     with tempfile.TemporaryDirectory() as folder:
-        sandbox = base_policy(SandboxSpec(), project_root() / "runs" / ".cache")
+        sandbox = base_policy(SandboxSpec(seed=WARMUP_SEEDS[0]), project_root() / "runs" / ".cache")
         other = long_tailed_base(Path(folder))
         rows = []
         for name, case in CASES.items():

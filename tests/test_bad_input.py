@@ -30,7 +30,7 @@ ARGUMENTS = [
     ((TRAIN, "--lamda_reg", "0.1"), ["lamda_reg", "Did you mean 'lambda_reg'"]),
     ((EVALUATE, "--benchmarks", "chain3", "chian4"), ["'chian4'", "Did you mean 'chain4'"]),
     ((EVALUATE, "--benchmarks", "gsm8"), ["'gsm8'", "gsm8k"]),
-    ((EVALUATE, "--dataset_name", "chain"), ["'chain'", "chain3"]),
+    ((EVALUATE, "--dataset_name", "chain"), ["'chain'", "chain6"]),
     ((TRAIN, "--dataset_name", "gsm"), ["'gsm'", "gsm8k"]),
     ((TRAIN, "--dataset_name", "gsm8k"), ["'gsm8k'", "must be 'sandbox'"]),
     ((TRAIN, "--loss_type", "dapoo"), ["'dapoo'", "dapo"]),
@@ -285,7 +285,8 @@ def test_problems_that_come_last_are_looked_for_first(tmp_path, capsys, monkeypa
     """What lacks the second benchmark is refused before the first is sampled, and before anything is trained."""
     monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
     (tmp_path / "gsm8k").mkdir()
-    (tmp_path / "gsm8k" / "train.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}) + "\n")
+    rows = [{"question": f"{number}+1?", "answer": f"#### {number + 1}"} for number in range(50)]
+    (tmp_path / "gsm8k" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     both = ("--benchmarks", "chain3", "amc23", "--run_dir", tmp_path / "run")
     assert "amc23/test.jsonl" in refused(capsys, EVALUATE, "--model_dir", base, *both)
     policy = ("--model_name", base, "--dataset_name", "gsm8k")

@@ -253,10 +253,10 @@ def test_a_second_reproduce_repeats_no_stage(reproduced):
 
 def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path):
     folder = shutil.copytree(reproduced[0], tmp_path / "run")
-    (folder / "samples" / "base" / "chain4.parquet").write_bytes(b"half")
+    (folder / "samples" / "base" / "chain7.parquet").write_bytes(b"half")
     done = run("amir_grpo", "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL)
     assert done.returncode == 2
-    assert f"{folder / 'samples' / 'base' / 'chain4.parquet'} cannot be read" in done.stderr
+    assert f"{folder / 'samples' / 'base' / 'chain7.parquet'} cannot be read" in done.stderr
     assert "Delete it" in done.stderr
     assert f"See {folder / 'notebooks' / '00_base_policy.ipynb'}." in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 3, done.stderr

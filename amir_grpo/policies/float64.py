@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from amir_grpo.system.files import atomic_write
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -63,4 +65,4 @@ def round_to_float32(path: Path) -> None:
     weights = load_file(path)
     if any(weight.dtype == torch.float64 for weight in weights.values()):
         rounded = {n: w.float() if w.dtype == torch.float64 else w for n, w in weights.items()}
-        save_file(rounded, path, metadata={"format": "pt"})
+        atomic_write(path, lambda part: save_file(rounded, part, metadata={"format": "pt"}))

@@ -46,8 +46,11 @@ class RolloutRecord:
             first = self.accelerator.process_index * local
             scores = self._scores[first:][:local]
             output["reward"] = (scores * self.reward_weights.to(scores.device)).nansum(dim=1)
-            # rollouts are drawn at different steps, so that step x groups + group is a number of its own
-            row = self.state.global_step * len(self._scores) + first + torch.arange(local, device=scores.device)
+            # micro-batches so far, of this and earlier steps: the number of the first that uses this rollout, times its rows
+            begun = self.state.global_step * self.args.gradient_accumulation_steps + self._step % max(
+                1, self.args.gradient_accumulation_steps
+            )
+            row = begun * len(self._scores) + first + torch.arange(local, device=scores.device)
             output["group"] = row // self.num_generations
             output["correct"] = scores[:, self.reward_func_names.index("correctness")] > 0
         return output

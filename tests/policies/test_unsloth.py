@@ -17,7 +17,7 @@ if importlib.util.find_spec("unsloth") is None:
 
 pytestmark = pytest.mark.xdist_group("unsloth")
 SETTINGS = (
-    "--profile sandbox --sandbox_warmup_steps 60 --max_steps 2 --per_device_train_batch_size 16 --dataset_limit 40 "
+    "--profile sandbox --sandbox_warmup_steps 120 --max_steps 2 --per_device_train_batch_size 16 --dataset_limit 40 "
     "--max_completion_length 24 --reward_margin 0.1 --benchmarks chain3 --eval_limit 4 --dtype auto --device auto"
 ).split()
 

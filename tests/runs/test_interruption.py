@@ -180,7 +180,7 @@ def test_a_full_disk_is_said_and_loses_nothing(server, settings, undisturbed, ru
 @pytest.mark.long
 def test_evidence_killed_at_random_moments_ends_with_the_same_tables(runs, tmp_path):
     """Its command with two workers, at 20 random moments."""
-    changes = "--max_steps 2 --sandbox_warmup_steps 60 --dataset_limit 40 --eval_limit 4 --eval_max_new_tokens 24"
+    changes = "--max_steps 2 --sandbox_warmup_steps 120 --dataset_limit 40 --eval_limit 4 --eval_max_new_tokens 24"
     command = [sys.executable, "-m", "amir_grpo", "evidence", "--arms", "linear", *changes.split(), "--workers", "2"]
 
     def start(folder):

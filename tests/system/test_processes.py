@@ -21,10 +21,23 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 SAME_ROLLOUTS = textwrap.dedent("""
     import hashlib, sys
     from collections import Counter
-    from transformers import GenerationMixin, LogitsProcessorList
+    import torch
+    from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
     from amir_grpo.cli import main
     from amir_grpo.policies.engines import _Draw
+    from amir_grpo.runs.drawn_rollouts import DrawnRollouts
 
+    class Chosen(LogitsProcessor):
+        def __init__(self, draw, prompt_tokens):
+            self.draw, self.prompt_tokens = draw, prompt_tokens
+
+        def __call__(self, input_ids, scores):
+            rows = torch.arange(len(scores))
+            token, _ = self.draw(scores, rows, input_ids.shape[1] - self.prompt_tokens)
+            return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
+
+    # TRL draws in all of them, as it must where weights are sharded
+    DrawnRollouts.draws_rollouts = property(lambda trainer: False, lambda trainer, value: None)
     plain, rollouts = GenerationMixin.generate, 0
 
     def generate(self, input_ids, logits_processor=(), generation_config=None, **options):
@@ -36,9 +49,9 @@ SAME_ROLLOUTS = textwrap.dedent("""
             seen[prompt] += 1
             name = f"{rollouts} {prompt} {seen[prompt]}".encode()
             streams.append(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
-        draw = _Draw(streams, input_ids.shape[1], 1.0, 1.0, generation_config.max_new_tokens, input_ids.device)
+        draw = _Draw(streams, 1.0, 1.0, generation_config.max_new_tokens, input_ids.device)
         generation_config.do_sample = False
-        processors = LogitsProcessorList([*logits_processor, draw])
+        processors = LogitsProcessorList([*logits_processor, Chosen(draw, input_ids.shape[1])])
         return plain(self, input_ids, logits_processor=processors, generation_config=generation_config, **options)
 
     GenerationMixin.generate = generate
@@ -60,7 +73,7 @@ def launch(script, folder, processes, environment):
     """Train AMIR-GRPO for three steps of 16 completions, 16 / processes on each."""
     settings = {
         "per_device_train_batch_size": 16 // processes,
-        "sandbox_warmup_steps": 60,
+        "sandbox_warmup_steps": 120,
         "max_steps": 3,
         "dataset_limit": 40,
         "max_completion_length": 24,
