@@ -402,7 +402,7 @@ def _check_relations(s: Settings) -> None:
         )
     if s.logging_steps > s.max_steps:
         raise ValueError(
-            f"logging_steps is {s.logging_steps}, above max_steps = {s.max_steps}: lower it, or no row is logged."
+            f"logging_steps is {s.logging_steps}, above max_steps = {s.max_steps}: lower it."
         )
     if max(s.ks) > s.num_samples or min(s.ks) < 1:
         raise ValueError(f"ks is {s.ks}; each k must be between 1 and num_samples = {s.num_samples}.")
