@@ -401,9 +401,7 @@ def _check_relations(s: Settings) -> None:
             "made. Raise it, or lower per_device_train_batch_size."
         )
     if s.logging_steps > s.max_steps:
-        raise ValueError(
-            f"logging_steps is {s.logging_steps}, above max_steps = {s.max_steps}: lower it."
-        )
+        raise ValueError(f"logging_steps is {s.logging_steps}, above max_steps = {s.max_steps}: lower it.")
     if max(s.ks) > s.num_samples or min(s.ks) < 1:
         raise ValueError(f"ks is {s.ks}; each k must be between 1 and num_samples = {s.num_samples}.")
     if s.max_prompt_length + s.max_completion_length > s.max_seq_length:
