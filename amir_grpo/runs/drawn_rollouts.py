@@ -57,10 +57,11 @@ def draw_adapter(policy: torch.nn.Module, seed: int) -> None:
     torch draws other numbers in another precision, and may in another build. The second matrix of each pair is zero.
 
     Args:
-        policy: With fresh adapters.
+        policy: With fresh adapters. Weights that another process holds (on the meta device, or cut by ZeRO-3) stay as they
+            are.
     """
     for name, weight in policy.named_parameters():
-        if ".lora_A." in name:
+        if ".lora_A." in name and not weight.is_meta and not hasattr(weight, "ds_id"):
             # as kaiming_uniform_ with a = √5, without a multiplication that could be fused with an addition
             numbers = np.random.Generator(np.random.PCG64(stream(seed, "adapter", name))).random(tuple(weight.shape))
             drawn = (numbers * 2 - 1) / np.sqrt(weight.shape[1])

@@ -212,9 +212,11 @@ def run_trainer(
     )
     if config.fp16 or settings.load_in_4bit:
         keep_trained_weights_in_float32(trainer.model)
-    if backend.name == "transformers" and not is_sharded():  # else they have ways of their own, or hold a part each
+    if backend.name == "transformers":  # else Unsloth has ways of its own
         draw_adapter(trainer.model, settings.seed)
-        trainer.draws_rollouts = not settings.use_vllm
+        trainer.draws_rollouts = (
+            not settings.use_vllm and not is_sharded()
+        )  # where each process holds a part, TRL draws
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.drop_uniform_groups = settings.drop_uniform_groups
     trainer.remove_callback(PrinterCallback)
