@@ -50,7 +50,7 @@ def mine_pairs(
 
     Args:
         rewards: (N,) float, groups of `group_size` adjacent rows. A NaN reward (unscorable) never forms a pair.
-        group_size: G, completions a group.
+        group_size: G, completions per group.
         reward_margin: δ ≥ 0, in units of reward; the inequality is strict.
         strategy: "all" takes every such pair, and so does "permuted", whose caller has permuted the rewards; "topk"
             takes the best completion of the group (the first of equals) against the rest.
@@ -93,7 +93,7 @@ def pair_logits(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Ten
     """z_ij = β [(ℓ_i - ℓ_i^ref) - (ℓ_j - ℓ_j^ref)], shape (K,).
 
     Args:
-        seq_logps: (N,) ℓ, the mean log-probability of a completion's tokens, in nats a token.
+        seq_logps: (N,) ℓ, the mean log-probability of a completion's tokens, in nats per token.
         pairs: K pairs of rows.
         beta: β, the inverse temperature of the preference.
         ref_seq_logps: (N,) ℓ^ref under the reference policy; None is the reference-free form, ℓ^ref = 0.

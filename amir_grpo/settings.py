@@ -265,7 +265,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "eval_limit": 24,
     },
     "sandbox": _SANDBOX,
-    # One size up, for a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions a rollout.
+    # One size up, for a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions per rollout.
     "sandbox-large": {
         **_SANDBOX,
         "model_name": "sandbox-large",

@@ -60,7 +60,7 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
     The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`, and
     with `trim_micro_batches=False` bit for bit.
 
-    The preference weights are computed once a rollout on the gathered batch and travel with their rows, like the
+    The preference weights are computed once per rollout on the gathered batch and travel with their rows, like the
     advantage itself. They need the log-probability of each completion, and take it from where it is known already:
     TRL's old log-probabilities, vLLM's, or those that sampling computed (the same policy and, but for the rounding of
     cached attention, the same numbers). Only with tools or a rollout function does that cost a forward pass.
@@ -69,7 +69,7 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
     term is off-policy and therefore clipped like the rest of the loss.
 
     Logged beside TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of the
-    pairs that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats a token), `/share` (how much of the
+    pairs that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats per token), `/share` (how much of the
     update the preference term is, λ Σ|κ w| / (Σ|A| + λ Σ|κ w|)) and `/lambda`.
 
     Raises:

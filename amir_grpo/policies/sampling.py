@@ -1,4 +1,4 @@
-"""Draw n completions a problem from a policy, and score completions under a policy."""
+"""Draw n completions per problem from a policy, and score completions under a policy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sample(engine: Engine, problems: Dataset, num_samples: int, **options: Any) 
     """Draw `num_samples` completions for each problem; options and columns as of `sample_batches`.
 
     Returns:
-        One row a completion, in the order of `problems` and of the samples.
+        One row per completion, in the order of `problems` and of the samples.
     """
     return in_order(pd.concat(sample_batches(engine, problems, num_samples, **options)), problems)
 
@@ -62,14 +62,14 @@ def sample_batches(
 
     Args:
         problems: Columns id and prompt (chat messages).
-        num_samples: n, completions a problem.
+        num_samples: n, completions per problem.
         temperature: 0 is greedy.
         max_new_tokens: A completion that reaches it is cut: finish_reason "length".
         done: Ids of problems that are left out, as they are sampled already; the batches of the others stay the same.
         label: Of the progress bar, which shows completions a second and the time left.
 
     Yields:
-        One row a completion: problem_id, sample (0 to n-1), text (without special tokens), completion_ids (with the
+        One row per completion: problem_id, sample (0 to n-1), text (without special tokens), completion_ids (with the
         end token where it came), tokens (their number), finish_reason ("stop" or "length"), logprob (sum of the
         tokens' log-probabilities under the policy at temperature 1, in nats).
 
@@ -161,7 +161,7 @@ def score(
     """Sum of the log-probabilities of each completion's tokens given its prompt, at temperature 1, in nats.
 
     Args:
-        prompt_ids, completion_ids: One list of token ids a completion, of equal number.
+        prompt_ids, completion_ids: One list of token ids per completion, of equal number.
         token_budget: Tokens that go through the policy at once; fewer where the vocabulary is large.
     """
     policy.eval()

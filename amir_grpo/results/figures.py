@@ -232,7 +232,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
         note = "diamond: mean" + ", with its 95 % interval over problems" * (summary is not None)
         note += "; thick bar: middle half of the problems"
     figure.supxlabel(note, **SMALL_PRINT)
-    panels[0].set_ylabel("margin: correct − incorrect (nats a token)")
+    panels[0].set_ylabel("margin: correct − incorrect (nats per token)")
     add_title(figure, title)
     return figure
 

@@ -1,6 +1,6 @@
 """How much of each published gain may be noise of the evaluation, when both policies answered the same problems.
 
-The published table has means only: of n = 8 samples a problem, without intervals. On the same problems a gain is noisy
+The published table has means only: of n = 8 samples per problem, without intervals. On the same problems a gain is noisy
 because the samples of either policy are, and not because of which problems there are. With p the chance of a policy to
 solve a problem with one sample, the variance of its pass@1 is E[p (1 - p)] / (n problems). That is
 

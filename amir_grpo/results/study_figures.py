@@ -125,9 +125,9 @@ def supervision_figure(training: pd.DataFrame, arms: Sequence[str], title: str =
     size = int(training["group_size"].iloc[0])
     left.axhline(size, color="#777777", linewidth=0.8, linestyle=":")
     left.annotate(
-        f"{size} rewards a group", (0.02, size - 0.15), xycoords=("axes fraction", "data"), va="top", fontsize=7
+        f"{size} rewards per group", (0.02, size - 0.15), xycoords=("axes fraction", "data"), va="top", fontsize=7
     )
-    left.set(xlabel="training step", ylabel="pairs a group", ylim=(0, None))
+    left.set(xlabel="training step", ylabel="pairs per group", ylim=(0, None))
     right.set(xlabel="training step", ylabel="share of the update (%)", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
     right.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=7)  # between the published λ and the shares
@@ -144,7 +144,7 @@ def boundary_figure(boundary: pd.DataFrame, title: str = "") -> Figure:
     """
     figure = new_figure(6.6, 4.2)
     panels = figure.subplots(2, 2, sharex=True)
-    units = {"margin": "margin (nats a token)", "accuracy": "pair accuracy (%)"}
+    units = {"margin": "margin (nats per token)", "accuracy": "pair accuracy (%)"}
     for column, (quantity, label) in enumerate(units.items()):
         part = boundary[boundary["quantity"] == quantity]
         for index, arm in enumerate(part["arm"].unique()):
@@ -209,7 +209,7 @@ def length_figure(pressure: pd.DataFrame, training: pd.DataFrame, title: str = "
         low, high = panel.get_ylim()
         panel.set(xlabel="training (%)", ylim=(low, high + 0.55 * (high - low)))
         panel.legend(loc="upper right", fontsize=6.5)
-    panels[0].set_ylabel("tokens a completion")
+    panels[0].set_ylabel("tokens per completion")
     add_note(panels[-1], "mean of 5 steps and all seeds")
     add_title(figure, title)
     return figure
@@ -284,7 +284,7 @@ def gains_figure(table: pd.DataFrame, title: str = "") -> Figure:
     panels[0].set_yticks(range(len(arms)), labels)
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel(
-        "Bars: 95 % intervals for new training seeds and problems, n = 8 samples a problem. "
+        "Bars: 95 % intervals for new training seeds and problems, n = 8 samples per problem. "
         f"Filled: p < {SIGNIFICANCE} (Holm).",
         **SMALL_PRINT,
     )

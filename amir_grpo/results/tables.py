@@ -127,7 +127,7 @@ def policy_summary(
     """What each policy does on each benchmark, one row per quantity: columns `SUMMARY_COLUMNS`, ends of 95 % intervals
     over problems.
 
-    Quantities: pass@k for each k; greedy (percent right of one greedy completion a problem) where those are given;
+    Quantities: pass@k for each k; greedy (percent right of one greedy completion per problem) where those are given;
     tokens (mean number per completion); truncated (percent that ended for length); formatted (percent in the strict
     format). Where the samples have a column confidence also stated (percent that state one) and, of those that do,
     brier (mean of (confidence - right)², 0 is best) and ece (expected calibration error, `metrics.calibration_error`).

@@ -30,7 +30,7 @@ def verdicts(study: Study) -> pd.DataFrame:
     rows.append(
         {
             "claim": "1. Richer supervision",
-            "test": f"pairs a group, against the {size} rewards of the group",
+            "test": f"pairs per group, against the {size} rewards of the group",
             "result": f"{supervision['pairs']:.1f} [{supervision['pairs_low']:.1f}, {supervision['pairs_high']:.1f}]",
             "verdict": verdict(supervision["pairs_low"] - size, supervision["pairs_high"] - size),
         }
@@ -45,7 +45,7 @@ def verdicts(study: Study) -> pd.DataFrame:
     )
     boundary = boundary_table(study)
     last = boundary[(boundary["arm"] == "amir_grpo") & (boundary["step"] == boundary["step"].max())]
-    units = {"margin": "nats a token", "accuracy": "points"}
+    units = {"margin": "nats per token", "accuracy": "points"}
     digits = {"margin": 4, "accuracy": 2}
     for row, p in zip(last.to_dict("records"), metrics.holm(last["p_value"]), strict=True):
         rows.append(
