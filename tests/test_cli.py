@@ -16,7 +16,7 @@ from amir_grpo import cli
 from amir_grpo.policies.source import named_policies
 from amir_grpo.runs.run import open_run
 from amir_grpo.sandbox.problems import chain_answer, load_sandbox
-from amir_grpo.settings import Settings
+from amir_grpo.settings import Settings, settings_of
 
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
 WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
@@ -218,14 +218,15 @@ def test_only_amir_grpo_has_a_preference(logs):
 
 
 @pytest.mark.parametrize("method", ["grpo", "amir_grpo"])
-def test_adapter_is_safetensors_of_the_published_shape(trained, method):
+def test_adapter_is_safetensors_of_the_profiles_rank_on_all_projections(trained, method):
     with safe_open(trained / method / "adapter_model.safetensors", "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     for module in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         assert sum(f".{module}." in name for name in shapes) == 2 * 2, f"A and B in both layers of {module}"
-    assert all(shape[0 if "lora_A" in name else 1] == 16 for name, shape in shapes.items())
+    rank = settings_of("sandbox").lora_rank
+    assert all(shape[0 if "lora_A" in name else 1] == rank for name, shape in shapes.items())
     config = json.loads((trained / method / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"]) == (16, 16)
+    assert (config["r"], config["lora_alpha"]) == (rank, rank)
     assert not list((trained / method).glob("*.bin.*"))
     assert (trained / method / "stage.json").is_file()
 
