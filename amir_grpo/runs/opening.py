@@ -44,9 +44,11 @@ def configure(
         ValueError: If a name or value is not valid, or the folder holds results of other settings.
         OSError: If the folder cannot be written to, or its disk is full.
     """
-    _merged(_read(folder), profile, new_profile, overrides)  # refused before anything is written
+    before = _read(folder)
+    _, asked = _merged(before, profile, new_profile, overrides)  # refused before anything is written
     check_folder(folder, "run_dir", _LEAST_DISK)
-    made_with = provenance()  # before the lock: it imports torch, which may take longer than another opener waits
+    # before the lock: it imports torch, which may take longer than another opener waits
+    made_with = provenance() if before is None or _differing(before, asked) else None
     with _lock(folder, _OPENING):
         stored = _read(folder)
         name, settings = _merged(stored, profile, new_profile, overrides)
@@ -61,7 +63,7 @@ def configure(
             if stored is not None:  # nothing was made with what other settings had
                 for record in (folder / "problems").glob("*.json"):
                     record.unlink()
-            config = {"profile": name, "settings": asdict(settings), "provenance": made_with}
+            config = {"profile": name, "settings": asdict(settings), "provenance": made_with or provenance()}
             write_text(folder / _CONFIG, to_json(config))
     return name, settings
 
