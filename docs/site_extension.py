@@ -31,9 +31,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def copy_notebooks(source: Path, pages: Path) -> None:
-    """The notebooks where Sphinx looks for pages; those that have not changed stay, so that they are not read again."""
+    """The notebooks where Sphinx looks for pages; links into docs/ lead beside it. Unchanged ones are not read again."""
     pages.mkdir(exist_ok=True)
-    there = {path.name: path.read_bytes() for path in source.glob("*.ipynb")}
+    there = {path.name: path.read_bytes().replace(b"](../docs/", b"](../") for path in source.glob("*.ipynb")}
     for path in pages.iterdir():
         if path.name not in there:
             path.unlink()
