@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
-from amir_grpo.results.style import COLOURS, OTHER_COLOURS, SMALL_PRINT, add_note, add_title, new_figure, styled
+from amir_grpo.results.style import (
+    COLOURS,
+    NEUTRAL,
+    OTHER_COLOURS,
+    SMALL_PRINT,
+    add_footnote,
+    add_note,
+    add_title,
+    new_figure,
+    styled,
+)
 
 _ARM_COLOURS = {
     "grpo": COLOURS["grpo"],
@@ -30,6 +40,7 @@ _ARM_LABELS = {
     "two-step-dr_grpo": "Dr. GRPO",
     "two-step-dr_grpo-amir": "Dr. GRPO + preference",
 }
+ABOUT_COLOURS = {name: COLOURS[policy] for policy, name in POLICY_NAMES.items()}
 _ARM_LINES = {"grpo": "--", "amir_grpo": "-", "share-0.3": "-.", "two-step-dr_grpo": ":", "two-step-dr_grpo-amir": "-"}
 
 _POOLED = {"unweighted": "equal weights", "precision": "by precision"}
@@ -314,5 +325,82 @@ def weights_figure(weights: pd.DataFrame, title: str = "") -> Figure:
     axes.grid(axis="y")
     axes.legend(loc="best")
     add_note(axes, "each point a rollout of one seed")
+    add_title(figure, title)
+    return figure
+
+
+@styled
+def share_bars_figure(shares: pd.DataFrame, title: str = "") -> Figure:
+    """How much of the update the preference term is: one bar from 0 to 100 % per arm.
+
+    `shares`: columns about, share (0 to 1), in the order shown.
+    """
+    figure = new_figure(6.0, 0.9 + 0.34 * len(shares))
+    axes = figure.subplots()
+    for y, row in enumerate(shares.to_dict("records")):
+        share = 100 * row["share"]
+        axes.barh(y, share, height=0.62, color=COLOURS["amir_grpo"])
+        axes.barh(y, 100 - share, left=share, height=0.62, color="#f6d79a")
+        inside = share > 20
+        axes.annotate(f"{share:.2g} %", (share, y), xytext=(-4 if inside else 4, 0), textcoords="offset points",
+                      ha="right" if inside else "left", va="center", fontweight="bold",
+                      color="white" if inside else "black")  # fmt: skip
+    axes.set_yticks(range(len(shares)), shares["about"])
+    axes.set(xlim=(0, 100), ylim=(len(shares) - 0.5, -0.5), xlabel="share of the update (%)")
+    axes.tick_params(axis="y", length=0)
+    add_footnote(figure, "Dark: the preference term; light: GRPO's own advantages. Mean over the training steps.")
+    add_title(figure, title)
+    return figure
+
+
+@styled
+def identity_figure(weights: pd.DataFrame, title: str = "") -> Figure:
+    """Preference weights against wins minus losses, one panel per β; on the line the term is wins minus losses.
+
+    `weights`: columns beta, wins_minus_losses and weight, one row per completion; a panel is scaled to its largest weight.
+    """
+    betas = sorted(weights["beta"].unique())
+    figure = new_figure(0.6 + 2.0 * len(betas), 2.5)
+    panels = figure.subplots(1, len(betas), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, beta in zip(panels, betas, strict=True):
+        part = weights[weights["beta"] == beta]
+        x, y = part["wins_minus_losses"].to_numpy(dtype=float), part["weight"].to_numpy(dtype=float)
+        slope = (x @ y) / (x @ x)
+        y, slope = y / np.abs(y).max(), slope / np.abs(y).max()
+        line = np.array([x.min(), x.max()])
+        panel.plot(line, slope * line, color=NEUTRAL, linewidth=1)
+        panel.plot(x, y, "o", markersize=3, alpha=0.35, markeredgewidth=0, color=COLOURS["amir_grpo"])
+        panel.set_title(f"β = {beta:g}: r = {np.corrcoef(x, y)[0, 1]:.4f}", fontsize=8, fontweight="normal")
+        panel.set_xlabel("wins − losses")
+    panels[0].set_ylabel("preference weight,\nof the largest")
+    add_title(figure, title)
+    return figure
+
+
+@styled
+def length_weight_figure(table: pd.DataFrame, title: str = "") -> Figure:
+    """How hard the update pushes on a token of a wrong completion, by its length; a line per arm, named at its end.
+
+    `table`: columns about, length (tokens), relative (to the shortest completions) and, optionally, relative_low and
+    relative_high. 1: no length bias.
+    """
+    figure = new_figure(5.4, 2.9)
+    axes = figure.subplots()
+    axes.axhline(1, color="#777777", linewidth=0.8, linestyle=":")
+    ends = []
+    for index, about in enumerate(table["about"].unique()):
+        part = table[table["about"] == about].sort_values("length")
+        colour = ABOUT_COLOURS.get(about, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+        if "relative_low" in part:
+            axes.fill_between(part["length"], part["relative_low"], part["relative_high"], color=colour, alpha=0.15,
+                              linewidth=0)  # fmt: skip
+        axes.plot(part["length"], part["relative"], color=colour, marker="o", markersize=3, linewidth=1.4)
+        ends.append((part["relative"].iloc[-1], part["length"].iloc[-1], about, colour))
+    axes.set(xlabel="tokens of a wrong completion", ylabel="push per token, relative to short ones", ylim=(0, None))
+    lowest = -np.inf
+    for height, length, about, colour in sorted(ends):
+        lowest = max(height, lowest + 0.065 * axes.get_ylim()[1])  # names do not cover one another
+        axes.annotate(about, (length, lowest), xytext=(6, 0), textcoords="offset points", va="center", color=colour,
+                      annotation_clip=False)  # fmt: skip
     add_title(figure, title)
     return figure

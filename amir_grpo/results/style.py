@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -12,11 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from amir_grpo.choices import SIGNIFICANCE
 from amir_grpo.system.files import atomic_write
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
 COLOURS = {"base": "#7a7a7a", "grpo": "#e69f00", "amir_grpo": "#0a4f8f"}
 OTHER_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#000000")
+NEUTRAL = "#8a8a8a"  # of a difference that is not significant, and of what belongs to no method
 LINES = {"base": ":", "grpo": "--", "amir_grpo": "-"}
 SMALL_PRINT = {"fontsize": 6.5, "color": "#444444"}
 STYLE = {
@@ -78,14 +81,27 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_title(figure: Figure, title: str) -> None:
-    """Put a title above all panels; an empty one takes no room."""
+    """Put a title above all panels, broken into lines that fit the figure; an empty one takes no room."""
     if title:
-        figure.suptitle(title, fontsize=9, fontweight="bold")
+        characters = int(12.2 * figure.get_figwidth())  # of 9 points, bold
+        figure.suptitle(fill(title, characters), x=0.01, ha="left", fontsize=9, fontweight="bold")
+
+
+def add_footnote(figure: Figure, text: str) -> None:
+    """Put a note in small print below all panels, broken into lines that fit the figure."""
+    figure.supxlabel(fill(text, int(18.5 * figure.get_figwidth())), x=0.01, ha="left", **SMALL_PRINT)
 
 
 def add_note(axes: Axes, text: str) -> None:
     """Put a small note at the top right, above a panel."""
     axes.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", **SMALL_PRINT)
+
+
+def gain_marker(gain: float, p_value: float) -> str:
+    """The colour of a gain of AMIR-GRPO over GRPO: that of the method that is ahead, grey where p says it may be neither."""
+    if not p_value < SIGNIFICANCE:
+        return NEUTRAL
+    return COLOURS["amir_grpo"] if gain > 0 else COLOURS["grpo"]
 
 
 def policy_colour(policy: str, index: int = 0) -> str:

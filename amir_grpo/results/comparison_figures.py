@@ -1,0 +1,164 @@
+"""Figures of comparisons over several trainings: gains on one axis, differences by seed, and what only one side solves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
+from amir_grpo.results.formatting import signed
+from amir_grpo.results.style import COLOURS, NEUTRAL, SMALL_PRINT, add_footnote, add_title, new_figure, styled
+
+SIGNIFICANT = "#1a1a1a"
+_OFF_AXIS = 6.0  # a gain this many times as far out as the middle one is an arrow at the edge
+
+
+@styled
+def comparison_figure(
+    table: pd.DataFrame, title: str = "", names: Mapping[str, str] = POLICY_NAMES, margin: float | None = None
+) -> Figure:
+    """Gains with 95 % intervals, one row per comparison on one axis; black where significant, grey elsewhere.
+
+    Args:
+        table: Columns new, old, gain, gain_low, gain_high (points), p; in the order shown. Optional: regime, which heads
+            the rows that share it; about, the label of a row in place of "new − old"; verdict, in words at the right;
+            detectable, the smallest gain that the comparison could have shown, drawn as a pair of ticks. A gain far beyond
+            the others (GRPO over the base policy) becomes an arrow with its number.
+        title: The finding.
+        names: How the arms of new and old are called.
+        margin: Half the width of the band within which two arms count as equivalent, in points.
+    """
+    rows = table.to_dict("records")
+    places, heads, place = [], {}, 0.0
+    for index, row in enumerate(rows):
+        if "regime" in row and (index == 0 or row["regime"] != rows[index - 1]["regime"]):
+            heads[place] = row["regime"]
+            place += 1
+        places.append(place)
+        place += 1
+    ends = [max(abs(row["gain_low"]), abs(row["gain_high"])) for row in rows if np.isfinite(row["gain_low"])]
+    ends = [end for end in ends if end < _OFF_AXIS * np.median(ends)]
+    reach = 1.1 * max([*ends, 1.5 * (margin or 0), 0.1])
+    figure = new_figure(6.6, 1.0 + 0.23 * max(place, 1))
+    axes = figure.subplots()
+    if margin:
+        axes.axvspan(-margin, margin, color="#ececec", linewidth=0)
+    axes.axvline(0, color="#333333", linewidth=0.8)
+    for y, row in zip(places, rows, strict=True):
+        _comparison(axes, y, row, reach)
+    for y, head in heads.items():
+        axes.annotate(str(head), (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0),
+                      textcoords="offset points", ha="right", va="center", fontweight="bold")  # fmt: skip
+    labels = [row.get("about") or f"{_name(names, row['new'])} − {_name(names, row['old'])}" for row in rows]
+    axes.set_yticks(places, labels)
+    axes.set(xlim=(-reach, reach), ylim=(place - 0.4, -0.6), xlabel="gain in pass@1 (points)")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    note = f"Bars: 95 % intervals for new base policies and seeds. Black: p < {SIGNIFICANCE}; grey: not."
+    note += f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
+    if "detectable" in table:
+        note += " Ticks: the smallest gain that could have been detected."
+    add_footnote(figure, note)
+    add_title(figure, title)
+    return figure
+
+
+def _comparison(axes, y: float, row: Mapping, reach: float) -> None:
+    text = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+    if not np.isfinite(row["gain"]):
+        axes.annotate("no runs yet", (0.5, y), ha="center", color=NEUTRAL, **text)
+        return
+    colour = SIGNIFICANT if row.get("p", np.nan) < SIGNIFICANCE else NEUTRAL
+    if abs(row["gain"]) > reach:
+        side = np.sign(row["gain"])
+        axes.annotate("", (side * reach, y), (side * 0.86 * reach, y), annotation_clip=False,
+                      arrowprops={"arrowstyle": "-|>", "color": colour})  # fmt: skip
+    else:
+        axes.hlines(y, row["gain_low"], row["gain_high"], color=colour, linewidth=1.6)
+        axes.plot(row["gain"], y, "o", markersize=5, color=colour)
+    detectable = row.get("detectable", np.nan)
+    if np.isfinite(detectable) and detectable < reach:
+        axes.plot([-detectable, detectable], [y, y], "|", markersize=7, color="#b0b0b0", zorder=1)
+    verdict = f"  {row['verdict']}" if isinstance(row.get("verdict"), str) else ""
+    axes.annotate(f"{signed(row['gain'], 2)}{verdict}", (1.02, y), ha="left", color=colour, **text)
+
+
+def _name(names: Mapping[str, str], arm: str) -> str:
+    return names.get(arm, arm)
+
+
+@styled
+def seed_dots_figure(
+    seeds: pd.DataFrame, summary: pd.DataFrame, xlabel: str, title: str = "", digits: int = 1
+) -> Figure:
+    """Differences by seed as dots, their mean and its 95 % interval below them; one row per comparison, on one axis.
+
+    Args:
+        seeds: Columns about, gain: one row per training seed.
+        summary: Columns about, gain, gain_low, gain_high and, optionally, p: one row per comparison, in the order shown.
+        xlabel: What is compared, and in which unit.
+        title: The finding.
+        digits: Decimals of the number at the right.
+    """
+    figure = new_figure(6.0, 0.95 + 0.48 * len(summary))
+    axes = figure.subplots()
+    axes.axvline(0, color="#333333", linewidth=0.8)
+    for y, row in enumerate(summary.to_dict("records")):
+        dots = seeds.loc[seeds["about"] == row["about"], "gain"]
+        colour = SIGNIFICANT if row.get("p", np.nan) < SIGNIFICANCE else NEUTRAL
+        axes.plot(
+            dots, np.full(len(dots), y - 0.16), "o", markersize=4, color="#555555", alpha=0.45, markeredgewidth=0
+        )
+        axes.hlines(y + 0.18, row["gain_low"], row["gain_high"], color=colour, linewidth=1.8)
+        axes.plot(row["gain"], y + 0.18, "D", markersize=5, color=colour)
+        axes.annotate(signed(row["gain"], digits), (1.02, y), xycoords=("axes fraction", "data"), ha="left",
+                      va="center", color=colour, annotation_clip=False)  # fmt: skip
+    axes.set_yticks(range(len(summary)), summary["about"])
+    axes.set(ylim=(len(summary) - 0.5, -0.5), xlabel=xlabel)
+    axes.margins(x=0.08)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    add_footnote(figure, "Dots: training seeds; diamond: their mean with its 95 % interval.")
+    add_title(figure, title)
+    return figure
+
+
+@styled
+def facing_bars_figure(table: pd.DataFrame, title: str = "", names: Mapping[str, str] = POLICY_NAMES) -> Figure:
+    """Problems that only one of two policies solves, as facing bars: one row per pair, the older policy to the left.
+
+    Args:
+        table: Columns old, new, only_old, only_new (percent of the problems), and for each of the two, optionally, the ends
+            of its interval `<name>_low` and `<name>_high`. The pair of interest and, below it, what chance gives: GRPO
+            and GRPO of another seed.
+        title: The finding.
+        names: How old and new are called.
+    """
+    figure = new_figure(6.0, 0.95 + 0.55 * len(table))
+    axes = figure.subplots()
+    for y, row in enumerate(table.to_dict("records")):
+        for side, end in ((-1, "old"), (1, "new")):
+            value = row[f"only_{end}"]
+            axes.barh(y + 0.12, side * value, height=0.5, color=COLOURS.get(row[end], "#bdbdbd"))
+            low, high = (row.get(f"only_{end}_{bound}", np.nan) for bound in ("low", "high"))
+            if np.isfinite(low):
+                axes.hlines(y + 0.12, side * low, side * high, color="black", linewidth=1)
+            place = {"ha": "right" if side < 0 else "left", "textcoords": "offset points"}
+            axes.annotate(f"{value:.2f} %", (side * np.nanmax([value, high]), y + 0.12), xytext=(4 * side, 0),
+                          va="center", fontweight="bold", **place)  # fmt: skip
+            axes.annotate(f"only {_name(names, row[end])}", (0, y - 0.14), xytext=(5 * side, 0), va="bottom",
+                          **SMALL_PRINT, **place)  # fmt: skip
+    axes.axvline(0, color="#333333", linewidth=0.8)
+    most = 1.35 * table.select_dtypes("number").to_numpy(dtype=float).max() if len(table) else 1.0
+    axes.set(xlim=(-most, most), ylim=(len(table) - 0.5, -0.5), xlabel="% of the problems")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    add_footnote(figure, "Lines: 95 % intervals for new seeds." if "only_new_low" in table else "")
+    add_title(figure, title)
+    return figure
