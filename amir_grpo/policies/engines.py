@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache, TopPLogitsWarper
 
 from amir_grpo.choices import ENGINES
+from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.policies.memory import free_memory
 from amir_grpo.policies.source import Loading
 
@@ -104,7 +105,7 @@ class TransformersEngine:
         Raises:
             torch.OutOfMemoryError: If the requests do not fit into memory together.
         """
-        with _evaluating(self.policy):
+        with _evaluating(self.policy), merged_adapters(self.policy):
             return self._generate(requests, temperature, top_p, max_new_tokens)
 
     def _generate(

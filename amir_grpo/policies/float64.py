@@ -7,10 +7,13 @@ rotary positions in float32 whatever the policy's dtype, and would bring the dif
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -58,6 +61,26 @@ def compute_in_float64(policy: PreTrainedModel) -> None:
             setattr(policy.get_submodule(parent), own, norm)
         elif type(module).__name__.endswith("RotaryEmbedding"):
             setattr(policy.get_submodule(parent), own, _Rotary(config).to(policy.device))
+
+
+@contextmanager
+def merged_adapters(policy: nn.Module) -> Iterator[None]:
+    """While the block runs, the LoRA adapters of a float64 policy are part of its weights: half as many products a token.
+
+    In float64 the merged policy draws the same tokens; in other precisions it would be a slightly different policy, and is
+    left as it is. The weights from before are put back, not computed back, so that nothing drifts.
+    """
+    layers = [m for m in policy.modules() if isinstance(m, LoraLayer) and not m.merged]
+    layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float64]
+    before = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer in layers:
+            layer.merge(safe_merge=True)  # into a copy
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
 
 
 def round_to_float32(path: Path) -> None:

@@ -10,6 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3ForCausalLM,
@@ -20,7 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from amir_grpo.policies.float64 import compute_in_float64, round_to_float32
+from amir_grpo.policies.float64 import compute_in_float64, merged_adapters, round_to_float32
 from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import Loading
 from amir_grpo.runs.verify import first_difference
@@ -90,6 +91,26 @@ def test_norms_and_positions_are_right_to_the_last_digits(policies):
     angles = np.concatenate([places.numpy()[0][:, None] * frequencies] * 2, axis=1)
     np.testing.assert_allclose(cosines[0].numpy(), np.cos(angles).astype(float), atol=1e-13)
     np.testing.assert_allclose(sines[0].numpy(), np.sin(angles).astype(float), atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@torch.no_grad()
+def test_adapters_are_merged_in_float64_alone_and_leave_no_trace(policies, dtype):
+    policy = get_peft_model(
+        policies[dtype == torch.float64].to(dtype), LoraConfig(target_modules=["q_proj", "down_proj"])
+    ).eval()
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            weight.normal_()
+    ids = torch.randint(0, 50, (3, 20))
+    before, expected = copy.deepcopy(policy.state_dict()), policy(input_ids=ids).logits
+    with merged_adapters(policy):
+        merged = policy.get_base_model().model.layers[0].mlp.down_proj
+        assert bool(merged.merged_adapters) == (dtype == torch.float64)
+        torch.testing.assert_close(policy(input_ids=ids).logits, expected, rtol=1e-10, atol=1e-10)
+    after = policy.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert torch.equal(policy(input_ids=ids).logits, expected)
 
 
 def test_what_cannot_be_computed_so_is_refused():
