@@ -211,7 +211,7 @@ def _records(
         answers = [answer.strip() for answer in _read(entry.answers, row, "answer", source, number)]
         if any("\ud800" <= c <= "\udfff" for text in (question, *answers) for c in text):
             raise ValueError(
-                f"{source}, row {number}: holds half of a surrogate pair, which is no text.\nCorrect the row."
+                f"{source}, row {number}: holds half of a surrogate pair, which is not text.\nCorrect the row."
             )
         if not question.strip():
             raise ValueError(f"{source}, row {number}: no question.")

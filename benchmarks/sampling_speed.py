@@ -22,7 +22,7 @@ import torch
 from amir_grpo.choices import DTYPES
 from amir_grpo.policies.engines import TransformersEngine
 from amir_grpo.policies.loading import load_policy, load_tokenizer
-from amir_grpo.policies.sampling import sample, tokenize_prompts
+from amir_grpo.policies.sampling import draw_completions, tokenize_prompts
 from amir_grpo.policies.source import Loading, find_policy
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
@@ -84,7 +84,7 @@ def main() -> None:
                 published_loop(policy, tokenizer, problems, arguments.max_new_tokens)
                 rates["published"].append(SAMPLES * len(problems) / (time.perf_counter() - begin))
                 begin = time.perf_counter()
-                sample(
+                draw_completions(
                     engine,
                     problems,
                     SAMPLES,

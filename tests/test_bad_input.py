@@ -10,14 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from amir_grpo import cli
-from amir_grpo.policies import engines
-from amir_grpo.policies import loading as policy
+from amir_grpo.policies import engines, loading
 from amir_grpo.runs import (
     reproduce,
     training,  # noqa: F401 (binds what is patched here)
 )
-from amir_grpo.runs import run as experiment
-from amir_grpo.sandbox import base as sandbox
+from amir_grpo.runs.run import Run, open_run
+from amir_grpo.sandbox import base as base_policies
 
 TRAIN, EVALUATE, REPRODUCE, EVIDENCE, VERIFY = "train", "evaluate", "reproduce", "evidence", "verify"
 
@@ -125,9 +124,9 @@ def nothing_expensive(monkeypatch):
     def never(*arguments, **keywords):
         raise AssertionError("expensive work before the input was checked")
 
-    monkeypatch.setattr(policy, "load_policy", never)
+    monkeypatch.setattr(loading, "load_policy", never)
     monkeypatch.setattr(engines, "load_engine", never)
-    monkeypatch.setattr(sandbox, "make_base_policy", never)
+    monkeypatch.setattr(base_policies, "make_base_policy", never)
     monkeypatch.setattr(reproduce, "_execute", never)
 
 
@@ -154,7 +153,7 @@ def test_the_table_is_long_enough():
 @pytest.fixture(scope="module")
 def sampled(runs, tiny_settings):
     """A run folder whose base policy has been sampled."""
-    run = experiment.open_run("sandbox", runs / "bad input", tiny_settings | {"benchmarks": ["chain3"]})
+    run = open_run("sandbox", runs / "bad input", tiny_settings | {"benchmarks": ["chain3"]})
     run.samples(["base"])
     return run
 
@@ -181,7 +180,7 @@ def config(folder, change):
 FOLDERS = [
     (lambda f: half(f / "config.json"), ["config.json is not a run's configuration", "another run_dir"]),
     (lambda f: (f / "config.json").write_text("[1, 2]"), ["config.json is not a run's configuration"]),
-    (lambda f: (f / "config.json").write_text('{"settings": 3}'), ["settings is no object"]),
+    (lambda f: (f / "config.json").write_text('{"settings": 3}'), ["settings is not a JSON object"]),
     (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), ["config.json is not a run's configuration"]),
     (lambda f: config(f, lambda c: c["settings"].update(seed=5)), ["seed was 5, is now 0", "another run_dir"]),
     (lambda f: config(f, lambda c: c["settings"].pop("seed")), ["seed was None, is now 0"]),
@@ -204,7 +203,7 @@ def test_spoilt_run_folders(spoil, named, folder, sampled, capsys, nothing_expen
     spoil(folder)
     if "problems" in named[0]:
         shutil.rmtree(folder / "samples")
-    monkeypatch.setattr(experiment.Run, "train", lambda *_: None)
+    monkeypatch.setattr(Run, "train", lambda *_: None)
     settings = [f"--{k}={' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in tiny(sampled).items()]
     message = refused(capsys, EVALUATE, "--run_dir", folder, *settings, "--seed", "0", "--benchmarks", "chain3")
     at_most_three_lines(message)
@@ -235,7 +234,7 @@ def test_a_folder_that_cannot_be_written_to(capsys, nothing_expensive):
     ("command", "option"), [(TRAIN, "model_dir"), (EVIDENCE, "results"), (EVIDENCE, "folder"), ("export", "out")]
 )
 def test_what_the_result_is_to_go_to_is_tried_first(command, option, tmp_path, capsys, nothing_expensive, monkeypatch):
-    monkeypatch.setattr(experiment.Run, "is_trained", lambda *_: True)
+    monkeypatch.setattr(Run, "is_trained", lambda *_: True)
     (tmp_path / "file").write_text("mine")
     for place, named in (("/proc/out", "/proc cannot be written to"), (tmp_path / "file" / "out", "is a file")):
         own = {EVIDENCE: ("--folder", tmp_path / "run")}.get(command, ("--run_dir", tmp_path / "run"))
@@ -248,7 +247,7 @@ def test_what_the_result_is_to_go_to_is_tried_first(command, option, tmp_path, c
 
 def test_a_full_disk_is_said_before_the_work(tmp_path, capsys, nothing_expensive, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage(1e9, 1e9, 3e6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1e9, 1e9, 3e6))
     message = refused(capsys, TRAIN, "--run_dir", tmp_path / "run")
     assert "3 MB are free" in message
     assert "50 MB" in message
@@ -388,4 +387,4 @@ def test_a_hub_that_refuses_the_token(tmp_path, capsys, monkeypatch):
 def test_the_same_message_in_a_notebook(tmp_path):
     """What the command line prints is the text of the exception that a notebook shows."""
     with pytest.raises(ValueError, match=r"lambda_reg is -1\.0; it must be at least 0"):
-        experiment.open_run("sandbox", tmp_path / "run", {"lambda_reg": -1.0})
+        open_run("sandbox", tmp_path / "run", {"lambda_reg": -1.0})

@@ -419,10 +419,10 @@ def test_an_adapter_is_not_put_on_another_base(trained, runs, call):
 
 def test_what_is_no_policy_is_refused(tmp_path, capsys):
     (tmp_path / "model.bin").touch()
-    for folder, said in ((tmp_path, f"{tmp_path} is no policy"), (tmp_path / "absent", "There is no policy")):
+    for folder, expected in ((tmp_path, f"{tmp_path} is not a policy"), (tmp_path / "absent", "There is no policy")):
         code, message = failure(capsys, "evaluate", "--model_dir", folder, "--run_dir", tmp_path / "run")
         assert code == 2
-        assert said in message
+        assert expected in message
     assert not (tmp_path / "run").exists()
 
 

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from amir_grpo.policies import loading as policy
-from amir_grpo.policies import sampling
+from amir_grpo.policies import loading, sampling
 from amir_grpo.problems import load_problems
 from amir_grpo.results import formatting
 from amir_grpo.runs.run import open_run
@@ -52,7 +51,7 @@ def answers(engine, problems, num_samples, **options):
 
 @pytest.fixture
 def hostile(runs, tiny_settings, monkeypatch, request):
-    monkeypatch.setattr(sampling, "sample_batches", answers)
+    monkeypatch.setattr(sampling, "draw_batches", answers)
     changes = {"benchmarks": ["chain3"], "eval_limit": 8}
     return open_run("sandbox", runs / f"hostile {request.node.name[:20]}", tiny_settings | changes)
 
@@ -129,7 +128,7 @@ def test_code_that_comes_with_a_policy_is_not_run(base, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
     (folder / "config.json").write_text(json.dumps(config))
-    policy.load_policy(str(folder))
+    loading.load_policy(str(folder))
     assert not (tmp_path / "pwned").exists()
 
 

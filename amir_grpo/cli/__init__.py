@@ -254,10 +254,10 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
 
 
 def _export(options: _ExportOptions) -> None:
-    from amir_grpo.runs import export as publish
+    from amir_grpo.runs.export import check_push, export_policy, push
 
     if options.push_to:
-        publish.check_push(options.push_to)
+        check_push(options.push_to)
     run = _open(options)
     if options.out:
         out = Path(options.out).expanduser()
@@ -266,14 +266,14 @@ def _export(options: _ExportOptions) -> None:
     if not options.out and out.exists():
         beside = out.with_name(f".{out.name}.new")
         shutil.rmtree(beside, ignore_errors=True)
-        publish.export(run, options.method, beside, options.merged)
+        export_policy(run, options.method, beside, options.merged)
         shutil.rmtree(out)
         beside.rename(out)
     else:
-        publish.export(run, options.method, out, options.merged)
+        export_policy(run, options.method, out, options.merged)
     print(f"Saved: {out}")
     if options.push_to:
-        print(f"Uploaded: {publish.push(out, options.push_to, private=not options.public)}")
+        print(f"Uploaded: {push(out, options.push_to, private=not options.public)}")
 
 
 def _verify(options: _VerifyOptions) -> None:
@@ -300,10 +300,10 @@ def _figures(options: _RunOptions) -> None:
 
 
 def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo.runs.reproduce import NotebookError, reproduce
+    from amir_grpo.runs.reproduce import NotebookError, reproduce_run
 
     try:
-        reproduce(_open(options, overrides), overrides)
+        reproduce_run(_open(options, overrides), overrides)
     except NotebookError as error:
         if error.mendable:
             raise ValueError(str(error)) from error

@@ -25,13 +25,13 @@ LOGPROB_DIGITS = 6
 _LOGITS = 2**28
 
 
-def sample(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
-    """Draw `num_samples` completions for each problem; options and columns as of `sample_batches`.
+def draw_completions(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
+    """Draw `num_samples` completions for each problem; options and columns as of `draw_batches`.
 
     Returns:
         One row per completion, in the order of `problems` and of the samples.
     """
-    return in_order(pd.concat(sample_batches(engine, problems, num_samples, **options)), problems)
+    return in_order(pd.concat(draw_batches(engine, problems, num_samples, **options)), problems)
 
 
 def in_order(rows: pd.DataFrame, problems: Dataset) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def in_order(rows: pd.DataFrame, problems: Dataset) -> pd.DataFrame:
     return rows.assign(_place=place).sort_values(["_place", "sample"], ignore_index=True).drop(columns="_place")
 
 
-def sample_batches(
+def draw_batches(
     engine: Engine,
     problems: Dataset,
     num_samples: int,
@@ -151,7 +151,7 @@ def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, problems: Dataset) -> d
 
 
 @torch.no_grad()
-def score(
+def sequence_logprobs(
     policy: PreTrainedModel,
     pad_token_id: int,
     prompt_ids: Sequence[Sequence[int]],

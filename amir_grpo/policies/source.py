@@ -92,7 +92,7 @@ def find_policy(where: str) -> PolicySource:
         return PolicySource(str(folder.resolve()))
     if folder.exists():
         raise FileNotFoundError(
-            f"{folder.resolve()} is no policy: it holds neither adapter_config.json nor config.json.\n"
+            f"{folder.resolve()} is not a policy: it holds neither adapter_config.json nor config.json.\n"
             "Give the folder that `amir_grpo train` wrote, or a model saved by transformers."
         )
     if _HUB_ID.fullmatch(where) and not folder.parent.exists():

@@ -11,7 +11,9 @@ from amir_grpo.results.formatting import p_text, signed
 FINDING_COLUMNS = ["quantity", "result", "interval", "p"]
 
 
-def findings(main: pd.DataFrame, coverage: pd.DataFrame, margins: pd.DataFrame, logs: pd.DataFrame) -> pd.DataFrame:
+def findings_table(
+    main: pd.DataFrame, coverage: pd.DataFrame, margins: pd.DataFrame, logs: pd.DataFrame
+) -> pd.DataFrame:
     """Each quantity that the paper makes a claim about, as text: columns `FINDING_COLUMNS`.
 
     Intervals and p-values are over problems; they do not cover a new training seed.

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from amir_grpo.results import figures, tables, training_figures
-from amir_grpo.results.findings import findings, main_sentence
+from amir_grpo.results.findings import findings_table, main_sentence
 from amir_grpo.results.formatting import visible
 
 
@@ -94,7 +94,7 @@ class RunResults(EvaluationResults):
     @cached_property
     def findings(self) -> pd.DataFrame:
         """What the run says of each quantity that the paper makes a claim about."""
-        return findings(self.main, self.coverage, self.margins, self.logs)
+        return findings_table(self.main, self.coverage, self.margins, self.logs)
 
     @property
     def sentence(self) -> str:

@@ -74,7 +74,7 @@ class Evaluation:
             completions: Columns problem_id and completion_ids; of any of the run's benchmarks.
         """
         from amir_grpo.policies.loading import load_policy, load_tokenizer
-        from amir_grpo.policies.sampling import score, tokenize_prompts
+        from amir_grpo.policies.sampling import sequence_logprobs, tokenize_prompts
 
         self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
         policy = load_policy(source.base, source.adapter, self.loading)
@@ -82,7 +82,7 @@ class Evaluation:
         prompts = {}
         for benchmark in self.settings.benchmarks:
             prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
-        return score(
+        return sequence_logprobs(
             policy,
             tokenizer.pad_token_id,
             [prompts[problem] for problem in completions["problem_id"]],
@@ -113,14 +113,14 @@ class Evaluation:
 
     def _drawn(self, parts: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> pd.DataFrame:
         """All completions of a benchmark: the batches in `parts`, and those that are drawn and put there now."""
-        from amir_grpo.policies.sampling import in_order, sample_batches
+        from amir_grpo.policies.sampling import draw_batches, in_order
 
         s = self.settings
         problems = self.problems(benchmark)
         frames = [read_table(path, _DRAWN_COLUMNS) for path in sorted(parts.glob("*.parquet"))]
         done = {problem for frame in frames for problem in frame["problem_id"]}
         if len(done) < len(problems):
-            batches = sample_batches(
+            batches = draw_batches(
                 self._engine(source),
                 problems,
                 1 if greedy else s.num_samples,

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amir_grpo.policies.source import Loading, copy_policy
-from amir_grpo.runs.model_card import model_card
+from amir_grpo.runs.model_card import render_model_card
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
 
-def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
+def export_policy(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
     """Save a trained policy with its tokenizer and a model card into a new folder.
 
     Args:
@@ -41,7 +41,7 @@ def export(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
         copy_policy(trained, beside, adapter=not merged)
         if merged:
             _merge(run, trained, beside)
-        write_text(beside / "README.md", model_card(run, method, merged))
+        write_text(beside / "README.md", render_model_card(run, method, merged))
     return folder
 
 
@@ -69,7 +69,7 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     The login is the one of `hf auth login`, HF_TOKEN or Colab's secrets: huggingface_hub finds it, and nobody else asks.
 
     Args:
-        folder: What `export` has written.
+        folder: What `export_policy` has written.
         repo_id: Such as "me/my-policy".
         private: Whether only its owner may see it: a new repository becomes private, an existing public one is refused.
 

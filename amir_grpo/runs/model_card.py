@@ -22,7 +22,7 @@ _KINDS = {"adapter": "a LoRA adapter", "merged": "a whole policy in 16 bits, its
 _SHOWN = ("pass@", "greedy")  # how the quantities begin that a card shows
 
 
-def model_card(run: Run, method: str, merged: bool = False) -> str:
+def render_model_card(run: Run, method: str, merged: bool = False) -> str:
     """Markdown: metadata for the Hub, method, results with intervals where the run was evaluated, settings, provenance.
 
     Args:

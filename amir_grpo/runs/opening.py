@@ -151,7 +151,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(config["settings"], dict) and isinstance(config["profile"], str):
             return config
-        cause = "profile is no text" if isinstance(config["settings"], dict) else "settings is no object"
+        cause = "profile is not a string" if isinstance(config["settings"], dict) else "settings is not a JSON object"
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__}: {error}"
     raise ValueError(

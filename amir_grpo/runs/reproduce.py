@@ -58,7 +58,7 @@ class NotebookError(RuntimeError):
         return self.kind == "Busy" or issubclass(known, (ValueError, OSError, MemoryError))
 
 
-def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
+def reproduce_run(run: Run, overrides: Mapping[str, Any]) -> None:
     """Execute the notebooks into the run folder, write the report, and print the main table and where everything is.
 
     It ends by saying whether the results are those that the package keeps of this profile, where the settings are.
@@ -92,8 +92,8 @@ def reproduce(run: Run, overrides: Mapping[str, Any]) -> None:
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")
     print(f"{'report:':<11}{page}")
-    if said := compared_with_kept(run.folder, kept_results(run.profile)):
-        print(f"\n{said}")
+    if comparison := compared_with_kept(run.folder, kept_results(run.profile)):
+        print(f"\n{comparison}")
 
 
 def _side_by_side() -> int:
@@ -133,12 +133,12 @@ def _execute(notebooks: Path, run_folder: Path, name: str, parameters: dict[str,
     print(f"{label:<20} {time.perf_counter() - started:4.0f} s", flush=True)
 
 
-def _failure(name: str, notebook: Path, said: str) -> NotebookError:
-    """What a failed notebook says: its error's text, or the end of what papermill said where its kernel has died."""
+def _failure(name: str, notebook: Path, errors: str) -> NotebookError:
+    """The error of a failed notebook: that of its cell, or the end of papermill's output where the kernel has died."""
     cells = read_json(notebook)["cells"] if notebook.is_file() else []
-    errors = [o for cell in cells for o in cell.get("outputs", ()) if o["output_type"] == "error"]
-    if not errors:
-        return NotebookError(f"{name} has failed: {' '.join(said.split())[-300:]}\nSee {notebook}.")
-    error = errors[0]
+    raised = [o for cell in cells for o in cell.get("outputs", ()) if o["output_type"] == "error"]
+    if not raised:
+        return NotebookError(f"{name} has failed: {' '.join(errors.split())[-300:]}\nSee {notebook}.")
+    error = raised[0]
     lines = [line for line in error["evalue"].splitlines() if line.strip()][:2] or [error["ename"]]
     return NotebookError("\n".join([*lines, f"See {notebook}."]), error["ename"])

@@ -32,11 +32,13 @@ def first_difference(a: Path, b: Path) -> str | None:
     log-probabilities, adapters, tables, figures. Times, provenance and the report, which holds both, are not compared.
 
     Raises:
-        FileNotFoundError: If one of them is no run folder, or neither holds a result.
+        FileNotFoundError: If one of them is not a run folder, or neither holds a result.
     """
     for folder in (a, b):
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is no run folder: it holds no config.json.\nGive the run_dir of a run.")
+            raise FileNotFoundError(
+                f"{folder} is not a run folder: it holds no config.json.\nGive the run_dir of a run."
+            )
     return next(_differences(a, b), None)
 
 

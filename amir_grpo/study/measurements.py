@@ -46,7 +46,7 @@ def measure_weights(job: Job) -> None:
     import torch
 
     from amir_grpo.policies.engines import load_engine
-    from amir_grpo.policies.sampling import sample
+    from amir_grpo.policies.sampling import draw_completions
     from amir_grpo.preference import mine_pairs, preference_weights
     from amir_grpo.rewards import reward_functions
 
@@ -58,7 +58,7 @@ def measure_weights(job: Job) -> None:
     rows = []
     for when, adapter in (("before", None), ("after", run.folder / job.arm.method)):
         engine = load_engine("transformers", run.base(), adapter, Loading.of(s))
-        drawn = sample(
+        drawn = draw_completions(
             engine,
             problems,
             s.num_generations,

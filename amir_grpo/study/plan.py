@@ -98,7 +98,7 @@ def read_plan(path: Path = PLAN) -> Plan:
         try:
             found = tomllib.load(file)
         except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is no TOML: {error}.") from None
+            raise ValueError(f"{path} is not valid TOML: {error}.") from None
     try:
         plan = _plan(found)
         _check(plan)

@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amir_grpo.choices import LORA_TARGETS
-from amir_grpo.policies import backend
-from amir_grpo.policies import loading as policy
+from amir_grpo.policies import backend, loading
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run, resolve_profile
@@ -155,8 +154,8 @@ def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
             return f"adapted {model}"
 
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
-    lora = policy.lora_config(16, 32)
-    assert policy.load_by_unsloth("me/it", Loading(in_4bit=True), lora, 1024, True, 7) == "adapted policy"
+    lora = loading.lora_config(16, 32)
+    assert loading.load_by_unsloth("me/it", Loading(in_4bit=True), lora, 1024, True, 7) == "adapted policy"
     assert asked["name"] == "me/it"
     assert asked["use_exact_model_name"], "not Unsloth's own quantised copy: the adapter belongs to the policy named"
     assert (asked["r"], asked["lora_alpha"], asked["random_state"]) == (16, 32, 7)
@@ -190,7 +189,7 @@ def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
 def test_what_is_missing_is_said_in_a_line(machine, gpu, packages, arguments, message):
     machine(gpu, packages)
     with pytest.raises(ValueError, match=message) as caught:
-        policy.check_hardware(*arguments)
+        loading.check_hardware(*arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -203,33 +202,33 @@ def test_what_is_missing_is_said_in_a_line(machine, gpu, packages, arguments, me
     ],
 )
 def test_what_cannot_be_cut_over_gpus_is_refused(monkeypatch, engine, stage, arguments, message):
-    policy.check_sharding(*arguments)  # in one process
+    loading.check_sharding(*arguments)  # in one process
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(ValueError, match=message):
-        policy.check_sharding(*arguments)
-    policy.check_sharding(False, "adamw_torch_fused")
+        loading.check_sharding(*arguments)
+    loading.check_sharding(False, "adamw_torch_fused")
 
 
 def test_a_gpu_that_torch_cannot_see_is_spoken_of(machine, monkeypatch):
     machine(gpu=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert policy.explain_invisible_gpu() == ""
+    assert loading.explain_invisible_gpu() == ""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     with pytest.warns(UserWarning, match=r"torch .* sees no GPU"):
         assert resolve_profile("auto") == "sandbox"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert policy.explain_invisible_gpu() == ""  # hidden on purpose
+    assert loading.explain_invisible_gpu() == ""  # hidden on purpose
 
 
 def test_nothing_is_asked_of_who_wants_nothing(machine):
     machine()
-    policy.check_hardware(False, "adamw_torch")
+    loading.check_hardware(False, "adamw_torch")
 
 
 def test_a_paper_profile_without_a_gpu_is_refused_before_anything_is_loaded(machine, tmp_path, monkeypatch):
     machine()
-    monkeypatch.setattr(policy, "load_policy", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load_policy", lambda *_, **__: pytest.fail("loaded"))
     run = open_run("paper-qwen3b", tmp_path / "run")
     with pytest.raises(ValueError, match="optim=adamw_8bit needs an NVIDIA GPU"):
         run.train("grpo")
@@ -238,7 +237,7 @@ def test_a_paper_profile_without_a_gpu_is_refused_before_anything_is_loaded(mach
 def test_a_t4_computes_in_float16_although_it_can_emulate_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert policy.compute_dtype() == torch.float16
+    assert loading.compute_dtype() == torch.float16
     from amir_grpo.runs import trl_config
 
     asked = {}
@@ -254,11 +253,11 @@ def test_what_float16_trains_is_float32_and_a_loss_scaler_works(base):
     from peft import get_peft_model
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
-    adapted = get_peft_model(model, policy.lora_config(4, 4))
+    adapted = get_peft_model(model, loading.lora_config(4, 4))
     for parameter in adapted.parameters():  # as TRL does to the adapters of a 4-bit policy
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    policy.keep_trained_weights_in_float32(adapted)
+    loading.keep_trained_weights_in_float32(adapted)
     kinds = {p.dtype for p in adapted.parameters() if p.requires_grad}
     assert kinds == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.float16}
@@ -278,13 +277,13 @@ def test_what_float16_trains_is_float32_and_a_loss_scaler_works(base):
 def test_each_of_several_processes_has_its_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert policy.device() == torch.device("cuda", 3)
+    assert loading.device() == torch.device("cuda", 3)
 
 
 def test_a_vision_tower_gets_no_adapter():
     tower = torch.nn.ModuleDict({"vision_tower": torch.nn.Linear(2, 2)})
-    assert policy.lora_config(4, 4, policy=tower).exclude_modules == r".*vision_tower.*"
-    assert policy.lora_config(4, 4, policy=torch.nn.Linear(2, 2)).exclude_modules is None
+    assert loading.lora_config(4, 4, policy=tower).exclude_modules == r".*vision_tower.*"
+    assert loading.lora_config(4, 4, policy=torch.nn.Linear(2, 2)).exclude_modules is None
 
 
 # --- trust ----------------------------------------------------------------------------------------------------------
@@ -303,11 +302,11 @@ def pickled(base, tmp_path):
 
 def test_pickled_weights_are_refused_unless_asked_for(pickled, base):
     with pytest.raises(OSError, match="cannot be loaded"):
-        policy.load_policy(str(pickled))
+        loading.load_policy(str(pickled))
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
-        there = policy.load_policy(str(pickled), loading=Loading(safetensors_only=False))(ids).logits
-        torch.testing.assert_close(there, policy.load_policy(str(base))(ids).logits)
+        there = loading.load_policy(str(pickled), loading=Loading(safetensors_only=False))(ids).logits
+        torch.testing.assert_close(there, loading.load_policy(str(base))(ids).logits)
 
 
 def test_code_of_a_policy_is_run_only_where_asked_for(base, tmp_path):
@@ -322,8 +321,8 @@ def test_code_of_a_policy_is_run_only_where_asked_for(base, tmp_path):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(OSError, match="cannot be loaded"):
-        policy.load_policy(str(folder))
-    assert type(policy.load_policy(str(folder), loading=Loading(trust_remote_code=True))).__name__ == "Own"
+        loading.load_policy(str(folder))
+    assert type(loading.load_policy(str(folder), loading=Loading(trust_remote_code=True))).__name__ == "Own"
 
 
 def test_trust_is_off_in_every_profile():

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from amir_grpo.cli import main
-from amir_grpo.policies import memory_plan as planning
+from amir_grpo.policies import memory_plan
 from amir_grpo.policies.loading import lora_config
 from amir_grpo.policies.memory_plan import CARDS, GIB, Card, plan, profile_for
 from amir_grpo.settings import PROFILES, settings_of
@@ -59,7 +59,7 @@ def peak_of_the_allocator(work):
 def test_memory_of_the_training_pass_is_within_15_percent_of_what_is_measured(checkpointing, micro_batch):
     s = settings(checkpointing, micro_batch)
     planned = plan(s, bits=32)
-    policy = AutoModelForCausalLM.from_config(planning._config(s), dtype=torch.float32, attn_implementation="sdpa")
+    policy = AutoModelForCausalLM.from_config(memory_plan._config(s), dtype=torch.float32, attn_implementation="sdpa")
     policy = get_peft_model(policy, lora_config(s.lora_rank, s.lora_alpha))
     if checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
@@ -83,7 +83,7 @@ def test_memory_of_the_training_pass_is_within_15_percent_of_what_is_measured(ch
 def test_weights_adapters_and_cache_are_what_they_are():
     s = settings(False, 8)
     planned = plan(s, bits=32)
-    policy = AutoModelForCausalLM.from_config(planning._config(s), dtype=torch.float32)
+    policy = AutoModelForCausalLM.from_config(memory_plan._config(s), dtype=torch.float32)
     assert planned.parts["weights"] * GIB == sum(p.nbytes for p in policy.parameters())
     with torch.no_grad():
         length = s.max_prompt_length + s.max_completion_length

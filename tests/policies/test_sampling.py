@@ -22,7 +22,7 @@ from transformers import (
 
 from amir_grpo.policies import engines, sampling
 from amir_grpo.policies.engines import TransformersEngine, VLLMEngine, engine_here, load_engine
-from amir_grpo.policies.sampling import in_order, sample, sample_batches, score
+from amir_grpo.policies.sampling import draw_batches, draw_completions, in_order, sequence_logprobs
 from amir_grpo.policies.source import Loading
 from amir_grpo.sandbox.problems import load_sandbox
 
@@ -45,7 +45,7 @@ def draw(engine, problems):
     def draw(engine=engine, **changes):
         options = {"num_samples": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0}
         options |= {"problems": problems, "token_budget": 700} | changes  # several batches
-        return sample(engine, **options)
+        return draw_completions(engine, **options)
 
     return draw
 
@@ -171,11 +171,11 @@ def test_completions_that_have_ended_leave_the_batch(draw, problems, shapes, mon
 
 def test_batches_come_one_by_one_and_leave_out_what_is_done(engine, draw, drawn, problems):
     options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0, "token_budget": 700}
-    batches = list(sample_batches(engine, problems, 4, **options))
+    batches = list(draw_batches(engine, problems, 4, **options))
     assert len(batches) > 2
     assert all(set(batch["sample"]) == {0, 1, 2, 3} for batch in batches)
     first = batches[0]
-    rest = list(sample_batches(engine, problems, 4, **options, done=set(first["problem_id"])))
+    rest = list(draw_batches(engine, problems, 4, **options, done=set(first["problem_id"])))
     pd.testing.assert_frame_equal(in_order(pd.concat([*rest, first]), problems), drawn)  # to the last digit
 
 
@@ -358,15 +358,15 @@ def test_sampling_follows_the_policys_distribution(tiny_policy, draw, problems, 
 def test_score_does_not_depend_on_the_batches(tiny_policy, tokenizer, drawn, prompts, token_budget):
     prompt_ids = [prompts[problem] for problem in drawn["problem_id"]]
     ids = drawn["completion_ids"].tolist()
-    scores = score(tiny_policy, tokenizer.pad_token_id, prompt_ids, ids, token_budget)
+    scores = sequence_logprobs(tiny_policy, tokenizer.pad_token_id, prompt_ids, ids, token_budget)
     assert scores == pytest.approx(drawn["logprob"].tolist(), abs=1e-4)
-    backwards = score(tiny_policy, tokenizer.pad_token_id, prompt_ids[::-1], ids[::-1], token_budget)
+    backwards = sequence_logprobs(tiny_policy, tokenizer.pad_token_id, prompt_ids[::-1], ids[::-1], token_budget)
     assert backwards[::-1] == pytest.approx(scores, abs=1e-4)
 
 
 def test_score_of_nothing_is_nothing(tiny_policy):
-    assert score(tiny_policy, 0, [], []) == []
-    assert score(tiny_policy, 0, [[1, 2]], [[]]) == [0.0]
+    assert sequence_logprobs(tiny_policy, 0, [], []) == []
+    assert sequence_logprobs(tiny_policy, 0, [[1, 2]], [[]]) == [0.0]
 
 
 def test_scoring_holds_few_logits_at_once(tiny_policy, drawn, prompts, monkeypatch):
@@ -376,7 +376,7 @@ def test_scoring_holds_few_logits_at_once(tiny_policy, drawn, prompts, monkeypat
     watch = tiny_policy.register_forward_hook(lambda module, inputs, output: held.append(output.logits.numel()))
     try:
         prompt_ids = [prompts[problem] for problem in drawn["problem_id"]]
-        scores = score(tiny_policy, 0, prompt_ids, drawn["completion_ids"].tolist(), 262_144)
+        scores = sequence_logprobs(tiny_policy, 0, prompt_ids, drawn["completion_ids"].tolist(), 262_144)
     finally:
         watch.remove()
     assert max(held) <= 20_000

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from amir_grpo.policies import loading as policy
-from amir_grpo.policies import sampling
+from amir_grpo.policies import loading, sampling
 from amir_grpo.problems import fingerprint
 from amir_grpo.results.run_results import EvaluationResults
 from amir_grpo.runs.run import Run
@@ -39,7 +38,7 @@ def test_samples_are_drawn_once(open_tiny, monkeypatch):
     assert len(first) == 2 * 2 * 8
     assert set(first["benchmark"]) == {"chain3", "chain6"}
     monkeypatch.setattr(sampling, "sample", never)
-    monkeypatch.setattr(policy, "load_policy", never)
+    monkeypatch.setattr(loading, "load_policy", never)
     pd.testing.assert_frame_equal(open_tiny().samples(["base"]), first)
     (open_tiny().folder / "samples" / "base" / "chain6.parquet").unlink()
     with pytest.raises(AssertionError, match="done again"):
@@ -52,10 +51,10 @@ def test_formatted_means_the_format_that_was_asked_for(open_tiny, monkeypatch, c
     plain = r"<think>1+1=2</think><answer>\boxed{2}</answer>"
     texts = [plain, plain + "<analysis>sure</analysis><confidence>0.9</confidence>", "2"]
 
-    def sample_batches(engine, problems, *arguments, **options):
+    def draw_batches(engine, problems, *arguments, **options):
         yield pd.DataFrame({"problem_id": problems["id"], "text": texts, "sample": 0})
 
-    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    monkeypatch.setattr(sampling, "draw_batches", draw_batches)
     run = open_tiny(benchmarks=["chain3"], eval_limit=3)
     run = calibrated(run) if calibration else run
     rows = run.samples(["base"])
@@ -73,12 +72,12 @@ def test_correct_is_against_the_answer_of_the_rows_own_problem(open_tiny, monkey
     said = [answers[0], answers[1], answers[2], answers[0], answers[1] + 1]
     about, number = [0, 1, 2, 1, 1], [0, 0, 0, 1, 2]
 
-    def sample_batches(engine, problems, *arguments, **options):
+    def draw_batches(engine, problems, *arguments, **options):
         ids = [problems["id"][index] for index in about]
         texts = [rf"<answer>\boxed{{{value}}}</answer>" for value in said]
         yield pd.DataFrame({"problem_id": ids, "sample": number, "text": texts})
 
-    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    monkeypatch.setattr(sampling, "draw_batches", draw_batches)
     assert run.samples(["base"])["correct"].tolist() == [True, True, False, False, True]
 
 
@@ -90,7 +89,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(open_tiny, monkeypatch):
     assert not path.with_suffix(".parts").exists()
     path.unlink()
 
-    drawn, plain = [], sampling.sample_batches
+    drawn, plain = [], sampling.draw_batches
 
     def killed_after_one(*arguments, **options):
         for batch in itertools.islice(plain(*arguments, **options), 1):
@@ -98,7 +97,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(open_tiny, monkeypatch):
             yield batch
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sampling, "sample_batches", killed_after_one)
+    monkeypatch.setattr(sampling, "draw_batches", killed_after_one)
     for _ in range(len(expected["problem_id"].unique())):
         if path.exists():
             break
@@ -157,7 +156,7 @@ def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monk
     said = "<analysis>.</analysis><confidence>{}</confidence>"
     texts = [right + said.format(0.9), right + said.format(0.8), wrong + said.format(0.9), wrong]
 
-    def sample_batches(engine, problems, num_samples, **options):
+    def draw_batches(engine, problems, num_samples, **options):
         for problem in problems["id"]:
             yield pd.DataFrame(
                 {
@@ -171,7 +170,7 @@ def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monk
                 }
             )
 
-    monkeypatch.setattr(sampling, "sample_batches", sample_batches)
+    monkeypatch.setattr(sampling, "draw_batches", draw_batches)
     run = open_tiny(benchmarks=["chain3"], ks=[1], num_samples=4)
     run = calibrated(run)
     problems = Dataset.from_list([{"id": f"p-{n}", "answer": ["27"]} for n in range(3)])

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
 from amir_grpo.policies.loading import load_policy
-from amir_grpo.runs import export as publish
-from amir_grpo.runs.model_card import model_card
+from amir_grpo.runs import export
+from amir_grpo.runs.model_card import render_model_card
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of, save_results
 
@@ -29,7 +29,7 @@ def run(runs, tiny_settings):
 
 
 def test_a_merged_policy_loads_anywhere_and_is_the_trained_one(run, tmp_path):
-    folder = publish.export(run, "amir_grpo", tmp_path / "out", merged=True)
+    folder = export.export_policy(run, "amir_grpo", tmp_path / "out", merged=True)
     alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     trained = load_policy(run.base(), run.folder / "amir_grpo")
     ids = AutoTokenizer.from_pretrained(folder)("7+8-5", return_tensors="pt")["input_ids"]
@@ -43,7 +43,7 @@ def test_a_merged_policy_loads_anywhere_and_is_the_trained_one(run, tmp_path):
 
 def test_an_adapter_on_a_hub_policy_is_copied_with_its_tokenizer(run, tmp_path, monkeypatch):
     monkeypatch.setattr(type(run), "base", lambda self: "Qwen/Qwen2.5-0.5B-Instruct")
-    folder = publish.export(run, "grpo", tmp_path / "out")
+    folder = export.export_policy(run, "grpo", tmp_path / "out")
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {
         path.name for path in folder.iterdir()
     }
@@ -52,12 +52,12 @@ def test_an_adapter_on_a_hub_policy_is_copied_with_its_tokenizer(run, tmp_path, 
 
 def test_an_adapter_on_a_folder_of_this_machine_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"a folder of this machine.*export it merged"):
-        publish.export(run, "grpo", tmp_path / "out")
+        export.export_policy(run, "grpo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_card_has_method_settings_results_and_provenance(run):
-    card = ModelCard(model_card(run, "amir_grpo"))
+    card = ModelCard(render_model_card(run, "amir_grpo"))
     assert card.data.library_name == "peft"
     assert "amir-grpo" in card.data.tags
     assert "λ = 0.01" in card.text
@@ -77,7 +77,7 @@ def test_the_card_has_method_settings_results_and_provenance(run):
 
 
 def test_grpos_card_says_nothing_of_preferences(run):
-    card = model_card(run, "grpo")
+    card = render_model_card(run, "grpo")
     assert "λ =" not in card
     assert ModelCard(card).data.tags == ["trl", "grpo"]
 
@@ -153,14 +153,14 @@ def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run
     card = run.folder / "export" / "amir_grpo-merged" / "README.md"
     card.write_text("old")
     cli.main(arguments(run, "--merged"))
-    assert card.read_text() == model_card(run, "amir_grpo", merged=True)
+    assert card.read_text() == render_model_card(run, "amir_grpo", merged=True)
     assert not (run.folder / "export" / "amir_grpo").exists()
 
 
 def test_what_is_not_trained_or_in_the_way_is_refused(runs, tiny_settings, run, tmp_path):
     untrained = open_run("sandbox", runs / "untrained", tiny_settings)
     with pytest.raises(ValueError, match="holds no trained grpo"):
-        publish.export(untrained, "grpo", tmp_path / "out")
+        export.export_policy(untrained, "grpo", tmp_path / "out")
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="is there already"):
-        publish.export(run, "grpo", tmp_path / "there")
+        export.export_policy(run, "grpo", tmp_path / "there")

@@ -136,7 +136,7 @@ import json, shutil, subprocess, sys
 from pathlib import Path
 import torch
 from amir_grpo.runs import opening
-from amir_grpo.runs import run as experiment
+from amir_grpo.runs.run import open_run
 from amir_grpo.runs import training
 from amir_grpo.runs import verify
 torch.set_num_threads(1)
@@ -144,7 +144,7 @@ undisturbed, disk, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(s
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
 opening._LEAST_DISK, training.bytes_to_come = 0, lambda *_: 0  # or it would not begin
 shutil.copytree(undisturbed / "base", disk / "run" / "base")
-run = experiment.open_run("sandbox", disk / "run", settings)
+run = open_run("sandbox", disk / "run", settings)
 filler = disk / "filler"
 for work in (lambda: run.logs(), lambda: run.samples(), lambda: run.scores()):
     for free in (0, 30_000, 300_000):

@@ -129,6 +129,6 @@ def test_a_profile_of_which_nothing_is_kept_is_not_spoken_of(copy, kept, tmp_pat
 def test_reproduce_ends_with_the_comparison(run, kept, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "_execute", lambda *_: None)  # the run is complete
     monkeypatch.setattr(reproduce, "kept_results", {"sandbox": kept}.__getitem__)
-    reproduce.reproduce(run, {})
+    reproduce.reproduce_run(run, {})
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Equal to the published results of this package: 6 tables")

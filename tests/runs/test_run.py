@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from amir_grpo.problems import fingerprint
-from amir_grpo.runs import run as experiment
 from amir_grpo.runs import training
 from amir_grpo.runs.run import injected_parameters, open_run
 from amir_grpo.runs.verify import first_difference
@@ -39,7 +38,7 @@ def test_base_is_copied_once(open_tiny, base, monkeypatch):
     assert folder == open_tiny().folder / "base"
     for part in base.iterdir():
         assert (folder / part.name).read_bytes() == part.read_bytes()
-    monkeypatch.setattr(experiment, "base_policy", never)
+    monkeypatch.setattr("amir_grpo.runs.run.base_policy", never)
     assert open_tiny().base() == str(folder)
 
 

@@ -147,7 +147,7 @@ def test_the_table_has_every_test_with_its_estimate_and_what_it_could_have_detec
         ([('name = "outliers"\nabout = "With', 'name = "nuisance"\nabout = "With')], "test 'nuisance' is there twice"),
         ([('hypothesis = "greater"', 'hypothesis = "better"')], "'better' is not a valid Hypothesis"),
         ([('hypothesis = "greater"', 'hypothesis = "greater"\nmargin = 2')], "margin"),
-        ([("frozen = false", "frozen = ")], "is no TOML"),
+        ([("frozen = false", "frozen = ")], "is not valid TOML"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused_with_its_file(tmp_path, changes, message):
