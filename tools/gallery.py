@@ -16,8 +16,10 @@ import pandas as pd
 
 from amir_grpo.results import figures, published_noise, study_figures, style, training_figures
 from amir_grpo.results.published import published_sizes, published_table
-from amir_grpo.runs.kept import keep
+from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.run import open_run
+from amir_grpo.runs.showing import results_of
 from amir_grpo.study.figures import STUDY_FIGURES
 from amir_grpo.study.tables import load
 from amir_grpo.system.files import write_text
@@ -104,7 +106,8 @@ def main() -> None:
     root = project_root()
     results = root / "data" / "results" / PROFILE
     if arguments.keep:
-        keep(arguments.keep, results)
+        run = open_run(run_dir=arguments.keep)
+        keep_results(run, results_of(run), results)
     for path in draw(results, root / "data" / "published", root / "figures"):
         print(path.relative_to(root))
 

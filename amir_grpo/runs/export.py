@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from amir_grpo.policies.source import Loading, copy_policy
 from amir_grpo.runs.model_card import render_model_card
+from amir_grpo.runs.showing import policy_summary_of
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False) -> 
         copy_policy(trained, beside, adapter=not merged)
         if merged:
             _merge(run, trained, beside)
-        write_text(beside / "README.md", render_model_card(run, method, merged))
+        write_text(beside / "README.md", render_model_card(run, method, merged, policy_summary_of(run, method)))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What the package keeps of a run as its published results, and whether another run gives the same."""
+"""What the package keeps of a run as its published results, and whether another run gives the same results."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from amir_grpo.choices import METHODS, POLICIES
+from amir_grpo.runs.opening import NO_EFFECT
 from amir_grpo.runs.verify import TOLERANCE, Part, differing_files, same_table
 from amir_grpo.settings import differences
 from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.provenance import read_json, record_of, to_json
+
+if TYPE_CHECKING:
+    from amir_grpo.results.run_results import RunResults
+    from amir_grpo.runs.run import Run
 
 TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
 LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
@@ -29,72 +33,73 @@ _PARTS: tuple[Part, ...] = (
 )
 
 
-def keep(run_folder: Path, results: Path) -> None:
-    """Copy a run's tables, the columns of its logs that are drawn, and its provenance into `results`.
+def keep_results(run: Run, results: RunResults, folder: Path) -> None:
+    """Write what is kept of a run: its tables, the columns of its logs that are drawn, and its provenance.
 
-    Of the completions it keeps a digest per policy and benchmark, in completions.csv.
+    Of the completions that is a digest per policy and benchmark, in completions.csv.
 
-    Raises:
-        FileNotFoundError: If the run is not complete.
+    Args:
+        run: A complete run.
+        results: What it shows.
+        folder: Gets the files.
     """
-    tables = {name: pd.read_csv(run_folder / "tables" / f"{name}.csv") for name in TABLES}
+    tables = {name: getattr(results, name) for name in TABLES}
     tables["margins"] = tables["margins"].round(6)
-    tables["log"] = pd.concat([pd.read_csv(run_folder / method / "log.csv") for method in METHODS])[LOG_COLUMNS]
-    tables["completions"] = completion_digests(run_folder)
+    tables["log"] = results.logs[LOG_COLUMNS]
+    tables["completions"] = completion_digests(results)
     for name, table in tables.items():
-        atomic_write(results / f"{name}.csv", partial(table.to_csv, index=False))
-    write_text(results / "provenance.json", to_json(record_of(run_folder)))
+        atomic_write(folder / f"{name}.csv", partial(table.to_csv, index=False))
+    write_text(folder / "provenance.json", to_json(record_of(run.folder)))
 
 
-def completion_digests(run_folder: Path) -> pd.DataFrame:
+def completion_digests(results: RunResults) -> pd.DataFrame:
     """The completions of a run as digests: columns policy, benchmark, completions, sha256.
 
     The digest goes over the samples in their order, then the greedy completions: of each the number of its tokens, their
     ids, and whether it is correct.
-
-    Raises:
-        FileNotFoundError: If a policy has not been evaluated on one of the run's benchmarks.
     """
+    drawn = pd.concat([results.samples, results.greedy])
     rows = []
-    for policy in POLICIES:
-        for benchmark in read_json(run_folder / "config.json")["settings"]["benchmarks"]:
-            paths = [run_folder / "samples" / policy / f"{benchmark}{kind}.parquet" for kind in ("", ".greedy")]
-            drawn = pd.concat([pd.read_parquet(path, columns=["completion_ids", "correct"]) for path in paths])
-            digest = hashlib.sha256()
-            for ids, correct in zip(drawn["completion_ids"], drawn["correct"], strict=True):
-                digest.update(np.array([len(ids), *ids, correct], dtype="<i8").tobytes())
-            row = {"policy": policy, "benchmark": benchmark}
-            rows.append(row | {"completions": len(drawn), "sha256": digest.hexdigest()})
+    for (policy, benchmark), part in drawn.groupby(["policy", "benchmark"], sort=False):
+        digest = hashlib.sha256()
+        for ids, correct in zip(part["completion_ids"], part["correct"], strict=True):
+            digest.update(np.array([len(ids), *ids, correct], dtype="<i8").tobytes())
+        row = {"policy": policy, "benchmark": benchmark}
+        rows.append(row | {"completions": len(part), "sha256": digest.hexdigest()})
     return pd.DataFrame(rows)
 
 
-def compared_with_kept(run_folder: Path, kept: Path) -> str | None:
-    """Whether a run gives the results that the package keeps of its profile, said in a line or a few.
+def compared_with_kept(run: Run, results: RunResults, kept: Path) -> str | None:
+    """Whether a run gives the results that the package keeps of its profile, in a line or a few.
 
-    None where nothing is kept of the profile; one line where the settings are not those of the kept run.
+    None where nothing is kept of the profile; one line where settings that can change results are not those of the kept
+    run.
 
     Args:
-        run_folder: A complete run.
-        kept: The kept results, as of `keep`.
+        run: A complete run.
+        results: What it shows.
+        kept: The kept results, as of `keep_results`.
     """
     if not (kept / "provenance.json").is_file():
         return None
-    old, new = read_json(kept / "provenance.json"), record_of(run_folder)
+    old, new = read_json(kept / "provenance.json"), record_of(run.folder)
     if old["profile"] != new["profile"]:
         return None
-    settings = differences(old["settings"], new["settings"])
-    changed = [f"{name} (there {a!r}, here {b!r})" for name, (a, b) in settings.items()]
+    changed = [
+        f"{name} (there {a!r}, here {b!r})"
+        for name, (a, b) in differences(old["settings"], new["settings"]).items()
+        if name not in NO_EFFECT
+    ]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return f"Not compared with the published results of this package, made with another {changed[0]}{more}."
     with TemporaryDirectory() as there:
-        keep(run_folder, Path(there))
+        keep_results(run, results, Path(there))
         difference = next(differing_files(kept, Path(there), _PARTS), None)
-        drawn = int(pd.read_csv(Path(there) / "completions.csv")["completions"].sum())
     if difference is None:
         return (
             f"Equal to the published results of this package: {len(TABLES)} tables, the logs of both trainings and "
-            f"{drawn:,} completions."
+            f"{len(results.samples) + len(results.greedy):,} completions."
         )
     return (
         "Not equal to the published results of this package. First difference (there and here): "

@@ -22,13 +22,15 @@ _KINDS = {"adapter": "a LoRA adapter", "merged": "a whole policy in 16 bits, its
 _SHOWN = ("pass@", "greedy")  # how the quantities begin that a card shows
 
 
-def render_model_card(run: Run, method: str, merged: bool = False) -> str:
+def render_model_card(run: Run, method: str, merged: bool = False, summary: pd.DataFrame | None = None) -> str:
     """Markdown: metadata for the Hub, method, results with intervals where the run was evaluated, settings, provenance.
 
     Args:
         run: It has trained `method`.
         method: grpo or amir_grpo.
         merged: Whether it is the whole policy, or the adapter alone.
+        summary: What the base and the trained policy do (`amir_grpo.results.tables.policy_summary`); None where they have
+            not been evaluated.
     """
     record, stage = record_of(run.folder), read_json(run.folder / method / "stage.json")
     made = stage["provenance"]
@@ -44,8 +46,6 @@ def render_model_card(run: Run, method: str, merged: bool = False) -> str:
     base = run.settings.model_name
     local = Path(base).is_dir()
     shown = record["settings"] | {"model_name": Path(base).name if local else base}
-    path = run.folder / "tables" / "policies.csv"
-    summary = pd.read_csv(path) if path.is_file() else None
     metadata = _metadata(run, method, merged, base if not local and not run.settings.is_sandbox else None, summary)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined)
     environment.filters["cell"] = _cell
@@ -97,7 +97,7 @@ def _rows(summary: pd.DataFrame, method: str) -> list[dict[str, str]]:
     wide = summary.assign(shown=shown).pivot_table(
         index=["benchmark", "quantity"], columns="policy", values="shown", aggfunc="first", sort=False
     )
-    return wide.reset_index().rename(columns={method: "this"}).to_dict("records") if method in wide else []
+    return wide.reset_index().rename(columns={method: "this"}).to_dict("records")
 
 
 def _cell(value: object) -> str:

@@ -23,7 +23,7 @@ _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # What a folder cannot consent to on behalf of who opens it.
 _CONSENTS = ("trust_remote_code", "safetensors_only")
 # Settings that change neither a completion nor a number.
-_FREE = ("report_to", "save_steps", "save_total_limit", *_CONSENTS)
+NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *_CONSENTS)
 
 
 def configure(
@@ -100,7 +100,7 @@ def _lock(folder: Path, work: str) -> Iterator[None]:
 
 
 def _differing(stored: Mapping[str, Any], settings: Settings) -> dict[str, tuple[Any, Any]]:
-    return {k: v for k, v in differences(stored["settings"], settings).items() if k not in _FREE}
+    return {k: v for k, v in differences(stored["settings"], settings).items() if k not in NO_EFFECT}
 
 
 def _mixing(folder: Path, differing: Mapping[str, tuple[Any, Any]]) -> ValueError:

@@ -92,7 +92,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any]) -> None:
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")
     print(f"{'report:':<11}{page}")
-    if comparison := compared_with_kept(run.folder, kept_results(run.profile)):
+    if comparison := compared_with_kept(run, results, kept_results(run.profile)):
         print(f"\n{comparison}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,14 @@ def results_of(run: Run) -> RunResults:
         model=run.settings.model_name,
         ks=run.settings.ks,
     )
+
+
+def policy_summary_of(run: Run, method: str) -> pd.DataFrame | None:
+    """What the base policy and a trained one do on the run's benchmarks; None where one of them is not evaluated yet."""
+    policies = ["base", method]
+    if not all(run.evaluation.is_complete(*pair) for pair in product(policies, run.settings.benchmarks)):
+        return None
+    return EvaluationResults(run.samples(policies), run.samples(policies, greedy=True), run.settings.ks).policies
 
 
 def save_results(run: Run, results: EvaluationResults, only: Iterable[str] | None = None) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from amir_grpo.policies.loading import load_policy
 from amir_grpo.runs import export
 from amir_grpo.runs.model_card import render_model_card
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import results_of, save_results
+from amir_grpo.runs.showing import policy_summary_of, results_of, save_results
 
 pytestmark = pytest.mark.xdist_group("publish")
 
@@ -57,7 +57,7 @@ def test_an_adapter_on_a_folder_of_this_machine_is_refused(run, tmp_path):
 
 
 def test_the_card_has_method_settings_results_and_provenance(run):
-    card = ModelCard(render_model_card(run, "amir_grpo"))
+    card = ModelCard(render_model_card(run, "amir_grpo", summary=policy_summary_of(run, "amir_grpo")))
     assert card.data.library_name == "peft"
     assert "amir-grpo" in card.data.tags
     assert "λ = 0.01" in card.text
@@ -153,7 +153,7 @@ def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run
     card = run.folder / "export" / "amir_grpo-merged" / "README.md"
     card.write_text("old")
     cli.main(arguments(run, "--merged"))
-    assert card.read_text() == render_model_card(run, "amir_grpo", merged=True)
+    assert card.read_text() == render_model_card(run, "amir_grpo", True, policy_summary_of(run, "amir_grpo"))
     assert not (run.folder / "export" / "amir_grpo").exists()
 
 

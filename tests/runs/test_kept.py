@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from amir_grpo.runs import reproduce
-from amir_grpo.runs.kept import compared_with_kept, completion_digests, keep
+from amir_grpo.runs.kept import compared_with_kept, completion_digests, keep_results
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of, save_results
 
@@ -22,7 +22,7 @@ def run(runs, tiny_settings):
 @pytest.fixture
 def kept(run, tmp_path):
     """What is kept of the run, to be changed."""
-    keep(run.folder, tmp_path / "kept")
+    keep_results(run, results_of(run), tmp_path / "kept")
     return tmp_path / "kept"
 
 
@@ -32,6 +32,16 @@ def copy(run, tmp_path):
     return shutil.copytree(run.folder, tmp_path / "copy")
 
 
+def comparison(folder, kept):
+    """What a run in this folder, as it is now, is told."""
+    run = open_run(run_dir=folder)
+    return compared_with_kept(run, results_of(run), kept)
+
+
+def digests(folder):
+    return completion_digests(results_of(open_run(run_dir=folder)))
+
+
 def edit(path, change):
     record = json.loads(path.read_text())
     change(record)
@@ -39,9 +49,9 @@ def edit(path, change):
 
 
 def test_the_same_results_are_told_so(copy, kept):
-    said = compared_with_kept(copy, kept)
+    message = comparison(copy, kept)
     # 3 policies on 2 benchmarks of 4 problems, each with 8 samples and a greedy completion
-    assert said == (
+    assert message == (
         "Equal to the published results of this package: 6 tables, the logs of both trainings and 216 completions."
     )
 
@@ -51,9 +61,9 @@ def test_every_kept_table_counts(copy, kept):
         text = path.read_text()
         table = pd.read_csv(path)  # one may be empty, where no problem has right and wrong completions
         table.iloc[:, :-1].to_csv(path, index=False)
-        assert f"First difference (there and here): {path.name}: columns " in compared_with_kept(copy, kept)
+        assert f"First difference (there and here): {path.name}: columns " in comparison(copy, kept)
         path.write_text(text)
-    assert compared_with_kept(copy, kept).startswith("Equal")
+    assert comparison(copy, kept).startswith("Equal")
 
 
 def another_token(rows):
@@ -72,12 +82,12 @@ def another_order(rows):
 
 @pytest.mark.parametrize("change", [another_token, another_grade, another_order])
 def test_a_change_of_one_completion_changes_its_digest_alone(copy, change):
-    before = completion_digests(copy)
+    before = digests(copy)
     path = copy / "samples" / "grpo" / "chain4.parquet"
     rows = pd.read_parquet(path)
     change(rows)
     rows.to_parquet(path)
-    after = completion_digests(copy)
+    after = digests(copy)
     changed = before[before["sha256"] != after["sha256"]]
     assert changed[["policy", "benchmark"]].to_numpy().tolist() == [["grpo", "chain4"]]
 
@@ -87,27 +97,25 @@ def test_completions_are_named_before_the_tables_that_follow_from_them(copy, kep
     rows = pd.read_parquet(path)
     another_grade(rows)
     rows.to_parquet(path)
-    main = pd.read_csv(copy / "tables" / "main.csv")
-    main.assign(gain=main["gain"] + 1).to_csv(copy / "tables" / "main.csv", index=False)
-    assert "completions.csv: column sha256, row amir_grpo, chain3: " in compared_with_kept(copy, kept)
+    assert "completions.csv: column sha256, row amir_grpo, chain3: " in comparison(copy, kept)
 
 
 def test_what_may_explain_a_difference_is_named(copy, kept):
     (kept / "main.csv").write_text((kept / "main.csv").read_text().replace("chain3", "chain9"))
-    said = compared_with_kept(copy, kept)
-    assert "main.csv: column benchmark, row 0: 'chain9' and 'chain3'" in said
-    assert "the code is what may explain it: commit " in said
+    message = comparison(copy, kept)
+    assert "main.csv: column benchmark, row 0: 'chain9' and 'chain3'" in message
+    assert "the code is what may explain it: commit " in message
 
     def elsewhere(record):
         record["provenance"]["packages"]["torch"] = "2.9.0"
         record["provenance"]["cpu"] = "Another CPU, AVX2"
 
     edit(kept / "provenance.json", elsewhere)
-    said = compared_with_kept(copy, kept)
-    assert "were made with torch 2.9.0 (here " in said
-    assert ", CPU Another CPU, AVX2 (here " in said
-    assert "numpy" not in said
-    assert len(said.splitlines()) == 2
+    message = comparison(copy, kept)
+    assert "were made with torch 2.9.0 (here " in message
+    assert ", CPU Another CPU, AVX2 (here " in message
+    assert "numpy" not in message
+    assert len(message.splitlines()) == 2
 
 
 def test_other_settings_are_not_compared(copy, kept):
@@ -115,15 +123,20 @@ def test_other_settings_are_not_compared(copy, kept):
         record["settings"] |= {"max_steps": 5, "seed": 3}
 
     edit(copy / "config.json", change)
-    assert compared_with_kept(copy, kept) == (
+    assert comparison(copy, kept) == (
         "Not compared with the published results of this package, made with another max_steps (there 2, here 5) and 1 more."
     )
 
 
+def test_settings_that_change_no_result_are_not_compared(copy, kept):
+    edit(kept / "provenance.json", lambda record: record["settings"].update(report_to="wandb", save_steps=7))
+    assert comparison(copy, kept).startswith("Equal")
+
+
 def test_a_profile_of_which_nothing_is_kept_is_not_spoken_of(copy, kept, tmp_path):
-    assert compared_with_kept(copy, tmp_path / "nothing") is None
+    assert comparison(copy, tmp_path / "nothing") is None
     edit(copy / "config.json", lambda record: record.update(profile="smoke"))
-    assert compared_with_kept(copy, kept) is None
+    assert comparison(copy, kept) is None
 
 
 def test_reproduce_ends_with_the_comparison(run, kept, monkeypatch, capsys):
