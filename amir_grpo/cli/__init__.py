@@ -85,6 +85,11 @@ class _ExportOptions(_RunOptions):
 
 @dataclass
 class _EvidenceOptions:
+    study: str | None = field(
+        default=None,
+        metadata={"help": "The study of the plan: pilot, or confirmation.", "choices": ["pilot", "confirmation"]},
+    )
+    seeds: list[int] | None = field(default=None, metadata={"help": "With study: only runs with these seeds."})
     profile: str = field(default="sandbox", metadata={"help": "sandbox, or sandbox-large (for a GPU)."})
     arms: list[str] | None = field(
         default=None,
@@ -231,6 +236,9 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.study.running import run_study
     from amir_grpo.study.tables import keep
 
+    if options.study:
+        _study(options, overrides)
+        return
     check_names("arm", options.arms or (), ARMS)
     check_names("sandbox profile", [options.profile], ["sandbox", "sandbox-large"])
     if options.workers < 0:
@@ -251,6 +259,37 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
     print(rounded(gains, 3).to_string(index=False))
     print(f"\nTables: {results}")
+
+
+def _study(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
+    """Make the runs of the pilot or of the confirmation that are not kept yet."""
+    from amir_grpo.runs.locations import project_root, runs_folder
+    from amir_grpo.study.experiment import make_runs
+    from amir_grpo.study.plan import read_plan
+    from amir_grpo.study.regimes import ARMS
+    from amir_grpo.study.schedule import runs_in_order
+
+    plan = read_plan()
+    seeds = plan.pilot_seeds if options.study == "pilot" else plan.confirmation_seeds
+    check_names("arm", options.arms or (), ARMS)
+    check_names("seed", map(str, options.seeds or ()), [str(seed) for seed in seeds])
+    if options.workers < 0:
+        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
+    if options.study == "confirmation" and not plan.frozen:
+        raise ValueError("The confirmation begins when the plan is frozen: see amir_grpo/study/plan.toml.")
+    if overrides and not options.results:
+        raise ValueError(
+            f"With {', '.join(overrides)} changed, results do not belong to the kept ones: give --results."
+        )
+    folder = Path(options.folder or runs_folder() / options.study).expanduser().resolve()
+    results = Path(options.results or project_root() / "data" / "results" / options.study).expanduser().resolve()
+    check_folder(folder, "folder")
+    check_folder(results, "results")
+    runs = runs_in_order(
+        plan, options.study, folder, options.arms or (), options.seeds or (), overrides, options.profile
+    )
+    make_runs(runs, results, options.workers)
+    print(f"Results of {len(runs)} runs: {results}")
 
 
 def _export(options: _ExportOptions) -> None:

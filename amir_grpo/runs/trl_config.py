@@ -36,6 +36,12 @@ class _BaselineConfig(GRPOConfig):
     """
 
 
+def steps_per_rollout(settings: Settings) -> int:
+    """Optimizer steps after which a rollout and a step end together."""
+    accumulated = settings.gradient_accumulation_steps
+    return math.lcm(settings.micro_batches, accumulated) // accumulated
+
+
 def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
     """TRL's configuration for one method of a run, with checkpoints in `folder`.
 
@@ -44,8 +50,7 @@ def trainer_config(method: str, settings: Settings, folder: Path) -> GRPOConfig:
     """
     check_names("method", [method], METHODS)
     values: dict[str, Any] = {name: getattr(settings, name) for name in _SHARED}
-    accumulated = settings.gradient_accumulation_steps
-    steps = math.lcm(settings.micro_batches, accumulated) // accumulated  # of a rollout
+    steps = steps_per_rollout(settings)
     loading = Loading.of(settings)
     on_cpu = device(loading).type == "cpu"
     values |= {

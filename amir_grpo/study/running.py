@@ -48,7 +48,7 @@ def _complete(jobs: list[Job], workers: int) -> None:
     jobs[0].open().base()  # made once, before every worker would make it
     tracked = [job for job in jobs if job.arm.changes.get("save_total_limit", 0) is None]
     weighed = [job for job in jobs if job.arm.name in ("grpo", "amir_grpo")]
-    with _executor(workers) as executor:
+    with executor_of(workers) as executor:
         run_jobs("training", _train, [job for job in jobs if not job.open().is_trained(job.arm.method)], executor)
         run_jobs("evaluating", _evaluate, [job for job in jobs if not _is_evaluated(job)], executor)
         run_jobs("scoring", measure_margins, [job for job in tracked if not _has(job, MARGINS)], executor)
@@ -84,7 +84,7 @@ class InlineExecutor(Executor):
 
 
 @contextmanager
-def _executor(workers: int) -> Iterator[Executor]:
+def executor_of(workers: int) -> Iterator[Executor]:
     """Processes without progress bars of their own, since one bar shows the whole; a single worker is this process."""
     if workers == 1:
         yield InlineExecutor()
@@ -105,14 +105,18 @@ def run_jobs(what: str, do: Callable[[Job], None], jobs: list[Job], executor: Ex
     if not jobs:
         return
     with tqdm(total=len(jobs), desc=what, unit="run", smoothing=0) as progress:
-        waiting = {}
+
+        def note(job: Job) -> None:
+            progress.set_postfix_str(job.label, refresh=False)
+            progress.update()
+
         try:
+            waiting = []
             for job in jobs:
-                waiting[executor.submit(do, job)] = job
+                waiting.append(executor.submit(do, job))
+                waiting[-1].add_done_callback(lambda _, job=job: note(job))
             for done in as_completed(waiting):
                 done.result()
-                progress.set_postfix_str(waiting[done].label, refresh=False)
-                progress.update()
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise

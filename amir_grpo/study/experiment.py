@@ -1,0 +1,164 @@
+"""Make the runs of a study: train, evaluate, measure, keep the small results, and throw the rest away."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from amir_grpo.policies.source import PolicySource
+from amir_grpo.runs.run import Run
+from amir_grpo.runs.trl_config import steps_per_rollout
+from amir_grpo.sandbox.problems import TRAINED_ON
+from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
+from amir_grpo.study.regimes import BASE
+from amir_grpo.study.running import executor_of, run_jobs
+from amir_grpo.study.schedule import StudyRun
+from amir_grpo.study.summaries import digest_of, length_table, problem_table, richness_table, rollout_table
+from amir_grpo.system.locks import locked
+from amir_grpo.system.provenance import provenance
+
+
+def make_runs(runs: Sequence[StudyRun], results: Path, workers: int = 0) -> None:
+    """Make every run whose results are not kept yet, in order, with progress and time left.
+
+    A run that is interrupted goes on where it stopped. Its folder is deleted when its results are kept; those of the base
+    policies stay, since other runs are measured on their completions.
+
+    Args:
+        runs: Of one study and one folder, those of the base policies first, as `runs_in_order` has them.
+        results: Gets one file per run.
+        workers: Number of processes; 0: one per core, 1: this one.
+
+    Raises:
+        ValueError: If results are kept that were made with other settings.
+    """
+    for run in runs:
+        check_kept(run, results)
+    bases = {run.base: run for run in runs if run.arm.method == BASE}
+    waiting = [run for run in runs if not path_of(run, results).exists()]
+    sampled = {run.base for run in waiting}
+    with locked(runs[0].folder, "study"), executor_of(workers) as executor:
+        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in sampled], executor)
+        trained = [run for run in waiting if run.arm.method != BASE]
+        run_jobs("runs", _Make(results, bases), trained, executor)
+
+
+class _Make:
+    """Makes a run and keeps its results; a value that travels to a worker process."""
+
+    def __init__(self, results: Path, bases: dict[int, StudyRun] | None = None) -> None:
+        self.results = results
+        self.bases = bases or {}
+
+    def __call__(self, run: StudyRun) -> None:
+        kept = make_run(run, self.bases.get(run.base))
+        keep_run(path_of(run, self.results), kept)
+        if run.arm.method != BASE:
+            shutil.rmtree(run.folder / run.name)
+
+
+def path_of(run: StudyRun, results: Path) -> Path:
+    """The file with the results of a run."""
+    return results / f"{run.name}.zip"
+
+
+def check_kept(run: StudyRun, results: Path) -> None:
+    """Check that results that are kept of a run were made with its settings.
+
+    Raises:
+        ValueError: If they were not.
+    """
+    path = path_of(run, results)
+    if path.exists():
+        kept = read_run(path).record
+        for name, value in _changes(run).items():
+            if kept["changes"].get(name) != value:
+                raise ValueError(
+                    f"{path} was made with {name}={kept['changes'].get(name)!r}, and {run.arm.path} has {value!r} now.\n"
+                    "Delete it, and it is made again, or give another folder for the results."
+                )
+
+
+def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
+    """Train and evaluate one run, or read what is complete of it, and measure it.
+
+    Args:
+        base: The run of its base policy, whose completions it is measured on; None for that run itself.
+    """
+    opened, method = run.open(), run.arm.method
+    before, seconds = time.process_time(), {}
+    if method != BASE:
+        opened.train(method)
+    seconds["training"], before = time.process_time() - before, time.process_time()
+    samples, greedy = opened.samples([method]), opened.samples([method], greedy=True)
+    seconds["evaluation"], before = time.process_time() - before, time.process_time()
+    tables = {"problems": problem_table(samples, greedy)}
+    digests = {"completions": digest_of(samples), "weights": PolicySource(opened.base()).weights_hash()}
+    tables["boundary"] = _boundary(opened, method, (base or run).open())
+    if method != BASE:
+        rollouts = pd.read_parquet(opened.folder / method / "rollouts.parquet")
+        steps = steps_per_rollout(opened.settings)
+        tables["rollouts"] = rollout_table(rollouts, opened.train(method), steps)
+        tables["richness"] = richness_table(rollouts, steps)
+        tables["lengths"] = length_table(rollouts)
+        digests["weights"] = PolicySource(opened.base(), opened.folder / method).weights_hash()
+    seconds["measuring"] = time.process_time() - before
+    return KeptRun(_record(run, opened, digests, seconds), tables)
+
+
+def _record(run: StudyRun, opened: Run, digests: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:
+    made_with = provenance()
+    return {
+        "regime": run.arm.regime,
+        "arm": run.arm.name,
+        "method": run.arm.method,
+        "seed": run.seed,
+        "base": run.base,
+        "samples": opened.settings.num_samples,
+        "changes": _changes(run),
+        "digests": digests,
+        "seconds": {what: round(value, 1) for what, value in seconds.items()},
+        **{name: made_with[name] for name in ("python", "commit", "uncommitted_changes", "packages")},
+    }
+
+
+def _changes(run: StudyRun) -> dict[str, Any]:
+    return {"profile": run.profile, "training_seed": run.training_seed, **run.arm.changes, **run.overrides}
+
+
+def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:
+    """`boundary_table` for the base policy (step 0), or for the checkpoint half way and the end of a training."""
+    from amir_grpo.policies.loading import load_policy, load_tokenizer
+    from amir_grpo.policies.sampling import tokenize_prompts
+    from amir_grpo.study.shared_scores import boundary_table, mixed_completions, tempered_scores
+
+    s = base.settings
+    benchmarks = [name for name in s.benchmarks if name in TRAINED_ON[s.model_name]]
+    shared = mixed_completions(base.samples([BASE], benchmarks))
+    tokenizer = load_tokenizer(base.base(), s.trust_remote_code)
+    prompts: dict[str, list[int]] = {}
+    for benchmark in benchmarks:
+        prompts |= tokenize_prompts(tokenizer, base.problems(benchmark))
+    asked = [prompts[problem] for problem in shared["problem_id"]]
+    frames = []
+    for step, adapter in _policies(opened, method).items():
+        policy = load_policy(opened.base(), adapter, opened.loading)
+        scores = tempered_scores(policy, asked, shared["completion_ids"].tolist())
+        frames.append(boundary_table(shared, *scores).assign(step=step))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _policies(opened: Run, method: str) -> dict[int, Path | None]:
+    """Where the policies of a run are, by optimizer step."""
+    if method == BASE:
+        return {0: None}
+    found = {
+        int(path.name.rpartition("-")[2]): path
+        for path in (opened.folder / method / "checkpoints").glob("checkpoint-*")
+    }
+    return dict(sorted((found | {opened.settings.max_steps: opened.folder / method}).items()))
