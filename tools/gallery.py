@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from amir_grpo.results import figures, published_noise, study_figures, style, training_figures
+from amir_grpo.results import figures, findings, published_noise, study_figures, style, training_figures
 from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
@@ -31,25 +31,29 @@ STUDY = "evidence"
 def draw(results: Path, published: Path, out: Path) -> list[Path]:
     """Draw the published figures and those of the kept results into `out`, PNG and SVG; returns the PNGs."""
     kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
-    title = f"This package ({results.name})"
     log, study = kept["log"], load(results.parent / STUDY)
+    kept["coverage"].attrs["problems"] = int(kept["main"].query("k == 1")["problems"].sum())
+    share = log[log["method"] == "amir_grpo"]
     noise = published_noise.noise_table(published_table("table1", published), published_sizes(published))
+    beyond = published_noise.beyond_noise(noise)["implied"]
+    counts, margin = published_table("coverage", published), published_table("margin", published)
     drawn = {
-        "main_published": figures.main_figure(published_table("table1", published), title="Published (Table 1)"),
-        "main": figures.main_figure(kept["main"], title=title),
-        "coverage_published": figures.coverage_figure(
-            published_table("coverage", published), title="Published (AMC23)"
+        "main_published": study_figures.noise_figure(
+            noise,
+            published_noise.pooled_table(noise),
+            f"Published: {beyond} of {len(noise)} gains exceed the noise of their own evaluation",
         ),
-        "coverage": figures.coverage_figure(kept["coverage"], title=title),
-        "margin_published": figures.margin_figure(published_table("margin", published), title="Published (Figure 4)"),
-        "margin": figures.margin_figure(kept["margins"], kept["margin_summary"], title=title),
-        "reward": training_figures.reward_figure(log, title=f"{title}: reward in training"),
-        "share": training_figures.share_figure(
-            log[log["method"] == "amir_grpo"], title=f"{title}: share of the update"
+        "main": figures.main_figure(kept["main"], findings.main_title(kept["main"])),
+        "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
+        "coverage": figures.coverage_figure(kept["coverage"], findings.coverage_title(kept["coverage"])),
+        "margin_published": figures.margin_figure(
+            margin, title="Published: AMIR-GRPO's mean margin is larger, and far smaller than the ranges"
         ),
-        "published_noise": study_figures.noise_figure(
-            noise, published_noise.pooled_table(noise), title="Published gains and the noise of their evaluation"
+        "margin": figures.margin_figure(
+            kept["margins"], kept["margin_summary"], findings.margin_title(kept["margins"])
         ),
+        "reward": training_figures.reward_figure(log, findings.reward_title(log)),
+        "share": training_figures.share_figure(share, findings.share_title(share["preference/share"])),
         **{name: figure(study) for name, figure in STUDY_FIGURES.items()},
     }
     out.mkdir(exist_ok=True)

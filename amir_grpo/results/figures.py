@@ -2,286 +2,230 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from amir_grpo.choices import POLICY_NAMES
-from amir_grpo.results.formatting import gain_colour, signed
-from amir_grpo.results.style import COLOURS, SMALL_PRINT, add_title, new_figure, policy_colour, styled
+from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
+from amir_grpo.results.formatting import signed
+from amir_grpo.results.style import (
+    COLOURS,
+    NEUTRAL,
+    add_footnote,
+    add_title,
+    gain_marker,
+    new_figure,
+    policy_colour,
+    styled,
+)
 from amir_grpo.results.tables import with_gain
 
-READINGS = {"own": "each policy on its own completions", "shared": "both policies on the same completions"}
+READINGS = {"own": "own completions", "shared": "same completions"}  # that a method scores
+# A ring and a dot: both are seen where they coincide, and without colour.
+MARKS = {
+    "base": {"marker": "|", "markersize": 8, "markeredgewidth": 1.6, "color": COLOURS["base"]},
+    "grpo": {
+        "marker": "o",
+        "markersize": 8,
+        "markeredgewidth": 1.8,
+        "color": COLOURS["grpo"],
+        "markerfacecolor": "white",
+    },
+    "amir_grpo": {"marker": "o", "markersize": 4, "color": COLOURS["amir_grpo"]},
+}
 
 
 @styled
 def main_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Benchmark x k by model, each cell `GRPO → AMIR-GRPO (gain)` in percent, gains blue above 0 and orange below.
+    """pass@k of the policies as dumbbells, and the gain of AMIR-GRPO over GRPO on an axis of its own; pass@1 first.
 
-    `table`: columns benchmark, k, model, grpo, amir_grpo; with gain_low and gain_high each cell has the gain's 95 %
-    interval (percentage points) below. Draws the published table and that of a run.
+    A gain is grey unless its corrected p-value is below the significance level; then it has the colour of the method that
+    is ahead.
+
+    Args:
+        table: Columns benchmark, k, model, grpo, amir_grpo (percent), and where they are known base, gain, gain_low,
+            gain_high (points), p_holm, problems and samples. Cells without a value stay empty.
     """
-    table = with_gain(table)
-    benchmarks, models = list(table["benchmark"].unique()), list(table["model"].unique())
-    ks = sorted(table["k"].unique())
-    interval = "gain_low" in table.columns
-    cells = {(row.benchmark, row.k, row.model): row for row in table.itertuples(index=False)}
-    row_height, cell_width, head = (0.40 if interval else 0.235), 2.05, 0.34
-    # the name column is as wide as the longest benchmark needs; 0.075 in a character at 8 pt bold
-    name_width = 0.25 + 0.075 * max((len(str(name)) for name in benchmarks), default=4)
-    name_width, k_width = max(name_width, 0.9), 0.35
-    width = name_width + k_width + cell_width * len(models)
-    rows = len(benchmarks) * len(ks)
-    top = 0.32 if title else 0.08
-    foot = 0.56 if interval else 0.28
-    height = top + head + rows * row_height + foot
-    figure = Figure(figsize=(max(width, 4.2), height))
-    FigureCanvasAgg(figure)
-    width = max(width, 4.2)
-    cell_width = (width - name_width - k_width) / max(len(models), 1)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)  # inches from the top left corner
-
-    if title:
-        axes.text(width / 2, 0.2, title, ha="center", va="center", fontsize=9, fontweight="bold")
-    rule = {"color": "black", "linewidth": 0.8}
-    axes.plot([0.06, width - 0.06], [top, top], **rule)
-    middle = top + head / 2
-    axes.text(0.1, middle, "Benchmark", va="center", fontweight="bold")
-    axes.text(name_width + k_width / 2 - 0.05, middle, "k", ha="center", va="center", fontstyle="italic")
-    for column, model in enumerate(models):
-        x = name_width + k_width + (column + 0.5) * cell_width
-        axes.text(x, middle, str(model), ha="center", va="center", fontweight="bold")
-    y = top + head
-    axes.plot([0.06, width - 0.06], [y, y], color="black", linewidth=0.5)
-    for number, benchmark in enumerate(benchmarks):
-        if number % 2 == 0:
-            axes.axhspan(y, y + row_height * len(ks), color="#f4f4f4", linewidth=0)
-        axes.text(0.1, y + row_height * len(ks) / 2, str(benchmark), va="center", fontweight="bold")
-        for k in ks:
-            axes.text(name_width + k_width / 2 - 0.05, y + row_height / 2, str(k), ha="center", va="center")
-            for column, model in enumerate(models):
-                row = cells.get((benchmark, k, model))
-                x = name_width + k_width + (column + 0.5) * cell_width
-                _main_cell(axes, x, y, row_height, row, interval)
-            y += row_height
-    axes.plot([0.06, width - 0.06], [y, y], **rule)
-    note = "pass@k (%): GRPO → AMIR-GRPO (gain); blue: above GRPO, orange: below."
-    if interval:
-        note += "\nIn brackets: 95 % interval of the gain over problems,\npercentage points"
-        if {"problems", "samples"} <= set(table.columns) and len(table):
-            least, most = table["problems"].min(), table["problems"].max()
-            problems = f"{least}" if least == most else f"{least} to {most}"
-            note += f"; {problems} problems, n = {table['samples'].iloc[0]}"
-        note += "."
-    axes.text(0.1, y + 0.08, note, va="top", **SMALL_PRINT, linespacing=1.35)
+    table = with_gain(table).sort_values("k", kind="stable").reset_index(drop=True)
+    places, heads, place = [], {}, 0.0
+    for index, row in table.iterrows():
+        if index == 0 or row["k"] != table.loc[index - 1, "k"]:
+            heads[place] = f"pass@{row['k']}"
+            place += 0.9
+        places.append(place)
+        place += 1
+    figure = new_figure(6.6, 1.25 + 0.19 * place)
+    levels, gains = figure.subplots(1, 2, sharey=True, width_ratios=(1.5, 1))
+    policies = [policy for policy in POLICY_NAMES if policy in table]
+    for y, row in zip(places, table.to_dict("records"), strict=True):
+        shown = [row[policy] for policy in policies]
+        if not np.isfinite([row["grpo"], row["amir_grpo"]]).all():
+            levels.text(50, y, "–", ha="center", va="center", color=NEUTRAL)
+            continue
+        levels.plot([min(shown), max(shown)], [y, y], color="#cccccc", linewidth=2, zorder=1)
+        for policy in policies:
+            levels.plot(row[policy], y, **MARKS[policy], linestyle="", zorder=3)
+        _gain_with_interval(gains, y, row)
+    for y, head in heads.items():
+        levels.annotate(head, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
+                        ha="right", va="center", fontweight="bold")  # fmt: skip
+    several = len(table["model"].unique()) > 1
+    names = [f"{row.benchmark}, {row.model}" if several else str(row.benchmark) for row in table.itertuples()]
+    levels.set_yticks(places, names)
+    levels.set(xlim=(-2, 102), ylim=(place - 0.4, -0.6), xlabel="problems solved (%)")
+    gains.axvline(0, color="#333333", linewidth=0.8)
+    reach = max(np.abs(gains.get_xlim()))
+    gains.set(xlim=(-reach, reach), xlabel="gain: AMIR-GRPO − GRPO (points)")
+    for axes in (levels, gains):
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+    marks = [Line2D([], [], **MARKS[policy], linestyle="", label=POLICY_NAMES[policy]) for policy in policies]
+    levels.legend(handles=marks, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, handletextpad=0.2)
+    if "gain_low" in table:
+        add_footnote(figure, _main_note(table))
+    add_title(figure, title)
     return figure
 
 
-def _main_cell(axes, x: float, y: float, height: float, row, interval: bool) -> None:
-    """One cell: the two pass rates to the left of x + 0.2 in, the gain to the right of it, the interval below."""
-    if row is None or np.isnan(row.grpo) or np.isnan(row.amir_grpo):
-        axes.text(x, y + height / 2, "–", ha="center", va="center", color="#555555")
-        return
-    line = y + (0.14 if interval else height / 2)
-    axes.text(x + 0.16, line, f"{row.grpo:.1f} → {row.amir_grpo:.1f}", ha="right", va="center")
-    axes.text(
-        x + 0.24,
-        line,
-        f"({signed(row.gain)})",
-        ha="left",
-        va="center",
-        fontweight="bold",
-        color=gain_colour(row.gain),
-    )
-    if interval and not np.isnan(row.gain_low):
-        text = f"[{signed(row.gain_low)}, {signed(row.gain_high)}]"
-        axes.text(x, y + 0.29, text, ha="center", va="center", **SMALL_PRINT)
+def _gain_with_interval(axes: Axes, y: float, row: dict) -> None:
+    """A gain as a point, with its 95 % interval and its number at the right where they are known."""
+    colour = gain_marker(row["gain"], row.get("p_holm", np.nan))
+    if np.isfinite(row.get("gain_low", np.nan)):
+        axes.hlines(y, row["gain_low"], row["gain_high"], color=colour, linewidth=1.6)
+    axes.plot(row["gain"], y, "o", markersize=4.5, color=colour)
+    axes.annotate(signed(row["gain"]), (1.02, y), xycoords=("axes fraction", "data"), ha="left", va="center",
+                  color=colour if colour != NEUTRAL else "#555555", annotation_clip=False)  # fmt: skip
+
+
+def _main_note(table: pd.DataFrame) -> str:
+    note = f"Bars: 95 % intervals over problems; not those of another training seed. Grey: p ≥ {SIGNIFICANCE} (Holm)"
+    if {"problems", "samples"} <= set(table.columns) and len(table):
+        least, most = table["problems"].min(), table["problems"].max()
+        problems = f"{least}" if least == most else f"{least} to {most}"
+        note += f". {problems} problems per benchmark, n = {table['samples'].iloc[0]} completions each"
+    return note + "."
 
 
 @styled
 def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Of the problems that at least one of base, GRPO and AMIR-GRPO solves, the share for each solved-by pattern.
+    """Problems that only one of the two methods solves, as facing bars: GRPO to the left, AMIR-GRPO to the right.
 
-    `table`: columns base, grpo, amir_grpo (0/1), percent, problems, eight rows. Bars with percent and count, beside a
-    dot matrix of who solves; one row per pattern, in the table's order.
+    What the base policy solves as well is hatched: only the rest is new. All else is counted in words below.
+
+    Args:
+        table: Columns base, grpo, amir_grpo (0/1), problems; eight rows. `attrs["problems"]`, where it is there, is the
+            number of all problems.
     """
-    policies = ["base", "grpo", "amir_grpo"]
-    table = table.reset_index(drop=True)
-    solved = int(table.loc[table[policies].any(axis=1), "problems"].sum())
-    figure = new_figure(5.4, 1.25 + 0.25 * len(table))
-    dots, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.9))
-    for index, row in table.iterrows():
-        marks = [bool(row[policy]) for policy in policies]
-        for x, (policy, mark) in enumerate(zip(policies, marks, strict=True)):
-            colour = COLOURS[policy] if mark else "white"
-            edge = COLOURS[policy] if mark else "#bbbbbb"
-            dots.plot(x, index, "o", markersize=7, markerfacecolor=colour, markeredgecolor=edge, markeredgewidth=0.8)
-        held = [x for x, mark in enumerate(marks) if mark]
-        if len(held) > 1:
-            dots.plot([held[0], held[-1]], [index, index], color="#999999", linewidth=1.2, zorder=0)
-    dots.set_xlim(-0.6, 2.6)
-    dots.set_xticks(
-        range(3), [POLICY_NAMES[policy] for policy in policies], rotation=35, ha="left", rotation_mode="anchor"
-    )
-    dots.xaxis.tick_top()
-    dots.set_yticks([])
-    dots.tick_params(length=0)
-    for spine in dots.spines.values():
-        spine.set_visible(False)
-    # what only the trained policies reach is what the figure is about: told apart by colour and by hatching
-    kinds = [_coverage_kind(row, policies) for _, row in table.iterrows()]
-    for kind, (colour, hatch, label) in COVERAGE_KINDS.items():
-        chosen = [index for index, own in enumerate(kinds) if own == kind]
-        if chosen:
-            bars.barh(
-                chosen,
-                table["percent"].iloc[chosen],
-                height=0.66,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0,
-                label=label,
-            )
-    for index, row in table.iterrows():
-        text = f"{row['percent']:.1f} %  ({int(row['problems'])})"
-        bars.annotate(
-            text, (row["percent"], index), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5
-        )
-    bars.set_ylim(len(table) - 0.5, -0.6)
-    # room for the longest bar's own text
-    longest = float(table["percent"].max())
-    bars.set_xlim(0, 1.32 * longest if longest > 0 else 100.0)
-    bars.set_yticks([])
-    bars.spines["left"].set_position(("data", 0))
-    bars.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    bars.xaxis.set_major_locator(MaxNLocator(6))
-    total = table.attrs.get("problems")
-    of = f"{solved}" if total is None else f"{solved} of {total}"
-    bars.set_xlabel(f"share (count) of the problems that at least\none policy solves: {of}")
-    if solved:
-        figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=1.2)
-    else:
-        bars.text(0.5, 0.5, "no policy solves any problem", transform=bars.transAxes, ha="center", va="center")
+    patterns = {
+        tuple(map(int, key)): int(n) for *key, n in table[["base", "grpo", "amir_grpo", "problems"]].to_numpy()
+    }
+    figure = new_figure(6.0, 1.75)
+    axes = figure.subplots()
+    sides = {"grpo": (-1, [(0, 1, 0), (1, 1, 0)]), "amir_grpo": (1, [(0, 0, 1), (1, 0, 1)])}
+    for method, (side, (new, known)) in sides.items():
+        colour, total = COLOURS[method], patterns[new] + patterns[known]
+        axes.barh(0, side * patterns[new], height=0.6, color=colour)
+        axes.barh(0, side * patterns[known], left=side * patterns[new], height=0.6, color=colour, hatch="////",
+                  edgecolor="white", linewidth=0)  # fmt: skip
+        place = {"ha": "right" if side < 0 else "left", "textcoords": "offset points"}
+        axes.annotate(str(total), (side * total, 0), xytext=(5 * side, 0), va="center", fontsize=12,
+                      fontweight="bold", **place)  # fmt: skip
+        axes.annotate(f"only {POLICY_NAMES[method]}", (0, 0.36), xytext=(6 * side, 0), va="bottom", color="#222222",
+                      fontweight="bold", **place)  # fmt: skip
+    most = max(sum(patterns[key] for key in keys) for _, keys in sides.values())
+    axes.set(xlim=(-1.3 * max(most, 1), 1.3 * max(most, 1)), ylim=(-0.4, 0.75), xlabel="problems")
+    axes.axvline(0, color="#333333", linewidth=0.8)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    add_footnote(figure, _coverage_note(patterns, table.attrs.get("problems")))
     add_title(figure, title)
     return figure
 
 
-COVERAGE_KINDS = {
-    "all": ("#8c8c8c", "", "solved by all three"),
-    "amir": (COLOURS["amir_grpo"], "", "by AMIR-GRPO, not by all"),
-    "not_amir": (COLOURS["grpo"], "////", "not by AMIR-GRPO"),
-}
-
-
-def _coverage_kind(row: pd.Series, policies: list[str]) -> str:
-    if all(row[policy] for policy in policies):
-        return "all"
-    return "amir" if row["amir_grpo"] else "not_amir"
+def _coverage_note(patterns: dict[tuple[int, ...], int], problems: int | None) -> str:
+    solved = sum(n for pattern, n in patterns.items() if any(pattern))
+    if not solved:
+        return f"No policy solves any problem (0 of {problems or 0})."
+    both = patterns[1, 1, 1] + patterns[0, 1, 1]
+    of = f"{solved}" if problems is None else f"{solved} of {problems}"
+    return (
+        f"Hatched: the base policy solves them as well. At least one policy solves {of} problems: both methods {both} "
+        f"({patterns[1, 1, 1]} with the base policy), the base policy alone {patterns[1, 0, 0]}. Solved: at least one of "
+        "the completions is right."
+    )
 
 
 @styled
 def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """Length-normalised log-probability margins of AMIR-GRPO and GRPO: violins, means marked and labelled, zero line.
+    """Mean length-normalised log-probability margins of GRPO and AMIR-GRPO, on one axis, and where the problems lie.
 
-    `margins`: columns method, margin and, if there are two readings, reading (one panel each); `summary` (columns
-    reading, method, mean_low, mean_high, as `tables.margin_summary` makes it) adds the 95 % interval of the mean as a
-    bar. Fewer than three margins, or equal ones, are drawn as points. A table with method, mean, low and high (as the
-    published one) has no distribution in it: a bar from low to high with the mean is drawn.
+    Thin bars hold the middle half of the problems, thick ones the 95 % interval of the mean. A table of means and ranges,
+    as the published one, has no distribution in it: its thin bars go from low to high.
+
+    Args:
+        margins: Columns method, margin and, where there are two readings, reading; or method, mean, low and high.
+        summary: As of `tables.margin_summary`, for the intervals.
     """
     ranges = "margin" not in margins.columns
-    readings = list(margins["reading"].unique()) if "reading" in margins.columns else [None]
-    if not readings:
-        readings = [None]
-    methods = ["amir_grpo", "grpo"]
-    methods += [method for method in margins["method"].unique() if method not in [*methods, "base"]]
-    figure = new_figure(max(3.5, 3.1 * len(readings)), 3.2)
-    panels = figure.subplots(1, len(readings), sharey=True, squeeze=False)[0]
-    for panel, reading in zip(panels, readings, strict=True):
-        part = margins if reading is None else margins[margins["reading"] == reading]
-        panel.axhline(0, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        names = []
-        for x, method in enumerate(methods):
-            rows = part[part["method"] == method]
-            colour = policy_colour(method, x)
-            if ranges:
-                _margin_range(panel, x, rows, colour)
-                names.append(POLICY_NAMES.get(method, method))
-            else:
-                values = rows["margin"].to_numpy(dtype=float)
-                ends = None
-                if summary is not None:
-                    match = summary[summary["method"] == method]
-                    match = match if reading is None else match[match["reading"] == reading]
-                    ends = match[["mean_low", "mean_high"]].to_numpy(dtype=float)[0] if len(match) else None
-                _margin_violin(panel, x, values, colour, ends)
-                names.append(f"{POLICY_NAMES.get(method, method)}\n{len(values)} problem{'s' * (len(values) != 1)}")
-        panel.set_xticks(range(len(methods)), names)
-        panel.set_xlim(-0.5, len(methods) - 0.3)
-        panel.tick_params(axis="x", length=0)
-        panel.grid(axis="y")
-        if reading is not None:
-            panel.set_title(READINGS.get(reading, reading), fontweight="normal", fontsize=8)
-        if not ranges and part[part["method"].isin(methods)].empty:
-            panel.set_yticks([])
-    note = "bar: lowest to highest margin; diamond: mean"
-    if not ranges:
-        note = "diamond: mean" + ", with its 95 % interval over problems" * (summary is not None)
-        note += "; thick bar: middle half of the problems"
-    figure.supxlabel(note, **SMALL_PRINT)
-    panels[0].set_ylabel("margin: correct − incorrect (nats per token)")
+    readings = list(margins["reading"].unique()) if "reading" in margins.columns else []
+    rows = [(reading, method) for reading in readings or [None] for method in ("grpo", "amir_grpo")]
+    figure = new_figure(6.0, 1.15 + 0.34 * len(rows))
+    axes = figure.subplots()
+    axes.axvline(0, color="#333333", linewidth=0.8)
+    places, names = [], []
+    for index, (reading, method) in enumerate(rows):
+        y = index + 0.9 * (index // 2)
+        part = margins[margins["method"] == method]
+        part = part if reading is None else part[part["reading"] == reading]
+        places.append(y)
+        if ranges:
+            names.append(POLICY_NAMES[method])
+            row = part.iloc[0]
+            axes.hlines(y, row["low"], row["high"], color=COLOURS[method], linewidth=1.2)
+            _margin_mean(axes, y, row["mean"], method)
+            continue
+        values = part["margin"].to_numpy(dtype=float)
+        names.append(f"{POLICY_NAMES[method]} ({len(values)} problem{'s' * (len(values) != 1)})")
+        if not len(values):
+            axes.annotate("no problem has both right and wrong completions", (0.03, y), fontsize=7, va="center",
+                          xycoords=("axes fraction", "data"))  # fmt: skip
+            continue
+        axes.hlines(y, *np.quantile(values, (0.25, 0.75)), color=COLOURS[method], linewidth=1.2)
+        if summary is not None:
+            match = summary[summary["method"] == method]
+            match = match if reading is None else match[match["reading"] == reading]
+            ends = match[["mean_low", "mean_high"]].to_numpy(dtype=float)
+            if len(ends) and np.isfinite(ends).all():
+                axes.hlines(y, *ends[0], color=COLOURS[method], linewidth=5, alpha=0.45)
+        _margin_mean(axes, y, values.mean(), method)
+    for index, reading in enumerate(readings):
+        axes.annotate(READINGS.get(reading, reading), (0, places[2 * index] - 0.8), ha="right", va="center",
+                      xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
+                      fontweight="bold")  # fmt: skip
+    axes.set_yticks(places, names)
+    axes.set_ylim(places[-1] + 0.5, -1.2 if readings else -0.8)
+    axes.set_xlabel("margin: right − wrong completions of a problem (nats per token)")
+    axes.margins(x=0.12)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    note = "Thin bars: the middle half of the problems"
+    note += (
+        "; thick bars: 95 % interval of the mean, over problems and not over seeds." if summary is not None else "."
+    )
+    add_footnote(figure, "Bars: lowest to highest margin; point: mean." if ranges else note)
     add_title(figure, title)
     return figure
 
 
-def _margin_violin(panel, x: float, values: np.ndarray, colour: str, ends: np.ndarray | None) -> None:
-    if values.size == 0:
-        text = "no problem has\nboth right and\nwrong completions"
-        panel.annotate(text, (x, 0.5), xycoords=("data", "axes fraction"), ha="center", va="center", fontsize=7)
-        return
-    if values.size > 2 and np.ptp(values) > 0:
-        body = panel.violinplot([values], positions=[x], widths=0.56, showextrema=False, points=200)["bodies"][0]
-        body.set(facecolor=colour, edgecolor=colour, alpha=0.35, linewidth=0.8)
-        low, quartile, upper, high = np.quantile(values, (0, 0.25, 0.75, 1))
-        panel.plot([x, x], [low, high], color=colour, linewidth=0.7, zorder=3)
-        panel.plot([x, x], [quartile, upper], color=colour, linewidth=4, alpha=0.55, zorder=3, solid_capstyle="butt")
-    else:
-        panel.plot(np.full(values.size, x), values, "o", color=colour, markersize=4, alpha=0.6)
-    mean = float(values.mean())
-    if ends is not None and np.isfinite(ends).all():
-        panel.errorbar(
-            [x], [mean], [[mean - ends[0]], [ends[1] - mean]], color="black", linewidth=1.1, capsize=3, zorder=4
-        )
-    _margin_mean(panel, x, mean)
-
-
-def _margin_range(panel, x: float, rows: pd.DataFrame, colour: str) -> None:
-    for row in rows.itertuples(index=False):
-        panel.use_sticky_edges = False
-        panel.margins(y=0.09)
-        panel.bar(x, row.high - row.low, bottom=row.low, width=0.34, color=colour, alpha=0.35, edgecolor=colour)
-        for value, above in ((row.low, False), (row.high, True)):
-            offset, side = ((0, 3), "bottom") if above else ((0, -3), "top")
-            panel.annotate(
-                f"{value:+.3f}".replace("-", "−"),
-                (x, value),
-                xytext=offset,
-                textcoords="offset points",
-                ha="center",
-                va=side,
-                **SMALL_PRINT,
-            )
-        _margin_mean(panel, x, row.mean, beside_bar=True)
-
-
-def _margin_mean(panel, x: float, mean: float, beside_bar: bool = False) -> None:
-    panel.plot([x], [mean], "D", color="white", markeredgecolor="black", markersize=5, zorder=5)
-    text = f"{mean:+.3f}".replace("-", "−")
-    place = (x + (0.22 if beside_bar else 0.31), mean)
-    panel.annotate(text, place, va="center", ha="left", fontsize=7.5, fontweight="bold", zorder=6)
+def _margin_mean(axes: Axes, y: float, mean: float, method: str) -> None:
+    axes.plot(mean, y, "o", markersize=5, color=COLOURS[method], markeredgecolor="white", zorder=4)
+    axes.annotate(signed(mean, 3), (mean, y), xytext=(0, 5), textcoords="offset points", ha="center", va="bottom",
+                  fontsize=7.5, fontweight="bold")  # fmt: skip
 
 
 @styled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from amir_grpo.choices import SIGNIFICANCE
+from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results import tables
 from amir_grpo.results.formatting import p_text, signed
 
@@ -78,3 +78,69 @@ def main_sentence(main: pd.DataFrame) -> str:
 def _clear_gains(main: pd.DataFrame) -> tuple[int, int]:
     clear = main.loc[main["p_holm"] < SIGNIFICANCE, "gain"]
     return int((clear > 0).sum()), int((clear < 0).sum())
+
+
+# --- titles of figures: the finding, as these tables have it ------------------------------------------------------
+
+
+def main_title(main: pd.DataFrame) -> str:
+    """What the main figure shows."""
+    up, down = _clear_gains(main)
+    if up and down:
+        return f"Of {len(main)} gains of AMIR-GRPO over GRPO, {up} are above 0 and {down} below"
+    if up or down:
+        return f"AMIR-GRPO is {'above' if up else 'below'} GRPO in {up or down} of {len(main)} comparisons"
+    return "AMIR-GRPO and GRPO end in the same place: no gain is distinguishable from 0"
+
+
+def coverage_title(coverage: pd.DataFrame) -> str:
+    """What the coverage figure shows; the test is McNemar's."""
+    test = tables.coverage_test(coverage)
+    ours, theirs = test["only_amir_grpo"], test["only_grpo"]
+    if not ours + theirs:
+        return "AMIR-GRPO and GRPO solve the same problems"
+    counted = f"AMIR-GRPO alone solves {_problems(ours)}, GRPO alone {theirs}"
+    if test["p_value"] < SIGNIFICANCE:
+        return f"{counted} (p {_equals(test['p_value'])})"
+    return f"{counted}: no more than chance makes (p {_equals(test['p_value'])})"
+
+
+def margin_title(margins: pd.DataFrame) -> str:
+    """What the margin figure shows: the difference on shared completions where both methods scored them."""
+    shared = margins[margins["reading"] == "shared"]
+    if len(shared["method"].unique()) < 2:
+        return "Margins of right over wrong completions"
+    gain = tables.shared_margin_gain(margins)
+    if not gain["p_value"] < SIGNIFICANCE:
+        return "In this run the two methods' margins on the same completions are indistinguishable"
+    larger = "larger" if gain["gain"] > 0 else "smaller"
+    size = f"{abs(gain['gain']):.2g} nats per token"
+    p = _equals(gain["p_value"])
+    return f"In this run AMIR-GRPO's margin on the same completions is {size} {larger} than GRPO's (p {p})"
+
+
+def reward_title(logs: pd.DataFrame) -> str:
+    """What the reward figure shows: where each training began and ended, a tenth of its steps each."""
+    told = []
+    for method, log in logs.dropna(subset=["reward"]).groupby("method", sort=False):
+        tenth = max(1, len(log) // 10)
+        first, last = log["reward"].iloc[:tenth].mean(), log["reward"].iloc[-tenth:].mean()
+        told.append(f"{POLICY_NAMES.get(method, method)} {first:.2f} → {last:.2f}")
+    return f"Reward in training: {', '.join(told)}" if told else "No step was logged"
+
+
+def share_title(share: pd.Series) -> str:
+    """What the share figure shows; `share` of the update (0 to 1) at each step."""
+    share = share.dropna()
+    if share.empty or not share.median() > 0:
+        return "Preference term: share of the update"
+    return f"The preference term is {100 * share.median():.2g} % of the update"
+
+
+def _problems(number: int) -> str:
+    return f"{number} problem{'s' * (number != 1)}"
+
+
+def _equals(p_value: float) -> str:
+    text = p_text(p_value)
+    return text if text.startswith("<") else f"= {text}"

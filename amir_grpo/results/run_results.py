@@ -10,7 +10,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from amir_grpo.results import figures, tables, training_figures
-from amir_grpo.results.findings import findings_table, main_sentence
+from amir_grpo.results.findings import (
+    coverage_title,
+    findings_table,
+    main_sentence,
+    main_title,
+    margin_title,
+    reward_title,
+)
 from amir_grpo.results.formatting import visible
 
 
@@ -107,18 +114,13 @@ class RunResults(EvaluationResults):
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """The figures by the names of their files, each drawn when it is called."""
-        run = f"This run ({self.profile})"
+        # a step that reuses a rollout has no reward of its own
+        logs = self.logs.dropna(subset=["reward"])
         own = {
-            "main": lambda: figures.main_figure(self.main, f"{run}: GRPO → AMIR-GRPO (gain)"),
-            "coverage": lambda: figures.coverage_figure(self.coverage, f"{run}: problems by who solves them"),
-            "margin": lambda: figures.margin_figure(
-                self.margins, self.margin_summary, f"{run}: right minus wrong completions"
-            ),
-            "reward": lambda: training_figures.reward_figure(
-                # a step that reuses a rollout has no reward of its own
-                self.logs.dropna(subset=["reward"]),
-                f"{run}: reward in training",
-            ),
+            "main": lambda: figures.main_figure(self.main, main_title(self.main)),
+            "coverage": lambda: figures.coverage_figure(self.coverage, coverage_title(self.coverage)),
+            "margin": lambda: figures.margin_figure(self.margins, self.margin_summary, margin_title(self.margins)),
+            "reward": lambda: training_figures.reward_figure(logs, reward_title(logs)),
         }
         return own | super().figures()
 

@@ -57,8 +57,8 @@ def noise_figure(noise: pd.DataFrame, pooled: pd.DataFrame, title: str = "") -> 
     """Published gains with the noise of their evaluation: one panel per model, one row per benchmark and k, two pooled.
 
     Around each gain the dark bar reaches 1.96 standard errors at the noise that the published pass@2 - pass@1 imply, the
-    light one if all problems were equally hard; without noise the gain is its point. A point is filled where its dark bar
-    leaves 0 out.
+    light one if all problems were equally hard; without noise the gain is its point. A point is grey where its dark bar
+    holds 0, and has the colour of the method that is ahead elsewhere.
 
     Args:
         noise: As of `published_noise.noise_table`.
@@ -78,11 +78,11 @@ def noise_figure(noise: pd.DataFrame, pooled: pd.DataFrame, title: str = "") -> 
         rows = noise.loc[noise["model"] == model, ["gain", "implied", "largest"]].to_dict("records")
         rows += [_pooled_gain(pooled, model, weights) for weights in _POOLED]
         for y, row in zip(places, rows, strict=True):
-            for width, colour in ((row["largest"], "#e0e0e0"), (row["implied"], "#9a9a9a")):
+            for width, colour in ((row["largest"], "#ededed"), (row["implied"], "#cfcfcf")):
                 panel.barh(y, 2 * _REACH * width, left=row["gain"] - _REACH * width, height=0.7, color=colour)
-            colour = COLOURS["amir_grpo"] if row["gain"] > 0 else "#c75000"
-            face = colour if abs(row["gain"]) > _REACH * row["implied"] else "white"
-            panel.plot(row["gain"], y, "o", markersize=4, color=colour, markerfacecolor=face, markeredgewidth=1)
+            colour = COLOURS["amir_grpo"] if row["gain"] > 0 else COLOURS["grpo"]
+            beyond = abs(row["gain"]) > _REACH * row["implied"]
+            panel.plot(row["gain"], y, "o", markersize=4.5, color=colour if beyond else NEUTRAL)
         panel.axvline(0, color="#333333", linewidth=0.6)
         panel.axhline(len(cells) - 0.2, color="#777777", linewidth=0.6)
         panel.set_title(model, fontsize=8)
@@ -94,12 +94,12 @@ def noise_figure(noise: pd.DataFrame, pooled: pd.DataFrame, title: str = "") -> 
         panel.set_xlim(min(ends), max(ends))
     panels[0].set_yticks(places, labels)
     panels[0].set_ylim(places[-1] + 0.6, -0.6)
-    figure.supxlabel(
+    add_footnote(
+        figure,
         "Bars: ±1.96 standard errors of an evaluation with n = 8 samples on the same problems. Dark: as pass@2 − pass@1 "
-        "imply; light: if all problems\nwere equally hard; none if each were always or never solved. Filled: the dark bar "
-        "leaves 0 out. In brackets: problems. The noise of training\nseeds is in none of them. Pooled: every benchmark "
+        "imply; light: if all problems were equally hard. Grey points: the dark bar holds 0; blue: AMIR-GRPO is ahead, "
+        "orange: GRPO. In brackets: problems. The noise of training seeds is in none of them. Pooled: every benchmark "
         "counts the same, or by 1 / standard error².",
-        **SMALL_PRINT,
     )
     add_title(figure, title)
     return figure

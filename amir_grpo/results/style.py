@@ -64,13 +64,24 @@ def _house_style() -> AbstractContextManager[None]:
 
 
 class _SteadyLayout(ConstrainedLayoutEngine):
-    """Rounds where the panels are: the solver's last bits depend on where its variables lie in memory."""
+    """Lays a figure out once, and rounds where the panels are.
+
+    The solver's last bits depend on where its variables lie in memory, and a second pass would start where the first has put
+    the panels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._laid_out = False
 
     def execute(self, fig: Figure) -> None:
+        if self._laid_out:
+            return
         super().execute(fig)
         for axes in fig.axes:
             axes.set_position([round(edge, 12) for edge in axes.get_position(original=True).bounds], which="original")
             axes.set_in_layout(True)  # of which set_position takes them out
+        self._laid_out = True
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,4 +1,3 @@
-import re
 import warnings
 
 import matplotlib
@@ -8,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from amir_grpo.results import figures, formatting, style, tables, training_figures
+from amir_grpo.results import figures, style, tables, training_figures
 from amir_grpo.results.published import published_table
 
 
@@ -63,52 +62,55 @@ def inside(figure):
     return min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) > -0.007
 
 
-def test_main_figure_draws_every_published_cell_with_its_sign():
-    published = tables.with_gain(published_table("table1"))
-    figure = figures.main_figure(published, title="Published")
-    axes = figure.axes[0]
-    gains = [text for text in axes.texts if re.fullmatch(r"\([+−][\d.]+\)", text.get_text())]
-    assert len(gains) == 63
-    assert len([text for text in axes.texts if "→" in text.get_text() and "pass@k" not in text.get_text()]) == 63
-    colours = [to_hex(text.get_color()) for text in gains]
-    assert (colours.count(formatting.GAIN_COLOUR), colours.count(formatting.LOSS_COLOUR)) == (57, 6)
-    for text in gains:
-        assert (text.get_text()[1] == "+") == (to_hex(text.get_color()) == formatting.GAIN_COLOUR)
-    assert {"27.3 → 39.2", "(+11.9)", "GSM8K", "Gemma-3-4B-it", "Published"} <= set(texts(axes))
-    assert not any("[" in text for text in texts(axes))
+def marks(axes, marker, colour):
+    """The x of each point of a marker and colour, in the order drawn."""
+    lines = [line for line in axes.lines if line.get_marker() == marker and to_hex(line.get_color()) == colour]
+    return [float(line.get_xdata()[0]) for line in lines]
+
+
+def test_main_figure_draws_every_level_and_gain_pass_at_1_first(table):
+    figure = figures.main_figure(table.assign(base=[10.0, 20.0, np.nan], p_holm=[0.01, 0.2, np.nan]), "Finding")
+    levels, gains = figure.axes
+    assert marks(levels, "o", style.COLOURS["grpo"]) == [40.0, 55.0]
+    assert marks(levels, "o", style.COLOURS["amir_grpo"]) == [42.5, 54.0]
+    assert marks(levels, "|", style.COLOURS["base"]) == [10.0, 20.0]
+    # a gain has the colour of the method that is ahead, if it is significant, and is grey else
+    assert marks(gains, "o", style.COLOURS["amir_grpo"]) == [2.5]
+    assert marks(gains, "o", style.NEUTRAL) == [-1.0]
+    intervals = [tuple(segment[:, 0]) for lines in gains.collections for segment in lines.get_segments()]
+    assert intervals == [(-1.5, 6.5), (-3.0, 1.0)]
+    assert {"+2.5", "−1.0"} == set(texts(gains))
+    # hard has no values: a dash in its own place, above the rows of k = 2
+    assert [label.get_text() for label in levels.get_yticklabels()] == ["easy", "hard", "easy"]
+    found = texts(levels)
+    assert found["–"].get_position()[1] == levels.get_yticks()[1]
+    assert found["pass@1"].xy[1] < levels.get_yticks()[1] < found["pass@2"].xy[1]
+    assert "50 to 60 problems" in figure._supxlabel.get_text()
     assert inside(figure)
 
 
-def test_main_figure_draws_intervals_and_missing_cells(table):
-    figure = figures.main_figure(table)
-    found = texts(figure.axes[0])
-    assert {"40.0 → 42.5", "(+2.5)", "[−1.5, +6.5]", "(−1.0)", "[−3.0, +1.0]", "–"} <= set(found)
-    assert to_hex(found["(+2.5)"].get_color()) == formatting.GAIN_COLOUR
-    assert to_hex(found["(−1.0)"].get_color()) == formatting.LOSS_COLOUR
-    assert found["[−1.5, +6.5]"].get_fontsize() < found["40.0 → 42.5"].get_fontsize()
-    # hard has no k = 2: an empty cell, not a shifted one
-    assert sum(text.get_text() == "–" for text in figure.axes[0].texts) == 2
-    assert any("50 to 60 problems" in text for text in found)
+def test_main_figure_of_levels_alone(table):
+    figure = figures.main_figure(table[["benchmark", "k", "model", "grpo", "amir_grpo"]])
+    assert marks(figure.axes[1], "o", style.NEUTRAL) == [2.5, -1.0]
+    assert figure._supxlabel is None
     assert inside(figure)
 
 
-def bar_widths(axes):
-    return {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in axes.patches}
-
-
-def test_coverage_figure_draws_eight_bars_and_the_dots_that_explain_them():
+def test_coverage_figure_faces_what_only_one_method_solves():
     published = published_table("coverage")
     figure = figures.coverage_figure(published, title="Published")
-    dots, bars = figure.axes
-    assert bar_widths(bars) == dict(enumerate(published["percent"]))
-    assert {"70.6 %  (24)", "8.8 %  (3)", "11.8 %  (4)"} <= set(texts(bars))
-    filled = np.zeros((8, 3), dtype=int)
-    for line in dots.lines:
-        if line.get_marker() == "o":
-            row, column = int(line.get_ydata()[0]), int(line.get_xdata()[0])
-            filled[row, column] = line.get_markerfacecolor() != "white"
-    assert filled.tolist() == published[["base", "grpo", "amir_grpo"]].to_numpy().tolist()
-    assert "34" in bars.get_xlabel()
+    (axes,) = figure.axes
+    # new and, hatched, what the base policy solves as well: GRPO to the left, AMIR-GRPO to the right
+    assert [(bar.get_width(), bool(bar.get_hatch())) for bar in axes.patches] == [
+        (0, False),
+        (-1, True),
+        (3, False),
+        (4, True),
+    ]
+    assert {"only GRPO", "only AMIR-GRPO", "1", "7"} <= set(texts(axes))
+    assert "solves 34 problems: both methods 25 (24 with the base policy), the base policy alone 1" in " ".join(
+        figure._supxlabel.get_text().split()
+    )
     assert inside(figure)
 
 
@@ -116,31 +118,28 @@ def test_coverage_figure_with_nothing_solved():
     table = published_table("coverage").assign(percent=0.0, problems=0)
     table.attrs["problems"] = 12
     figure = figures.coverage_figure(table)
-    assert "no policy solves any problem" in texts(figure.axes[1])
-    assert "0 of 12" in figure.axes[1].get_xlabel()
+    assert figure._supxlabel.get_text() == "No policy solves any problem (0 of 12)."
     assert inside(figure)
 
 
-def test_margin_figure_draws_a_panel_a_reading_and_a_violin_a_method(margins):
-    figure = figures.margin_figure(margins, tables.margin_summary(margins), title="Margins")
-    assert [axes.get_title() for axes in figure.axes] == list(figures.READINGS.values())
-    for axes, reading in zip(figure.axes, ("own", "shared"), strict=True):
-        assert (
-            len(
-                [
-                    c
-                    for c in axes.collections
-                    if c.__class__.__name__ in ("FillBetweenPolyCollection", "PolyCollection")
-                ]
-            )
-            == 2
-        )
-        assert [t.get_text() for t in axes.get_xticklabels()] == ["AMIR-GRPO\n40 problems", "GRPO\n40 problems"]
-        part = margins[margins["reading"] == reading].groupby("method")["margin"].mean()
-        assert {f"{part[method]:+.3f}".replace("-", "−") for method in part.index} <= set(texts(axes))
-        assert any(np.all(np.asarray(line.get_ydata()) == 0) and line.get_linestyle() != "-" for line in axes.lines)
-        whiskers = [c for c in axes.collections if c.__class__.__name__ == "LineCollection"]
-        assert len(whiskers) == 2
+def test_margin_figure_draws_means_intervals_and_quartiles_on_one_axis(margins):
+    summary = tables.margin_summary(margins)
+    figure = figures.margin_figure(margins, summary, title="Margins")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "GRPO (40 problems)",
+        "AMIR-GRPO (40 problems)",
+    ] * 2
+    for method in ("grpo", "amir_grpo"):
+        part = margins[margins["method"] == method].groupby("reading")["margin"]
+        np.testing.assert_allclose(marks(axes, "o", style.COLOURS[method]), part.mean())
+        assert {f"{mean:+.3f}" for mean in part.mean()} <= set(texts(axes))
+    drawn = [tuple(segment[:, 0]) for lines in axes.collections for segment in lines.get_segments()]
+    expected = []
+    for (_, part), ends in zip(margins.groupby(["reading", "method"], sort=False), summary.itertuples(), strict=True):
+        expected += [tuple(part["margin"].quantile([0.25, 0.75])), (ends.mean_low, ends.mean_high)]
+    np.testing.assert_allclose(drawn, expected)
+    assert set(figures.READINGS.values()) <= set(texts(axes))
     assert inside(figure)
 
 
@@ -151,9 +150,8 @@ def test_margin_figure_shows_few_margins_as_they_are(margins, points):
     axes = figures.margin_figure(few, tables.margin_summary(few)).axes[0]
     missing = [text for text in texts(axes) if "no problem has" in text]
     assert len(missing) == (points == 0)
-    drawn = [line for line in axes.lines if line.get_marker() == "o"]
-    assert sum(len(line.get_xdata()) for line in drawn) == points
-    assert axes.get_xticklabels()[0].get_text() == f"AMIR-GRPO\n{points} problem{'s' * (points != 1)}"
+    assert len(marks(axes, "o", style.COLOURS["amir_grpo"])) == (points > 0)
+    assert axes.get_yticklabels()[1].get_text() == f"AMIR-GRPO ({points} problem{'s' * (points != 1)})"
 
 
 def test_margin_figure_without_any_margin():
@@ -161,14 +159,14 @@ def test_margin_figure_without_any_margin():
     assert sum("no problem has" in text.get_text() for text in figure.axes[0].texts) == 2
 
 
-def test_margin_figure_draws_the_published_ranges_without_inventing_a_violin():
+def test_margin_figure_draws_the_published_ranges_and_invents_no_distribution():
     published = published_table("margin").set_index("method")
     figure = figures.margin_figure(published_table("margin"), title="Published")
-    axes = figure.axes[0]
-    assert not axes.collections
-    bars = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches]
-    expected = [tuple(published.loc[method, ["low", "high"]]) for method in ("amir_grpo", "grpo")]
-    np.testing.assert_allclose(bars, expected)
+    (axes,) = figure.axes
+    drawn = [tuple(segment[:, 0]) for lines in axes.collections for segment in lines.get_segments()]
+    np.testing.assert_allclose(
+        drawn, [tuple(published.loc[method, ["low", "high"]]) for method in ("grpo", "amir_grpo")]
+    )
     assert {"+0.016", "+0.006"} <= set(texts(axes))
     assert inside(figure)
 
@@ -216,12 +214,12 @@ def test_share_figure_is_logarithmic_and_counts_the_zeros():
     assert "no step had a preference pair" in texts(empty.axes[0])
 
 
-def test_save_figure_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path, margins):
+def test_save_figure_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path, margins, table):
     first = style.save_figure(figures.margin_figure(margins, title="Margins"), tmp_path / "a" / "margin")
     again = style.save_figure(figures.margin_figure(margins, title="Margins"), tmp_path / "b" / "margin")
     assert [path.name for path in first] == ["margin.png", "margin.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    same = figures.main_figure(published_table("table1"))
+    same = figures.main_figure(table)
     png, svg = style.save_figure(same, tmp_path / "a" / "main.v1")
     before = png.read_bytes(), svg.read_bytes()
     style.save_figure(same, tmp_path / "a" / "main.v1")
@@ -230,7 +228,7 @@ def test_save_figure_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path, ma
         "main.v1.png", "main.v1.svg", "margin.png", "margin.svg",
     ]  # fmt: skip
     text = svg.read_text()
-    assert ">27.3 → 39.2</text>" in text  # text stays text
+    assert ">pass@1</text>" in text  # text stays text
     assert "<dc:date>" not in text
 
 

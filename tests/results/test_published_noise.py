@@ -9,7 +9,7 @@ from scipy import integrate, stats
 
 from amir_grpo import metrics
 from amir_grpo.results import published_noise as noise
-from amir_grpo.results import study_figures
+from amir_grpo.results import study_figures, style
 from amir_grpo.results.published import published_sizes, published_table
 
 N = 8
@@ -199,8 +199,8 @@ def test_the_figure_shows_each_gain_with_its_two_noises(published):
         for row in rows.itertuples():
             for bar, error in zip(bars[2 * row.Index :], (row.largest, row.implied), strict=False):
                 assert bar == pytest.approx((row.gain - 1.96 * error, row.gain + 1.96 * error))
-        filled = [point.get_markerfacecolor() != "white" for point in points]
-        assert filled == [not low <= 0 <= high for low, high in bars[1::2]]
+        coloured = [point.get_color() != style.NEUTRAL for point in points]
+        assert coloured == [not low <= 0 <= high for low, high in bars[1::2]]
         assert len(points) == len(rows) + 2
         where = {"model": panel.get_title(), "k": 1, "benchmarks": "all", "noise": "implied"}
         wanted = [pooled(published, weights=weights, **where)["gain"] for weights in ("unweighted", "precision")]
