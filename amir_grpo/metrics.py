@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+# The ends of every interval as quantiles: 95 %. A test holds them and `choices.SIGNIFICANCE` together.
+INTERVAL_ENDS = (0.025, 0.975)
 RESAMPLES = 10_000
 # Up to this many non-zero differences all 2^m sign patterns are enumerated; above it they are drawn.
 EXACT_SIGN_FLIPS = 16
@@ -128,7 +130,7 @@ def mean_interval(
 def _student_ends(values: NDArray[np.float64]) -> tuple[float, float]:
     if values.size < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
-    half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+    half = stats.t.ppf(INTERVAL_ENDS[1], values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -142,8 +144,8 @@ def _bounded_ends(
         block = slice(start, min(start + 1000, resamples))
         weights = generator.standard_exponential((block.stop - block.start, values.size))
         weighted[block], total[block] = weights @ values, weights.sum(axis=1)
-    low = np.quantile((weighted + unseen * bounds[0]) / (total + unseen), 0.025)
-    high = np.quantile((weighted + unseen * bounds[1]) / (total + unseen), 0.975)
+    low = np.quantile((weighted + unseen * bounds[0]) / (total + unseen), INTERVAL_ENDS[0])
+    high = np.quantile((weighted + unseen * bounds[1]) / (total + unseen), INTERVAL_ENDS[1])
     # rounding may not push an end past the mean where all values are equal
     mean = values.mean()
     return float(min(max(low, bounds[0]), mean)), float(max(min(high, bounds[1]), mean))
@@ -346,7 +348,7 @@ def seeds_gain(new: ArrayLike, old: ArrayLike) -> Gain:
         variance = max(ms_seeds, ms_problems)
         freedom = (seeds if ms_seeds >= ms_problems else problems) - 1
     error = np.sqrt(variance / difference.size)
-    half = stats.t.ppf(0.975, freedom) * error
+    half = stats.t.ppf(INTERVAL_ENDS[1], freedom) * error
     return Gain(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)))
 
 
@@ -374,5 +376,5 @@ def probability_of_improvement(new: ArrayLike, old: ArrayLike, seed: Seed = 0, r
         )  # how often each is drawn
         by_run = (c @ wins.reshape(-1, wins.shape[2]).T).reshape(rows, *wins.shape[:2])
         means[start : start + rows] = np.einsum("rij,ri,rj->r", by_run, a, b)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, INTERVAL_ENDS)
     return Interval(float(wins.mean()), float(low), float(high))

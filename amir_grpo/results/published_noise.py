@@ -33,7 +33,7 @@ SAMPLES = 8
 # Shares that this package's own policies have on their benchmarks after training; before it 0.89 to 0.95.
 SANDBOX_SHARES = (0.46, 0.66)
 SMALL = 46  # problems: AIME25, AMC23 and LiveMathBench have no more
-Z = float(stats.norm.ppf(0.975))
+Z = float(stats.norm.ppf(metrics.INTERVAL_ENDS[1]))
 NOISES = ("largest", "sandbox_high", "sandbox_low", "implied")
 ALL_MODELS, ALL_BENCHMARKS = "all", "all"
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
+from amir_grpo import metrics
 from amir_grpo.choices import POLICY_NAMES
 from amir_grpo.results.style import COLOURS, LINES, SMALL_PRINT, add_title, new_figure, policy_colour, styled
 
@@ -77,8 +78,8 @@ def _block_means(steps: np.ndarray, values: np.ndarray, blocks: int) -> tuple[np
         block = block[np.isfinite(block)]
         middle.append(steps[start:stop].mean())
         mean.append(block.mean() if block.size else np.nan)
-        few = block.size < 2
-        half.append(np.nan if few else stats.t.ppf(0.975, block.size - 1) * block.std(ddof=1) / np.sqrt(block.size))
+        errors = stats.t.ppf(metrics.INTERVAL_ENDS[1], block.size - 1) if block.size > 1 else np.nan
+        half.append(errors * block.std(ddof=1) / np.sqrt(block.size) if block.size > 1 else np.nan)
     return np.array(middle), np.array(mean), np.array(half), size
 
 

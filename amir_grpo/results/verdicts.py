@@ -1,17 +1,64 @@
-"""The verdict on a claim, from the interval and the p-value of its test."""
+"""The verdict on a hypothesis, from the intervals and the p-value of its test: the one rule of this package."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
 
 from amir_grpo.choices import SIGNIFICANCE
 
-SUPPORTED, REFUTED, OPEN = "supported", "not supported", "not distinguishable"
+
+class Verdict(StrEnum):
+    """What the data say of a hypothesis."""
+
+    SUPPORTED = "supported"
+    REFUTED = "refuted"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
 
 
-def verdict(low: float, high: float, p_value: float = 0.0) -> str:
-    """What a test says of the claim that a quantity is above 0.
+class Hypothesis(StrEnum):
+    """What a comparison may be made to show.
+
+    GREATER: the gain is above 0. EQUIVALENT: it lies within ± margin. NOT_GREATER: it is below the margin.
+    """
+
+    GREATER = "greater"
+    EQUIVALENT = "equivalent"
+    NOT_GREATER = "not greater"
+
+
+def verdict_from(
+    p_value: float,
+    interval: tuple[float, float],
+    inner: tuple[float, float] = (-math.inf, math.inf),
+    margin: float = 0.0,
+    hypothesis: Hypothesis = Hypothesis.GREATER,
+    significance: float = SIGNIFICANCE,
+) -> Verdict:
+    """What a test says of a hypothesis; undecided wherever there is no p-value.
+
+    GREATER: supported or refuted where the p-value is below the significance level, by the side of 0 that the interval
+    lies on; else equivalent where the inner interval lies within ± margin. EQUIVALENT: equivalent where it does; refuted
+    where the interval lies beyond the margin. NOT_GREATER: supported where the inner interval lies below the margin, else
+    refuted where the interval lies above 0.
 
     Args:
-        low, high: Ends of the quantity's interval; equal where only its sign is known.
-        p_value: Of the same test, corrected where several are shown together; 0 where the interval alone decides.
+        p_value: Two-sided, of a gain of 0, corrected where several are shown together; NaN where there is no test.
+        interval: Ends of the interval of level 1 - significance.
+        inner: Ends of that of level 1 - 2 significance, which the margin is held against; unbounded where no margin is set.
+        margin: Smallest gain of interest, in the unit of the intervals.
     """
-    if not p_value < SIGNIFICANCE:
-        return OPEN
-    return SUPPORTED if low > 0 else REFUTED if high < 0 else OPEN
+    (low, high), (inner_low, inner_high) = interval, inner
+    if math.isnan(p_value):
+        return Verdict.UNDECIDED
+    if hypothesis is Hypothesis.NOT_GREATER:
+        if inner_high < margin:
+            return Verdict.SUPPORTED
+        return Verdict.REFUTED if low > 0 else Verdict.UNDECIDED
+    if hypothesis is Hypothesis.GREATER and p_value < significance and (low > 0 or high < 0):
+        return Verdict.SUPPORTED if low > 0 else Verdict.REFUTED
+    if -margin < inner_low and inner_high < margin:
+        return Verdict.EQUIVALENT
+    beyond = low > margin or high < -margin
+    return Verdict.REFUTED if hypothesis is Hypothesis.EQUIVALENT and beyond else Verdict.UNDECIDED

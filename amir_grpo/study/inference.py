@@ -24,7 +24,6 @@ With one base policy its runs take the place of base policies, and the scope say
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
@@ -32,31 +31,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from amir_grpo.choices import SIGNIFICANCE
+from amir_grpo.results.verdicts import Hypothesis, Verdict, verdict_from
 
 ALPHA, POWER = SIGNIFICANCE, 0.8
 # Flipping the signs of n differences, the test that assumes least, has no p-value below 2^(1-n): with fewer than 6, no
 # result could be significant at 0.05 but by the assumed shape of the distribution.
 MIN_UNITS = 6
-
-
-class Verdict(StrEnum):
-    """What the data say of a hypothesis."""
-
-    SUPPORTED = "supported"
-    REFUTED = "refuted"
-    EQUIVALENT = "equivalent"
-    UNDECIDED = "undecided"
-
-
-class Hypothesis(StrEnum):
-    """What a comparison may be made to show.
-
-    GREATER: the gain is above 0. EQUIVALENT: it lies within ± margin. NOT_GREATER: it is below the margin.
-    """
-
-    GREATER = "greater"
-    EQUIVALENT = "equivalent"
-    NOT_GREATER = "not greater"
 
 
 @dataclass(frozen=True)
@@ -216,31 +196,15 @@ def crossed_error(difference: NDArray[np.float64]) -> tuple[NDArray[np.float64],
 def verdict(
     comparison: Comparison, margin: float, hypothesis: Hypothesis = Hypothesis.GREATER, alpha: float = ALPHA
 ) -> Verdict:
-    """What a comparison says of a hypothesis; undecided wherever there is no p-value.
-
-    GREATER: supported or refuted where the two-sided p-value is below α, by the sign; else equivalent where the interval
-    of level 1 - 2α lies within ± margin. EQUIVALENT: equivalent where it does; refuted where the interval of level 1 - α
-    lies beyond the margin. NOT_GREATER: supported where the interval of level 1 - 2α lies below the margin, else refuted
-    where that of 1 - α lies above 0.
+    """What a comparison says of a hypothesis (`amir_grpo.results.verdicts.verdict_from`).
 
     Args:
         margin: Smallest gain of interest, above 0, in the unit of the comparison.
     """
     if not margin > 0:
         raise ValueError(f"The margin is {margin}: the smallest gain of interest is a number above 0.")
-    if comparison.no_test:
-        return Verdict.UNDECIDED
-    low, high = comparison.interval(1 - alpha)
-    if hypothesis is Hypothesis.NOT_GREATER:
-        if comparison.p_not_greater(margin) < alpha:
-            return Verdict.SUPPORTED
-        return Verdict.REFUTED if low > 0 else Verdict.UNDECIDED
-    if hypothesis is Hypothesis.GREATER and comparison.p_value < alpha:
-        return Verdict.SUPPORTED if comparison.estimate > 0 else Verdict.REFUTED
-    if comparison.p_equivalent(margin) < alpha:
-        return Verdict.EQUIVALENT
-    beyond = low > margin or high < -margin
-    return Verdict.REFUTED if hypothesis is Hypothesis.EQUIVALENT and beyond else Verdict.UNDECIDED
+    interval, inner = comparison.interval(1 - alpha), comparison.interval(1 - 2 * alpha)
+    return verdict_from(comparison.p_value, interval, inner, margin, hypothesis, alpha)
 
 
 def shown(comparison: Comparison, margin: float, hypothesis: Hypothesis, alpha: float = ALPHA) -> bool:

@@ -72,7 +72,7 @@ def test_only_the_named_tables_and_figures_are_saved(results):
 
 
 def test_the_report_shows_the_kept_study_beside_the_run_and_its_scope(results):
-    study = pd.DataFrame([{"claim": "1. Denser", "test": "pairs", "result": "+1", "verdict": "not distinguishable"}])
+    study = pd.DataFrame([{"claim": "1. Denser", "test": "pairs", "result": "+1", "verdict": "undecided"}])
     arguments = results, {"seed": 0}, {"commit": "abc"}, []
     page = render_report(*arguments, study)
     assert "they do not cover a new training seed" in page

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from amir_grpo import metrics
-from amir_grpo.results.verdicts import verdict
+from amir_grpo.results.verdicts import verdict_from
 from amir_grpo.study.claims.boundary import boundary_table
 from amir_grpo.study.claims.comparisons import Study
 from amir_grpo.study.claims.coverage import coverage_gain_table
@@ -21,8 +21,8 @@ _PREFERENCE_PAIRS = {"amir_grpo": "grpo", "two-step-dr_grpo-amir": "two-step-dr_
 def verdicts(study: Study) -> pd.DataFrame:
     """Every claim with its test and verdict: columns claim, test, result, verdict. Computed from the study.
 
-    Where a claim has several rows, their p-values are Holm-corrected together, and a verdict other than "not
-    distinguishable" needs the corrected p-value below `SIGNIFICANCE`.
+    Where a claim has several rows, their p-values are Holm-corrected together, and a verdict other than "undecided"
+    needs the corrected p-value below `SIGNIFICANCE`.
     """
     rows = []
     supervision = supervision_table(study).set_index("arm").loc["amir_grpo"]
@@ -32,7 +32,7 @@ def verdicts(study: Study) -> pd.DataFrame:
             "claim": "1. Richer supervision",
             "test": f"pairs per group, against the {size} rewards of the group",
             "result": f"{supervision['pairs']:.1f} [{supervision['pairs_low']:.1f}, {supervision['pairs_high']:.1f}]",
-            "verdict": verdict(supervision["pairs_low"] - size, supervision["pairs_high"] - size),
+            "verdict": str(verdict_from(0.0, (supervision["pairs_low"] - size, supervision["pairs_high"] - size))),
         }
     )
     rows.append(
@@ -40,7 +40,7 @@ def verdicts(study: Study) -> pd.DataFrame:
             "claim": "1. Richer supervision",
             "test": "share of the update at published λ, β; at least 5 %",
             "result": f"{supervision['share']:.2f} % [{supervision['share_low']:.2f}, {supervision['share_high']:.2f}]",
-            "verdict": verdict(supervision["share_low"] - 5, supervision["share_high"] - 5),
+            "verdict": str(verdict_from(0.0, (supervision["share_low"] - 5, supervision["share_high"] - 5))),
         }
     )
     boundary = boundary_table(study)
@@ -75,8 +75,8 @@ def verdicts(study: Study) -> pd.DataFrame:
 
 
 def _row(claim: str, test: str, row: Mapping, p_value: float, unit: str, digits: int) -> dict[str, str]:
-    decided = verdict(row["gain_low"], row["gain_high"], p_value)
+    decided = verdict_from(p_value, (row["gain_low"], row["gain_high"]))
     number = f"{{:+.{digits}f}}".format
     ends = f"[{number(row['gain_low'])}, {number(row['gain_high'])}]"
     result = f"{number(row['gain'])} {unit}".strip() + f" {ends}, p = {p_value:.2g} (Holm)"
-    return {"claim": claim, "test": test, "result": result.replace("-", "−"), "verdict": decided}
+    return {"claim": claim, "test": test, "result": result.replace("-", "−"), "verdict": str(decided)}

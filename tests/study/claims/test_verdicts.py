@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from amir_grpo.results import verdicts as labels
+from amir_grpo.results.verdicts import Verdict
 from amir_grpo.runs.locations import kept_results
 from amir_grpo.study.claims import verdicts
 from amir_grpo.study.tables import load
@@ -12,11 +12,11 @@ def test_verdicts_say_what_was_put_into_the_evidence(study):
     table = verdicts.verdicts(study)
     found = table.groupby("claim")["verdict"].agg(list)
     # 12 pairs against 8; 0.3 % of the update
-    assert found["1. Richer supervision"] == [labels.SUPPORTED, labels.REFUTED]
-    assert found["2. Sharper decision boundary"] == [labels.SUPPORTED] * 2
-    assert found["3. Less length bias"] == [labels.SUPPORTED] * 2
-    assert found["4. Broader coverage"][0] == labels.SUPPORTED  # at greater k both solve nearly all
-    assert set(found["5. Gains for every variant"]) == {labels.OPEN}
+    assert found["1. Richer supervision"] == [Verdict.SUPPORTED, Verdict.REFUTED]
+    assert found["2. Sharper decision boundary"] == [Verdict.SUPPORTED] * 2
+    assert found["3. Less length bias"] == [Verdict.SUPPORTED] * 2
+    assert found["4. Broader coverage"][0] == Verdict.SUPPORTED  # at greater k both solve nearly all
+    assert set(found["5. Gains for every variant"]) == {Verdict.UNDECIDED}
     assert table["result"].str.len().min() > 5
 
 
@@ -27,9 +27,9 @@ def test_a_claim_that_fails_is_not_supported(study):
         for name, table in study.items()
     }
     found = verdicts.verdicts(turned).groupby("claim")["verdict"].agg(list)
-    assert found["2. Sharper decision boundary"] == [labels.REFUTED] * 2
-    assert found["3. Less length bias"][0] == labels.REFUTED
-    assert found["4. Broader coverage"][0] == labels.REFUTED
+    assert found["2. Sharper decision boundary"] == [Verdict.REFUTED] * 2
+    assert found["3. Less length bias"][0] == Verdict.REFUTED
+    assert found["4. Broader coverage"][0] == Verdict.REFUTED
 
 
 def test_the_kept_verdicts_are_those_of_the_kept_tables():
