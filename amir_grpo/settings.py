@@ -241,7 +241,7 @@ _SANDBOX: dict[str, Any] = {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 128,
     "gradient_accumulation_steps": 1,
-    "max_steps": 100,
+    "max_steps": 60,
     "optim": "adamw_torch",
     "gradient_checkpointing": False,
     "max_prompt_length": 64,

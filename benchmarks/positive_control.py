@@ -29,7 +29,7 @@ ARMS = {
         "per_device_train_batch_size": 64,
         "gradient_accumulation_steps": 1,
         "steps_per_generation": 2,
-        "max_steps": 200,
+        "max_steps": 120,
     },
     "group-4": {"num_generations": 4, "per_device_train_batch_size": 64},
     "group-16": {"num_generations": 16, "per_device_train_batch_size": 256},

@@ -13,7 +13,7 @@ _TWO_STEPS = {
     "per_device_train_batch_size": 64,
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 2,
-    "max_steps": 200,
+    "max_steps": 120,
 }
 # Where the preference is to matter: 30 % of the update, a hundred times what the published λ makes of it.
 _SHARE = {"lambda_schedule": "share", "preference_share": 0.3}

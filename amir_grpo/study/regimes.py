@@ -30,7 +30,7 @@ _TWO_STEPS = {
     "per_device_train_batch_size": 64,
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 2,
-    "max_steps": 200,
+    "max_steps": 120,
 }
 _DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 # The largest reward that a completion can earn without a nuisance: what would be clipped at is known in practice.
