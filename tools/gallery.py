@@ -23,6 +23,7 @@ from amir_grpo.runs.showing import results_of
 from amir_grpo.study.figures import STUDY_FIGURES
 from amir_grpo.study.tables import load
 from amir_grpo.system.files import write_text
+from tools.hero import hero
 
 PROFILE = "sandbox"
 STUDY = "evidence"
@@ -43,6 +44,7 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
             published_noise.pooled_table(noise),
             f"Published: {beyond} of {len(noise)} gains exceed the noise of their own evaluation",
         ),
+        "hero": hero(kept),
         "main": figures.main_figure(kept["main"], findings.main_title(kept["main"])),
         "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
         "coverage": figures.coverage_figure(kept["coverage"], findings.coverage_title(kept["coverage"])),
