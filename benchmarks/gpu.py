@@ -34,8 +34,10 @@ from transformers import (
 
 from amir_grpo.choices import METHODS
 from amir_grpo.policies.backend import Backend
+from amir_grpo.policies.cards import GIB, card_here
 from amir_grpo.policies.loading import compute_dtype, device
-from amir_grpo.policies.memory_plan import GIB, SHAPES, card_here, plan
+from amir_grpo.policies.memory_plan import plan
+from amir_grpo.policies.meta_pass import SHAPES
 from amir_grpo.runs import training
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.policy import build_tokenizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -171,11 +172,15 @@ def _open(options: _RunOptions, overrides: Mapping[str, Any] | None = None) -> R
 
 def _plan(options: _PlanOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.policies.memory_plan import planned
+    from amir_grpo.results.published import published_sizes
     from amir_grpo.runs.run import resolve_profile
     from amir_grpo.settings import settings_of
 
     profile = resolve_profile(options.profile)
-    print(planned(profile, settings_of(profile, overrides)))
+    settings = settings_of(profile, overrides)
+    known = {re.sub(r"\W", "", name).lower(): size for name, size in published_sizes().items()} | {"math500": 500}
+    sizes = {name: known.get(name, settings.eval_limit or 200) for name in settings.benchmarks}
+    print(planned(profile, settings, sizes, "unsloth" if settings.backend == "unsloth" else "transformers"))
 
 
 def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:

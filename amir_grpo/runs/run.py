@@ -196,7 +196,7 @@ class Run:
         from amir_grpo.policies.memory_plan import card_here, plan_here  # imports PEFT, which Unsloth speeds up
 
         if is_main() and s.device == "auto" and (card := card_here()):
-            made = plan_here(s)
+            made = plan_here(s, backend.name)
             print(
                 f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
             )
