@@ -17,6 +17,10 @@ POLICIES = ("base", *METHODS)
 # What tables, figures, reports and model cards call them.
 POLICY_NAMES = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 
+# The policies that are made on the spot, and the training sets made for them; what comes with the package of the first.
+SANDBOXES = (SANDBOX, SANDBOX_LARGE) = ("sandbox", "sandbox-large")
+BASE_POLICIES = 6
+
 # the preference term
 PAIR_MINING = ("all", "topk", "permuted")
 PAIR_LOSSES = ("logistic", "linear")

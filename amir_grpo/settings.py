@@ -8,23 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Any
 
-from amir_grpo.choices import (
-    BACKENDS,
-    DEVICES,
-    DTYPES,
-    EVAL_ENGINES,
-    IMPORTANCE_SAMPLING_LEVELS,
-    LORA_TARGETS,
-    LOSS_TYPES,
-    NUISANCES,
-    REWARD_TERMS,
-    SCALE_REWARDS,
-    TRACKERS,
-    VLLM_MODES,
-    Bounds,
-    check_names,
-    check_values,
-)
+from amir_grpo import choices
+from amir_grpo.choices import Bounds, check_names, check_values
 from amir_grpo.preference_settings import PreferenceSettings
 
 
@@ -45,29 +30,33 @@ class _Training:
 
     # policy
     model_name: str = _setting(
-        "Qwen/Qwen2.5-3B-Instruct", "Base policy: a Hub id, a folder, sandbox or sandbox-large."
+        "Qwen/Qwen2.5-3B-Instruct", f"Base policy: a Hub id, a folder, {' or '.join(choices.SANDBOXES)}."
     )
     lora_rank: PositiveInt = _setting(16, "Rank of the LoRA adapter.")
     lora_alpha: PositiveInt = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
-    lora_targets: list[str] = _setting(list(LORA_TARGETS), "Linear projections that get an adapter, by their names.")
+    lora_targets: list[str] = _setting(
+        list(choices.LORA_TARGETS), "Linear projections that get an adapter, by their names."
+    )
     max_seq_length: PositiveInt = _setting(2048, "Longest prompt and completion together, in tokens.")
     load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
     backend: str = _setting(
         "auto",
         "What loads the policy for training: unsloth, transformers, or auto: Unsloth where installed, with a GPU.",
-        choices=BACKENDS,
+        choices=choices.BACKENDS,
     )
     dtype: str = _setting(
         "auto",
         "What policies compute in. auto: float32 on a CPU, 16 bits on a GPU. float64 is for small policies on a CPU: the "
         "same numbers on every machine.",
-        choices=DTYPES,
+        choices=choices.DTYPES,
     )
-    device: str = _setting("auto", "Where policies run: auto, the GPU where there is one, or cpu.", choices=DEVICES)
+    device: str = _setting(
+        "auto", "Where policies run: auto, the GPU where there is one, or cpu.", choices=choices.DEVICES
+    )
     trust_remote_code: bool = _setting(False, "Run the code that comes with a policy of the Hub.")
     safetensors_only: bool = _setting(True, "Refuse weights in pickles, which can run code when they are read.")
     # training data
-    dataset_name: str = _setting("gsm8k", "Training set: gsm8k, math, dapo_math, sandbox or sandbox-large.")
+    dataset_name: str = _setting("gsm8k", f"Training set: gsm8k, math, dapo_math, {' or '.join(choices.SANDBOXES)}.")
     dataset_split: str = _setting("train", "Split of the training set.")
     dataset_limit: Annotated[int | None, Bounds(above=0)] = _setting(
         None, "Number of training problems to use, from the first. None: all."
@@ -106,7 +95,7 @@ class _Training:
     vllm_mode: str = _setting(
         "colocate",
         "Where vLLM runs: colocate, on the GPUs that train, or server, started by `vllm serve`.",
-        choices=VLLM_MODES,
+        choices=choices.VLLM_MODES,
     )
     vllm_server_base_url: str | None = _setting(None, "With vllm_mode=server: its address. None: port 8000 here.")
     vllm_gpu_memory_utilization: Annotated[float, Bounds(above=0, below=1)] = _setting(
@@ -118,7 +107,7 @@ class _Training:
         "A part of the reward that says nothing about correctness: none; noise, uniform in ± nuisance_size; outliers, "
         "nuisance_size for a share of nuisance_rate of the completions; format, nuisance_size for the strict format; "
         "partial, up to nuisance_size for a number close to the answer.",
-        choices=NUISANCES,
+        choices=choices.NUISANCES,
     )
     nuisance_size: PositiveFloat = _setting(0.45, "Size of the nuisance, in units of reward.")
     nuisance_rate: Annotated[float, Bounds(above=0, below=1)] = _setting(
@@ -128,21 +117,21 @@ class _Training:
         None, "The reward is cut off above this. None: not."
     )
     reward_terms: str = _setting(
-        "all", "What the reward is the sum of: all functions, or correctness alone.", choices=REWARD_TERMS
+        "all", "What the reward is the sum of: all functions, or correctness alone.", choices=choices.REWARD_TERMS
     )
     drop_uniform_groups: bool = _setting(False, "Groups that are all right, or all wrong, get no advantage.")
     # GRPO
-    loss_type: str = _setting("grpo", "TRL's loss type.", choices=LOSS_TYPES)
+    loss_type: str = _setting("grpo", "TRL's loss type.", choices=choices.LOSS_TYPES)
     epsilon: PositiveFloat = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
     epsilon_high: Annotated[float | None, Bounds(above=0)] = _setting(None, "Upper clipping range. None: epsilon.")
     mask_truncated_completions: bool = _setting(False, "Leave truncated completions out of the loss.")
     scale_rewards: str = _setting(
         "group",
         "What advantages are divided by: the standard deviation of the group's rewards, the batch's, or none.",
-        choices=SCALE_REWARDS,
+        choices=choices.SCALE_REWARDS,
     )
     importance_sampling_level: str = _setting(
-        "token", "Importance ratios per token, or per sequence (GSPO).", choices=IMPORTANCE_SAMPLING_LEVELS
+        "token", "Importance ratios per token, or per sequence (GSPO).", choices=choices.IMPORTANCE_SAMPLING_LEVELS
     )
 
 
@@ -174,14 +163,15 @@ class Settings(_PreferenceOfARun, _Training):
     save_total_limit: Annotated[int | None, Bounds(above=0)] = _setting(
         2, "How many of the latest checkpoints are kept. None: all."
     )
-    report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.", choices=TRACKERS)
+    report_to: str = _setting("none", "Tracker: none, trackio, wandb or tensorboard.", choices=choices.TRACKERS)
     # evaluation
     benchmarks: list[str] = _setting(
         ["gsm8k", "aime25", "olympiadbench", "amc23", "minervamath", "aquarat", "livemathbench"],
         "Benchmarks, in the order of the tables.",
     )
     eval_limit: Annotated[int | None, Bounds(above=0)] = _setting(
-        None, "Number of problems of each benchmark to evaluate on, from the first. None: all (sandbox: 200)."
+        None,
+        "Number of problems of each benchmark, from the first. None: all; of the sandbox's, as many as in its profile.",
     )
     num_samples: PositiveInt = _setting(8, "n, completions per problem.")
     ks: list[int] = _setting([1, 2, 4], "The values of k in pass@k, none above num_samples.")
@@ -193,9 +183,13 @@ class Settings(_PreferenceOfARun, _Training):
     eval_token_budget: PositiveInt = _setting(
         262_144, "Tokens per evaluation batch, prompts and completions together; halved where memory runs out."
     )
-    eval_engine: str = _setting("transformers", "What draws the evaluation: an engine, or auto.", choices=EVAL_ENGINES)
+    eval_engine: str = _setting(
+        "transformers", "What draws the evaluation: an engine, or auto.", choices=choices.EVAL_ENGINES
+    )
     # the sandbox's base policy
-    base_seed: Annotated[int, Bounds(at_least=0, at_most=5)] = _setting(0, "Which of the sandbox's six base policies.")
+    base_seed: Annotated[int, Bounds(at_least=0, below=choices.BASE_POLICIES)] = _setting(
+        0, f"Which of the sandbox's {choices.BASE_POLICIES} base policies."
+    )
     sandbox_warmup_steps: PositiveInt = _setting(
         4000, "Steps of supervised training that make the sandbox's base policy."
     )
@@ -225,16 +219,16 @@ class Settings(_PreferenceOfARun, _Training):
     @property
     def is_sandbox(self) -> bool:
         """Whether the policy is one of `amir_grpo.sandbox`."""
-        return self.model_name in ("sandbox", "sandbox-large")
+        return self.model_name in choices.SANDBOXES
 
 
 _SANDBOX: dict[str, Any] = {
-    "model_name": "sandbox",
+    "model_name": choices.SANDBOX,
     "backend": "transformers",
     "dtype": "float64",
     "device": "cpu",
     "max_seq_length": 128,
-    "dataset_name": "sandbox",
+    "dataset_name": choices.SANDBOX,
     "dataset_limit": 4000,
     "lora_rank": 4,
     "lora_alpha": 4,
@@ -268,10 +262,10 @@ PROFILES: dict[str, dict[str, Any]] = {
     # One size up, for a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions per rollout.
     "sandbox-large": {
         **_SANDBOX,
-        "model_name": "sandbox-large",
+        "model_name": choices.SANDBOX_LARGE,
         "dtype": "auto",
         "device": "auto",
-        "dataset_name": "sandbox-large",
+        "dataset_name": choices.SANDBOX_LARGE,
         "dataset_limit": 20_000,
         "max_seq_length": 256,
         "learning_rate": 3e-4,
@@ -338,7 +332,7 @@ ADDED_SINCE: dict[str, Any] = {
     "vllm_mode": "colocate",
     "vllm_server_base_url": None,
     "vllm_gpu_memory_utilization": 0.3,
-    "lora_targets": list(LORA_TARGETS),
+    "lora_targets": list(choices.LORA_TARGETS),
     "base_seed": 0,
     "dtype": "auto",
     "device": "auto",
@@ -412,7 +406,9 @@ def _check_relations(s: Settings) -> None:
     if s.use_vllm and s.load_in_4bit:
         raise ValueError("use_vllm=True cannot read load_in_4bit=True's packed weights: set one of them to False.")
     if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
-        raise ValueError(f"model_name is {s.model_name!r}; it must be a Hub id, a folder, sandbox or sandbox-large.")
+        raise ValueError(
+            f"model_name is {s.model_name!r}; it must be a Hub id, a folder, {' or '.join(choices.SANDBOXES)}."
+        )
 
 
 __all__ = ["PROFILES", "Settings", "differences", "replace", "settings_of"]

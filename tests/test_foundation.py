@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from amir_grpo.policies.backend import UNSLOTH_VERSION
 from amir_grpo.results import published_noise
 from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.study.tables import load
@@ -76,11 +77,11 @@ def test_environment_yml_and_colab_install_the_extra_gpu():
     assert '"[gpu]"' in (ROOT / "amir_grpo" / "colab.py").read_text()
 
 
-def test_the_cpu_backend_of_unsloth_that_ci_installs_is_within_bounds():
+def test_pyproject_ci_and_the_backend_name_one_version_of_unsloth():
     lines = [line for line in (ROOT / ".ci" / "unsloth.txt").read_text().splitlines() if not line.startswith("#")]
     pins = dict(line.split("==") for line in lines)
-    assert pins["unsloth"] in requirements("gpu")["unsloth"]
-    assert pins["unsloth"] == pins["unsloth_zoo"]
+    assert str(requirements("gpu")["unsloth"]) == str(requirements("gpu")["unsloth_zoo"]) == f"=={UNSLOTH_VERSION}"
+    assert pins["unsloth"] == pins["unsloth_zoo"] == UNSLOTH_VERSION
 
 
 def test_unsloths_bounds_are_kept():

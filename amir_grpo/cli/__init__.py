@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amir_grpo.choices import METHODS, check_names
+from amir_grpo.choices import METHODS, SANDBOX, SANDBOX_LARGE, SANDBOXES, check_names
 from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
@@ -91,7 +91,7 @@ class _EvidenceOptions:
         metadata={"help": "The study of the plan: pilot, or confirmation.", "choices": ["pilot", "confirmation"]},
     )
     seeds: list[int] | None = field(default=None, metadata={"help": "With study: only runs with these seeds."})
-    profile: str = field(default="sandbox", metadata={"help": "sandbox, or sandbox-large (for a GPU)."})
+    profile: str = field(default="sandbox", metadata={"help": f"{SANDBOX}, or {SANDBOX_LARGE} (for a GPU)."})
     arms: list[str] | None = field(
         default=None,
         metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.arms."},
@@ -245,7 +245,7 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
         _study(options, overrides)
         return
     check_names("arm", options.arms or (), ARMS)
-    check_names("sandbox profile", [options.profile], ["sandbox", "sandbox-large"])
+    check_names("sandbox profile", [options.profile], SANDBOXES)
     if options.workers < 0:
         raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
     wanted = with_references([*options.arms, "amir_grpo"]) if options.arms else list(ARMS.values())

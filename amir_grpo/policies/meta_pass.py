@@ -74,11 +74,11 @@ def config_of(settings: Settings) -> PretrainedConfig:
     from transformers import AutoConfig
 
     from amir_grpo.policies.loading import explain_loading_error
-    from amir_grpo.sandbox.policy import SANDBOXES, build_tokenizer, untrained_config
+    from amir_grpo.sandbox.policy import SPECS, build_tokenizer, untrained_config
 
     name = settings.model_name
     if settings.is_sandbox:
-        spec = SANDBOXES[name]
+        spec = SPECS[name]
         return untrained_config(spec, build_tokenizer(spec.words))
     if name in SHAPES and not Path(name).exists():
         return AutoConfig.for_model(**SHAPES[name])

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo.choices import METHODS, POLICIES, check_names
+from amir_grpo.choices import METHODS, POLICIES, SANDBOX, check_names
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
@@ -37,7 +37,7 @@ from amir_grpo.runs.locations import runs_folder
 from amir_grpo.runs.opening import configure, stage_lock
 from amir_grpo.runs.stages import read_table, write_stage
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
-from amir_grpo.sandbox.policy import SANDBOXES
+from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.settings import PROFILES, Settings
 from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
@@ -148,9 +148,7 @@ class Run:
         folder = self.folder / "base"
         if not folder.exists():
             s = self.settings
-            spec = replace(
-                SANDBOXES[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=WARMUP_SEEDS[s.base_seed]
-            )
+            spec = replace(SPECS[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=WARMUP_SEEDS[s.base_seed])
             with explain_full_disk(self.folder):
                 made = base_policy(spec, self.folder.parent / ".cache")
                 with self._stage("copying the base policy"), atomic_folder(folder) as beside:
@@ -351,7 +349,7 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 def _use_one_thread(settings: Settings) -> None:
     """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
-    if settings.model_name == "sandbox":
+    if settings.model_name == SANDBOX:
         import torch
 
         torch.set_num_threads(1)

@@ -8,14 +8,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from amir_grpo.choices import SANDBOX
 from amir_grpo.sandbox.base import PACKAGED, WARMUP_SEEDS, base_policy, make_with_recipe
-from amir_grpo.sandbox.policy import SANDBOXES, SandboxSpec
+from amir_grpo.sandbox.policy import SPECS, SandboxSpec
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m amir_grpo.sandbox.make", description=__doc__)
-    parser.add_argument("--numbers", type=int, nargs="+", default=range(len(WARMUP_SEEDS)), help="default: all six")
+    parser.add_argument("--numbers", type=int, nargs="+", default=range(len(WARMUP_SEEDS)), help="default: all")
     parser.add_argument("--out", type=Path, default=PACKAGED, help="default: where the package looks for them")
     parser.add_argument("--spec", type=json.loads, default={}, help="other fields of SandboxSpec, as JSON")
     parser.add_argument("--cache", type=Path, help="make the one of --spec into this cache instead")
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     for number in options.numbers:
         folder = options.out / str(number)
         shutil.rmtree(folder, ignore_errors=True)
-        make_with_recipe(replace(SANDBOXES["sandbox"], seed=WARMUP_SEEDS[number], **fields), folder)
+        make_with_recipe(replace(SPECS[SANDBOX], seed=WARMUP_SEEDS[number], **fields), folder)
         print(folder, flush=True)
 
 

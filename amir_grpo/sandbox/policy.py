@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amir_grpo.choices import SANDBOX, SANDBOX_LARGE
 from amir_grpo.sandbox.problems import (
     ALL_FAMILIES,
     TRAINED_ON,
@@ -31,6 +32,7 @@ from amir_grpo.sandbox.problems import (
     question_of,
     solution,
 )
+from amir_grpo.settings import PROFILES, Settings
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -50,13 +52,13 @@ class SandboxSpec(Habits):
             there; the mixture that follows teaches the other habits.
     """
 
-    shown: tuple[str, ...] = ("chain4", "chain5", *TRAINED_ON["sandbox"], "chain8")
+    shown: tuple[str, ...] = ("chain4", "chain5", *TRAINED_ON[SANDBOX], "chain8")
     seed: int = 0
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     intermediate_size: int = 192
-    warmup_steps: int = 4000
+    warmup_steps: int = Settings.sandbox_warmup_steps
     warmup_batch_size: int = 16
     warmup_learning_rate: float = 5e-3
     warmup_chains: int = 6000
@@ -84,15 +86,15 @@ def _code(path: Path) -> str:
 
 
 # By the name that settings give as model_name and dataset_name.
-SANDBOXES: dict[str, SandboxSpec] = {
-    "sandbox": SandboxSpec(),
-    "sandbox-large": SandboxSpec(
-        shown=TRAINED_ON["sandbox-large"],
+SPECS: dict[str, SandboxSpec] = {
+    SANDBOX: SandboxSpec(),
+    SANDBOX_LARGE: SandboxSpec(
+        shown=TRAINED_ON[SANDBOX_LARGE],
         hidden_size=512,
         num_hidden_layers=8,
         num_attention_heads=8,
         intermediate_size=1408,
-        warmup_steps=6000,
+        warmup_steps=PROFILES[SANDBOX_LARGE]["sandbox_warmup_steps"],
         warmup_batch_size=64,
         warmup_learning_rate=1e-3,
     ),

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, check_names
+from amir_grpo.settings import PROFILES
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -44,11 +47,9 @@ LARGE_FAMILIES: dict[str, Family] = {
 ALL_FAMILIES = FAMILIES | LARGE_FAMILIES
 # The families of each training set, by the name that settings give as dataset_name.
 TRAINED_ON: dict[str, tuple[str, ...]] = {
-    "sandbox": ("chain6", "chain7"),
-    "sandbox-large": ("chain5", "chain7", "words3", "words4"),
+    SANDBOX: ("chain6", "chain7"),
+    SANDBOX_LARGE: ("chain5", "chain7", "words3", "words4"),
 }
-# Problems are drawn, not stored: how many where nobody says.
-_TRAINING_PROBLEMS, _BENCHMARK_PROBLEMS = 4000, 200
 # A quarter of all chains is kept for evaluation: no warm-up and no rollout ever sees one of them.
 _HELD_OUT_ONE_IN = 4
 
@@ -58,8 +59,8 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0) -> Dataset:
 
     Args:
         name: One of `ALL_FAMILIES` or of `TRAINED_ON`.
-        limit: Number of problems, all distinct; None for 4000 in training and 200 of a benchmark. Families are finite:
-            a small one may have fewer.
+        limit: Number of problems, all distinct; None for as many as the profile sandbox has, since problems are drawn, not
+            stored. Families are finite: a small one may have fewer.
         seed: Which problems.
 
     Returns:
@@ -70,10 +71,9 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0) -> Dataset:
     """
     from datasets import Dataset
 
-    if name not in TRAINED_ON and name not in ALL_FAMILIES:
-        raise ValueError(f"Unknown sandbox family {name!r}: choose one of {', '.join([*TRAINED_ON, *ALL_FAMILIES])}.")
+    check_names("sandbox family", [name], [*TRAINED_ON, *ALL_FAMILIES])
     training = name in TRAINED_ON
-    limit = limit or (_TRAINING_PROBLEMS if training else _BENCHMARK_PROBLEMS)
+    limit = limit or PROFILES[SANDBOX]["dataset_limit" if training else "eval_limit"]
     chains = named_chains(TRAINED_ON[name] if training else (name,), held_out=not training, seed=seed)
     rows = []
     for index, (family, chain) in enumerate(islice(chains, limit)):

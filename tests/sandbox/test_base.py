@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from amir_grpo.choices import BASE_POLICIES, SANDBOXES
 from amir_grpo.sandbox import base as base_policies
 from amir_grpo.sandbox import make
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy, check_files
+from amir_grpo.sandbox.policy import SPECS
+from amir_grpo.sandbox.problems import TRAINED_ON
 
 
 def never(spec, folder):
@@ -69,6 +72,12 @@ def test_a_file_that_is_not_the_published_one_is_named(packaged, in_place, tiny_
     finally:
         path.write_bytes(content)
     check_files(packaged / "0")
+
+
+def test_every_base_seed_of_the_settings_has_a_base_policy():
+    assert len(WARMUP_SEEDS) == BASE_POLICIES
+    assert {path.name for path in base_policies.PACKAGED.glob("[0-9]*")} == {*map(str, range(BASE_POLICIES))}
+    assert tuple(SPECS) == tuple(TRAINED_ON) == SANDBOXES
 
 
 @pytest.mark.parametrize("folder", sorted(base_policies.PACKAGED.glob("[0-9]*")), ids=lambda path: path.name)

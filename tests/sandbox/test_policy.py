@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from amir_grpo.sandbox.policy import (
-    SANDBOXES,
+    SPECS,
     SandboxSpec,
     build_tokenizer,
     make_base_policy,
@@ -152,7 +152,7 @@ def test_base_policy_is_made_of_its_spec_alone(tmp_path):
 
 
 def test_the_large_policy_has_20_to_50_million_parameters_and_room_for_its_problems():
-    spec = SANDBOXES["sandbox-large"]
+    spec = SPECS["sandbox-large"]
     tokenizer = build_tokenizer(spec.words)
     policy = LlamaForCausalLM(untrained_config(spec, tokenizer))
     assert 20e6 < sum(p.numel() for p in policy.parameters()) < 50e6
@@ -162,4 +162,4 @@ def test_the_large_policy_has_20_to_50_million_parameters_and_room_for_its_probl
 
 def test_the_small_sandbox_has_no_word_tokens():
     assert len(build_tokenizer()) < len(build_tokenizer(words=True))
-    assert not SANDBOXES["sandbox"].words
+    assert not SPECS["sandbox"].words
