@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from amir_grpo.choices import PAIR_LOSSES, PAIR_MINING
+from amir_grpo.choices import PAIR_LOSSES, PAIR_MINING, check_names
 
 
 class Pairs(NamedTuple):
@@ -65,8 +65,7 @@ def mine_pairs(
     """
     if group_size < 1 or rewards.numel() % group_size:
         raise ValueError(f"{rewards.numel()} rewards do not divide into groups of {group_size}.")
-    if strategy not in PAIR_MINING:
-        raise ValueError(f"Unknown pair mining strategy {strategy!r}: choose one of {', '.join(PAIR_MINING)}.")
+    check_names("pair mining strategy", [strategy], PAIR_MINING)
     if not reward_margin >= 0:
         raise ValueError(f"reward_margin is {reward_margin}; it must be at least 0.")
     if max_pairs_per_group is not None and max_pairs_per_group < 1:
@@ -146,8 +145,7 @@ def preference_weights(
 
 
 def _check_pair_loss(pair_loss: str) -> None:
-    if pair_loss not in PAIR_LOSSES:
-        raise ValueError(f"Unknown pair loss {pair_loss!r}: choose one of {', '.join(PAIR_LOSSES)}.")
+    check_names("pair loss", [pair_loss], PAIR_LOSSES)
 
 
 def published_lambda(lambda_reg: float, preference_loss: float, grpo_loss: float) -> float:

@@ -99,8 +99,8 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
             raise TypeError(f"args is a {type(args).__name__}; AmirGRPOTrainer needs an AmirGRPOConfig.")
         if args.loss_type not in LOSS_TYPES:
             raise ValueError(
-                f"No exact preference factor is known for loss_type={args.loss_type!r}: "
-                f"choose one of {', '.join(LOSS_TYPES)}."
+                f"No exact preference factor is known for loss_type={args.loss_type!r}.\n"
+                f"Valid: {', '.join(LOSS_TYPES)}."
             )
         if args.lambda_reg > 0 and args.top_entropy_quantile < 1.0:
             raise ValueError(

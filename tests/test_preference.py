@@ -146,7 +146,7 @@ def test_the_linear_pair_loss_is_the_tangent_at_equal_log_probabilities():
 
 def test_an_unknown_pair_loss_is_refused():
     pairs = mine_pairs(torch.tensor([1.0, 0.0]), group_size=2)
-    with pytest.raises(ValueError, match="'hinge': choose one of logistic, linear"):
+    with pytest.raises(ValueError, match=r"'hinge'\.\nValid: logistic, linear"):
         preference_weights(torch.zeros(2), pairs, 0.2, pair_loss="hinge")
 
 

@@ -294,7 +294,7 @@ def test_unscorable_completions_form_no_pair(policy, tmp_path):
         ("beta_dpo", 0.0, "beta_dpo is 0.0"),
         ("pair_mining", "best", "Unknown pair_mining 'best'"),
         ("max_pairs_per_group", 0, "max_pairs_per_group is 0"),
-        ("loss_type", "ppo", "loss_type='ppo': choose one of grpo"),
+        ("loss_type", "ppo", r"loss_type='ppo'\.\nValid: grpo"),
         ("top_entropy_quantile", 0.2, "top_entropy_quantile=0.2"),
     ],
 )

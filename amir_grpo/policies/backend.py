@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from amir_grpo.system.processes import world_size
+from amir_grpo.system.shipped import install_command
 
-_INSTALL = "pip install -e '.[gpu]' (Linux, NVIDIA GPU)"
+_INSTALL = f"{install_command('gpu')} (Linux, NVIDIA GPU)"
 # Unsloth rewrites TRL by regular expressions, another way in each version: 2026.10.7 normalises bnpo as dapo, and breaks
 # an evaluation after a training in one process. The gradient under its trainer is tested for this one alone.
 UNSLOTH_VERSION = "2026.10.9"

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, TopPLogitsWarper
 
-from amir_grpo.choices import ENGINES
+from amir_grpo.choices import ENGINES, check_names
 from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.policies.memory import free_memory
 from amir_grpo.policies.source import Loading
+from amir_grpo.system.shipped import install_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -161,7 +162,7 @@ class TransformersEngine:
 
 
 class VLLMEngine:
-    """vLLM on a base policy, with any LoRA adapter of it on top; needs `pip install 'amir-grpo[vllm]'` and a GPU.
+    """vLLM on a base policy, with any LoRA adapter of it on top; needs the extra `vllm` and a GPU.
 
     Its prefix cache computes a prompt once for all its samples, and its scheduler lets no completion wait for another: give
     it all requests at once. The engine is built once for a base; `use` changes the adapter.
@@ -182,8 +183,8 @@ class VLLMEngine:
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
-                "engine='vllm' needs vLLM, which is not installed: pip install -e '.[vllm]' (Linux, NVIDIA GPU).\n"
-                "Or set engine to 'transformers'."
+                f"eval_engine=vllm needs vLLM, which is not installed: {install_command('vllm')} (Linux, NVIDIA GPU).\n"
+                "Or set eval_engine to transformers."
             )
         from vllm import LLM
         from vllm.lora.request import LoRARequest
@@ -271,11 +272,10 @@ def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, lo
     """
     from amir_grpo.policies.loading import load_policy, load_tokenizer
 
+    check_names("engine", [name], ENGINES)
     if name == "transformers":
         return TransformersEngine(load_policy(base, adapter, loading), load_tokenizer(base, loading.trust_remote_code))
-    if name == "vllm":
-        return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading, lora_rank)
-    raise ValueError(f"Unknown engine {name!r}: choose one of {', '.join(ENGINES)}.")
+    return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading, lora_rank)
 
 
 def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

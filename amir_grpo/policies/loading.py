@@ -17,6 +17,7 @@ from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies.float64 import compute_in_float64
 from amir_grpo.policies.source import ADAPTER_FILES, Loading
 from amir_grpo.system.progress import quiet
+from amir_grpo.system.shipped import install_command
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -82,9 +83,7 @@ def check_hardware(
         if package and device().type != "cuda":
             raise ValueError(f"{name}={value} needs an NVIDIA GPU, and none is visible: set {name} to {instead}.")
         if package and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"{name}={value} needs {package}: pip install -e '.[{extra}]'. Or set {name} to {instead}."
-            )
+            raise ValueError(f"{name}={value} needs {package}: {install_command(extra)}. Or set {name} to {instead}.")
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
         raise ValueError(
             f"report_to={report_to} needs {report_to}: pip install {report_to}. Or set report_to to none."

@@ -218,13 +218,13 @@ def test_other_errors_are_not_taken_for_memory(tiny_policy, tokenizer, draw):
 
 def test_engines_by_name(base):
     assert isinstance(load_engine("transformers", str(base), None, Loading()), TransformersEngine)
-    with pytest.raises(ValueError, match="Unknown engine 'sglang': choose one of transformers, vllm"):
+    with pytest.raises(ValueError, match=r"Unknown engine 'sglang'\.\nValid: transformers, vllm"):
         load_engine("sglang", str(base), None, Loading())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed_is_asked_for(base):
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[vllm\]'"):
+    with pytest.raises(ValueError, match=r"eval_engine=vllm needs vLLM.*pip install -e '\.\[vllm\]'"):
         load_engine("vllm", str(base), None, Loading())
 
 

@@ -32,6 +32,13 @@ def test_what_comes_with_the_package_is_found_from_anywhere(monkeypatch, tmp_pat
     assert (kept_results("sandbox") / "main.csv").is_file()
 
 
+def test_an_optional_part_is_installed_as_the_package_was(monkeypatch, tmp_path):
+    assert shipped.install_command("gpu") == "pip install -e '.[gpu]'"  # in a clone, as these tests run
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path)
+    (tmp_path / "shipped").mkdir()
+    assert shipped.install_command("gpu") == "pip install 'amir-grpo[gpu]'"
+
+
 def test_what_did_not_come_with_the_package_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "amir_grpo")
     with pytest.raises(FileNotFoundError, match=r"notebooks did not come with the package.*\n.*pip install"):
