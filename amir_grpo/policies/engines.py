@@ -67,6 +67,19 @@ class Drawn:
     logprobs: list[float]
 
 
+@dataclass(frozen=True)
+class Room:
+    """What an engine that sets its memory aside beforehand is built for.
+
+    Attributes:
+        lora_rank: The largest rank of an adapter; 0 where none will come.
+        tokens: The longest prompt and completion together; None for all that the policy can take.
+    """
+
+    lora_rank: int = 16
+    tokens: int | None = None
+
+
 def stream(*names: object) -> int:
     """The random stream of what these names name, in order: a non-negative integer of 64 bits."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8], "big")
@@ -167,8 +180,13 @@ class VLLMEngine:
     Its prefix cache computes a prompt once for all its samples, and its scheduler lets no completion wait for another: give
     it all requests at once. The engine is built once for a base; `use` changes the adapter.
 
+    Args:
+        base, adapter, loading: As of `load_engine`.
+        tokenizer: Of the base.
+        room: What it is built for.
+
     Raises:
-        ValueError: If vLLM is not installed.
+        ValueError: If vLLM is not installed, or has no kernels for the rank.
     """
 
     name = "vllm"
@@ -179,18 +197,26 @@ class VLLMEngine:
         adapter: Path | None,
         tokenizer: PreTrainedTokenizerBase,
         loading: Loading = Loading(),
-        lora_rank: int = 16,
+        room: Room = Room(),
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
                 f"eval_engine=vllm needs vLLM, which is not installed: {install_command('vllm')} (Linux, NVIDIA GPU).\n"
                 "Or set eval_engine to transformers."
             )
+        if room.lora_rank > _VLLM_RANKS[-1]:
+            raise ValueError(
+                f"eval_engine=vllm takes adapters up to rank {_VLLM_RANKS[-1]}, and this one's is {room.lora_rank}:\n"
+                "set eval_engine to transformers."
+            )
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
+        from amir_grpo.policies.loading import compute_dtype
+
         self.tokenizer = tokenizer
         self.base = base
+        self.room = room
         self._request = LoRARequest
         self._adapters: list[Path] = []  # vLLM tells them apart by a number
         self.use(adapter)
@@ -199,9 +225,11 @@ class VLLMEngine:
             quantization="bitsandbytes" if loading.in_4bit else None,
             trust_remote_code=loading.trust_remote_code,
             load_format="bitsandbytes" if loading.in_4bit else "safetensors" if loading.safetensors_only else "auto",
+            dtype=str(compute_dtype(loading)).removeprefix("torch."),  # by itself, it wants bfloat16 on a T4
+            max_model_len=room.tokens,
             enable_prefix_caching=True,
-            enable_lora=True,
-            max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= lora_rank),
+            enable_lora=room.lora_rank > 0,
+            max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= room.lora_rank),
             gpu_memory_utilization=_free_share(),
         )
 
@@ -257,7 +285,7 @@ def engine_here(wanted: str, loading: Loading) -> str:
     return "vllm" if on_gpu and importlib.util.find_spec("vllm") is not None else "transformers"
 
 
-def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, lora_rank: int = 16) -> Engine:
+def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, room: Room = Room()) -> Engine:
     """The engine of one policy.
 
     Args:
@@ -265,7 +293,7 @@ def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, lo
         base: Hub id or folder of the policy, or of the base of its adapter.
         adapter: Folder of a PEFT adapter, None for the base itself.
         loading: 4 bits or not, and what is trusted.
-        lora_rank: The largest rank of an adapter that vLLM is to take.
+        room: What vLLM is built for.
 
     Raises:
         ValueError: If there is no such engine, it is not installed, or the policy cannot be loaded so.
@@ -275,7 +303,7 @@ def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, lo
     check_names("engine", [name], ENGINES)
     if name == "transformers":
         return TransformersEngine(load_policy(base, adapter, loading), load_tokenizer(base, loading.trust_remote_code))
-    return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading, lora_rank)
+    return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading, room)
 
 
 def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

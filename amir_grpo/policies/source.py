@@ -61,6 +61,13 @@ class PolicySource:
     base: str
     adapter: Path | None = None
 
+    def lora_rank(self) -> int:
+        """The largest rank in the adapter; 0 where there is none."""
+        if self.adapter is None:
+            return 0
+        config = json.loads((Path(self.adapter) / ADAPTER_FILES[0]).read_text())
+        return max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
+
     def weights_hash(self) -> str:
         """Hash of the adapter's safetensors, or of the base's where there is none: 8 hexadecimal digits.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from amir_grpo.system.provenance import now, provenance, read_json, to_json
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from amir_grpo.policies.engines import Engine
+    from amir_grpo.policies.engines import Engine, Room
 
 _DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
 _SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
@@ -41,6 +41,11 @@ class Evaluation:
         self.loading = loading
         self.problems = problems
         self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
+        self._lora_rank = settings.lora_rank
+
+    def expect(self, sources: Iterable[PolicySource]) -> None:
+        """Build the engine so that it takes each of these policies, which will be evaluated in turn."""
+        self._lora_rank = max(source.lora_rank() for source in sources)
 
     def is_complete(self, name: str, benchmark: str) -> bool:
         """Whether the samples and the greedy completions of a policy on a benchmark are there."""
@@ -152,18 +157,31 @@ class Evaluation:
         return rows
 
     def _engine(self, source: PolicySource) -> Engine:
-        from amir_grpo.policies.engines import load_engine
+        from amir_grpo.policies.engines import Room, load_engine
 
         if self._loaded is None or self._loaded[0] != source:
             last = self._loaded[1] if self._loaded else None
-            if last is not None and last.name == "vllm" and last.base == source.base:
+            rank = source.lora_rank()
+            if last is not None and last.name == "vllm" and last.base == source.base and rank <= last.room.lora_rank:
                 last.use(source.adapter)  # building it takes minutes
                 self._loaded = source, last
             else:
                 self._loaded = last = None  # free the last one before the next is loaded
-                name, rank = self.engine_name(), self.settings.lora_rank
-                self._loaded = source, load_engine(name, source.base, source.adapter, self.loading, rank)
+                name = self.engine_name()
+                room = self._room(source.base, rank) if name == "vllm" else Room()
+                self._loaded = source, load_engine(name, source.base, source.adapter, self.loading, room)
         return self._loaded[1]
+
+    def _room(self, base: str, rank: int) -> Room:
+        """For the longest prompt of any benchmark, an adapter of this rank, and the policies to come."""
+        from amir_grpo.policies.engines import Room
+        from amir_grpo.policies.loading import load_tokenizer
+        from amir_grpo.policies.sampling import tokenize_prompts
+
+        tokenizer = load_tokenizer(base, self.settings.trust_remote_code)
+        prompts = [tokenize_prompts(tokenizer, self.problems(name)) for name in self.settings.benchmarks]
+        longest = max(len(ids) for benchmark in prompts for ids in benchmark.values())
+        return Room(max(rank, self._lora_rank), longest + self.settings.eval_max_new_tokens)
 
     def engine_name(self) -> str:
         """What draws; with eval_engine=auto the one that drew what is there: engines differ, and policies are compared."""

@@ -251,6 +251,7 @@ class Run:
         """
         benchmarks = list(benchmarks or self.settings.benchmarks)
         folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
+        self.evaluation.expect(sources.values())
         self._check_problems(folders.values(), benchmarks)
         frames = []
         for name, source in sources.items():

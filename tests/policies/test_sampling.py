@@ -277,6 +277,8 @@ def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
         "model": "some/policy",
         "quantization": None,
         "load_format": "safetensors",
+        "dtype": "float32",
+        "max_model_len": None,
         "enable_lora": True,
         "max_lora_rank": 16,
         "gpu_memory_utilization": 0.9,

@@ -2,17 +2,21 @@
 
 import contextlib
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from datasets import Dataset
 
-from amir_grpo.policies import loading, sampling
+from amir_grpo.policies import engines, loading, sampling
+from amir_grpo.policies.source import PolicySource
 from amir_grpo.problems import fingerprint
 from amir_grpo.results.run_results import EvaluationResults
+from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.run import Run
 from amir_grpo.runs.showing import results_of, write_report
 
@@ -182,3 +186,43 @@ def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monk
     table = results.reliability
     assert table.loc[table["policy"] == "base", "right"].tolist() == [1.0, 0.5]
     assert len(results.figures()["reliability"]().axes) == 3
+
+
+class _Built(SimpleNamespace):
+    def use(self, adapter):
+        self.used = adapter
+
+
+def adapter(folder, rank):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    return folder
+
+
+def test_one_engine_for_all_policies_of_a_run_and_room_for_the_longest(open_tiny, tmp_path, monkeypatch):
+    run = open_tiny()
+    built = []
+
+    def load_engine(name, base, adapter, loading, room):
+        built.append(_Built(name=name, base=base, room=room, used=adapter))
+        return built[-1]
+
+    monkeypatch.setattr(engines, "load_engine", load_engine)
+    monkeypatch.setattr(Evaluation, "engine_name", lambda self: "vllm")
+    base = run.base()
+    few, many = PolicySource(base, adapter(tmp_path / "few", 4)), PolicySource(base, adapter(tmp_path / "many", 64))
+    sources = [PolicySource(base), few, many]
+    run.evaluation.expect(sources)
+    for each in sources:
+        assert run.evaluation._engine(each).used == each.adapter
+    assert len(built) == 1
+    assert built[0].room.lora_rank == 64
+    tokenizer = loading.load_tokenizer(base)
+    prompts = [sampling.tokenize_prompts(tokenizer, run.problems(name)) for name in run.settings.benchmarks]
+    longest = max(len(ids) for benchmark in prompts for ids in benchmark.values())
+    assert built[0].room.tokens == longest + run.settings.eval_max_new_tokens
+    run.evaluation.expect(sources[:1])
+    assert run.evaluation._engine(sources[0]) is built[0], "more room than is needed is no reason to build it again"
+    run.evaluation._engine(PolicySource(base, adapter(tmp_path / "larger", 65)))
+    assert len(built) == 2
+    assert built[1].room.lora_rank == 65

@@ -1,0 +1,162 @@
+"""What the vLLM engine asks of vLLM, against vLLM's own source: read, not run, since running it takes a GPU.
+
+The source is that of an installed vLLM, or of a wheel that AMIR_GRPO_VLLM_WHEEL names: `.ci/vllm` downloads one.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import sys
+import tomllib
+import zipfile
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from amir_grpo.policies import engines, loading
+from amir_grpo.policies.engines import Request, Room, VLLMEngine
+from amir_grpo.policies.source import Loading, PolicySource
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Reads a module of vLLM, by its path in the package, as a syntax tree."""
+    wheel = os.environ.get("AMIR_GRPO_VLLM_WHEEL")
+    if wheel:
+        archive = zipfile.ZipFile(wheel)
+        return lambda path: ast.parse(archive.read(f"vllm/{path}"))
+    if (spec := importlib.util.find_spec("vllm")) is None:
+        pytest.skip("vLLM is not installed, and AMIR_GRPO_VLLM_WHEEL names no wheel of it: .ci/vllm downloads one")
+    return lambda path: ast.parse((Path(spec.origin).parent / path).read_text())
+
+
+def class_of(tree, name):
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def fields_of(tree, name):
+    return [node.target.id for node in class_of(tree, name).body if isinstance(node, ast.AnnAssign)]
+
+
+def arguments_of(tree, name, method):
+    (found,) = (n for n in class_of(tree, name).body if getattr(n, "name", None) == method)
+    return [argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What an engine asks of vLLM, by what it asks it of."""
+    said = {}
+
+    def recorder(name, answer):
+        def record(*arguments, **options):
+            said[name] = (arguments, options)
+            return answer(*arguments, **options)
+
+        return record
+
+    token = SimpleNamespace(token_ids=[7], logprobs=[{7: SimpleNamespace(logprob=-0.5)}], finish_reason="stop")
+
+    def generate(prompts, parameters, **options):
+        said["generate"] = (prompts, options)
+        return [SimpleNamespace(outputs=[token]) for _ in prompts]
+
+    vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    vllm.__spec__ = ModuleSpec("vllm", None)
+    vllm.LLM = recorder("LLM", lambda **options: SimpleNamespace(generate=generate))
+    vllm.SamplingParams = recorder("SamplingParams", lambda **options: SimpleNamespace(**options))
+    request.LoRARequest = recorder("LoRARequest", lambda *arguments: arguments)
+    for name, module in {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return said
+
+
+def ask(asked, adapter=Path("adapter"), room=Room(), loading=Loading()):
+    drawn = VLLMEngine("some/policy", adapter, None, loading, room).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
+    assert drawn == [[engines.Drawn([7], True, [-0.5])]]
+    return asked
+
+
+def test_vllm_has_every_argument_that_is_given(source, asked):
+    ask(asked)
+    known = {*arguments_of(source("entrypoints/llm.py"), "LLM", "__init__")}
+    known |= {*fields_of(source("engine/arg_utils.py"), "EngineArgs")}  # what the constructor hands on
+    assert {*asked["LLM"][1]} <= known
+    assert {*asked["SamplingParams"][1]} <= {*fields_of(source("sampling_params.py"), "SamplingParams")}
+    names = fields_of(source("lora/request.py"), "LoRARequest")
+    assert names[: len(asked["LoRARequest"][0])] == ["lora_name", "lora_int_id", "lora_path"]
+    assert {"prompts", "sampling_params", *asked["generate"][1]} <= {
+        *arguments_of(source("entrypoints/llm.py"), "LLM", "generate")
+    }
+
+
+def test_vllm_answers_with_what_is_read(source):
+    assert {"token_ids", "logprobs", "finish_reason"} <= {*fields_of(source("outputs.py"), "CompletionOutput")}
+
+
+def test_the_ranks_are_those_of_vllms_kernels(source):
+    (ranks,) = (
+        ast.literal_eval(node.value.slice)
+        for node in source("config/lora.py").body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "MaxLoRARanks"
+    )
+    assert ranks == engines._VLLM_RANKS
+
+
+def test_log_probabilities_are_raw_by_default(source):
+    """Before temperature and top-p, as those of transformers are."""
+    (default,) = (
+        node.value.value
+        for node in class_of(source("config/model.py"), "ModelConfig").body
+        if isinstance(node, ast.AnnAssign) and node.target.id == "logprobs_mode"
+    )
+    assert default == "raw_logprobs"
+
+
+def test_the_wheel_that_is_read_is_within_the_bounds_of_the_extra():
+    wheel = os.environ.get("AMIR_GRPO_VLLM_WHEEL")
+    if not wheel:
+        pytest.skip("AMIR_GRPO_VLLM_WHEEL names no wheel")
+    (line,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["vllm"]
+    assert Path(wheel).name.split("-")[1] in Requirement(line).specifier
+
+
+@pytest.mark.parametrize(("rank", "built_for"), [(0, None), (4, 8), (16, 16), (17, 32), (512, 512)])
+def test_the_engine_is_built_for_the_rank(asked, rank, built_for):
+    options = ask(asked, None, Room(rank, 96))["LLM"][1]
+    assert options["enable_lora"] is (built_for is not None)
+    assert options["max_lora_rank"] == (built_for or 1)
+    assert options["max_model_len"] == 96
+    assert "LoRARequest" not in asked
+    assert asked["generate"][1]["lora_request"] is None
+
+
+def test_a_rank_without_kernels_is_refused(asked):
+    with pytest.raises(ValueError, match=r"up to rank 512, and this one's is 513"):
+        ask(asked, room=Room(513))
+
+
+def test_a_t4_draws_in_float16(asked, monkeypatch):
+    """vLLM would take the bfloat16 of the policy's configuration, and refuse the card."""
+    monkeypatch.setattr(loading, "compute_dtype", lambda loading: torch.float16)
+    assert ask(asked)["LLM"][1]["dtype"] == "float16"
+
+
+def adapter(folder, rank, **more):
+
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, **more}))
+    return PolicySource("base", folder)
+
+
+def test_the_rank_of_a_policy_is_its_largest(tmp_path):
+    assert PolicySource("base").lora_rank() == 0
+    assert adapter(tmp_path / "plain", 4).lora_rank() == 4
+    assert adapter(tmp_path / "pattern", 4, rank_pattern={"q_proj": 8, "v_proj": 2}).lora_rank() == 8
