@@ -155,7 +155,7 @@ def test_an_unknown_pair_loss_is_refused():
     [
         ({"group_size": 3}, "4 rewards do not divide into groups of 3"),
         ({"group_size": 0}, "groups of 0"),
-        ({"group_size": 4, "strategy": "best"}, "'best'.*all, topk"),
+        ({"group_size": 4, "strategy": "best"}, "'best'.\nValid: all, topk"),
         ({"group_size": 4, "reward_margin": -1.0}, "reward_margin is -1.0"),
         ({"group_size": 4, "reward_margin": math.nan}, "reward_margin is nan"),
         ({"group_size": 4, "max_pairs_per_group": 0}, "max_pairs_per_group is 0"),

@@ -307,14 +307,7 @@ def _export(options: _ExportOptions) -> None:
         out = Path(options.out).expanduser()
     else:  # the run's own, made anew
         out = run.folder / "export" / (f"{options.method}-merged" if options.merged else options.method)
-    if not options.out and out.exists():
-        beside = out.with_name(f".{out.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
-        export_policy(run, options.method, beside, options.merged)
-        shutil.rmtree(out)
-        beside.rename(out)
-    else:
-        export_policy(run, options.method, out, options.merged)
+    export_policy(run, options.method, out, options.merged, replace_old=not options.out)
     print(f"Saved: {out}")
     if options.push_to:
         print(f"Uploaded: {push(out, options.push_to, private=not options.public)}")

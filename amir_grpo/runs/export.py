@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
 
-def export_policy(run: Run, method: str, folder: Path, merged: bool = False) -> Path:
-    """Save a trained policy with its tokenizer and a model card into a new folder.
+def export_policy(run: Run, method: str, folder: Path, merged: bool = False, replace_old: bool = False) -> Path:
+    """Save a trained policy with its tokenizer and a model card into a folder.
 
     Args:
         run: It has trained `method`.
         method: grpo or amir_grpo.
-        folder: Must not exist.
+        folder: Where to; it must not exist, unless `replace_old`.
         merged: The whole policy in 16 bits (float32 becomes bfloat16), which needs no PEFT to load; else the adapter.
+        replace_old: Replace a folder that is there, once the new one is complete.
 
     Raises:
         FileExistsError: If the folder is there.
         ValueError: If the method has not been trained, or an adapter alone could not be loaded elsewhere.
     """
-    if folder.exists():
+    if folder.exists() and not replace_old:
         raise FileExistsError(f"{folder} is there already: give a folder that does not exist.")
     check_folder(folder, "out")
     trained = run.folder / method
@@ -38,7 +39,7 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False) -> 
         )
     if not merged and Path(run.base()).is_dir():
         raise ValueError(f"The base of this adapter is a folder of this machine, {run.base()}: export it merged.")
-    with explain_full_disk(folder.parent), atomic_folder(folder) as beside:
+    with explain_full_disk(folder.parent), atomic_folder(folder, replace_old) as beside:
         copy_policy(trained, beside, adapter=not merged)
         if merged:
             _merge(run, trained, beside)

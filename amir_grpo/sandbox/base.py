@@ -49,8 +49,8 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
 
 
 def make_with_recipe(spec: SandboxSpec, folder: Path) -> None:
-    """Make a base policy and save it into `folder`, which must not exist, with its recipe beside it."""
-    with atomic_folder(folder) as beside:
+    """Make a base policy and save it into `folder`, with its recipe beside it; one that is there is replaced in the end."""
+    with atomic_folder(folder, replace=True) as beside:
         make_base_policy(spec, beside)
         record = {"spec": asdict(spec), "sha256": _hashes(beside), "provenance": provenance()}
         write_text(beside / _RECIPE, to_json(record))

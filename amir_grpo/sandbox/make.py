@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,6 @@ def main(arguments: list[str] | None = None) -> None:
         return
     for number in options.numbers:
         folder = options.out / str(number)
-        shutil.rmtree(folder, ignore_errors=True)
         make_with_recipe(replace(SPECS[SANDBOX], seed=WARMUP_SEEDS[number], **fields), folder)
         print(folder, flush=True)
 

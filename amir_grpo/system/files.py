@@ -60,20 +60,29 @@ def write_text(path: Path, text: str) -> Path:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block succeeds and is removed when it fails.
 
-    If another process has made `folder` in the meantime, that one stays.
+    Args:
+        folder: The folder to be made.
+        replace: Whether it takes the place of one that is there; otherwise one that another process has made in the
+            meantime stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    before = beside.with_name(f"{beside.name}.before")
     try:
         yield beside
         beside.chmod(0o755)  # mkdtemp's folder is for its owner alone
+        if replace and folder.exists():
+            os.replace(folder, before)
         if not folder.exists():
             os.replace(beside, folder)
     finally:
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)
         shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager

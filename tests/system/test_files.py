@@ -1,5 +1,7 @@
 """Atomic writes: what is under its own name is complete, whatever fails on the way."""
 
+import os
+
 import pytest
 
 from amir_grpo.system.files import atomic_folder, atomic_write, write_text
@@ -49,6 +51,47 @@ def test_atomic_folder_is_there_whole_or_not_at_all(tmp_path):
     assert [entry.name for entry in folder.parent.iterdir()] == ["base"]
     assert (folder / "part").read_text() == "whole"
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_atomic_folder_replaces_an_old_one_when_the_new_one_is_whole(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def fill_half():
+        with atomic_folder(folder, replace=True):
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fill_half()
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "old"]
+    with atomic_folder(folder, replace=True) as beside:
+        (beside / "new").touch()
+        assert (folder / "old").exists()
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "new"]
+
+
+def test_a_replaced_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "old").touch()
+    rename, calls = os.replace, []
+
+    def fail_second(a, b):
+        calls.append(a)
+        if len(calls) == 2:
+            raise OSError("no")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "replace", fail_second)
+
+    def replace():
+        with atomic_folder(folder, replace=True) as beside:
+            (beside / "new").touch()
+
+    with pytest.raises(OSError, match="no"):
+        replace()
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "old"]
 
 
 def test_atomic_folder_leaves_what_another_process_has_made(tmp_path):
