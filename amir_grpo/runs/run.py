@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -351,9 +353,10 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 def _use_one_thread(settings: Settings) -> None:
     """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
     if settings.model_name == SANDBOX:
-        import torch
-
-        torch.set_num_threads(1)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        else:  # who only reads results need not wait for torch
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def resolve_profile(profile: str) -> str:
