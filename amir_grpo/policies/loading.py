@@ -139,6 +139,19 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     return tokenizer
 
 
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what Unsloth's trainer would take for padding: it finds a completion's end by the pad token alone.
+
+    Raises:
+        ValueError: If completions end with the pad token; the end would be left out of the loss.
+    """
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ValueError(
+            f"backend=unsloth takes the end token {tokenizer.eos_token!r} for padding, since it is the pad token, too, and "
+            "would not train the end.\nGive the policy's tokenizer a pad_token of its own, or set backend to transformers."
+        )
+
+
 def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loading()) -> PreTrainedModel:
     """The policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
 

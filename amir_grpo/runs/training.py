@@ -18,6 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from amir_grpo.microbatches import TrimmedMicroBatches
 from amir_grpo.policies.float64 import round_to_float32
 from amir_grpo.policies.loading import (
+    check_padding,
     is_sharded,
     keep_trained_weights_in_float32,
     load_by_unsloth,
@@ -200,6 +201,8 @@ def run_trainer(
     set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
     tokenizer = load_tokenizer(base, settings.trust_remote_code)  # small, and tells what cannot be trained
+    if backend.name == "unsloth":
+        check_padding(tokenizer)
     policy, lora = _policy(settings, base, backend)
     functions, config.reward_weights = rewards_of(settings)
     trainer = trainer_class(

@@ -1,5 +1,6 @@
 """Loading: which backend and why, what the hardware must have, what is trusted, and which numbers are trained."""
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -330,3 +331,12 @@ def test_trust_is_off_in_every_profile():
         settings = settings_of(name)
         assert not settings.trust_remote_code
         assert settings.safetensors_only
+
+
+def test_under_unsloth_the_pad_token_is_not_the_end(tokenizer):
+    """Its mask of a completion is "not the pad token": the end would be neither rewarded nor unlearnt."""
+    loading.check_padding(tokenizer)
+    same = copy.deepcopy(tokenizer)
+    same.pad_token = same.eos_token
+    with pytest.raises(ValueError, match="pad_token of its own, or set backend to transformers"):
+        loading.check_padding(same)

@@ -1,5 +1,6 @@
 """What a GPU machine trains with under Unsloth: TRL's trainer as Unsloth rewrites it; see unsloth_trainer.py."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -36,6 +37,22 @@ def configs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
     return ask(tmp_path_factory.mktemp("gradients"), "gradients")
+
+
+def test_the_generated_functions_are_those_that_were_read(tmp_path):
+    """Each was read before its hash was kept: where the preference's factor κ holds, and what each function returns."""
+    kept = json.loads(Path(__file__).with_name("unsloth_functions.json").read_text())
+    if sys.version_info[:2] != tuple(map(int, kept["python"].split("."))):
+        pytest.skip(f"the syntax trees were hashed by Python {kept['python']}")
+    now = ask(tmp_path, "functions")
+    versions = {name: importlib.metadata.version(name) for name in ("unsloth", "trl")}
+    changed = [name for name, value in kept["functions"].items() if now[name] != value]
+    assert not changed, (
+        f"{', '.join(changed)} changed between unsloth {kept['unsloth']} with trl {kept['trl']} and {versions}: read what "
+        "`python tools/unsloth_diff.py OLD NEW` shows, see that the gradients below still agree, and keep the new hashes in "
+        "unsloth_functions.json"
+    )
+    assert now.keys() == kept["functions"].keys()
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)

@@ -4,9 +4,11 @@ Unsloth's CPU backend uses TRL's trainer as it is. What a GPU machine trains wit
 that rewriting needs no GPU. So this module, run in a process of its own, lets Unsloth's modules be imported without the
 package's __init__ (which asks for a GPU and its kernels), generates the trainer, and writes what was asked for as JSON:
 
-    python -m tests.policies.unsloth_trainer configs|gradients FILE
+    python -m tests.policies.unsloth_trainer configs|gradients|functions FILE
 """
 
+import ast
+import hashlib
 import importlib.util
 import json
 import os
@@ -15,6 +17,21 @@ import tempfile
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+
+# What of the generated module κ and the trainer rely on: how each loss type normalises, where a completion stands in packed
+# rows, and what TRL's trainer calls.
+RELIED_ON = (
+    "grpo_compute_loss",
+    "grpo_accumulated_loss",
+    "UnslothEfficientGRPO",
+    "left_pack_padding",
+    "calculate_pad_tokens_in_prompt",
+    "create_completion_attention_mask",
+    "_UnslothGRPOTrainer.compute_loss",
+    "_UnslothGRPOTrainer._prepare_inputs",
+    "_UnslothGRPOTrainer._generate_and_score_completions",
+    "_UnslothGRPOTrainer._get_per_token_logps_and_entropies",
+)
 
 
 def generate() -> ModuleType:
@@ -111,10 +128,36 @@ def gradients(folder: str) -> dict:
     return result
 
 
+def functions(generated: ModuleType) -> dict:
+    """Hashes of the functions in the generated module whose behaviour κ and the trainer assume, by name.
+
+    Comments, docstrings and formatting do not count.
+    """
+    tree = ast.parse(Path(generated.__file__).read_text())
+    found = {node.name: node for node in tree.body if hasattr(node, "name")}
+    trainer = found["_UnslothGRPOTrainer"]
+    found |= {f"{trainer.name}.{node.name}": node for node in trainer.body if hasattr(node, "name")}
+    missing = [name for name in RELIED_ON if name not in found]
+    if missing:
+        raise AssertionError(f"the generated trainer has no {', '.join(missing)}; it has {', '.join(found)}")
+    return {name: _hash(found[name]) for name in RELIED_ON}
+
+
+def _hash(node: ast.AST) -> str:
+    for inner in ast.walk(node):
+        body = getattr(inner, "body", None)
+        if isinstance(body, list) and isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+            inner.body = body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(node).encode()).hexdigest()[:16]
+
+
 def main(what: str, file: str) -> None:
-    generate()
+    generated = generate()
     with tempfile.TemporaryDirectory() as folder:
-        answer = configurations() if what == "configs" else gradients(folder)
+        if what == "functions":
+            answer = functions(generated)
+        else:
+            answer = configurations() if what == "configs" else gradients(folder)
     Path(file).write_text(json.dumps(answer))
 
 
