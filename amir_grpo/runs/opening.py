@@ -63,9 +63,34 @@ def configure(
             if stored is not None:  # nothing was made with what other settings had
                 for record in (folder / "problems").glob("*.json"):
                     record.unlink()
-            config = {"profile": name, "settings": asdict(settings), "provenance": made_with or provenance()}
+            own = stored is not None and name == stored["profile"]
+            given = sorted({*overrides, *(_given(stored) if own else ())})
+            config = {"profile": name, "settings": asdict(settings), "given": given}
+            config["provenance"] = made_with or provenance()
             write_text(folder / _CONFIG, to_json(config))
     return name, settings
+
+
+def explain_own_settings(folder: Path) -> str:
+    """How a run folder's settings differ from its profile today, beside those that were given; empty if they do not.
+
+    A folder keeps the settings that it was made with, whatever a later version of the package has as defaults.
+    """
+    stored = _read(folder)
+    if stored is None or stored["profile"] not in PROFILES:
+        return ""
+    changed = differences(stored["settings"], settings_of(stored["profile"]))
+    told = [f"{name} {own!r} (now {now!r})" for name, (own, now) in changed.items() if name not in _given(stored)]
+    if not told:
+        return ""
+    more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+    return f"{folder} keeps its own settings, other than profile {stored['profile']} now: {told[0]}{more}."
+
+
+def _given(stored: Mapping[str, Any]) -> list[str]:
+    """The settings that were given when the folder was made; an earlier version did not record them."""
+    given = stored.get("given")
+    return given if isinstance(given, list) else []
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
-from amir_grpo.runs.opening import configure, stage_lock
+from amir_grpo.runs.opening import configure, explain_own_settings, stage_lock
 from amir_grpo.runs.stages import read_table, write_stage
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
@@ -316,7 +316,7 @@ def open_run(
     """Open a run folder, or start one.
 
     A folder that exists needs no profile: it supplies its own settings, and only what is given anew is compared with
-    them.
+    them. Where the package's defaults have changed since, one line says so.
 
     Args:
         profile: One of `amir_grpo.settings.PROFILES`, or auto: the largest that fits the GPU, sandbox without one. None
@@ -332,6 +332,8 @@ def open_run(
     new_profile = resolve_profile(profile or "sandbox")
     folder = (Path(run_dir).expanduser() if run_dir else runs_folder() / new_profile).resolve()
     name, settings = configure(folder, None if profile == "auto" else profile, new_profile, overrides or {})
+    if is_main() and (note := explain_own_settings(folder)):
+        print(note)
     _use_one_thread(settings)
     return Run(folder, name, settings)
 

@@ -64,6 +64,25 @@ def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
         open_tiny()
 
 
+def test_a_folder_that_keeps_former_defaults_says_so_in_one_line(open_tiny, capsys):
+    run = open_tiny()
+    open_run(run_dir=run.folder)
+    assert not capsys.readouterr().out, "what was given is no former default"
+    path = run.folder / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["epsilon"] = 0.3
+    path.write_text(json.dumps(config))
+    assert open_run(run_dir=run.folder).settings.epsilon == 0.3
+    note = capsys.readouterr().out
+    assert (
+        note
+        == f"{run.folder} keeps its own settings, which are not those of profile sandbox now: epsilon 0.3 (now 0.2).\n"
+    )
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != "given"}))
+    open_run(run_dir=run.folder)
+    assert " more.\n" in capsys.readouterr().out, "of an earlier version, which did not record what was given"
+
+
 def test_the_sandbox_policy_is_trained_on_arithmetic_only(tmp_path):
     with pytest.raises(ValueError, match="reads arithmetic only"):
         open_run("sandbox", tmp_path / "run", {"dataset_name": "gsm8k"})
@@ -205,10 +224,10 @@ def test_of_two_first_openers_at_once_one_works_and_the_other_is_refused(tmp_pat
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate("go on\n", timeout=60)[0] for process in processes]
-    working = [seed for seed, text in zip((1, 2), said, strict=True) if f"working with {seed}" in text]
-    assert len(working) == 1, said
-    (refused,) = (text for text in said if text.startswith("refused: "))
+    note = [process.communicate("go on\n", timeout=60)[0] for process in processes]
+    working = [seed for seed, text in zip((1, 2), note, strict=True) if f"working with {seed}" in text]
+    assert len(working) == 1, note
+    (refused,) = (text for text in note if text.startswith("refused: "))
     assert "settings: seed was" in refused or "going on already" in refused
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["seed"] == working[0]
 
