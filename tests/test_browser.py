@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from pathlib import Path
@@ -23,6 +24,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 READ_EVIDENCE = ("06_claims", "07_ablations")
 BARS = ("00_base_policy", "01_train", "02_evaluate")  # notebooks in which work is done, and shown
 MINUTES = 4
+AXE = "axe-core@4.14.1"
 
 
 @pytest.fixture(scope="session")
@@ -180,50 +182,100 @@ def page_of_report(browser, report):
     page.close()
 
 
-def column(page, table, number):
-    cells = page.locator(f"table >> nth={table}").locator(f"tbody tr td:nth-child({number})")
-    return [text.strip().replace("−", "-") for text in cells.all_inner_texts()]
+def unfold(page):
+    page.locator("details").evaluate_all("all => all.forEach(details => { details.open = true; })")
 
 
 def test_report_is_whole_offline(page_of_report, report, screenshots):
     page, asked, complaints = page_of_report
-    images = page.locator("img")
-    assert images.count() >= 4
-    for number in range(images.count()):
-        images.nth(number).scroll_into_view_if_needed()
-        assert images.nth(number).evaluate("image => image.complete && image.naturalWidth > 100")
-        assert images.nth(number).get_attribute("alt")
+    assert page.locator("details[open]").count() == 0, "what is not asked for is folded away"
+    page.screenshot(path=screenshots / "report.png", full_page=True)
+    unfold(page)
+    figures = page.get_by_role("img")
+    assert figures.count() >= 4
+    for number in range(figures.count()):
+        figures.nth(number).scroll_into_view_if_needed()
+        box = figures.nth(number).bounding_box()
+        assert min(box["width"], box["height"]) > 100
+        names = figures.nth(number).evaluate(
+            "f => f.querySelector('#' + f.getAttribute('aria-labelledby')).textContent"
+        )
+        assert len(names) > 15, "its text alternative says the finding"
     assert not complaints
-    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()], "nothing leaves the page"
+    assert asked == [report.as_uri()], "nothing leaves the page"
     cut = "tables => tables.filter(t => t.scrollWidth > t.clientWidth).map(t => t.querySelector('tr').innerText)"
     assert page.locator(".wide").evaluate_all(cut) == [], "no table is cut off"
-    page.screenshot(path=screenshots / "report.png", full_page=True)
 
 
-def test_tables_of_the_report_sort_by_mouse_and_by_keyboard(page_of_report):
+def column(table, number):
+    cells = table.locator(f"tbody tr td:nth-child({number})")
+    return [text.strip().replace("−", "-") for text in cells.all_inner_texts()]
+
+
+def test_the_report_is_read_by_keyboard(page_of_report):
     page, _, complaints = page_of_report
-    main = page.locator("table >> nth=2")  # after the findings and the kept study
-    head = main.locator("th button", has_text="base")
-    head.click()
-    values = [float(text) for text in column(page, 2, 3)]
-    assert values == sorted(values)
-    assert head.locator("xpath=..").get_attribute("aria-sort") == "ascending"
+    folded = page.locator("summary", has_text="Main table")
+    folded.focus()
+    page.keyboard.press("Enter")
+    main = page.locator("table.sorts").first
+    head = main.locator("th button", has_text="Base")
     head.focus()
     page.keyboard.press("Enter")
-    values = [float(text) for text in column(page, 2, 3)]
+    values = [float(text) for text in column(main, 3)]
+    assert values == sorted(values)
+    assert head.locator("xpath=..").get_attribute("aria-sort") == "ascending"
+    head.click()
+    values = [float(text) for text in column(main, 3)]
     assert values == sorted(values, reverse=True)
     assert head.locator("xpath=..").get_attribute("aria-sort") == "descending"
     main.locator("th button", has_text="benchmark").click()
-    names = column(page, 2, 1)
+    names = column(main, 1)
     assert names == sorted(names)
     assert not complaints
 
 
-def test_every_head_of_the_report_is_reached_by_tab(page_of_report):
+def test_everything_on_the_report_that_does_something_is_reached_by_tab(page_of_report):
     page, *_ = page_of_report
-    heads = page.locator("th button").count()
+    unfold(page)
+    targets = "summary, th button, .wide"
+    wanted = page.locator(targets).count()
     reached = set()
-    for _ in range(heads + 2):
+    for _ in range(wanted + 2):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("[...document.querySelectorAll('th button')].indexOf(document.activeElement)"))
-    assert reached >= set(range(heads))
+        reached.add(page.evaluate(f"[...document.querySelectorAll('{targets}')].indexOf(document.activeElement)"))
+    assert reached >= set(range(wanted))
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory):
+    """axe-core, which finds what keeps people with a screen reader or a keyboard out; from npm."""
+    folder = tmp_path_factory.mktemp("axe")
+    npm = shutil.which("npm")
+    packed = npm and subprocess.run([npm, "pack", AXE], cwd=folder, capture_output=True, text=True, timeout=120)
+    if not packed or packed.returncode:
+        pytest.skip(f"needs npm and {AXE}: {packed.stderr[-200:] if packed else 'npm is not installed'}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        return archive.extractfile("package/axe.min.js").read().decode()
+
+
+def serious_findings(page, axe):
+    """What axe-core calls serious or critical on a page, with everything unfolded."""
+    unfold(page)
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [f"{f['id']}: {f['nodes'][0]['html'][:120]}" for f in found if f["impact"] in ("serious", "critical")]
+
+
+def test_axe_finds_nothing_serious_on_the_report(page_of_report, axe):
+    page, *_ = page_of_report
+    assert serious_findings(page, axe) == []
+
+
+def test_the_report_on_paper_is_unfolded(page_of_report):
+    page, *_ = page_of_report
+    closed = "document.querySelectorAll('details:not([open])').length"
+    before = page.evaluate(closed)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(closed) == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(closed) == before > 0

@@ -8,7 +8,7 @@ from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results import tables
 from amir_grpo.results.formatting import p_text, signed
 
-FINDING_COLUMNS = ["quantity", "result", "interval", "p"]
+FINDING_COLUMNS = ["claim", "quantity", "result", "interval", "p"]
 
 
 def findings_table(
@@ -22,39 +22,32 @@ def findings_table(
         main, coverage, margins: Tables of the run (`amir_grpo.results.tables`).
         logs: The training logs of both methods, with a column method.
     """
-    rows = [_gains(main)]
+    rows = [("Gain in pass@k", "AMIR-GRPO − GRPO", _gains(main), "–", "–")]
     share = logs.loc[logs["method"] == "amir_grpo"].get("preference/share", pd.Series(dtype=float)).dropna()
     if len(share):
         result = f"{100 * share.median():.2f} % (median of the steps)"
-        rows.append(("Richer supervision: share of the update that the preference makes", result, "–", "–"))
+        rows.append(("Richer supervision", "share of the update that the preference makes", result, "–", "–"))
     shared = margins[margins["reading"] == "shared"]
     if shared["method"].nunique() == 2:
-        rows.append(_margin_gain(margins))
-    rows.append(_coverage(coverage))
+        gain = tables.shared_margin_gain(margins)
+        mean, low, high = (signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
+        quantity = f"margin on shared completions, AMIR-GRPO − GRPO, {_problems(gain['problems'])}"
+        interval = f"{low} to {high}"
+        rows.append(
+            ("Sharper decision boundary", quantity, f"{mean} nats per token", interval, p_text(gain["p_value"]))
+        )
+    test = tables.coverage_test(coverage)
+    quantity = "problems solved by AMIR-GRPO and not GRPO, and the other way round (McNemar)"
+    result = f"{test['only_amir_grpo']} and {test['only_grpo']}"
+    rows.append(("Broader coverage", quantity, result, "–", p_text(test["p_value"])))
     return pd.DataFrame(rows, columns=FINDING_COLUMNS)
 
 
-def _gains(main: pd.DataFrame) -> tuple[str, str, str, str]:
+def _gains(main: pd.DataFrame) -> str:
     up, down = _clear_gains(main)
     first = main[main["k"] == main["k"].min()]
     result = f"{signed(first['gain'].mean())} points on average at k = {main['k'].min()}; "
-    result += f"of {len(main)} gains {up} clearly above 0, {down} clearly below"
-    return "Gain in pass@k, AMIR-GRPO − GRPO", result, "see the main table", "Holm"
-
-
-def _margin_gain(margins: pd.DataFrame) -> tuple[str, str, str, str]:
-    gain = tables.shared_margin_gain(margins)
-    mean, low, high = (signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
-    quantity = (
-        f"Sharper decision boundary: margin on shared completions, AMIR-GRPO − GRPO, {gain['problems']} problems"
-    )
-    return quantity, f"{mean} nats per token", f"{low} to {high}", p_text(gain["p_value"])
-
-
-def _coverage(coverage: pd.DataFrame) -> tuple[str, str, str, str]:
-    test = tables.coverage_test(coverage)
-    quantity = "Broader coverage: problems solved by AMIR-GRPO and not GRPO, and the other way round (McNemar)"
-    return quantity, f"{test['only_amir_grpo']} and {test['only_grpo']}", "–", p_text(test["p_value"])
+    return result + f"of {len(main)} gains {up} clearly above 0, {down} clearly below"
 
 
 def main_sentence(main: pd.DataFrame) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from amir_grpo.choices import METHODS, POLICY_NAMES
 from amir_grpo.results import figures, tables, training_figures
 from amir_grpo.results.findings import (
     coverage_title,
@@ -69,12 +71,14 @@ class RunResults(EvaluationResults):
     Attributes:
         scores: Log-probabilities under both methods, as of `tables.margin_table`.
         logs: The training logs of both methods, with a column method.
+        questions: Of the problems, by their ids.
         profile: Name of the run's profile, for titles.
         model: The policy's name, for the main table.
     """
 
     scores: pd.DataFrame
     logs: pd.DataFrame
+    questions: Mapping[str, str]
     profile: str
     model: str
 
@@ -125,24 +129,39 @@ class RunResults(EvaluationResults):
         return own | super().figures()
 
 
-def examples(samples: pd.DataFrame, each: int = 3) -> list[dict[str, str]]:
-    """Some right and some wrong completions of AMIR-GRPO, and some of problems where the two methods differ."""
-    chosen = []
+def examples(samples: pd.DataFrame, questions: Mapping[str, str], each: int = 3) -> list[dict[str, str]]:
+    """Some right and some wrong completions of AMIR-GRPO: kind, problem, question and text of each."""
     own = samples[samples["policy"] == "amir_grpo"]
-    for label, part in (("right", own[own["correct"]]), ("wrong", own[~own["correct"]])):
-        for row in part.drop_duplicates("problem_id").head(each).itertuples():
-            chosen.append({"kind": f"AMIR-GRPO, {label}", "problem": row.problem_id, "text": visible(row.text)})
-    solved = samples.pivot_table(index="problem_id", columns="policy", values="correct", aggfunc="mean")
-    widest = (solved["amir_grpo"] - solved["grpo"]).abs().sort_values(ascending=False, kind="stable").head(each)
-    for problem in widest[widest > 0].index:
-        for policy in ("grpo", "amir_grpo"):
-            row = samples[(samples["policy"] == policy) & (samples["problem_id"] == problem)].iloc[0]
-            share = f"{100 * solved.loc[problem, policy]:.0f} % right"
-            chosen.append(
-                {
-                    "kind": f"methods differ: {policy}, {share}",
-                    "problem": problem,
-                    "text": visible(row["text"]),
-                }
-            )
-    return chosen
+    return [
+        _example(f"{POLICY_NAMES['amir_grpo']}, {label}", row, questions)
+        for label, part in (("right", own[own["correct"]]), ("wrong", own[~own["correct"]]))
+        for row in part.drop_duplicates("problem_id").head(each).itertuples()
+    ]
+
+
+def furthest_apart(samples: pd.DataFrame, questions: Mapping[str, str]) -> dict[str, Any] | None:
+    """The problem on which the shares of right completions of the two methods differ most; None where none does.
+
+    Keys problem, question, shares (of each method: policy, right, samples) and completions: of each method one that is right
+    if it has the larger share, and wrong if the smaller.
+    """
+    right = samples.pivot_table(index="problem_id", columns="policy", values="correct", aggfunc="mean", sort=False)
+    gaps = (right["amir_grpo"] - right["grpo"]).dropna()
+    if not gaps.any():
+        return None
+    problem = gaps.abs().idxmax()
+    better = "amir_grpo" if gaps[problem] > 0 else "grpo"
+    shares, completions = [], []
+    for policy in METHODS:
+        own = samples[(samples["policy"] == policy) & (samples["problem_id"] == problem)]
+        shares.append({"policy": POLICY_NAMES[policy], "right": int(own["correct"].sum()), "samples": len(own)})
+        row = next(own[own["correct"] == (policy == better)].itertuples())
+        kind = f"{POLICY_NAMES[policy]}, {'right' if row.correct else 'wrong'}"
+        completions.append(_example(kind, row, questions))
+    question = visible(questions.get(problem, ""))
+    return {"problem": problem, "question": question, "shares": shares, "completions": completions}
+
+
+def _example(kind: str, row: Any, questions: Mapping[str, str]) -> dict[str, str]:
+    question = visible(questions.get(row.problem_id, ""))
+    return {"kind": kind, "problem": row.problem_id, "question": question, "text": visible(row.text)}

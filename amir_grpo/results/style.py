@@ -1,9 +1,11 @@
 """How every figure looks, and how it is written: the same figure gives the same bytes."""
 
 import io
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
+from html import escape
 from pathlib import Path
 from textwrap import fill
 
@@ -141,3 +143,17 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
     with _house_style():
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """A figure as an SVG element of a page that scales it: its title is the text alternative, its ids begin with `name`."""
+    buffer = io.StringIO()
+    with _house_style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = re.sub(r'((?<=\sid=")|(?<=href="#)|(?<=url\(#))', f"{name}-", text[text.index("<svg") :])
+    title = escape(" ".join(figure.get_suptitle().split()) or name)
+    label = f'role="img" aria-labelledby="{name}-alt"><title id="{name}-alt">{title}</title>'
+    head, _, drawing = text.partition(">")
+    size = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    return f"{size} {label}{drawing}"

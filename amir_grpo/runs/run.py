@@ -119,6 +119,11 @@ class Run:
         self._record_problems(benchmark, problems)
         return problems
 
+    def questions(self) -> dict[str, str]:
+        """The question of each problem of the run's benchmarks, by its id."""
+        loaded = [self.problems(benchmark) for benchmark in self.settings.benchmarks]
+        return {id_: question for rows in loaded for id_, question in zip(rows["id"], rows["question"], strict=True)}
+
     def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
         """Load the problems of every incomplete benchmark, so that errors show before hours are spent on another one."""
         for benchmark in benchmarks:

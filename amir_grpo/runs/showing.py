@@ -18,6 +18,11 @@ from amir_grpo.system.files import write_text
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
+_STUDY_SCOPE = (
+    "It was made with the old instrument: one base policy, 3 to 5 seeds, no positive control. It is not a conclusion about "
+    "the method."
+)
+
 
 def results_of(run: Run) -> RunResults:
     """What a run shows; whatever is not trained, drawn or scored yet is made now."""
@@ -26,6 +31,7 @@ def results_of(run: Run) -> RunResults:
         greedy=run.samples(greedy=True),
         scores=run.scores(),
         logs=run.logs(),
+        questions=run.questions(),
         profile=run.profile,
         model=run.settings.model_name,
         ks=run.settings.ks,
@@ -64,9 +70,8 @@ def write_report(run: Run, results: RunResults) -> Path:
     config = json.loads((run.folder / "config.json").read_text())
     provenance = {k: v for k, v in config["provenance"].items() if k != "packages"}
     problems = [json.loads(path.read_text()) for path in sorted((run.folder / "problems").glob("*.json"))]
-    page = render_report(
-        results, config["settings"], provenance | config["provenance"]["packages"], problems, _kept_verdicts()
-    )
+    everything = provenance | config["provenance"]["packages"]
+    page = render_report(results, config["settings"], everything, problems, _kept_verdicts(), _STUDY_SCOPE)
     return write_text(run.folder / "report.html", page)
 
 
