@@ -13,12 +13,21 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amir_grpo.choices import METHODS, SANDBOX, SANDBOX_LARGE, SANDBOXES, check_names
+from amir_grpo.choices import SANDBOXES, check_names
+from amir_grpo.cli.options import (
+    EvaluateOptions,
+    EvidenceOptions,
+    ExportOptions,
+    NotebooksOptions,
+    PlanOptions,
+    RunOptions,
+    TrainOptions,
+    VerifyOptions,
+)
 from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
@@ -30,87 +39,6 @@ from amir_grpo.system.shipped import shipped
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
-
-_PROFILE_NAMES = ", ".join([*PROFILES, "auto (by the GPU)"])
-
-
-@dataclass
-class _RunOptions:
-    profile: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Where the settings of a new run start from: {_PROFILE_NAMES}. Default: the run folder's own, or "
-            "sandbox where it is new."
-        },
-    )
-    run_dir: str | None = field(
-        default=None,
-        metadata={"help": "Run folder; one that exists supplies its own settings. Default: runs/<profile>."},
-    )
-
-
-@dataclass
-class _PlanOptions:
-    profile: str = field(default="colab-t4", metadata={"help": f"Where the settings start from: {_PROFILE_NAMES}."})
-
-
-@dataclass
-class _TrainOptions(_RunOptions):
-    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
-    model_dir: str | None = field(default=None, metadata={"help": "Also save the trained adapter here."})
-
-
-@dataclass
-class _EvaluateOptions(_RunOptions):
-    model_dir: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluate these policies instead of the run's, on the same problems: folders (an adapter or a whole "
-            "model) or Hub ids, as in `runs/a/grpo` or `mine=runs/a/grpo`."
-        },
-    )
-
-
-@dataclass
-class _ExportOptions(_RunOptions):
-    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
-    out: str | None = field(
-        default=None, metadata={"help": "New folder for it. Default: in the run, export/<method> or <method>-merged."}
-    )
-    merged: bool = field(default=False, metadata={"help": "The whole policy in 16 bits instead of the adapter."})
-    push_to: str | None = field(
-        default=None, metadata={"help": "Upload it to this repository of the Hub, as in me/name."}
-    )
-    public: bool = field(default=False, metadata={"help": "With push_to: anyone may see it. Default: private."})
-
-
-@dataclass
-class _EvidenceOptions:
-    study: str | None = field(
-        default=None,
-        metadata={"help": "The study of the plan: pilot, or confirmation.", "choices": ["pilot", "confirmation"]},
-    )
-    seeds: list[int] | None = field(default=None, metadata={"help": "With study: only runs with these seeds."})
-    profile: str = field(default="sandbox", metadata={"help": f"{SANDBOX}, or {SANDBOX_LARGE} (for a GPU)."})
-    arms: list[str] | None = field(
-        default=None,
-        metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.arms."},
-    )
-    folder: str | None = field(
-        default=None, metadata={"help": "Holds the run folders. Default: runs/evidence or runs/evidence-large."}
-    )
-    results: str | None = field(default=None, metadata={"help": "Gets the tables. Default: tables/ in the folder."})
-    workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one a core."})
-
-
-@dataclass
-class _VerifyOptions:
-    runs: list[str]
-
-
-@dataclass
-class _NotebooksOptions:
-    folder: str
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -164,13 +92,13 @@ def _import_backend(arguments: list[str]) -> None:
     import_early(backend or PROFILES.get(known.profile or "sandbox", {}).get("backend", Settings.backend))
 
 
-def _open(options: _RunOptions, overrides: Mapping[str, Any] | None = None) -> Run:
+def _open(options: RunOptions, overrides: Mapping[str, Any] | None = None) -> Run:
     from amir_grpo.runs.run import open_run
 
     return open_run(options.profile, options.run_dir, overrides)
 
 
-def _plan(options: _PlanOptions, overrides: dict[str, Any]) -> None:
+def _plan(options: PlanOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.policies.memory_plan import planned
     from amir_grpo.results.published import published_sizes
     from amir_grpo.runs.run import resolve_profile
@@ -183,7 +111,7 @@ def _plan(options: _PlanOptions, overrides: dict[str, Any]) -> None:
     print(planned(profile, settings, sizes, "unsloth" if settings.backend == "unsloth" else "transformers"))
 
 
-def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
+def _train(options: TrainOptions, overrides: dict[str, Any]) -> None:
     adapter = Path(options.model_dir).expanduser() if options.model_dir else None
     if adapter:
         check_folder(adapter, "model_dir")
@@ -202,7 +130,7 @@ def _train(options: _TrainOptions, overrides: dict[str, Any]) -> None:
         print(f"Adapter copied to {adapter}")
 
 
-def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
+def _evaluate(options: EvaluateOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.policies.source import named_policies
     from amir_grpo.results import formatting
     from amir_grpo.results.run_results import EvaluationResults
@@ -232,7 +160,7 @@ def _evaluate(options: _EvaluateOptions, overrides: dict[str, Any]) -> None:
     print(f"\nCompletions: {run.folder / 'samples'}")
 
 
-def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
+def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.results.formatting import rounded
     from amir_grpo.runs.locations import runs_folder
     from amir_grpo.study.arms import ARMS, with_references
@@ -266,7 +194,7 @@ def _evidence(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     print(f"\nTables: {results}")
 
 
-def _study(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
+def _study(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     """Make the runs of the pilot or of the confirmation that are not kept yet."""
     from amir_grpo.runs.locations import project_root, runs_folder
     from amir_grpo.study.experiment import make_runs
@@ -297,7 +225,7 @@ def _study(options: _EvidenceOptions, overrides: dict[str, Any]) -> None:
     print(f"Results of {len(runs)} runs: {results}")
 
 
-def _export(options: _ExportOptions) -> None:
+def _export(options: ExportOptions) -> None:
     from amir_grpo.runs.export import check_push, export_policy, push
 
     if options.push_to:
@@ -313,7 +241,7 @@ def _export(options: _ExportOptions) -> None:
         print(f"Uploaded: {push(out, options.push_to, private=not options.public)}")
 
 
-def _verify(options: _VerifyOptions) -> None:
+def _verify(options: VerifyOptions) -> None:
     from amir_grpo.runs.verify import first_difference
 
     folders = [Path(folder).expanduser().resolve() for folder in options.runs]
@@ -326,7 +254,7 @@ def _verify(options: _VerifyOptions) -> None:
     print("The same: settings, problems, policies, completions, scores, tables and figures.")
 
 
-def _figures(options: _RunOptions) -> None:
+def _figures(options: RunOptions) -> None:
     from amir_grpo.runs.showing import results_of, save_results, write_report
 
     run = _open(options)
@@ -336,7 +264,7 @@ def _figures(options: _RunOptions) -> None:
     print(write_report(run, results))
 
 
-def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
+def _reproduce(options: RunOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.runs.reproduce import NotebookError, reproduce_run
 
     try:
@@ -347,7 +275,7 @@ def _reproduce(options: _RunOptions, overrides: dict[str, Any]) -> None:
         raise SystemExit(f"amir_grpo reproduce: {error}") from error
 
 
-def _notebooks(options: _NotebooksOptions) -> None:
+def _notebooks(options: NotebooksOptions) -> None:
     folder = Path(options.folder).expanduser().resolve()
     check_folder(folder, "folder")
     notebooks = sorted(shipped("notebooks").glob("*.ipynb"))
@@ -362,43 +290,43 @@ def _notebooks(options: _NotebooksOptions) -> None:
 _COMMANDS = {
     "reproduce": Command(
         "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
-        _RunOptions,
+        RunOptions,
         _reproduce,
     ),
-    "plan": Command("Estimate the GPU memory and the time of a training, without a GPU.", _PlanOptions, _plan),
-    "train": Command("Train one method into the run folder.", _TrainOptions, _train),
+    "plan": Command("Estimate the GPU memory and the time of a training, without a GPU.", PlanOptions, _plan),
+    "train": Command("Train one method into the run folder.", TrainOptions, _train),
     "evaluate": Command(
         "Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.",
-        _EvaluateOptions,
+        EvaluateOptions,
         _evaluate,
     ),
     "evidence": Command(
         "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
-        _EvidenceOptions,
+        EvidenceOptions,
         _evidence,
     ),
     "export": Command(
         "Save a trained policy with a model card, and upload it to the Hub where asked for.",
-        _ExportOptions,
+        ExportOptions,
         _export,
         takes_settings=False,
     ),
     "verify": Command(
         "Compare two run folders and name the first difference.",
-        _VerifyOptions,
+        VerifyOptions,
         _verify,
         takes_settings=False,
         arguments={"runs": {"nargs": "*", "metavar": "RUN_DIR", "help": "The two run folders."}},
     ),
     "figures": Command(
         "Draw the figures of a run that has been evaluated, and its report.",
-        _RunOptions,
+        RunOptions,
         _figures,
         takes_settings=False,
     ),
     "notebooks": Command(
         "Write the notebooks into a folder, to be opened in JupyterLab.",
-        _NotebooksOptions,
+        NotebooksOptions,
         _notebooks,
         takes_settings=False,
         arguments={"folder": {"metavar": "DIR", "help": "Gets the notebooks."}},

@@ -1,0 +1,105 @@
+"""What each command takes beside the settings: a dataclass per command, parsed by transformers' HfArgumentParser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from amir_grpo.choices import METHODS, SANDBOX, SANDBOX_LARGE
+from amir_grpo.settings import PROFILES
+
+_PROFILE_NAMES = ", ".join([*PROFILES, "auto (by the GPU)"])
+
+
+@dataclass
+class RunOptions:
+    """Options of every command that opens a run."""
+
+    profile: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Where the settings of a new run start from: {_PROFILE_NAMES}. Default: the run folder's own, or "
+            "sandbox where it is new."
+        },
+    )
+    run_dir: str | None = field(
+        default=None,
+        metadata={"help": "Run folder; one that exists supplies its own settings. Default: runs/<profile>."},
+    )
+
+
+@dataclass
+class PlanOptions:
+    """Options of plan."""
+
+    profile: str = field(default="colab-t4", metadata={"help": f"Where the settings start from: {_PROFILE_NAMES}."})
+
+
+@dataclass
+class TrainOptions(RunOptions):
+    """Options of train."""
+
+    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
+    model_dir: str | None = field(default=None, metadata={"help": "Also save the trained adapter here."})
+
+
+@dataclass
+class EvaluateOptions(RunOptions):
+    """Options of evaluate."""
+
+    model_dir: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate these policies instead of the run's, on the same problems: folders (an adapter or a whole "
+            "model) or Hub ids, as in `runs/a/grpo` or `mine=runs/a/grpo`."
+        },
+    )
+
+
+@dataclass
+class ExportOptions(RunOptions):
+    """Options of export."""
+
+    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
+    out: str | None = field(
+        default=None, metadata={"help": "New folder for it. Default: in the run, export/<method> or <method>-merged."}
+    )
+    merged: bool = field(default=False, metadata={"help": "The whole policy in 16 bits instead of the adapter."})
+    push_to: str | None = field(
+        default=None, metadata={"help": "Upload it to this repository of the Hub, as in me/name."}
+    )
+    public: bool = field(default=False, metadata={"help": "With push_to: anyone may see it. Default: private."})
+
+
+@dataclass
+class EvidenceOptions:
+    """Options of evidence."""
+
+    study: str | None = field(
+        default=None,
+        metadata={"help": "The study of the plan: pilot, or confirmation.", "choices": ["pilot", "confirmation"]},
+    )
+    seeds: list[int] | None = field(default=None, metadata={"help": "With study: only runs with these seeds."})
+    profile: str = field(default="sandbox", metadata={"help": f"{SANDBOX}, or {SANDBOX_LARGE} (for a GPU)."})
+    arms: list[str] | None = field(
+        default=None,
+        metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.arms."},
+    )
+    folder: str | None = field(
+        default=None, metadata={"help": "Holds the run folders. Default: runs/evidence or runs/evidence-large."}
+    )
+    results: str | None = field(default=None, metadata={"help": "Gets the tables. Default: tables/ in the folder."})
+    workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one a core."})
+
+
+@dataclass
+class VerifyOptions:
+    """Options of verify."""
+
+    runs: list[str]
+
+
+@dataclass
+class NotebooksOptions:
+    """Options of notebooks."""
+
+    folder: str
