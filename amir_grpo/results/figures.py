@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
+from amir_grpo.choices import METHODS, POLICIES, POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.formatting import signed
 from amir_grpo.results.style import (
     COLOURS,
@@ -118,9 +118,7 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
         table: Columns base, grpo, amir_grpo (0/1), problems; eight rows. `attrs["problems"]`, where it is there, is the
             number of all problems.
     """
-    patterns = {
-        tuple(map(int, key)): int(n) for *key, n in table[["base", "grpo", "amir_grpo", "problems"]].to_numpy()
-    }
+    patterns = {tuple(map(int, key)): int(n) for *key, n in table[[*POLICIES, "problems"]].to_numpy()}
     figure = new_figure(6.0, 1.75)
     axes = figure.subplots()
     sides = {"grpo": (-1, [(0, 1, 0), (1, 1, 0)]), "amir_grpo": (1, [(0, 0, 1), (1, 0, 1)])}
@@ -172,7 +170,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
     """
     ranges = "margin" not in margins.columns
     readings = list(margins["reading"].unique()) if "reading" in margins.columns else []
-    rows = [(reading, method) for reading in readings or [None] for method in ("grpo", "amir_grpo")]
+    rows = [(reading, method) for reading in readings or [None] for method in METHODS]
     figure = new_figure(6.0, 1.15 + 0.34 * len(rows))
     axes = figure.subplots()
     axes.axvline(0, color="#333333", linewidth=0.8)

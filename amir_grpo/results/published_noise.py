@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from amir_grpo import metrics
+from amir_grpo.choices import METHODS
 
 SAMPLES = 8
 # Shares that this package's own policies have on their benchmarks after training; before it 0.89 to 0.95.
@@ -147,7 +148,7 @@ def noise_table(
     Raises:
         ValueError: If a benchmark has no size, or a model's pass@1 or pass@2 on it is missing.
     """
-    levels = published.set_index(["benchmark", "model", "k"])[["grpo", "amir_grpo"]] / 100
+    levels = published.set_index(["benchmark", "model", "k"])[list(METHODS)] / 100
     rows = []
     for row in published.itertuples(index=False):
         if row.benchmark not in sizes:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from amir_grpo import metrics
-from amir_grpo.choices import POLICIES
+from amir_grpo.choices import METHODS, POLICIES
 
 
 def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def main_table(
             level = {policy: metrics.mean_interval(solved[policy], seed=seed) for policy in POLICIES}
             row = {"benchmark": benchmark, "k": k, "model": model}
             row |= gain.columns(scale=100) | {"problems": len(correct["base"]), "samples": n}
-            for policy in ("grpo", "amir_grpo", "base"):
+            for policy in (*METHODS, "base"):
                 row |= level[policy].columns(policy, 100)
             rows.append(row)
     table = pd.DataFrame(rows, columns=MAIN_COLUMNS)
@@ -318,7 +318,7 @@ def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
     """
     shared = margins[margins["reading"] == "shared"]
     wide = shared.pivot(index=["benchmark", "problem_id"], columns="method", values="margin")
-    wide = wide.reindex(columns=["grpo", "amir_grpo"]).astype(float)
+    wide = wide.reindex(columns=list(METHODS)).astype(float)
     gain = metrics.paired_gain(wide["amir_grpo"].to_numpy(), wide["grpo"].to_numpy(), bounds=None)
     return {"problems": len(wide), **gain.columns()}
 

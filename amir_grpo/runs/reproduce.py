@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amir_grpo.choices import METHODS
+from amir_grpo.choices import METHODS, POLICIES
 from amir_grpo.results.formatting import rounded
 from amir_grpo.runs.kept import compared_with_kept
 from amir_grpo.runs.locations import kept_results, notebooks_folder
@@ -83,7 +83,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any]) -> None:
                 list(pool.map(lambda job: _execute(folder, run.folder, job[0], parameters | job[1]), stage))
         results = results_of(run)
         page = write_report(run, results)
-    shown = results.main[["benchmark", "k", "base", "grpo", "amir_grpo", "gain", "gain_low", "gain_high", "p_holm"]]
+    shown = results.main[["benchmark", "k", *POLICIES, "gain", "gain_low", "gain_high", "p_holm"]]
     print(
         f"\nDone in {time.perf_counter() - started:.0f} s. pass@k in percent, gain in points with its 95 % interval:\n"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo import metrics
-from amir_grpo.choices import SIGNIFICANCE
+from amir_grpo.choices import POLICIES, SIGNIFICANCE
 
 Study = Mapping[str, pd.DataFrame]
 
@@ -105,7 +105,7 @@ def main_table(study: Study, ks: Sequence[int] = (1, 2, 4)) -> pd.DataFrame:
     rows = []
     for benchmark in correct["benchmark"].unique():
         for k in ks:
-            by_arm = {arm: solved(correct, arm, [benchmark], k) for arm in ("base", "grpo", "amir_grpo")}
+            by_arm = {arm: solved(correct, arm, [benchmark], k) for arm in POLICIES}
             new, old = paired(by_arm["amir_grpo"], by_arm["grpo"])
             gain, improvement = metrics.seeds_gain(new, old), metrics.probability_of_improvement(new, old)
             row = {"benchmark": benchmark, "k": k, "model": study["benchmarks"]["model"].iloc[0]}

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo import metrics
+from amir_grpo.choices import POLICIES
 from amir_grpo.study.claims.comparisons import Study, paired, solved
 
 
@@ -22,7 +23,7 @@ def coverage_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataFrame:
     benchmarks = list(correct["benchmark"].unique())
     rows = []
     for k in ks:
-        chance = {arm: solved(correct, arm, benchmarks, k) for arm in ("base", "grpo", "amir_grpo")}
+        chance = {arm: solved(correct, arm, benchmarks, k) for arm in POLICIES}
         arrays = {arm: table.to_numpy(float) for arm, table in chance.items()}
         for pattern in metrics.PATTERNS:
             share = np.ones_like(arrays["base"])
