@@ -18,6 +18,7 @@ from amir_grpo.policies.backend import UNSLOTH_VERSION
 from amir_grpo.results import published_noise
 from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.study.tables import load
+from tools import readme
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -111,15 +112,31 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
             assert not found or name == "tests/test_foundation.py", f"{name} holds {found.group()}"
 
 
-def test_readme_shows_the_kept_results():
-    kept = ROOT / "data" / "results" / "sandbox"
-    main = pd.read_csv(kept / "main.csv")
-    for row in main[main["k"].isin([1, 4])].itertuples():
-        cells = f"| {row.benchmark} | {row.k} | {row.base:.1f} | {row.grpo:.1f} | {row.amir_grpo:.1f} |"
-        assert cells in README, f"README lacks {cells}, as in data/results/sandbox"
-    log = pd.read_csv(kept / "log.csv")
-    share = 100 * log.loc[log["method"] == "amir_grpo", "preference/share"].mean()
-    assert f"is {share:.2f} % of the update" in README
+def test_readme_says_what_the_kept_results_say():
+    kept = {name: pd.read_csv(ROOT / "data" / "results" / "sandbox" / f"{name}.csv") for name in ("main", "log")}
+    assert f"{readme.BEGIN}\n\n{readme.findings_lines(kept)}\n\n{readme.END}" in README, "run python -m tools.gallery"
+
+
+def test_the_findings_of_the_readme_follow_the_numbers(tmp_path):
+    main = pd.DataFrame({"benchmark": "b", "k": [1, 2], "base": 10.0, "grpo": 50.0, "amir_grpo": [53.0, 60.0]})
+    main = main.assign(gain=[3.0, -1.0], p_holm=[0.01, 0.5])
+    log = pd.DataFrame({"method": ["grpo"] * 3 + ["amir_grpo"] * 3, "step": [1, 2, 3] * 2, "reward_std": 1.0})
+    log = log.assign(reward=[1, 2, 3, 1, 2, 4], **{"preference/share": [None] * 3 + [0.6] * 3})
+    page = tmp_path / "README.md"
+    page.write_text(f"above\n{readme.BEGIN}\nstale\n{readme.END}\nbelow\n")
+    readme.write_findings(page, readme.findings_lines({"main": main, "log": log}))
+    text = " ".join(page.read_text().split())
+    assert "the preference term is 60 % of the update" in text
+    assert "the first 2 of 3 steps" in text
+    assert "10.0 % before training, 50.0 % with GRPO, 53.0 % with AMIR-GRPO" in text
+    assert "from −1.0 to +3.0 points; 1 of them can be told from 0" in text
+    assert text.startswith("above")
+    assert text.endswith("below")
+    assert "stale" not in text
+
+
+def test_readme_is_one_page():
+    assert len(README.splitlines()) <= 130
 
 
 def test_the_page_of_results_reads_the_published_table_as_its_noise_allows():

@@ -1,6 +1,6 @@
 """Every figure of figures/, drawn from the tables in data/; and how a run's results get there.
 
-python -m tools.gallery                      draw figures/ from data/
+python -m tools.gallery                      draw figures/ from data/, and write the README's findings
 python -m tools.gallery --keep runs/sandbox  first keep the run's results in data/results/sandbox
 python -m tools.gallery --tidy notebooks     make executed notebooks fit to commit
 """
@@ -24,6 +24,7 @@ from amir_grpo.study.figures import STUDY_FIGURES
 from amir_grpo.study.tables import load
 from amir_grpo.system.files import write_text
 from tools.hero import hero
+from tools.readme import findings_lines, write_findings
 
 PROFILE = "sandbox"
 STUDY = "evidence"
@@ -116,6 +117,8 @@ def main() -> None:
         keep_results(run, results_of(run), results)
     for path in draw(results, root / "data" / "published", root / "figures"):
         print(path.relative_to(root))
+    kept = {name: pd.read_csv(results / f"{name}.csv") for name in ("main", "log")}
+    write_findings(root / "README.md", findings_lines(kept))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ _LIMITS = (
 def hero(kept: dict[str, pd.DataFrame]) -> Figure:
     """The figure, from the kept results of one run of each method: tables main and log."""
     log = kept["log"]
-    drawn = {method: rows[["reward", "reward_std"]] for method, rows in log.groupby("method")}
-    twins = same_batches(drawn["grpo"], drawn["amir_grpo"]).assign(run=0)
     share = log.loc[log["method"] == "amir_grpo", "preference/share"].median()
     levels = kept["main"].query("k == 1").rename(columns={"p_holm": "p"})
     scope = f"One training of each method at the published λ and β, seed 0; intervals over problems. {_LIMITS}"
-    return hero_figure(share, twins, levels, scope)
+    return hero_figure(share, twins_of(log), levels, scope)
+
+
+def twins_of(log: pd.DataFrame) -> pd.DataFrame:
+    """Where the two trainings of a run drew the same completions: columns run (0), step, same."""
+    drawn = {method: rows[["reward", "reward_std"]] for method, rows in log.groupby("method")}
+    return same_batches(drawn["grpo"], drawn["amir_grpo"]).assign(run=0)
