@@ -6,7 +6,7 @@ are loaded when they are first asked for, so that drawing a figure does not wait
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "AmirGRPOConfig": "trainer",

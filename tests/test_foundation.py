@@ -1,7 +1,9 @@
 """The project's own files agree with one another, and the README's claims with the kept results."""
 
 import ast
+import json
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -18,7 +20,7 @@ from amir_grpo.policies.backend import UNSLOTH_VERSION
 from amir_grpo.results import published_noise
 from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.study.tables import load
-from tools import readme
+from tools import base_policies, readme
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -133,6 +135,26 @@ def test_the_findings_of_the_readme_follow_the_numbers(tmp_path):
     assert text.startswith("above")
     assert text.endswith("below")
     assert "stale" not in text
+
+
+def test_the_table_of_base_policies_is_of_the_pilot():
+    found = base_policies.base_policy_table(ROOT / "data" / "results" / "pilot")
+    kept = pd.read_csv(ROOT / "data" / "results" / "base_policies.csv")
+    assert found["base_policy"].tolist() == kept["base_policy"].tolist()
+    assert found.iloc[:, 1:].to_numpy() == pytest.approx(kept.iloc[:, 1:].to_numpy(), abs=1e-3)
+    six, mean, spread = kept.iloc[:-2, 1:], kept.iloc[-2, 1:], kept.iloc[-1, 1:]
+    assert len(six) == 6
+    assert mean.tolist() == pytest.approx([sum(six[column]) / 6 for column in six], abs=1e-3)
+    assert spread.tolist() == pytest.approx([statistics.stdev(six[column]) for column in six], abs=1e-3)
+
+
+def test_the_method_page_says_which_λ_a_share_takes():
+    log = pd.read_csv(ROOT / "data" / "results" / "sandbox" / "log.csv")
+    share = log["preference/share"].median()
+    settings = json.loads((ROOT / "data" / "results" / "sandbox" / "provenance.json").read_text())["settings"]
+    # share / (1 - share) grows with λ
+    wanted = settings["lambda_reg"] * (0.3 / 0.7) / (share / (1 - share))
+    assert f"a preference share of 0.3 takes a λ of about {wanted:.1f}" in (ROOT / "docs" / "method.md").read_text()
 
 
 def test_readme_is_one_page():

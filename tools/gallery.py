@@ -1,6 +1,6 @@
 """Every figure of figures/, drawn from the tables in data/; and how a run's results get there.
 
-python -m tools.gallery                      draw figures/ from data/, and write the README's findings
+python -m tools.gallery                      draw figures/ from data/, and what README and docs compute
 python -m tools.gallery --keep runs/sandbox  first keep the run's results in data/results/sandbox
 python -m tools.gallery --tidy notebooks     make executed notebooks fit to commit
 """
@@ -22,7 +22,8 @@ from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of
 from amir_grpo.study.figures import STUDY_FIGURES
 from amir_grpo.study.tables import load
-from amir_grpo.system.files import write_text
+from amir_grpo.system.files import atomic_write, write_text
+from tools.base_policies import base_policy_table
 from tools.hero import hero
 from tools.readme import findings_lines, write_findings
 
@@ -117,6 +118,10 @@ def main() -> None:
         keep_results(run, results_of(run), results)
     for path in draw(results, root / "data" / "published", root / "figures"):
         print(path.relative_to(root))
+    bases = base_policy_table(root / "data" / "results" / "pilot")
+    atomic_write(
+        results.parent / "base_policies.csv", lambda part: bases.to_csv(part, index=False, float_format="%.4f")
+    )
     kept = {name: pd.read_csv(results / f"{name}.csv") for name in ("main", "log")}
     write_findings(root / "README.md", findings_lines(kept))
 
