@@ -35,37 +35,37 @@ class _Training:
     lora_rank: PositiveInt = _setting(16, "Rank of the LoRA adapter.")
     lora_alpha: PositiveInt = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
     lora_targets: list[str] = _setting(
-        list(choices.LORA_TARGETS), "Linear projections that get an adapter, by their names."
+        list(choices.LORA_TARGETS), "Names of the linear projections that get an adapter."
     )
     max_seq_length: PositiveInt = _setting(2048, "Longest prompt and completion together, in tokens.")
     load_in_4bit: bool = _setting(False, "Quantise the base policy to 4 bits (GPU only).")
     backend: str = _setting(
         "auto",
-        "What loads the policy for training: unsloth, transformers, or auto: Unsloth where installed, with a GPU.",
+        "Library that loads the policy for training: unsloth, transformers, or auto (Unsloth if installed, with a GPU).",
         choices=choices.BACKENDS,
     )
     dtype: str = _setting(
         "auto",
-        "What policies compute in. auto: float32 on a CPU, 16 bits on a GPU. float64 is for small policies on a CPU: the "
-        "same numbers on every machine.",
+        "Precision that policies compute in. auto: float32 on a CPU, 16 bits on a GPU. float64, for small policies on a "
+        "CPU, gives the same numbers on every machine.",
         choices=choices.DTYPES,
     )
     device: str = _setting(
         "auto", "Where policies run: auto, the GPU where there is one, or cpu.", choices=choices.DEVICES
     )
-    trust_remote_code: bool = _setting(False, "Run the code that comes with a policy of the Hub.")
-    safetensors_only: bool = _setting(True, "Refuse weights in pickles, which can run code when they are read.")
+    trust_remote_code: bool = _setting(False, "Run code that comes with a policy from the Hub.")
+    safetensors_only: bool = _setting(True, "Refuse pickled weights, which can run code when they are loaded.")
     # training data
     dataset_name: str = _setting("gsm8k", f"Training set: gsm8k, math, dapo_math, {' or '.join(choices.SANDBOXES)}.")
     dataset_split: str = _setting("train", "Split of the training set.")
     dataset_limit: Annotated[int | None, Bounds(above=0)] = _setting(
-        None, "Number of training problems to use, from the first. None: all."
+        None, "Use only this many training problems, the first ones. None: all."
     )
     calibration: bool = _setting(False, "Ask for a stated confidence and reward its Brier score.")
     # optimisation
     learning_rate: PositiveFloat = _setting(5e-6, "Peak learning rate.")
     weight_decay: Annotated[float, Bounds(at_least=0)] = _setting(0.1, "Weight decay of AdamW.")
-    max_grad_norm: PositiveFloat = _setting(0.1, "Norm that gradients are clipped to.")
+    max_grad_norm: PositiveFloat = _setting(0.1, "Largest norm of the gradient, which is clipped to it.")
     per_device_train_batch_size: PositiveInt = _setting(
         1,
         "Completions per micro-batch on each device. 1 becomes num_generations where a rollout would otherwise not "
@@ -104,7 +104,7 @@ class _Training:
     # reward regimes, off by default
     nuisance: str = _setting(
         "none",
-        "A part of the reward that says nothing about correctness: none; noise, uniform in ± nuisance_size; outliers, "
+        "An added reward that has nothing to do with correctness: none; noise, uniform in ± nuisance_size; outliers, "
         "nuisance_size for a share of nuisance_rate of the completions; format, nuisance_size for the strict format; "
         "partial, up to nuisance_size for a number close to the answer.",
         choices=choices.NUISANCES,
@@ -114,12 +114,12 @@ class _Training:
         1 / 16, "With nuisance=outliers: share of the completions that get it."
     )
     reward_clip: Annotated[float | None, Bounds(above=0)] = _setting(
-        None, "The reward is cut off above this. None: not."
+        None, "Rewards above this are clipped to it. None: no clipping."
     )
     reward_terms: str = _setting(
-        "all", "What the reward is the sum of: all functions, or correctness alone.", choices=choices.REWARD_TERMS
+        "all", "Which reward functions count: all, or correctness alone.", choices=choices.REWARD_TERMS
     )
-    drop_uniform_groups: bool = _setting(False, "Groups that are all right, or all wrong, get no advantage.")
+    drop_uniform_groups: bool = _setting(False, "Give no advantage to groups that are all right or all wrong.")
     # GRPO
     loss_type: str = _setting("grpo", "TRL's loss type.", choices=choices.LOSS_TYPES)
     epsilon: PositiveFloat = _setting(0.2, "ε, lower clipping range (and upper, unless epsilon_high is given).")
@@ -171,7 +171,7 @@ class Settings(_PreferenceOfARun, _Training):
     )
     eval_limit: Annotated[int | None, Bounds(above=0)] = _setting(
         None,
-        "Number of problems of each benchmark, from the first. None: all; of the sandbox's, as many as in its profile.",
+        "Use only this many problems of each benchmark, the first ones. None: all; of the sandbox's, its profile's number.",
     )
     num_samples: PositiveInt = _setting(8, "n, completions per problem.")
     ks: list[int] = _setting([1, 2, 4], "The values of k in pass@k, none above num_samples.")
@@ -184,7 +184,9 @@ class Settings(_PreferenceOfARun, _Training):
         262_144, "Tokens per evaluation batch, prompts and completions together; halved where memory runs out."
     )
     eval_engine: str = _setting(
-        "transformers", "What draws the evaluation: an engine, or auto.", choices=choices.EVAL_ENGINES
+        "transformers",
+        "Engine that samples for the evaluation: transformers, vllm, or auto (vLLM if installed, with a GPU).",
+        choices=choices.EVAL_ENGINES,
     )
     # the sandbox's base policy
     base_seed: Annotated[int, Bounds(at_least=0, below=choices.BASE_POLICIES)] = _setting(

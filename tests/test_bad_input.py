@@ -97,7 +97,7 @@ ARGUMENTS = [
     ((EVALUATE, "--model_dir", "no/such/folder"), ["no/such/folder", "Hub id"]),
     ((EVALUATE, "--model_dir", "a=b=c"), ["b=c", "Hub id"]),
     ((EVALUATE, "--model_dir", "../up=org/name"), ["'../up'", "letters, digits"]),
-    ((EVALUATE, "--model_dir", "=cmd()=org/name"), ["cannot name a policy"]),
+    ((EVALUATE, "--model_dir", "=cmd()=org/name"), ["is not a name for a policy"]),
     ((EVALUATE, "--model_dir", "one=org/a", "one=org/b"), ["'one'", "tell them apart"]),
     ((TRAIN, "--model_name", "no/such/folder", "--dataset_name", "gsm8k"), []),
 ]

@@ -175,7 +175,7 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     check_names("arm", options.arms or (), ARMS)
     check_names("sandbox profile", [options.profile], SANDBOXES)
     if options.workers < 0:
-        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
+        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one per core).")
     wanted = with_references([*options.arms, "amir_grpo"]) if options.arms else list(ARMS.values())
     name = options.profile.replace("sandbox", "evidence")
     folder = Path(options.folder or runs_folder() / name).expanduser().resolve()
@@ -207,7 +207,7 @@ def _study(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     check_names("arm", options.arms or (), ARMS)
     check_names("seed", map(str, options.seeds or ()), [str(seed) for seed in seeds])
     if options.workers < 0:
-        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one a core).")
+        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one per core).")
     if options.study == "confirmation" and not plan.frozen:
         raise ValueError("The confirmation begins when the plan is frozen: see amir_grpo/study/plan.toml.")
     if overrides and not options.results:
@@ -329,6 +329,6 @@ _COMMANDS = {
         NotebooksOptions,
         _notebooks,
         takes_settings=False,
-        arguments={"folder": {"metavar": "DIR", "help": "Gets the notebooks."}},
+        arguments={"folder": {"metavar": "DIR", "help": "Folder to write them into."}},
     ),
 }

@@ -38,7 +38,7 @@ class PlanOptions:
 class TrainOptions(RunOptions):
     """Options of train."""
 
-    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
+    method: str = field(default="amir_grpo", metadata={"help": "What to train by.", "choices": list(METHODS)})
     model_dir: str | None = field(default=None, metadata={"help": "Also save the trained adapter here."})
 
 
@@ -59,15 +59,20 @@ class EvaluateOptions(RunOptions):
 class ExportOptions(RunOptions):
     """Options of export."""
 
-    method: str = field(default="amir_grpo", metadata={"help": "grpo or amir_grpo.", "choices": list(METHODS)})
+    method: str = field(default="amir_grpo", metadata={"help": "Whose policy.", "choices": list(METHODS)})
     out: str | None = field(
-        default=None, metadata={"help": "New folder for it. Default: in the run, export/<method> or <method>-merged."}
+        default=None,
+        metadata={"help": "Folder to make. Default: in the run, export/<method> or <method>-merged."},
     )
-    merged: bool = field(default=False, metadata={"help": "The whole policy in 16 bits instead of the adapter."})
+    merged: bool = field(
+        default=False, metadata={"help": "Export the whole policy in 16 bits instead of the adapter."}
+    )
     push_to: str | None = field(
-        default=None, metadata={"help": "Upload it to this repository of the Hub, as in me/name."}
+        default=None, metadata={"help": "Upload the export to this repository of the Hub, such as me/name."}
     )
-    public: bool = field(default=False, metadata={"help": "With push_to: anyone may see it. Default: private."})
+    public: bool = field(
+        default=False, metadata={"help": "With --push_to: make the repository public. Default: private."}
+    )
 
 
 @dataclass
@@ -85,10 +90,12 @@ class EvidenceOptions:
         metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.arms."},
     )
     folder: str | None = field(
-        default=None, metadata={"help": "Holds the run folders. Default: runs/evidence or runs/evidence-large."}
+        default=None, metadata={"help": "Folder for the run folders. Default: runs/evidence or runs/evidence-large."}
     )
-    results: str | None = field(default=None, metadata={"help": "Gets the tables. Default: tables/ in the folder."})
-    workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one a core."})
+    results: str | None = field(
+        default=None, metadata={"help": "Folder for the tables. Default: tables/ beside the runs."}
+    )
+    workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one per core."})
 
 
 @dataclass

@@ -50,7 +50,7 @@ def start_backend(wanted: str) -> Backend:
         return Backend("unsloth", "asked for" if wanted == "unsloth" else "installed, and a GPU is there")
     if wanted == "unsloth":
         raise ValueError(
-            f"backend='unsloth' cannot be had: {obstacle[0]}.\n{obstacle[1]} Or set backend to transformers."
+            f"backend='unsloth' cannot be used: {obstacle[0]}.\n{obstacle[1]} Or set backend to transformers."
         )
     return _transformers(obstacle[0])
 
@@ -59,7 +59,7 @@ def _transformers(why: str) -> Backend:
     if _is_on_gpu(sys.modules.get("unsloth")):
         # of TRL's trainer it has cut what puts an adapter on the policy: all weights would be trained
         raise ValueError(
-            f"backend='transformers' ({why}) cannot be had: this process has imported Unsloth, which has rewritten TRL.\n"
+            f"backend='transformers' ({why}) cannot be used: this process has imported Unsloth, which has rewritten TRL.\n"
             "Restart the kernel, or set backend to unsloth."
         )
     return Backend("transformers", why)

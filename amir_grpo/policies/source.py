@@ -31,7 +31,7 @@ class Loading:
     Attributes:
         in_4bit: Quantise the base policy to 4 bits (NF4) with bitsandbytes; needs a GPU. Else as `dtype` says.
         trust_remote_code: Run the code that comes with a policy.
-        safetensors_only: Refuse weights in pickles, which can run code when they are read.
+        safetensors_only: Refuse pickled weights, which can run code when they are loaded.
         dtype: auto, float32 on a CPU and 16 bits on a GPU, or float64.
         device: auto, the GPU where there is one, or cpu.
     """
@@ -114,7 +114,7 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
     """Policies by name, from words such as ``runs/a/grpo`` (named after the folder) or ``mine=runs/a/grpo``.
 
     Raises:
-        ValueError: If two have the same name, or a name cannot name a folder.
+        ValueError: If two have the same name, or a name is not fit for a folder.
         FileNotFoundError: As raised by `find_policy`.
     """
     found: dict[str, PolicySource] = {}
@@ -123,7 +123,7 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
         if not equals:
             where, name = word, Path(word).expanduser().resolve().name
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} cannot name a policy: use letters, digits, '.', '_' and '-'.")
+            raise ValueError(f"{name!r} is not a name for a policy: use letters, digits, '.', '_' and '-'.")
         if name in found:
             raise ValueError(
                 f"Two policies are named {name!r}: tell them apart, as in first={found[name].adapter or where} "
@@ -166,7 +166,7 @@ def base_of_adapter(folder: Path) -> str:
         ) from error
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise FileNotFoundError(
-            f"The adapter in {folder} was trained on {base}, which is not there.\n"
+            f"The adapter in {folder} was trained on {base}, which does not exist.\n"
             "Put that policy back, or correct base_model_name_or_path in adapter_config.json."
         )
     return base

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from amir_grpo.choices import check_names
 from amir_grpo.system.shipped import shipped
 
 PUBLISHED = {"table1": "table1.csv", "coverage": "coverage.csv", "margin": "margin.csv"}
@@ -15,12 +16,11 @@ def published_table(name: str, folder: Path | str | None = None) -> pd.DataFrame
     `folder` holds them; None for those that come with the package. Raises ValueError for another name and
     FileNotFoundError where the folder does not hold it.
     """
-    if name not in PUBLISHED:
-        raise ValueError(f"no published table {name!r}: choose one of {', '.join(PUBLISHED)}.")
+    check_names("published table", [name], PUBLISHED)
     path = Path(folder or shipped("data/published")) / PUBLISHED[name]
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not there.\nGive a folder that holds {PUBLISHED[name]}, or none for the package's own."
+            f"{path} does not exist.\nGive a folder that holds {PUBLISHED[name]}, or none for the package's own."
         )
     return pd.read_csv(path)
 

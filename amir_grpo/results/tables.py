@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from amir_grpo import metrics
-from amir_grpo.choices import METHODS, POLICIES
+from amir_grpo.choices import METHODS, POLICIES, check_names
 
 
 def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
     twice = samples.duplicated(key)
     if twice.any():
         raise ValueError(
-            f"{twice.sum()} completions are there twice, the first is {tuple(samples.loc[twice, key].iloc[0])}.\n"
+            f"{twice.sum()} completions appear twice, the first being {tuple(samples.loc[twice, key].iloc[0])}.\n"
             "One table holds one run: select one training seed."
         )
     return (
@@ -103,8 +103,7 @@ def coverage_table(samples: pd.DataFrame, benchmark: str | None = None) -> pd.Da
     """
     counts = correct_counts(samples)
     names = list(counts["benchmark"].unique())
-    if benchmark is not None and benchmark not in names:
-        raise ValueError(f"no samples of benchmark {benchmark!r}: choose one of {', '.join(map(str, names))}.")
+    check_names("benchmark", [] if benchmark is None else [benchmark], names)
     parts = [_paired_counts(counts, name)[0] for name in (names if benchmark is None else [benchmark])]
     solved = {policy: np.concatenate([part[policy] > 0 for part in parts]) for policy in POLICIES}
     coverage = metrics.coverage_patterns(solved["base"], solved["grpo"], solved["amir_grpo"])

@@ -30,7 +30,7 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
         ValueError: If the method has not been trained, or an adapter alone could not be loaded elsewhere.
     """
     if folder.exists() and not replace_old:
-        raise FileExistsError(f"{folder} is there already: give a folder that does not exist.")
+        raise FileExistsError(f"{folder} exists already: give a folder that does not.")
     check_folder(folder, "out")
     trained = run.folder / method
     if not run.is_trained(method):
@@ -60,7 +60,9 @@ def check_push(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise OSError(f"{repo_id!r} cannot name a repository of the Hub: give one such as me/my-policy.") from error
+        raise OSError(
+            f"{repo_id!r} is not a name for a repository of the Hub: give one such as me/my-policy."
+        ) from error
     if get_token() is None:
         raise OSError(f"{repo_id} cannot be uploaded: there is no login to the Hub.\nLog in first: hf auth login.")
 
@@ -85,13 +87,13 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
-            raise OSError("it is there already, and public; give --public, or another name")
+            raise OSError("it exists already and is public; give --public, or another name")
         api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Upload by amir_grpo")
     except (HfHubHTTPError, OSError) as error:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise OSError(
             f"{repo_id} could not be uploaded: {cause}\n"
-            f"Check the network, the name and the login (hf auth login). The policy is whole in {folder}."
+            f"Check the network, the name and the login (hf auth login). The export is complete in {folder}."
         ) from error
     return str(url)
 

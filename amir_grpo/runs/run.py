@@ -137,7 +137,7 @@ class Run:
             before = json.loads(path.read_text())
             if before["fingerprint"] != seen:
                 raise ValueError(
-                    f"The problems of {name} are not those that this run has used: fingerprint {seen}, was "
+                    f"The problems of {name} have changed since this run used them: fingerprint {seen}, was "
                     f"{before['fingerprint']} ({before['source']}).\n"
                     "Results would mix. Restore the data, or give another run_dir."
                 )

@@ -44,7 +44,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise Busy(
-            f"{folder}: {work} is going on already, in {_who(holder)}.\nWait for it, stop it, or give another run_dir."
+            f"{folder}: {work} is already in progress, in {_who(holder)}.\nWait for it, stop it, or give another run_dir."
         ) from None
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -73,7 +73,7 @@ def test_unsloth_that_fails_to_import_is_not_fatal_to_auto(machine, before_trl, 
     chosen = start_backend("auto")
     assert chosen.name == "transformers"
     assert chosen.why.startswith("importing it failed (")
-    with pytest.raises(ValueError, match=r"cannot be had: importing it failed .*\nReinstall it: pip install"):
+    with pytest.raises(ValueError, match=r"cannot be used: importing it failed .*\nReinstall it: pip install"):
         start_backend("unsloth")
 
 

@@ -141,7 +141,7 @@ def test_a_push_that_the_hub_refuses_says_so_and_keeps_the_folder(run, hub, monk
 
 
 def test_a_push_without_a_login_or_a_name_is_refused_before_the_work(run, hub, monkeypatch, tmp_path, capsys):
-    assert "'not/a/name' cannot name" in refused(run, capsys, "--out", tmp_path / "out", "--push_to", "not/a/name")
+    assert "'not/a/name' is not a name" in refused(run, capsys, "--out", tmp_path / "out", "--push_to", "not/a/name")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert "hf auth login" in refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
     assert not (tmp_path / "out").exists()
@@ -162,5 +162,5 @@ def test_what_is_not_trained_or_in_the_way_is_refused(runs, tiny_settings, run, 
     with pytest.raises(ValueError, match="holds no trained grpo"):
         export.export_policy(untrained, "grpo", tmp_path / "out")
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         export.export_policy(run, "grpo", tmp_path / "there")

@@ -225,7 +225,7 @@ def test_of_two_first_openers_at_once_one_works_and_the_other_is_refused(tmp_pat
     working = [seed for seed, text in zip((1, 2), note, strict=True) if f"working with {seed}" in text]
     assert len(working) == 1, note
     (refused,) = (text for text in note if text.startswith("refused: "))
-    assert "settings: seed was" in refused or "going on already" in refused
+    assert "settings: seed was" in refused or "already in progress" in refused
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["seed"] == working[0]
 
 
