@@ -23,6 +23,7 @@ WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
 WITHOUT = {
     "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public"},
     "verify": set(),
+    "report": {"out"},
     "figures": {"profile", "run_dir"},
     "notebooks": set(),
 }

@@ -24,6 +24,7 @@ from amir_grpo.cli.options import (
     ExportOptions,
     NotebooksOptions,
     PlanOptions,
+    ReportOptions,
     RunOptions,
     TrainOptions,
     VerifyOptions,
@@ -254,6 +255,15 @@ def _verify(options: VerifyOptions) -> None:
     print("The same: settings, problems, policies, completions, scores, tables and figures.")
 
 
+def _report(options: ReportOptions) -> None:
+    from amir_grpo.runs.comparing import write_comparison
+    from amir_grpo.runs.locations import runs_folder
+
+    folders = [Path(folder).expanduser().resolve() for folder in options.runs]
+    default = runs_folder() / "comparisons" / f"{'-vs-'.join(folder.name for folder in folders)}.html"
+    print(write_comparison(folders, Path(options.out).expanduser() if options.out else default))
+
+
 def _figures(options: RunOptions) -> None:
     from amir_grpo.runs.showing import results_of, save_results, write_report
 
@@ -317,6 +327,20 @@ _COMMANDS = {
         _verify,
         takes_settings=False,
         arguments={"runs": {"nargs": "*", "metavar": "RUN_DIR", "help": "The two run folders."}},
+    ),
+    "report": Command(
+        "Write one page that compares two runs or more; figures writes the page of a single run.",
+        ReportOptions,
+        _report,
+        takes_settings=False,
+        arguments={
+            "runs": {
+                "nargs": "*",
+                "metavar": "RUN_DIR",
+                "help": "The run folders; the others are compared with the first.",
+            },
+            "--out": {"metavar": "FILE", "help": "The page. Default: runs/comparisons/a-vs-b.html."},
+        },
     ),
     "figures": Command(
         "Draw the figures of a run that has been evaluated, and its report.",

@@ -99,6 +99,14 @@ class EvidenceOptions:
 
 
 @dataclass
+class ReportOptions:
+    """Options of report."""
+
+    runs: list[str]
+    out: str | None
+
+
+@dataclass
 class VerifyOptions:
     """Options of verify."""
 

@@ -18,7 +18,11 @@ _OFF_AXIS = 6.0  # a gain this many times as far out as the middle one is an arr
 
 @styled
 def comparison_figure(
-    table: pd.DataFrame, title: str = "", names: Mapping[str, str] = POLICY_NAMES, margin: float | None = None
+    table: pd.DataFrame,
+    title: str = "",
+    names: Mapping[str, str] = POLICY_NAMES,
+    margin: float | None = None,
+    over: str = "new base policies and seeds",
 ) -> Figure:
     """Gains with 95 % intervals, one row per comparison on one axis; black where significant, grey elsewhere.
 
@@ -30,6 +34,7 @@ def comparison_figure(
         title: The finding.
         names: How the arms of new and old are called.
         margin: Half the width of the band within which two arms count as equivalent, in points.
+        over: What the intervals are for.
     """
     rows = table.to_dict("records")
     places, heads, place = [], {}, 0.0
@@ -58,7 +63,7 @@ def comparison_figure(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    note = f"Bars: 95 % intervals for new base policies and seeds. Black: p < {SIGNIFICANCE}; grey: not."
+    note = f"Bars: 95 % intervals for {over}. Black: p < {SIGNIFICANCE}; grey: not."
     note += f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
     if "detectable" in table:
         note += " Ticks: the smallest gain that could have been detected."
