@@ -132,7 +132,7 @@ def load_problems(
         rows, source = _mirror_rows(path, entry, split), str(path)
     records = list(_records(rows, entry, split, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT))
     if not records:
-        raise ValueError(f"{source} holds no problem.\nPut the {split} split of {entry.hub_id} there.")
+        raise ValueError(f"{source} holds no problems.\nPut the {split} split of {entry.hub_id} there.")
     dataset = Dataset.from_list(records, features=_FEATURES)
     dataset.info.description = f"{name}, {split} split, from {source}"
     return dataset
@@ -235,7 +235,7 @@ def _read(reader: Callable[[Row], Any], row: Row, what: str, source: str, number
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{source}, row {number}: no {what} ({type(error).__name__}: {error}).\n"
-            f"Wanted are the Hub's columns; the row has {list(row)}."
+            f"It needs the Hub's columns; the row has {list(row)}."
         ) from None
 
 

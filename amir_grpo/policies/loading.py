@@ -91,7 +91,7 @@ def check_hardware(
 
 
 def check_sharding(load_in_4bit: bool, optim: str) -> None:
-    """Refuse what cannot be cut over several GPUs, as `accelerate launch` says that it will be.
+    """Refuse what cannot be sharded over several GPUs, as `accelerate launch` says that it will be.
 
     Raises:
         ValueError: If so, with the setting to change.
@@ -100,13 +100,13 @@ def check_sharding(load_in_4bit: bool, optim: str) -> None:
     zero3 = _by_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
     if fsdp and "8bit" in optim:
         raise ValueError(
-            f"optim={optim} cannot step the parts that FSDP cuts weights into: bitsandbytes has no code for them.\n"
+            f"optim={optim} cannot update weights that FSDP has sharded: bitsandbytes does not support it.\n"
             "Set optim to adamw_torch_fused."
         )
     if load_in_4bit and (fsdp or zero3):
         raise ValueError(
-            f"load_in_4bit=True cannot be cut over GPUs by {'FSDP' if fsdp else 'ZeRO 3'}: set load_in_4bit to False, or "
-            "use configs/accelerate/ddp.yaml."
+            f"load_in_4bit=True cannot be sharded over GPUs by {'FSDP' if fsdp else 'ZeRO 3'}: set load_in_4bit to False, "
+            "or use configs/accelerate/ddp.yaml."
         )
 
 
@@ -133,7 +133,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     with explain_loading_error("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
-        raise ValueError(f"The tokenizer of {name} has no chat template: take an instruction-tuned policy.")
+        raise ValueError(f"The tokenizer of {name} has no chat template: use an instruction-tuned policy.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

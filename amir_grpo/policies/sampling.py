@@ -128,7 +128,7 @@ class _Shrinking:
                 if size == 1:
                     raise MemoryError(
                         f"Not even one completion of {self._options['max_new_tokens']} tokens fits into memory.\n"
-                        "Lower eval_max_new_tokens, load the policy in 4 bits, or take a smaller one."
+                        "Lower eval_max_new_tokens, load the policy in 4 bits, or use a smaller one."
                     ) from error
                 self._most = size // 2
             gc.collect()  # outside of the except block, which holds the failed batch's tensors

@@ -38,7 +38,7 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
             f"{run.folder} holds no trained {method}.\nTrain it first: amir_grpo train --method {method}."
         )
     if not merged and Path(run.base()).is_dir():
-        raise ValueError(f"The base of this adapter is a folder of this machine, {run.base()}: export it merged.")
+        raise ValueError(f"The adapter's base policy is a local folder, {run.base()}: export it merged.")
     with explain_full_disk(folder.parent), atomic_folder(folder, replace_old) as beside:
         copy_policy(trained, beside, adapter=not merged)
         if merged:

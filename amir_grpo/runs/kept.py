@@ -115,12 +115,12 @@ def _explanation(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names = [name for name in made[0] if name in made[1] and made[0][name] != made[1][name]]
     if names:
         told = [f"{name} {made[0][name] or 'unknown'} (here {made[1][name] or 'unknown'})" for name in names]
-        return f"What may explain it: the published ones were made with {', '.join(told)}."
+        return f"A possible reason: the published ones were made with {', '.join(told)}."
     commits = [
         f"{(p['commit'] or 'unknown')[:12]}{' with uncommitted changes' if p['uncommitted_changes'] else ''}"
         for p in (old, new)
     ]
     return (
-        "Packages, platform and kind of CPU are the same, so that the code is what may explain it: commit "
+        "Packages, platform and kind of CPU are the same, so that the code may be the reason: commit "
         f"{commits[0]} there, {commits[1]} here."
     )

@@ -30,7 +30,7 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         cause = str(error).strip().splitlines()[0][:150]
         raise ValueError(
-            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; whatever was complete stays."
+            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; all else that is complete is kept."
         ) from error
     return table
 

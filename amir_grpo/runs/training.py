@@ -123,7 +123,7 @@ def explain_full_gpu() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MemoryError(
             "The GPU's memory has run out in training. Divide per_device_train_batch_size and multiply\n"
-            "gradient_accumulation_steps by the same: the rollouts and updates stay. `amir_grpo plan` shows what takes it."
+            "gradient_accumulation_steps by as much: rollouts and updates stay the same. `amir_grpo plan` shows the rest."
         ) from error
 
 

@@ -98,7 +98,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         if not (_is_full(error) or (isinstance(error, RuntimeError) and _little_is_left(folder))):
             raise
         raise OSError(
-            f"The disk of {folder} is full.\nWhat is complete there stays: free some space, and start the same again."
+            f"The disk of {folder} is full.\nWhat is complete is kept: free some space, and run the same command again."
         ) from error
 
 

@@ -197,9 +197,9 @@ def test_what_is_missing_is_said_in_a_line(machine, gpu, packages, arguments, me
 @pytest.mark.parametrize(
     ("engine", "stage", "arguments", "message"),
     [
-        ("FSDP", "", (False, "adamw_8bit"), r"FSDP cuts weights into.*\nSet optim to adamw_torch_fused"),
-        ("FSDP", "", (True, "adamw_torch_fused"), "cannot be cut over GPUs by FSDP: set load_in_4bit to False"),
-        ("DEEPSPEED", "3", (True, "adamw_8bit"), "cannot be cut over GPUs by ZeRO 3"),
+        ("FSDP", "", (False, "adamw_8bit"), r"weights that FSDP has sharded.*\nSet optim to adamw_torch_fused"),
+        ("FSDP", "", (True, "adamw_torch_fused"), "cannot be sharded over GPUs by FSDP: set load_in_4bit to False"),
+        ("DEEPSPEED", "3", (True, "adamw_8bit"), "cannot be sharded over GPUs by ZeRO 3"),
     ],
 )
 def test_what_cannot_be_cut_over_gpus_is_refused(monkeypatch, engine, stage, arguments, message):

@@ -104,7 +104,7 @@ def test_what_may_explain_a_difference_is_named(copy, kept):
     (kept / "main.csv").write_text((kept / "main.csv").read_text().replace("chain3", "chain9"))
     message = comparison(copy, kept)
     assert "main.csv: column benchmark, row 0: 'chain9' and 'chain3'" in message
-    assert "the code is what may explain it: commit " in message
+    assert "the code may be the reason: commit " in message
 
     def elsewhere(record):
         record["provenance"]["packages"]["torch"] = "2.9.0"
