@@ -37,7 +37,7 @@ _VLLM_ROWS = 256  # completions that vLLM draws at once
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """The estimate for one training.
 
     Attributes:
@@ -169,7 +169,7 @@ class Plan:
         return pd.DataFrame(rows, columns=["card", "memory", "fits", "hours", "change"])
 
 
-def plan(settings: Settings, bf16: bool = True, bits: int = 16, backend: str = "transformers") -> Plan:
+def plan(settings: Settings, bf16: bool = True, bits: int = 16, backend: str = "transformers") -> MemoryPlan:
     """Plan the training of one method; both take the same.
 
     Args:
@@ -186,7 +186,7 @@ def plan(settings: Settings, bf16: bool = True, bits: int = 16, backend: str = "
 
 
 @lru_cache(maxsize=32)  # choosing a profile, checking it and showing its plan ask for the same one
-def _plan(settings_as_json: str, bf16: bool, bits: int, backend: str) -> Plan:
+def _plan(settings_as_json: str, bf16: bool, bits: int, backend: str) -> MemoryPlan:
     settings = Settings(**json.loads(settings_as_json))
     dtype = torch.float32 if bits == 32 else torch.bfloat16 if bf16 else torch.float16
     policy, trained, linear, total = policy_on_meta(settings, dtype)
@@ -210,7 +210,7 @@ def _plan(settings_as_json: str, bf16: bool, bits: int, backend: str) -> Plan:
         "generation logits": at_once * config.vocab_size * _DRAWN,
     }
     in_gib = {name: value / GIB for name, value in parts.items()}
-    return Plan(
+    return MemoryPlan(
         settings,
         in_gib | {"CUDA context": _CONTEXT if bits == 16 else 0.0},
         total,
@@ -244,13 +244,13 @@ def _cache_of_a_completion(config: PretrainedConfig, settings: Settings) -> int:
     return 2 * config.num_key_value_heads * head * sum(lengths)
 
 
-def plan_here(settings: Settings, backend: str = "transformers") -> Plan:
+def plan_here(settings: Settings, backend: str = "transformers") -> MemoryPlan:
     """The plan for the GPU of this process or, without one, for a card that computes in bfloat16."""
     here = card_here()
     return plan(settings, here is None or here.bf16, backend=backend)
 
 
-def hours_table(made: Plan, card: Card, sizes: Mapping[str, int]) -> pd.DataFrame:
+def hours_table(made: MemoryPlan, card: Card, sizes: Mapping[str, int]) -> pd.DataFrame:
     """Hours on 1, 2, 4 and 8 GPUs: columns GPUs, training (one method), evaluation (three policies, by transformers), and
     evaluation_vllm."""
     rows = [
