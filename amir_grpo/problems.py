@@ -22,6 +22,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from datasets import Dataset, Features, Value, load_dataset
 from amir_grpo.answers import last_boxed
 from amir_grpo.choices import check_names
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON, load_sandbox
+from amir_grpo.system.json_lines import json_lines
+from amir_grpo.system.network import cache_alone, hub_answers
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"
 
@@ -102,8 +105,8 @@ def load_problems(
             see `amir_grpo.sandbox.problems.load_sandbox`.
         calibration: Whether the prompt asks for a stated confidence.
         seed: Which problems of the sandbox; the others are what they are.
-        mirror: Folder with ``<name>/<split>.jsonl`` in the Hub's columns. By default what the environment variable
-            ``AMIR_GRPO_DATA`` names; without either, the Hub.
+        mirror: Folder with ``<name>/<split>.jsonl``, or ``.jsonl.gz``, in the Hub's columns. By default what the
+            environment variable ``AMIR_GRPO_DATA`` names; without either, the Hub.
         revision: Commit, tag or branch on the Hub, by default the registry's.
 
     Returns:
@@ -128,8 +131,8 @@ def load_problems(
         entry = replace(entry, revision=revision or entry.revision)
         rows, source = _hub_rows(entry, split)
     else:
-        path = Path(folder) / name / f"{split}.jsonl"
-        rows, source = _mirror_rows(path, entry, split), str(path)
+        path = _mirror_file(Path(folder) / name / f"{split}.jsonl", entry, split)
+        rows, source = json_lines(path), str(path)
     records = list(_records(rows, entry, split, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT))
     if not records:
         raise ValueError(f"{source} holds no problems.\nPut the {split} split of {entry.hub_id} there.")
@@ -160,33 +163,24 @@ def _mirror_from_environment() -> Path | None:
     return Path(folder) if folder else None
 
 
-def _mirror_rows(path: Path, entry: ProblemSet, split: str) -> Iterator[Row]:
-    if not path.is_file():
-        arguments = ", ".join(repr(part) for part in (entry.hub_id, entry.config) if part)
-        raise FileNotFoundError(
-            f"The mirror has no {path}.\n"
-            f"Write it where there is a network: load_dataset({arguments}, split={split!r}).to_json(...),\n"
-            f"or unset {MIRROR_VARIABLE} to load from the Hub."
-        )
-    return _json_lines(path)
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, row {number}: not a line of JSON ({error}).") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, row {number}: not a JSON object.")
-            yield row
+def _mirror_file(path: Path, entry: ProblemSet, split: str) -> Path:
+    """The file at `path`, or the packed one beside it."""
+    for there in (path, path.with_name(f"{path.name}.gz")):
+        if there.is_file():
+            return there
+    arguments = ", ".join(repr(part) for part in (entry.hub_id, entry.config) if part)
+    raise FileNotFoundError(
+        f"The mirror has no {path}.\n"
+        f"Write it where there is a network: load_dataset({arguments}, split={split!r}).to_json(...),\n"
+        f"or unset {MIRROR_VARIABLE} to load from the Hub."
+    )
 
 
 def _hub_rows(entry: ProblemSet, split: str) -> tuple[Iterable[Row], str]:
     where = f"{entry.hub_id}{f' ({entry.config})' if entry.config else ''} at revision {entry.revision}"
     try:
-        rows = load_dataset(entry.hub_id, entry.config, split=split, revision=entry.revision)
+        with nullcontext() if hub_answers() else cache_alone():
+            rows = load_dataset(entry.hub_id, entry.config, split=split, revision=entry.revision)
     except OSError as error:
         cause = str(error).strip().split("\n")[0][:200]
         raise ConnectionError(
@@ -242,8 +236,14 @@ def _read(reader: Callable[[Row], Any], row: Row, what: str, source: str, number
 # --- reading the rows ---------------------------------------------------------------------------------------------
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{repr(value)[:40]} is not a text")
+    return value
+
+
 def _column(name: str) -> Callable[[Row], str]:
-    return lambda row: row[name]
+    return lambda row: _text(row[name])
 
 
 def _one(name: str) -> Callable[[Row], list[str]]:
@@ -262,7 +262,7 @@ def _without_dollars(row: Row) -> list[str]:
 
 def _several(row: Row) -> list[str]:
     answers = row["final_answer"]
-    return [answers] if isinstance(answers, str) else list(answers)
+    return [answers] if isinstance(answers, str) else [_text(answer) for answer in answers]
 
 
 def _boxed(row: Row) -> list[str]:

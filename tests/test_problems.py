@@ -1,7 +1,11 @@
 """Problems: rows in the Hub's own columns, written here and read through the mirror and through a stand-in Hub."""
 
+import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -200,6 +204,7 @@ def hub(monkeypatch):
         return dataset
 
     monkeypatch.setattr(problems, "load_dataset", load_dataset)
+    monkeypatch.setattr(problems, "hub_answers", lambda: True)
     return asked
 
 
@@ -229,6 +234,7 @@ def test_no_network_names_the_way_out(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(problems, "load_dataset", load_dataset)
+    monkeypatch.setattr(problems, "hub_answers", lambda: True)
     with pytest.raises(ConnectionError) as raised:
         load_problems("olympiadbench")
     one_error(raised, "Hothan/OlympiadBench (OE_TO_maths_en_COMP)", "AMIR_GRPO_DATA", "olympiadbench/train.jsonl")
@@ -263,6 +269,64 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ValueError) as raised:
         load_problems("qqqqqq")
     one_error(raised, "Valid: ")
+
+
+LINES = ['{"question": "Find $y$.", "answer": "27"}', '{"question": "¿Cuánto?", "answer": "3"}']
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.jsonl", "\ufeff" + "\n".join(LINES)),
+        ("test.jsonl", "\r\n".join(LINES) + "\r\n"),
+        ("test.jsonl", "\n\n".join(LINES) + "\n\n"),
+        ("test.jsonl", gzip.compress("\n".join(LINES).encode())),
+        ("test.jsonl.gz", gzip.compress(("\ufeff" + "\r\n".join(LINES)).encode())),
+    ],
+    ids=["byte-order mark", "CRLF", "blank lines", "gzip", "gzip by name"],
+)
+def test_a_mirror_is_read_as_other_programs_write_it(tmp_path, name, content):
+    path = tmp_path / "amc23" / name
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = load_problems("amc23", mirror=tmp_path)
+    assert found["question"] == ["Find $y$.", "¿Cuánto?"]
+    assert found["answer"] == [["27"], ["3"]]
+
+
+DAMAGED = [
+    (gzip.compress("\n".join(LINES * 99).encode())[:-9], ["damaged"]),
+    (b"\x1f\x8b" + b"x" * 30, ["damaged"]),
+    (LINES[0].encode() + b'\n{"question": "\xff"}', ["row 2", "not UTF-8"]),
+    ("\n".join(LINES).encode("utf-16"), ["row 1", "not UTF-8"]),
+    (b'{"question": ' + b"[" * 99999, ["row 1", "not a line of JSON"]),
+    (b'{"question": 5, "answer": "1"}', ["row 1", "no question", "5 is not a text"]),
+]
+
+
+@pytest.mark.parametrize(("content", "reasons"), DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_mirror_file_is_named(tmp_path, content, reasons):
+    path = tmp_path / "amc23" / "test.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as raised:
+        load_problems("amc23", mirror=tmp_path)
+    one_error(raised, path, *reasons)
+
+
+def test_without_a_network_a_benchmark_is_refused_in_five_seconds():
+    """In a process that a proxy, which is not there, keeps from the Hub; its imports do not count."""
+    script = "import time; from amir_grpo.problems import load_problems; begin = time.perf_counter()\n"
+    script += "try: load_problems('amc23')\nexcept ConnectionError as e: print(time.perf_counter() - begin, e)"
+    proxies = dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
+    environment = {k: v for k, v in os.environ.items() if k not in ("AMIR_GRPO_DATA", "HF_HUB_OFFLINE")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment | proxies, capture_output=True, text=True, check=True
+    )
+    seconds, _, message = done.stdout.partition(" ")
+    assert float(seconds) < 5
+    assert "math-ai/amc23" in message
+    assert "AMIR_GRPO_DATA" in message
 
 
 def test_a_missing_mirror_file_is_named(tmp_path):

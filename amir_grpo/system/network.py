@@ -1,0 +1,47 @@
+"""Whether the Hugging Face Hub can be reached, known within seconds, and reading its cache alone where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread
+
+_PATIENCE = 3.0  # seconds
+
+
+def hub_answers(patience: float = _PATIENCE) -> bool:
+    """Whether the Hub answers at all within `patience` seconds, by the proxy and the address that the environment names.
+
+    False, too, where HF_HUB_OFFLINE says that it is not to be asked.
+    """
+    answers: list[int] = []
+
+    def ask() -> None:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import get_session
+
+        with suppress(Exception):  # whatever it is, there is no answer
+            answers.append(get_session().head(constants.ENDPOINT, timeout=patience).status_code)
+
+    # in a thread, which may be left behind: looking up the name of a host has no limit of time
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return bool(answers)
+
+
+@contextmanager
+def cache_alone() -> Iterator[None]:
+    """Let `datasets` and the Hub's client read what they have cached while the block runs, and ask nobody.
+
+    Else they retry for half a minute before they do the same.
+    """
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
