@@ -11,9 +11,9 @@ import pandas as pd
 
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.runs.opening import stage_lock
-from amir_grpo.runs.stages import read_table, write_stage
+from amir_grpo.runs.stages import read_table, write_stage, write_table
 from amir_grpo.settings import Settings
-from amir_grpo.system.files import atomic_write, explain_full_disk, write_text
+from amir_grpo.system.files import explain_full_disk, write_text
 from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Evaluation:
         rows.insert(0, "benchmark", benchmark)
         rows.insert(0, "policy", name)
         write_stage(path.with_suffix(".stage.json"), started)
-        atomic_write(path, rows.to_parquet)
+        write_table(path, rows)
         shutil.rmtree(parts, ignore_errors=True)
 
     def _record_policy(self, folder: Path, source: PolicySource) -> None:
@@ -138,7 +138,7 @@ class Evaluation:
                 label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
             )
             for batch in batches:
-                atomic_write(parts / f"{len(frames):05d}.parquet", batch.to_parquet)
+                write_table(parts / f"{len(frames):05d}.parquet", batch)
                 frames.append(batch)
         return in_order(pd.concat(frames), problems)
 

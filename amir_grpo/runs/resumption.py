@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig
 
 from amir_grpo.runs.rollout_record import RolloutRecord
+from amir_grpo.system.checksums import first_damaged
 from amir_grpo.system.processes import main_first
 
 
@@ -45,11 +46,23 @@ class _EpochBegins(TrainerCallback):
 
 
 def last_whole_checkpoint(checkpoints: Path) -> Path | None:
-    """The latest checkpoint that was written to its end; those that were cut off are removed."""
+    """The latest checkpoint that was written to its end and is as it was written.
+
+    Those that were cut off are removed; so are damaged ones, which are named.
+    """
     with main_first():
         for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if not (folder / RolloutRecord.FILE).is_file():
                 shutil.rmtree(folder)
+        while (last := _last(checkpoints)) and (damaged := first_damaged(last)):
+            print(
+                f"{last / damaged} is damaged: its SHA-256 has changed. Taking the checkpoint before it.", flush=True
+            )
+            shutil.rmtree(last)
+    return _last(checkpoints)
+
+
+def _last(checkpoints: Path) -> Path | None:
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return Path(last) if last else None
 

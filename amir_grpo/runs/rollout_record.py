@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from amir_grpo.system.checksums import write_checksums
 from amir_grpo.system.files import atomic_write
 from amir_grpo.trainer import loss_mask, preference_factor
 
@@ -69,9 +70,11 @@ class RolloutRecord:
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes a file of its own
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            atomic_write(folder / self.FILE, self.rollouts().to_parquet)  # the last file: the checkpoint is whole
+            atomic_write(folder / self.FILE, self.rollouts().to_parquet)  # the checkpoint is whole
+            write_checksums(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -32,18 +32,19 @@ import pandas as pd
 
 from amir_grpo.choices import METHODS, POLICIES, SANDBOX, check_names
 from amir_grpo.policies.backend import Backend, start_backend
-from amir_grpo.policies.source import Loading, PolicySource
+from amir_grpo.policies.source import ADAPTER_FILES, Loading, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
 from amir_grpo.runs.opening import configure, explain_own_settings, stage_lock
-from amir_grpo.runs.stages import read_table, write_stage
+from amir_grpo.runs.stages import read_table, write_stage, write_table
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.settings import PROFILES, Settings
+from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
 from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.system.provenance import now, record_of, to_json
+from amir_grpo.system.provenance import now, read_json, record_of, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -153,6 +154,9 @@ class Run:
         if not self.settings.is_sandbox:
             return self.settings.model_name
         folder = self.folder / "base"
+        if folder.exists() and is_main() and (damaged := first_damaged(folder)):
+            print(f"{folder / damaged} is damaged: its SHA-256 has changed. Taking the base policy anew.", flush=True)
+            shutil.rmtree(folder)
         if not folder.exists():
             s = self.settings
             spec = replace(SPECS[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=WARMUP_SEEDS[s.base_seed])
@@ -160,6 +164,7 @@ class Run:
                 made = base_policy(spec, self.folder.parent / ".cache")
                 with self._stage("copying the base policy"), atomic_folder(folder) as beside:
                     shutil.copytree(made, beside, dirs_exist_ok=True)
+                    write_checksums(beside)
         return str(folder)
 
     def train(self, method: str) -> pd.DataFrame:
@@ -171,6 +176,9 @@ class Run:
         check_names("method", [method], METHODS)
         folder = self.folder / method
         log_path = folder / "log.csv"
+        if is_main():
+            self._check_trained(folder)
+        wait_for_everyone()
         if not (folder / "stage.json").exists():
             backend = self._start_training()
             from amir_grpo.runs import training  # imports TRL, which has to come after the backend
@@ -183,9 +191,30 @@ class Run:
                     log = training.train(method, self.settings, base, problems, folder, backend)
                     if is_main():
                         atomic_write(log_path, lambda part: log.to_csv(part, index=False))
-                        write_stage(folder / "stage.json", started, backend=asdict(backend), processes=world_size())
+                        files = hashes(
+                            folder / name for name in (*ADAPTER_FILES, training.RolloutRecord.FILE, log_path.name)
+                        )
+                        more = {"backend": asdict(backend), "processes": world_size(), "sha256": files}
+                        write_stage(folder / "stage.json", started, **more)
             wait_for_everyone()
         return read_table(log_path)
+
+    def _check_trained(self, folder: Path) -> None:
+        """Have a training finished again from its last checkpoint where a file that it left has changed since.
+
+        Raises:
+            ValueError: If there is no checkpoint to take it from.
+        """
+        stage = folder / "stage.json"
+        damaged = first_damaged(folder, read_json(stage).get("sha256", {})) if stage.exists() else None
+        if damaged and not any(folder.glob("checkpoints/*")):
+            raise ValueError(
+                f"{folder / damaged} is damaged or missing: its SHA-256 is not the one in {stage}.\n"
+                f"Restore it, or delete {folder} to train again."
+            )
+        if damaged:
+            print(f"{folder / damaged} is damaged or missing: taking it from the last checkpoint.", flush=True)
+            stage.unlink()
 
     def _stage(self, work: str) -> AbstractContextManager[None]:
         return stage_lock(self.folder, self.settings, work)
@@ -286,7 +315,7 @@ class Run:
                     frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
                     frame.insert(0, "scorer", method)
                     write_stage(path.with_suffix(".stage.json"), started)
-                    atomic_write(path, frame[list(_SCORE_COLUMNS)].to_parquet)
+                    write_table(path, frame[list(_SCORE_COLUMNS)])
             frames.append(read_table(path))
         return pd.concat(frames, ignore_index=True)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow.lib import ArrowException
 
-from amir_grpo.system.files import write_text
+from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.provenance import now, provenance, to_json
 
 
@@ -23,16 +25,22 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         ValueError: If it cannot be read or lacks a column: something other than this package has changed it.
     """
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        checked = partial(pd.read_parquet, page_checksum_verification=True)
+        table = (checked if path.suffix == ".parquet" else pd.read_csv)(path)
         missing = [column for column in columns if column not in table]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArrowException) as error:
         cause = str(error).strip().splitlines()[0][:150]
         raise ValueError(
             f"{path} cannot be read ({cause}).\nDelete it, and it is made again; all else that is complete is kept."
         ) from error
     return table
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a Parquet file of a run folder, with checksums by which `read_table` finds that a byte has changed."""
+    atomic_write(path, lambda part: table.to_parquet(part, write_page_checksum=True))
 
 
 def write_stage(path: Path, started: str, **more: Any) -> None:

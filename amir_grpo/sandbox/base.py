@@ -9,12 +9,13 @@ versions of the libraries.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from amir_grpo.sandbox.policy import SandboxSpec, make_base_policy
+from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
 from amir_grpo.system.files import atomic_folder, write_text
 from amir_grpo.system.processes import run_alone, world_size
 from amir_grpo.system.provenance import provenance, read_json, to_json
@@ -40,11 +41,15 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
             check_files(packaged)
             return packaged
     folder = cache / f"base-{spec.fingerprint()}"
+    if folder.exists() and world_size() == 1 and (damaged := first_damaged(folder)):
+        print(f"{folder / damaged} is damaged: its SHA-256 has changed. Making the base policy again.", flush=True)
+        shutil.rmtree(folder)
     if not folder.exists() and world_size() > 1:  # where its training would wait for the other processes
         run_alone("amir_grpo.sandbox.make", "--spec", json.dumps(asdict(spec)), "--cache", str(cache))
     elif not folder.exists():
         with atomic_folder(folder) as beside:
             make_base_policy(spec, beside)
+            write_checksums(beside)
     return folder
 
 
@@ -52,7 +57,7 @@ def make_with_recipe(spec: SandboxSpec, folder: Path) -> None:
     """Make a base policy and save it into `folder`, with its recipe beside it; one that is there is replaced in the end."""
     with atomic_folder(folder, replace=True) as beside:
         make_base_policy(spec, beside)
-        record = {"spec": asdict(spec), "sha256": _hashes(beside), "provenance": provenance()}
+        record = {"spec": asdict(spec), "sha256": hashes(beside.iterdir()), "provenance": provenance()}
         write_text(beside / _RECIPE, to_json(record))
 
 
@@ -62,21 +67,16 @@ def check_files(folder: Path) -> None:
     Raises:
         ValueError: If one differs or is missing.
     """
-    there = _hashes(folder)
-    for name, digest in read_json(folder / _RECIPE)["sha256"].items():
-        if there.get(name) != digest:
-            state = "has changed" if name in there else "is missing"
-            raise ValueError(
-                f"{folder / name} {state}: its SHA-256 should be {digest[:12]}…\n"
-                "Restore the file (git checkout, or install the package again)."
-            )
+    recorded = read_json(folder / _RECIPE)["sha256"]
+    name = first_damaged(folder, recorded)
+    if name:
+        state = "has changed" if (folder / name).is_file() else "is missing"
+        raise ValueError(
+            f"{folder / name} {state}: its SHA-256 should be {recorded[name][:12]}…\n"
+            "Restore the file (git checkout, or install the package again)."
+        )
 
 
 def _is_made_from(folder: Path, spec: SandboxSpec) -> bool:
     wanted = json.loads(json.dumps(asdict(spec)))  # tuples as lists
     return (folder / _RECIPE).is_file() and read_json(folder / _RECIPE)["spec"] == wanted
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != _RECIPE)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

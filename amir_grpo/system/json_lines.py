@@ -29,7 +29,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 if text:
                     yield _object(text, path, number)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}, after row {number}: the packed file is damaged ({error}).\nWrite it again.") from error
+        raise ValueError(
+            f"{path}, after row {number}: the packed file is damaged ({error}).\nWrite it again."
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}, row {number}: not UTF-8 ({error.reason} at byte {error.start} of the row).\nWrite it as UTF-8."

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from amir_grpo.runs.resumption import last_whole_checkpoint
+from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import first_difference
 
 # one worker of xdist, so that what the module shares is made once
@@ -128,6 +130,54 @@ def test_a_training_killed_after_its_last_step_is_not_given_another(server, sett
     assert first_difference(after, folder) is None
     assert {path.name for path in (folder / "grpo").iterdir()} == files
     shutil.rmtree(folder)
+
+
+def flip(path, where=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "rollouts.parquet", "checksums.json"])
+def test_a_checkpoint_with_a_flipped_byte_is_named_and_the_one_before_it_taken(
+    name, settings, undisturbed, runs, tmp_path, capsys
+):
+    _, after, _ = undisturbed["train"]
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(after / "grpo" / "checkpoints", checkpoints)
+    assert last_whole_checkpoint(checkpoints) == checkpoints / "checkpoint-3"
+    flip(checkpoints / "checkpoint-3" / name, 0.0 if name == "checksums.json" else 0.5)
+    assert last_whole_checkpoint(checkpoints) == checkpoints / "checkpoint-2"
+    assert f"{checkpoints / 'checkpoint-3' / name} is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "rollouts.parquet", "log.csv"])
+def test_a_trained_file_with_a_flipped_byte_is_named_and_taken_from_the_last_checkpoint(
+    name, settings, undisturbed, runs, capsys
+):
+    _, after, _ = undisturbed["train"]
+    folder = runs / f"flipped {name}"
+    shutil.copytree(after, folder)
+    flip(folder / "grpo" / name)
+    run = open_run("sandbox", folder, settings)
+    run.train("grpo")
+    assert f"{folder / 'grpo' / name} is damaged or missing" in capsys.readouterr().out
+    assert first_difference(after, folder) is None
+    shutil.rmtree(folder / "grpo" / "checkpoints")
+    flip(folder / "grpo" / name)
+    with pytest.raises(ValueError, match=rf"{name} is damaged or missing[^\n]*\nRestore it, or delete"):
+        run.train("grpo")
+    shutil.rmtree(folder)
+
+
+def test_a_base_policy_with_a_flipped_byte_is_named_and_taken_anew(settings, undisturbed, runs, capsys):
+    _, after, _ = undisturbed["train"]
+    folder = runs / "flipped base"
+    shutil.copytree(after, folder)
+    flip(folder / "base" / "model.safetensors")
+    open_run("sandbox", folder, settings).base()
+    assert f"{folder / 'base' / 'model.safetensors'} is damaged" in capsys.readouterr().out
+    assert first_difference(after, folder) is None
 
 
 # argv: folder of the undisturbed run, a folder to mount a small disk on, the settings; each stage meets the full disk
