@@ -91,7 +91,8 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
 }""",
     }
 
-    def __init__(self, model, reward_funcs, args: AmirGRPOConfig | None = None, *rest, **kwargs):
+    # reward_funcs may be left out where an environment gives the reward
+    def __init__(self, model, reward_funcs=None, args: AmirGRPOConfig | None = None, *rest, **kwargs):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = AmirGRPOConfig(f"{name.split('/')[-1]}-AMIR-GRPO")

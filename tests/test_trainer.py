@@ -1,6 +1,7 @@
 """AmirGRPOTrainer's gradient against the explicit objective L_GRPO + λ L_pref, and its identity with GRPO at λ = 0."""
 
 import copy
+import inspect
 import itertools
 from dataclasses import fields
 
@@ -301,6 +302,16 @@ def test_unscorable_completions_form_no_pair(policy, tmp_path):
 def test_impossible_settings_are_refused(policy, tmp_path, name, value, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(policy, tmp_path, **{name: value})
+
+
+def test_the_constructor_takes_what_its_parents_takes(policy, tmp_path):
+    ours, parents = (inspect.signature(trainer.__init__).parameters for trainer in (AmirGRPOTrainer, GRPOTrainer))
+    assert [(name, ours[name].default) for name in list(ours)[:4]] == [
+        (name, parents[name].default) for name in list(parents)[:4]
+    ]
+    args = AmirGRPOConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="No reward source"):  # TRL's own check: an environment may give the reward
+        AmirGRPOTrainer(policy, args=args, processing_class=build_tokenizer())
 
 
 def test_grpos_own_config_is_refused(policy, tmp_path):
