@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amir_grpo.choices import SANDBOXES, check_names
+from amir_grpo.cli.ending import ending
 from amir_grpo.cli.options import (
     EvaluateOptions,
     EvidenceOptions,
@@ -34,8 +35,7 @@ from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
 from amir_grpo.settings import PROFILES, Settings
 from amir_grpo.system.files import atomic_write, check_folder
-from amir_grpo.system.locks import Busy
-from amir_grpo.system.processes import is_main, leave_process_group, world_size
+from amir_grpo.system.processes import die_with_parent, is_main, leave_process_group, world_size
 from amir_grpo.system.shipped import shipped
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         names.add_parser(name, help=command.about, add_help=False)
     name = top.parse_known_args(arguments[:1])[0].command
     command, arguments = _COMMANDS[name], arguments[1:]
-    try:
+    with ending(name):
         if name == "train":
             _import_backend(arguments)
         options, overrides = _parse(name, arguments)
@@ -60,24 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{name} runs in one process, and was started in {world_size()}: only train takes several.\n"
                 f"Start it as `python -m amir_grpo {name} …`."
             )
+        if world_size() > 1:
+            die_with_parent()  # the launcher
         if command.takes_settings:
             command.run(options, overrides)
         else:
             command.run(options)
-    except (ValueError, OSError, MemoryError, Busy) as error:
-        print(f"amir_grpo {name}: {_in_three_lines(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 def _parse(name: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     return parse(name, _COMMANDS[name], arguments)
-
-
-def _in_three_lines(error: BaseException) -> str:
-    """The message of an error, at most three lines of it, without control characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
-    text = "\n".join(lines)[:4000] or type(error).__name__
-    return "".join(c for c in text if c == "\n" or c.isprintable())
 
 
 def _import_backend(arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ from amir_grpo.study.jobs import Job, jobs_of
 from amir_grpo.study.measurements import MARGINS, WEIGHTS, measure_margins, measure_weights
 from amir_grpo.study.tables import collect
 from amir_grpo.system.locks import locked
-from amir_grpo.system.processes import die_with_parent
+from amir_grpo.system.processes import work_for_parent
 
 
 def run_study(
@@ -92,7 +92,7 @@ def executor_of(workers: int) -> Iterator[Executor]:
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
     try:
-        with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), die_with_parent) as executor:
+        with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), work_for_parent) as executor:
             yield executor
     finally:
         os.environ.pop("TQDM_DISABLE")

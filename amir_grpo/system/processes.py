@@ -24,6 +24,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def work_for_parent() -> None:
+    """What a worker process does first: end with its parent, and leave a terminal's Ctrl-C to it."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def world_size() -> int:
     """How many processes train together, as `accelerate launch` and `torchrun` say."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -63,6 +69,12 @@ def wait_for_everyone() -> None:
     """Wait until all processes of the training are here."""
     if world_size() > 1:
         _state().wait_for_everyone()
+
+
+def is_loss_of_another(error: RuntimeError) -> bool:
+    """Whether a training of several processes has failed because another of them has ended."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's, which is not imported for this
+    return world_size() > 1 and ("DistError" in kinds or "gloo" in str(error) or "closed by peer" in str(error))
 
 
 def leave_process_group() -> None:

@@ -1,0 +1,41 @@
+"""How a command ends: its exit code, and what it says in at most three lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from amir_grpo.system.interruption import ends_with_one_line
+from amir_grpo.system.locks import Busy
+from amir_grpo.system.processes import is_loss_of_another, is_main
+
+_GOES_ON = "What is complete stays: start the same again, and it goes on."
+
+
+@contextmanager
+def ending(name: str) -> Iterator[None]:
+    """Run the block, which is the command `name`.
+
+    Raises:
+        SystemExit: 2 for what the user can mend; 1 where another process of a training has ended; 128 and the signal's
+            number for Ctrl-C and SIGTERM.
+    """
+    try:
+        with ends_with_one_line(f"amir_grpo {name}: interrupted. {_GOES_ON}" if is_main() else ""):
+            yield
+    except (ValueError, OSError, MemoryError, Busy) as error:
+        print(f"amir_grpo {name}: {_in_three_lines(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except RuntimeError as error:
+        if not is_loss_of_another(error):
+            raise
+        print(f"amir_grpo {name}: another process of the training has ended. {_GOES_ON}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _in_three_lines(error: BaseException) -> str:
+    """The message of an error, at most three lines of it, without control characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
+    text = "\n".join(lines)[:4000] or type(error).__name__
+    return "".join(c for c in text if c == "\n" or c.isprintable())

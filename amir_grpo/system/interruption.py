@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM end a command with one line and the exit code that shells expect, within seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread, current_thread, main_thread
+
+_PATIENCE = 3.0  # seconds until what does not let itself be interrupted, such as waiting for another process, is left
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def ends_with_one_line(line: str) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the block: by an exception in Python's code, after three seconds whatever it does.
+
+    Other threads than the main one cannot take signals: there the block runs as it is.
+
+    Args:
+        line: Printed to the error stream; empty for none.
+
+    Raises:
+        SystemExit: 128 and the number of the signal.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    caught: list[int] = []
+    said = Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in _SIGNALS:  # once is enough: a second one would interrupt the tidying up
+            signal.signal(each, signal.SIG_IGN)
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    # The interpreter writes to the wake-up socket at once, even while the main thread is inside a library.
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    Thread(target=_leave_later, args=(ours, line, said), daemon=True).start()
+    handlers = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _say(line, said)
+        raise SystemExit(128 + (caught[0] if caught else signal.SIGINT)) from error
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if not caught:  # else the way out is watched, too
+            theirs.close()
+
+
+def _leave_later(wakeup: socket.socket, line: str, said: Event) -> None:
+    """End the process some seconds after a signal, unless it ends by itself."""
+    with wakeup:
+        while number := wakeup.recv(1):
+            if number[0] in _SIGNALS:
+                time.sleep(_PATIENCE)
+                _say(line, said)
+                os._exit(128 + number[0])
+
+
+def _say(line: str, said: Event) -> None:
+    if line and not said.is_set():
+        said.set()
+        print(f"\n{line}", file=sys.stderr, flush=True)
