@@ -67,6 +67,12 @@ def _last(checkpoints: Path) -> Path | None:
     return Path(last) if last else None
 
 
+def name_the_cpu_as_torch_does(config: GRPOConfig) -> None:
+    """Call the device of several processes on a CPU "cpu": accelerate numbers it, and torch.load knows no "cpu:0"."""
+    if config.device.type == "cpu":
+        config.__dict__["_setup_devices"] = torch.device("cpu")  # where the configuration keeps it
+
+
 def bytes_to_come(policy: torch.nn.Module, config: GRPOConfig) -> int:
     """Upper bound on the disk space, in bytes, of the adapter and of the checkpoints still to be written."""
     adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)

@@ -30,7 +30,7 @@ from amir_grpo.policies.memory import free_memory
 from amir_grpo.policies.source import Loading, copy_policy
 from amir_grpo.runs.drawn_rollouts import DrawnRollouts, draw_adapter
 from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
-from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint
+from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint, name_the_cpu_as_torch_does
 from amir_grpo.runs.rollout_record import RolloutRecord
 from amir_grpo.runs.trl_config import trainer_config
 from amir_grpo.settings import Settings
@@ -99,7 +99,7 @@ class _Progress(TrainerCallback):
         if self.bar and logs and "reward" in logs:
             self.bar.set_postfix(reward=f"{logs['reward']:.2f}", refresh=False)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def close(self) -> None:
         if self.bar:
             self.bar.close()
 
@@ -180,10 +180,15 @@ def _train(
 ) -> TrainerState:
     """Train from the base, or from checkpoint `last`, to the end, and save adapter and rollouts into `folder`."""
     trainer = run_trainer(method, settings, config, base, problems, backend)
-    trainer.add_callback(_Progress(method))
+    progress = _Progress(method)
+    trainer.add_callback(progress)
     check_folder(folder, "run_dir", bytes_to_come(trainer.model, config))
-    with explain_full_gpu():
-        trainer.train(resume_from_checkpoint=last and str(last))
+    name_the_cpu_as_torch_does(config)
+    try:
+        with explain_full_gpu():
+            trainer.train(resume_from_checkpoint=last and str(last))
+    finally:
+        progress.close()  # before anything is said about what has ended it
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         round_to_float32(folder / WEIGHTS)  # a checkpoint holds them as they are: what is resumed has lost no digit
