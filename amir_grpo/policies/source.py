@@ -65,8 +65,15 @@ class PolicySource:
         """The largest rank in the adapter; 0 where there is none."""
         if self.adapter is None:
             return 0
-        config = json.loads((Path(self.adapter) / ADAPTER_FILES[0]).read_text())
-        return max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
+        path = Path(self.adapter) / ADAPTER_FILES[0]
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            return max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} does not name the rank of its adapter ({type(error).__name__}).\n"
+                "Give a folder that PEFT or `amir_grpo train` has saved."
+            ) from error
 
     def weights_hash(self) -> str:
         """Hash of the adapter's safetensors, or of the base's where there is none: 8 hexadecimal digits.
