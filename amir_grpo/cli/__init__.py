@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amir_grpo.choices import SANDBOXES, check_names
+from amir_grpo.cli.cluster_options import check_workers, cluster_of
 from amir_grpo.cli.ending import ending
 from amir_grpo.cli.options import (
     EvaluateOptions,
@@ -26,6 +27,7 @@ from amir_grpo.cli.options import (
     NotebooksOptions,
     PlanOptions,
     ReportOptions,
+    ReproduceOptions,
     RunOptions,
     TrainOptions,
     VerifyOptions,
@@ -135,11 +137,13 @@ def _evaluate(options: EvaluateOptions, overrides: dict[str, Any]) -> None:
     sources = named_policies(options.model_dir or ())
     if sources and not options.run_dir:
         options.run_dir = str(runs_folder() / "evaluations" / "-vs-".join(sources))
+    check_workers(options.workers)
     run = _open(options, overrides)
     benchmarks = [benchmark] if benchmark else run.settings.benchmarks
     check_names("benchmark", benchmarks, run.settings.benchmarks)
     draw = (lambda **which: run.samples_of_others(sources, **which)) if sources else run.samples
-    samples, greedy = draw(benchmarks=benchmarks), draw(benchmarks=benchmarks, greedy=True)
+    samples = draw(benchmarks=benchmarks, workers=options.workers)
+    greedy = draw(benchmarks=benchmarks, greedy=True)
     results = EvaluationResults(samples, greedy, run.settings.ks)
     if sources or benchmarks == run.settings.benchmarks:
         save_results(run, results)
@@ -167,15 +171,15 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
         return
     check_names("arm", options.arms or (), ARMS)
     check_names("sandbox profile", [options.profile], SANDBOXES)
-    if options.workers < 0:
-        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one per core).")
+    check_workers(options.workers)
     wanted = with_references([*options.arms, "amir_grpo"]) if options.arms else list(ARMS.values())
     name = options.profile.replace("sandbox", "evidence")
     folder = Path(options.folder or runs_folder() / name).expanduser().resolve()
     results = Path(options.results).expanduser().resolve() if options.results else folder / "tables"
     check_folder(folder, "folder")
     check_folder(results, "results")
-    tables = run_study(folder, wanted, overrides, options.workers, options.profile)
+    workers = cluster_of(options, folder) or options.workers
+    tables = run_study(folder, wanted, overrides, workers, options.profile)
     if not options.arms:
         tables["verdicts"] = verdicts(tables)
         print(tables["verdicts"].to_string(index=False))
@@ -199,8 +203,7 @@ def _study(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     seeds = plan.pilot_seeds if options.study == "pilot" else plan.confirmation_seeds
     check_names("arm", options.arms or (), ARMS)
     check_names("seed", map(str, options.seeds or ()), [str(seed) for seed in seeds])
-    if options.workers < 0:
-        raise ValueError(f"workers is {options.workers}; it must be at least 0 (0: one per core).")
+    check_workers(options.workers)
     if options.study == "confirmation" and not plan.frozen:
         raise ValueError("The confirmation begins when the plan is frozen: see amir_grpo/study/plan.toml.")
     if overrides and not options.results:
@@ -214,7 +217,7 @@ def _study(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     runs = runs_in_order(
         plan, options.study, folder, options.arms or (), options.seeds or (), overrides, options.profile
     )
-    make_runs(runs, results, options.workers)
+    make_runs(runs, results, cluster_of(options, folder) or options.workers)
     print(f"Results of {len(runs)} runs: {results}")
 
 
@@ -266,11 +269,12 @@ def _figures(options: RunOptions) -> None:
     print(write_report(run, results))
 
 
-def _reproduce(options: RunOptions, overrides: dict[str, Any]) -> None:
+def _reproduce(options: ReproduceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.runs.reproduce import NotebookError, reproduce_run
 
     try:
-        reproduce_run(_open(options, overrides), overrides)
+        run = _open(options, overrides)
+        reproduce_run(run, overrides, cluster_of(options, run.folder))
     except NotebookError as error:
         if error.mendable:
             raise ValueError(str(error)) from error
@@ -292,7 +296,7 @@ def _notebooks(options: NotebooksOptions) -> None:
 _COMMANDS = {
     "reproduce": Command(
         "Run the whole experiment by executing the notebooks: train both methods, evaluate, draw, report.",
-        RunOptions,
+        ReproduceOptions,
         _reproduce,
     ),
     "plan": Command("Estimate the GPU memory and the time of a training, without a GPU.", PlanOptions, _plan),

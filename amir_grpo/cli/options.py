@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from amir_grpo.choices import METHODS, SANDBOX, SANDBOX_LARGE
+from amir_grpo.cli.cluster_options import ClusterOptions
 from amir_grpo.settings import PROFILES
 
 _PROFILE_NAMES = ", ".join([*PROFILES, "auto (by the GPU)"])
@@ -53,6 +54,7 @@ class EvaluateOptions(RunOptions):
             "model) or Hub ids, as in `runs/a/grpo` or `mine=runs/a/grpo`."
         },
     )
+    workers: int = field(default=0, metadata={"help": "Processes that draw. 0: one per visible GPU, or else one."})
 
 
 @dataclass
@@ -76,7 +78,12 @@ class ExportOptions(RunOptions):
 
 
 @dataclass
-class EvidenceOptions:
+class ReproduceOptions(ClusterOptions, RunOptions):
+    """Options of reproduce."""
+
+
+@dataclass
+class EvidenceOptions(ClusterOptions):
     """Options of evidence."""
 
     study: str | None = field(

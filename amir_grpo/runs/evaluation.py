@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -43,6 +43,9 @@ class Evaluation:
         self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
         self._lora_rank = settings.lora_rank
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loaded": None}  # an engine does not travel to a worker process
+
     def expect(self, sources: Iterable[PolicySource]) -> None:
         """Build the engine so that it takes each of these policies, which will be evaluated in turn."""
         self._lora_rank = max(source.lora_rank() for source in sources)
@@ -66,7 +69,10 @@ class Evaluation:
         for each in (False, True):
             path = self._path(name, benchmark, each)
             if not path.exists():
-                with explain_full_disk(self.folder), stage_lock(self.folder, self.settings, f"sampling {name}"):
+                with (
+                    explain_full_disk(self.folder),
+                    stage_lock(self.folder, self.settings, f"sampling {name} on {benchmark}"),
+                ):
                     if not path.exists():  # unless another process has done it in the meantime
                         self._draw_and_grade(path, name, benchmark, source, each)
         return read_table(self._path(name, benchmark, greedy), _SAMPLE_COLUMNS)

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from amir_grpo.results.formatting import rounded
 from amir_grpo.runs.kept import compared_with_kept
 from amir_grpo.runs.locations import kept_results, notebooks_folder
 from amir_grpo.runs.showing import results_of, write_report
+from amir_grpo.system.cluster import Cluster
+from amir_grpo.system.executors import executor_of, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
 
@@ -58,13 +62,18 @@ class NotebookError(RuntimeError):
         return self.kind == "Busy" or issubclass(known, (ValueError, OSError, MemoryError))
 
 
-def reproduce_run(run: Run, overrides: Mapping[str, Any]) -> None:
+def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | None = None) -> None:
     """Execute the notebooks into the run folder, write the report, and print the main table and where everything is.
 
     It ends by saying whether the results are those that the package keeps of this profile, where the settings are.
 
-    What is complete in the run folder is read, not repeated. On a CPU, notebooks that do not need one another run side
-    by side.
+    What is complete in the run folder is read, not repeated. Notebooks that do not need one another run side by side: on a
+    CPU, on GPUs of their own where there are several, or as jobs of a cluster.
+
+    Args:
+        run: The run.
+        overrides: Settings that were given, for the notebooks to be given again.
+        cluster: Executes each notebook as a job; None: this machine does.
 
     Raises:
         FileNotFoundError: If the notebooks are not there.
@@ -76,11 +85,18 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any]) -> None:
     started = time.perf_counter()
     parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
     with locked(run.folder, "reproduce"):
-        run.check()
-        print(f"Executing the notebooks into {run.folder / 'notebooks'}:", flush=True)
-        for stage in _STAGES:
-            with ThreadPoolExecutor(_side_by_side()) as pool:
-                list(pool.map(lambda job: _execute(folder, run.folder, job[0], parameters | job[1]), stage))
+        with _executor(run, cluster) as (executor, gpus):
+            executor.submit(run.check).result()
+            print(f"Executing the notebooks into {run.folder / 'notebooks'}:", flush=True)
+            for stage in _STAGES:
+                _execute_stage(
+                    [
+                        _Notebook(folder / f"{name}.ipynb", run.folder, parameters | own, tuple(gpus[n :: len(stage)]))
+                        for n, (name, own) in enumerate(stage)
+                    ],
+                    executor,
+                    one_by_one=len(gpus) == 1,
+                )
         results = results_of(run)
         page = write_report(run, results)
     shown = results.main[["benchmark", "k", *POLICIES, "gain", "gain_low", "gain_high", "p_holm"]]
@@ -96,17 +112,57 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any]) -> None:
         print(f"\n{comparison}")
 
 
-def _side_by_side() -> int:
-    import torch
+def _execute_stage(notebooks: list[_Notebook], executor: Executor, one_by_one: bool) -> None:
+    """Execute notebooks that do not need one another, and say how long each took."""
+    waiting = {}
+    for notebook in notebooks:
+        future = executor.submit(_execute, notebook)
+        waiting[future] = notebook
+        if one_by_one:
+            wait([future])
+    for future in as_completed(waiting):
+        print(f"{waiting[future].label:<20} {future.result():4.0f} s", flush=True)
 
-    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+
+@contextmanager
+def _executor(run: Run, cluster: Cluster | None) -> Iterator[tuple[Executor, list[str]]]:
+    """What executes the notebooks, and the GPUs that those of a stage may share out."""
+    if cluster is not None:
+        with executor_of(cluster) as executor:
+            yield executor, []
+        return
+    gpus = visible_gpus() if run.settings.device == "auto" else []
+    with ThreadPoolExecutor(len(gpus) or min(2, os.cpu_count() or 1)) as executor:
+        yield executor, gpus
 
 
-def _execute(notebooks: Path, run_folder: Path, name: str, parameters: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Notebook:
+    """A notebook to be executed, as a value that travels to another machine.
+
+    Attributes:
+        path: The notebook.
+        run_folder: Gets the executed one, under notebooks/.
+        parameters: As papermill injects them.
+        gpus: Those that it sees; none for all that this process sees.
+    """
+
+    path: Path
+    run_folder: Path
+    parameters: dict[str, Any]
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name of the executed notebook."""
+        return "_".join([self.path.stem, *([self.parameters["method"]] if "method" in self.parameters else [])])
+
+
+def _execute(notebook: _Notebook) -> float:
+    """Execute a notebook; the seconds that it took."""
     import yaml
 
-    label = "_".join([name, *([parameters["method"]] if "method" in parameters else [])])
-    out = run_folder / "notebooks" / f"{label}.ipynb"
+    out = notebook.run_folder / "notebooks" / f"{notebook.label}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     done = subprocess.run(
@@ -114,23 +170,24 @@ def _execute(notebooks: Path, run_folder: Path, name: str, parameters: dict[str,
             sys.executable,
             "-c",
             _PAPERMILL,
-            str(notebooks / f"{name}.ipynb"),
+            str(notebook.path),
             str(out),
             "--parameters_yaml",
-            yaml.safe_dump(parameters),
+            yaml.safe_dump(notebook.parameters),
             "--cwd",
-            str(notebooks),
+            str(notebook.path.parent),
             "--kernel",
             "python3",
             "--no-progress-bar",
         ],
+        env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(notebook.gpus)} if notebook.gpus else {}),
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise _failure(name, out, done.stderr)
-    print(f"{label:<20} {time.perf_counter() - started:4.0f} s", flush=True)
+        raise _failure(notebook.path.stem, out, done.stderr)
+    return time.perf_counter() - started
 
 
 def _failure(name: str, notebook: Path, errors: str) -> NotebookError:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import shutil
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -30,13 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo.choices import METHODS, POLICIES, SANDBOX, check_names
+from amir_grpo.choices import METHODS, POLICIES, check_names
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import ADAPTER_FILES, Loading, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
 from amir_grpo.runs.opening import configure, explain_own_settings, stage_lock
+from amir_grpo.runs.side_by_side import Drawing, draw_side_by_side, use_one_thread, workers_for
 from amir_grpo.runs.stages import read_table, write_stage, write_table
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
@@ -247,7 +246,11 @@ class Run:
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def samples(
-        self, policies: Iterable[str] = POLICIES, benchmarks: Iterable[str] | None = None, greedy: bool = False
+        self,
+        policies: Iterable[str] = POLICIES,
+        benchmarks: Iterable[str] | None = None,
+        greedy: bool = False,
+        workers: int = 0,
     ) -> pd.DataFrame:
         """Graded completions of the run's policies, drawn now where they are not there yet.
 
@@ -257,6 +260,7 @@ class Run:
             policies: Of base, grpo and amir_grpo.
             benchmarks: Of the run's; None for all.
             greedy: Return the one greedy completion of each problem instead of its n samples.
+            workers: Processes that draw, a policy on a benchmark each. 0: one per visible GPU, or else this one.
 
         Returns:
             One row per completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
@@ -266,16 +270,30 @@ class Run:
         policies, benchmarks = list(policies), list(benchmarks or self.settings.benchmarks)
         check_names("policy", policies, POLICIES)
         self._check_problems(policies, benchmarks)
+        sources = {
+            name: PolicySource(self.base(), None if name == "base" else self.folder / name) for name in policies
+        }
+        drawings = [
+            Drawing(self.evaluation, *named, benchmark) for named in sources.items() for benchmark in benchmarks
+        ]
+        number = workers_for(drawings, workers)
         frames = []
-        for policy in policies:
+        if number > 1:
+            for policy in set(policies) - {"base"}:
+                self.train(policy)
+            draw_side_by_side(drawings, number)
+        for policy, source in sources.items():
             if policy != "base":
                 self.train(policy)
-            source = PolicySource(self.base(), None if policy == "base" else self.folder / policy)
             frames += [self.evaluation.completions(policy, benchmark, source, greedy) for benchmark in benchmarks]
         return pd.concat(frames, ignore_index=True)
 
     def samples_of_others(
-        self, sources: Mapping[str, PolicySource], benchmarks: Iterable[str] | None = None, greedy: bool = False
+        self,
+        sources: Mapping[str, PolicySource],
+        benchmarks: Iterable[str] | None = None,
+        greedy: bool = False,
+        workers: int = 0,
     ) -> pd.DataFrame:
         """Graded completions of policies that are not the run's own, on the same problems, under its settings.
 
@@ -283,12 +301,18 @@ class Run:
 
         Args:
             sources: Policies by the names that the column policy is to show.
-            benchmarks, greedy: As of `samples`.
+            benchmarks, greedy, workers: As of `samples`.
         """
         benchmarks = list(benchmarks or self.settings.benchmarks)
         folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
         self.evaluation.expect(sources.values())
         self._check_problems(folders.values(), benchmarks)
+        drawings = [
+            Drawing(self.evaluation, folders[name], source, benchmark)
+            for name, source in sources.items()
+            for benchmark in benchmarks
+        ]
+        draw_side_by_side(drawings, workers_for(drawings, workers))
         frames = []
         for name, source in sources.items():
             for benchmark in benchmarks:
@@ -368,7 +392,7 @@ def open_run(
     name, settings = configure(folder, None if profile == "auto" else profile, new_profile, overrides or {})
     if is_main() and (note := explain_own_settings(folder)):
         print(note)
-    _use_one_thread(settings)
+    use_one_thread(settings)
     return Run(folder, name, settings)
 
 
@@ -384,15 +408,6 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
             names = [t.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets]
             injected |= {name: namespace[name] for name in names if name not in _NOTEBOOK_PARAMETERS}
     return injected
-
-
-def _use_one_thread(settings: Settings) -> None:
-    """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
-    if settings.model_name == SANDBOX:
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-        else:  # who only reads results need not wait for torch
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def resolve_profile(profile: str) -> str:

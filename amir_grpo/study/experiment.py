@@ -16,14 +16,15 @@ from amir_grpo.runs.trl_config import steps_per_rollout
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
 from amir_grpo.study.regimes import BASE
-from amir_grpo.study.running import executor_of, run_jobs
 from amir_grpo.study.schedule import StudyRun
 from amir_grpo.study.summaries import digest_of, length_table, problem_table, richness_table, rollout_table
+from amir_grpo.system.cluster import Cluster
+from amir_grpo.system.executors import executor_of, run_jobs, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import provenance
 
 
-def make_runs(runs: Sequence[StudyRun], results: Path, workers: int = 0) -> None:
+def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 0) -> None:
     """Make every run whose results are not kept yet, in order, with progress and time left.
 
     A run that is interrupted goes on where it stopped. Its folder is deleted when its results are kept; those of the base
@@ -32,7 +33,7 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int = 0) -> None
     Args:
         runs: Of one study and one folder, those of the base policies first, as `runs_in_order` has them.
         results: Gets one file per run.
-        workers: Number of processes; 0: one per core, 1: this one.
+        workers: Number of processes; 0: one per GPU, or else per core, 1: this one. Or a cluster: each run is a job.
 
     Raises:
         ValueError: If results are kept that were made with other settings.
@@ -42,7 +43,7 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int = 0) -> None
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
     sampled = {run.base for run in waiting}
-    with locked(runs[0].folder, "study"), executor_of(workers) as executor:
+    with locked(runs[0].folder, "study"), executor_of(workers, visible_gpus()) as executor:
         run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in sampled], executor)
         trained = [run for run in waiting if run.arm.method != BASE]
         run_jobs("runs", _Make(results, bases), trained, executor)

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from amir_grpo.policies import engines, loading, sampling
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.problems import fingerprint
 from amir_grpo.results.run_results import EvaluationResults
+from amir_grpo.runs import side_by_side
 from amir_grpo.runs.evaluation import Evaluation
-from amir_grpo.runs.run import Run
+from amir_grpo.runs.run import Run, open_run
 from amir_grpo.runs.showing import results_of, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -226,3 +228,27 @@ def test_one_engine_for_all_policies_of_a_run_and_room_for_the_longest(open_tiny
     run.evaluation._engine(PolicySource(base, adapter(tmp_path / "larger", 65)))
     assert len(built) == 2
     assert built[1].room.lora_rank == 65
+
+
+@pytest.mark.slow
+def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings, monkeypatch):
+    """Each the completions of a policy on a benchmark, at once: with a GPU for each where there are several."""
+    one = open_tiny()
+    expected = {greedy: one.samples(["base", "grpo"], greedy=greedy) for greedy in (False, True)}
+    two = open_run("sandbox", runs / "by two", tiny_settings | {"eval_limit": 2})
+    shutil.copytree(one.folder / "grpo", two.folder / "grpo", dirs_exist_ok=True)
+    with monkeypatch.context() as here:
+        here.setattr(sampling, "draw_batches", never)  # in this process
+        for greedy, rows in expected.items():
+            again = two.samples(["base", "grpo"], greedy=greedy, workers=2)
+            pd.testing.assert_frame_equal(again, rows)
+    assert side_by_side.workers_for([], 2) == 1, "nothing is left to draw"
+
+
+@pytest.mark.parametrize(("asked", "gpus", "wanted"), [(0, [], 1), (0, ["0", "1", "2"], 3), (2, [], 2), (9, [], 4)])
+def test_one_worker_for_each_gpu_and_none_without_work(open_tiny, monkeypatch, asked, gpus, wanted):
+    evaluation = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None, None)
+    drawings = [side_by_side.Drawing(evaluation, p, None, b) for p in ("base", "grpo") for b in ("chain3", "chain6")]
+    monkeypatch.setattr(side_by_side, "visible_gpus", lambda: gpus)
+    assert side_by_side.workers_for(drawings, asked) == wanted
+    assert side_by_side.workers_for(drawings[:1], asked) == 1

@@ -1,0 +1,236 @@
+"""Work as jobs of Slurm, by submitit, on a file system that all machines share.
+
+A job that is preempted, runs out of time or is killed is put into the queue again, and goes on where it stood: what it does
+must read back what is complete. So may the process that waits for the jobs be killed: started again, it waits for those that
+are still in the queue and submits the others.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amir_grpo.system.files import write_text
+from amir_grpo.system.locks import Busy
+from amir_grpo.system.shipped import install_command
+
+if TYPE_CHECKING:
+    import submitit
+
+_ATTEMPTS = 10  # of a job that ends without a result
+_TIMEOUTS = 1000  # of a job whose hours are over; submitit's own limit is 3
+_POLL_SECONDS = {"slurm": 5.0, "local": 0.2}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where jobs run, and what each of them gets.
+
+    Attributes:
+        folder: On a file system that all machines share; gets what is submitted, and the logs.
+        kind: slurm; local is submitit's executor of processes of this machine, by which the rest can be tested.
+        partition, account: Slurm's; None for the user's defaults.
+        gpus, cpus: Of each job.
+        memory_gb: Of each job; None for the partition's default.
+        hours: After these a job is put into the queue again.
+    """
+
+    folder: Path
+    kind: str = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    gpus: int = 0
+    cpus: int = 1
+    memory_gb: int | None = None
+    hours: float = 4.0
+
+
+class _Resumable:
+    """A function for a job: put into the queue again, it is called again. Its error comes back as a value."""
+
+    def __init__(self, do: Callable) -> None:
+        self.do = do
+
+    def __call__(self, *arguments: Any) -> tuple[Any, Exception | None]:
+        try:
+            return self.do(*arguments), None
+        except Exception as error:
+            return None, error
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """What submitit submits when it is told that the job will end."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
+@dataclass
+class _Waiting:
+    """A job whose result is waited for."""
+
+    future: Future
+    call: tuple
+    record: Path
+    job: submitit.Job
+    attempts: int = 1
+    missed: int = field(default=0)
+
+
+class ClusterExecutor(Executor):
+    """Submits each call as a job of a cluster, and submits it again where the job ends without a result.
+
+    Raises:
+        ValueError: If submitit is not installed, or this machine submits no jobs.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise ValueError(
+                f"executor=slurm needs submitit: {install_command('cluster')}. Or set executor to local."
+            ) from error
+        self._cluster = cluster
+        try:
+            self._submitit = submitit.AutoExecutor(
+                cluster.folder, cluster=cluster.kind, **{f"{cluster.kind}_max_num_timeout": _TIMEOUTS}
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                "executor=slurm submits jobs with sbatch, and this machine has none: start on a login node of the cluster,\n"
+                "or set executor to local."
+            ) from error
+        self._submitit.update_parameters(**_parameters(cluster))
+        self._waiting: list[_Waiting] = []
+        self._change = threading.Lock()
+        self._closing = False
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def submit(self, do: Callable, /, *arguments: Any) -> Future:
+        """Submit a call as a job; where the job of such a call is still in the queue, wait for that one."""
+        name = getattr(do, "__name__", type(do).__name__).strip("_")
+        label = getattr(arguments[0], "label", str(arguments[0])) if arguments else ""
+        record = self._cluster.folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', f'{name} {label}')}.json"
+        call = (_Resumable(do), *arguments)
+        future: Future = Future()
+        future.set_running_or_notify_cancel()
+        job = self._in_queue(record) or self._submit(call, record)
+        with self._change:
+            self._waiting.append(_Waiting(future, call, record, job))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for all jobs, or cancel them."""
+        if cancel_futures:
+            with self._change:
+                waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.job.cancel(check=False)
+                each.record.unlink(missing_ok=True)
+                each.future.set_exception(RuntimeError("cancelled"))
+        self._closing = True
+        if wait and threading.current_thread() is not self._watcher:
+            self._watcher.join()
+
+    def _submit(self, call: tuple, record: Path) -> submitit.Job:
+        self._submitit.update_parameters(name=record.stem[:60])
+        job = self._submitit.submit(*call)
+        write_text(record, json.dumps({"job": job.job_id}) + "\n")
+        return job
+
+    def _in_queue(self, record: Path) -> submitit.Job | None:
+        """The job of a record that an earlier process has left, where the queue still holds it."""
+        if self._cluster.kind != "slurm" or not record.exists():
+            return None
+        from submitit import SlurmJob
+
+        number = json.loads(record.read_text())["job"]
+        return SlurmJob(self._cluster.folder, number) if number in (_queue() or ()) else None
+
+    def _watch(self) -> None:
+        while self._waiting or not self._closing:
+            time.sleep(_POLL_SECONDS[self._cluster.kind])
+            with self._change:
+                waiting = list(self._waiting)
+            queue = _queue() if waiting and self._cluster.kind == "slurm" else None
+            for each in waiting:
+                try:
+                    self._look(each, queue)
+                except Exception as error:  # such as a submission that Slurm refuses
+                    self._end(each, None, error)
+
+    def _look(self, each: _Waiting, queue: set[str] | None) -> None:
+        """Take the result of a job where there is one; submit the job again where it is gone without one."""
+        path = each.job.paths.result_pickle
+        if path.exists():
+            from submitit.core.utils import pickle_load
+
+            how, outcome = pickle_load(path)
+            if how != "success":
+                log = each.job.paths.stderr
+                self._end(each, None, RuntimeError(f"{str(outcome).strip().splitlines()[-1]}\nIts log: {log}"))
+            elif (
+                isinstance(outcome[1], Busy) and each.attempts < _ATTEMPTS
+            ):  # a dead machine's lock outlives it a while
+                self._again(each)
+            else:
+                self._end(each, *outcome)
+            return
+        each.missed = 0 if self._is_alive(each.job, queue) else each.missed + 1
+        if each.missed < 2:  # a result may be seen later than the job's end
+            return
+        if each.attempts < _ATTEMPTS:
+            self._again(each)
+            return
+        gone = f"The job {each.record.stem} has ended {_ATTEMPTS} times without a result."
+        self._end(each, None, RuntimeError(f"{gone}\nIts last log: {each.job.paths.stderr}"))
+
+    def _is_alive(self, job: submitit.Job, queue: set[str] | None) -> bool:
+        if self._cluster.kind == "slurm":
+            return queue is None or job.job_id in queue
+        return job.state == "RUNNING"
+
+    def _again(self, each: _Waiting) -> None:
+        each.job, each.attempts, each.missed = self._submit(each.call, each.record), each.attempts + 1, 0
+
+    def _end(self, each: _Waiting, value: Any, error: Exception | None) -> None:
+        with self._change:
+            if each not in self._waiting:  # cancelled meanwhile
+                return
+            self._waiting.remove(each)
+        each.record.unlink(missing_ok=True)
+        if error is None:
+            each.future.set_result(value)
+        else:
+            each.future.set_exception(error)
+
+
+def _parameters(cluster: Cluster) -> dict[str, Any]:
+    """What submitit is to ask for."""
+    asked: dict[str, Any] = {"timeout_min": max(1, round(60 * cluster.hours)), "cpus_per_task": cluster.cpus}
+    if cluster.gpus:
+        asked["gpus_per_node"] = cluster.gpus
+    if cluster.memory_gb:
+        asked["mem_gb"] = cluster.memory_gb
+    if cluster.kind == "slurm":
+        named = {"slurm_partition": cluster.partition, "slurm_account": cluster.account}
+        asked |= {name: value for name, value in named.items() if value}
+        asked["slurm_additional_parameters"] = {"requeue": True}  # where the cluster's default is not to
+    return asked
+
+
+def _queue() -> set[str] | None:
+    """The numbers of this user's jobs that Slurm's queue holds, waiting or running; None where Slurm does not answer."""
+    asked = ["squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return set(done.stdout.split()) if done.returncode == 0 else None

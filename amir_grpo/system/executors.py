@@ -1,0 +1,115 @@
+"""Work side by side: in this process, in processes of this machine, one for each GPU if there are any, or on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from typing import Protocol, TypeVar
+
+from tqdm import tqdm
+
+from amir_grpo.system.cluster import Cluster, ClusterExecutor
+from amir_grpo.system.processes import work_for_parent
+
+
+class Labelled(Protocol):
+    """A piece of work, as a value that travels to a worker process."""
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+
+
+Work = TypeVar("Work", bound=Labelled)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+class InlineExecutor(Executor):
+    """An executor that runs each job at once, in this process."""
+
+    def submit(self, do, /, *arguments, **keywords):
+        """Run the job and return it as a completed future."""
+        done: Future = Future()
+        done.set_result(do(*arguments, **keywords))
+        return done
+
+
+@contextmanager
+def executor_of(workers: int | Cluster, gpus: Sequence[str] = ()) -> Iterator[Executor]:
+    """What runs jobs side by side, without progress bars of their own, since one bar shows the whole.
+
+    Args:
+        workers: Number of processes of this machine; 0: one per GPU given, or else per core; 1: this process. Or a cluster.
+        gpus: As of `visible_gpus`: each worker sees one of them, in turn. None: all see what this process sees.
+    """
+    if workers == 1:
+        yield InlineExecutor()
+        return
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
+    try:
+        with ClusterExecutor(workers) if isinstance(workers, Cluster) else _processes(workers, gpus) as executor:
+            yield executor
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if before is not None:
+            os.environ["TQDM_DISABLE"] = before
+
+
+def _processes(workers: int, gpus: Sequence[str]) -> Executor:
+    number = workers or len(gpus) or os.cpu_count() or 1
+    context = get_context("spawn")
+    seen = context.SimpleQueue()
+    for worker in range(number):
+        seen.put(gpus[worker % len(gpus)] if gpus else None)
+    return ProcessPoolExecutor(number, context, _begin, (seen,))
+
+
+def _begin(seen: SimpleQueue) -> None:
+    """Begin a worker: before it asks for CUDA, it is given the GPU that it sees."""
+    work_for_parent()
+    gpu = seen.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
+def run_jobs(what: str, do: Callable[[Work], None], jobs: Sequence[Work], executor: Executor) -> None:
+    """Do every job, side by side, behind one progress bar; a failure cancels what has not begun, and is raised.
+
+    Args:
+        what: What is done, for the progress bar.
+        do: Does one job; it travels to a worker process, too.
+        jobs: The jobs, in the order in which they begin.
+        executor: Of `executor_of`.
+    """
+    if not jobs:
+        return
+    with tqdm(total=len(jobs), desc=what, unit="run", smoothing=0) as progress:
+
+        def note(job: Work) -> None:
+            progress.set_postfix_str(job.label, refresh=False)
+            progress.update()
+
+        try:
+            waiting = []
+            for job in jobs:
+                waiting.append(executor.submit(do, job))
+                waiting[-1].add_done_callback(lambda _, job=job: note(job))
+            for done in as_completed(waiting):
+                done.result()
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
