@@ -5,7 +5,7 @@ RUN_DIR ?= runs/$(PROFILE)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test test-long test-browser test-clean docs lint figures notebooks publish base-policies evidence evidence-large clean
+.PHONY: setup reproduce test test-long test-browser test-clean docs lint lock figures notebooks publish base-policies evidence evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -41,6 +41,13 @@ docs: setup
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# requirements.lock: what constraints.txt pins, with the hashes of every file, for all platforms
+lock: setup
+	$(RUN) -m pip install --quiet uv
+	$(RUN) -m uv pip compile pyproject.toml --universal --python-version 3.11.7 --extra dev --extra notebooks \
+	  --constraint constraints.txt --generate-hashes --no-emit-index-url --no-annotate --quiet \
+	  --custom-compile-command "make lock" --output-file requirements.lock
 
 lint: setup
 	$(RUN) -m ruff check .
