@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -91,6 +92,23 @@ def _given(stored: Mapping[str, Any]) -> list[str]:
     """The settings that were given when the folder was made; an earlier version did not record them."""
     given = stored.get("given")
     return given if isinstance(given, list) else []
+
+
+def resolve_profile(profile: str) -> str:
+    """The profile itself; for auto, the one that `amir_grpo.policies.memory_plan` finds for the GPU of this process.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    check_names("profile", [profile], [*PROFILES, "auto"])
+    if profile != "auto":
+        return profile
+    from amir_grpo.policies.loading import explain_invisible_gpu
+    from amir_grpo.policies.memory_plan import card_here, profile_for
+
+    if warning := explain_invisible_gpu():
+        warnings.warn(warning, stacklevel=2)
+    return profile_for(card_here())
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -34,16 +33,16 @@ from amir_grpo.policies.source import ADAPTER_FILES, Loading, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
-from amir_grpo.runs.opening import configure, explain_own_settings, stage_lock
+from amir_grpo.runs.opening import configure, explain_own_settings, resolve_profile, stage_lock
 from amir_grpo.runs.side_by_side import Drawing, draw_side_by_side, use_one_thread, workers_for
-from amir_grpo.runs.stages import read_table, write_stage, write_table
+from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
-from amir_grpo.settings import PROFILES, Settings
+from amir_grpo.settings import Settings
 from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
 from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.system.provenance import now, read_json, record_of, to_json
+from amir_grpo.system.provenance import now, record_of, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -176,7 +175,7 @@ class Run:
         folder = self.folder / method
         log_path = folder / "log.csv"
         if is_main():
-            self._check_trained(folder)
+            check_trained(folder)
         wait_for_everyone()
         if not (folder / "stage.json").exists():
             backend = self._start_training()
@@ -197,23 +196,6 @@ class Run:
                         write_stage(folder / "stage.json", started, **more)
             wait_for_everyone()
         return read_table(log_path)
-
-    def _check_trained(self, folder: Path) -> None:
-        """Have a training finished again from its last checkpoint where a file that it left has changed since.
-
-        Raises:
-            ValueError: If there is no checkpoint to take it from.
-        """
-        stage = folder / "stage.json"
-        damaged = first_damaged(folder, read_json(stage).get("sha256", {})) if stage.exists() else None
-        if damaged and not any(folder.glob("checkpoints/*")):
-            raise ValueError(
-                f"{folder / damaged} is damaged or missing: its SHA-256 is not the one in {stage}.\n"
-                f"Restore it, or delete {folder} to train again."
-            )
-        if damaged:
-            print(f"{folder / damaged} is damaged or missing: taking it from the last checkpoint.", flush=True)
-            stage.unlink()
 
     def _stage(self, work: str) -> AbstractContextManager[None]:
         return stage_lock(self.folder, self.settings, work)
@@ -408,20 +390,3 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
             names = [t.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets]
             injected |= {name: namespace[name] for name in names if name not in _NOTEBOOK_PARAMETERS}
     return injected
-
-
-def resolve_profile(profile: str) -> str:
-    """The profile itself; for auto, the one that `amir_grpo.policies.memory_plan` finds for the GPU of this process.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    check_names("profile", [profile], [*PROFILES, "auto"])
-    if profile != "auto":
-        return profile
-    from amir_grpo.policies.loading import explain_invisible_gpu
-    from amir_grpo.policies.memory_plan import card_here, profile_for
-
-    if warning := explain_invisible_gpu():
-        warnings.warn(warning, stacklevel=2)
-    return profile_for(card_here())

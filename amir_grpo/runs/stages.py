@@ -1,4 +1,4 @@
-"""What a stage leaves in a run folder: a table, and beside it when and with what it was made."""
+"""What a stage leaves in a run folder: files, and beside them when and with what they were made, and their checksums."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 from pyarrow.lib import ArrowException
 
+from amir_grpo.system.checksums import first_damaged
 from amir_grpo.system.files import atomic_write, write_text
-from amir_grpo.system.provenance import now, provenance, to_json
+from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
 
 def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
@@ -52,3 +53,21 @@ def write_stage(path: Path, started: str, **more: Any) -> None:
         **more: Further entries.
     """
     write_text(path, to_json({"started": started, "ended": now(), **more, "provenance": provenance()}))
+
+
+def check_trained(folder: Path) -> None:
+    """Have a training finished again from its last checkpoint where a file that it left has changed since.
+
+    Raises:
+        ValueError: If there is no checkpoint to take it from.
+    """
+    stage = folder / "stage.json"
+    damaged = first_damaged(folder, read_json(stage).get("sha256", {})) if stage.exists() else None
+    if damaged and not any(folder.glob("checkpoints/*")):
+        raise ValueError(
+            f"{folder / damaged} is damaged or missing: its SHA-256 is not the one in {stage}.\n"
+            f"Restore it, or delete {folder} to train again."
+        )
+    if damaged:
+        print(f"{folder / damaged} is damaged or missing: taking it from the last checkpoint.", flush=True)
+        stage.unlink()
