@@ -57,7 +57,7 @@ def clone(tmp_path_factory):
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
                 cell["outputs"], cell["execution_count"] = [], None
-                cell["source"] = "".join(cell["source"]).replace('profile = "auto"', 'profile = "smoke"')
+                cell["source"] = "".join(cell["source"]).replace('profile = "sandbox"', 'profile = "smoke"')
         path.write_text(json.dumps(notebook))
     return folder
 

@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +15,13 @@ import pytest
 from packaging.requirements import Requirement
 
 from amir_grpo import colab
+from amir_grpo.settings import PROFILES
+from tools import colab_install
 
 ROOT = Path(__file__).parents[1]
+# What a Colab kernel runs on (googlecolab/backend-info, August 2026).
+COLABS = {"ipykernel": "6.17.1", "ipython": "7.34.0", "jupyter-client": "7.4.9", "tornado": "6.5.7"}
+COLABS |= {"pyzmq": "26.2.1", "numpy": "2.1.3", "pandas": "2.2.3"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -48,6 +55,47 @@ def test_the_extra_gpu_is_installed_where_there_is_one(asked, monkeypatch, gpu, 
     assert any(line.startswith("torch==") for line in constraints)
 
 
+def test_the_seconds_are_shown_while_it_installs(asked, monkeypatch, capsys):
+    monkeypatch.setattr(colab.subprocess, "run", lambda *_, **__: time.sleep(1.2))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    colab.install(ROOT)
+    assert re.search(r"Installing amir-grpo .* about 1 minutes: 1 s", capsys.readouterr().out)
+
+
+def test_on_colab_it_says_which_device_there_is_and_what_the_profiles_take(monkeypatch, capsys):
+    colab.introduce()
+    assert capsys.readouterr().out == "", "elsewhere it says nothing"
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    for gpu in ("Tesla T4", None):
+        monkeypatch.setattr(colab, "_gpu", lambda gpu=gpu: gpu)
+        colab.introduce()
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"Device: {gpu or 'no GPU'}")
+        assert re.search(r"sandbox +.* minutes", printed)
+        assert re.search(r"colab-t4 +.* hours", printed)
+
+
+def test_what_an_installation_replaces():
+    listing = "torch==2.11.0+cu128\njupyter_client==7.4.9\n# a comment\nx @ https://there/x.whl\nPyYAML==6.0.3\n"
+    there = colab_install.versions(listing)
+    assert there == {"torch": "2.11.0", "jupyter-client": "7.4.9", "pyyaml": "6.0.3"}
+    assert colab_install.replaced(there, there | {"pyyaml": "6.1", "trl": "1.14.2"}) == {"pyyaml": ("6.0.3", "6.1")}
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
+def test_nothing_is_replaced_that_colabs_kernel_holds():
+    """By the versions of googlecolab/backend-info of August 2026, of what the core install shares with it."""
+    there = COLABS | {"torch": "2.11.0", "transformers": "5.15.0", "tokenizers": "0.22.2", "accelerate": "1.14.0"}
+    there |= {"peft": "0.20.0", "datasets": "4.0.0", "pyarrow": "18.1.0", "scipy": "1.16.3", "packaging": "26.3"}
+    try:
+        after = colab_install.resolved(there)
+    except RuntimeError as error:
+        if "conflict" in str(error) or "unsatisfiable" in str(error):
+            raise
+        pytest.skip(f"PyPI does not answer: {str(error)[-100:]}")
+    assert not colab_install.replaced(there, after).keys() & set(colab_install.STAYS)
+
+
 def test_torch_is_kept_as_it_is_with_what_belongs_to_it(monkeypatch):
     there = {"torch": "2.9.0+cu126", "torchvision": "0.24.0+cu126"}
     monkeypatch.setattr(colab, "_version", there.get)
@@ -56,13 +104,11 @@ def test_torch_is_kept_as_it_is_with_what_belongs_to_it(monkeypatch):
         Requirement(line)
 
 
-def test_what_colabs_kernel_runs_on_is_kept(monkeypatch):
-    colabs = {"ipykernel": "6.17.1", "ipython": "7.34.0", "jupyter_client": "7.4.9", "tornado": "6.5.1"}
-    colabs |= {"pyzmq": "26.2.1", "numpy": "2.0.2", "pandas": "2.2.2"}
-    monkeypatch.setattr(colab, "_version", colabs.get)
-    assert colab.kept(ROOT) == [f"{name}=={version}" for name, version in colabs.items()]
-    monkeypatch.setattr(colab, "_version", (colabs | {"numpy": "1.26.4"}).get)
-    assert "numpy==1.26.4" not in colab.kept(ROOT)  # out of bounds: replaced, and the kernel restarts
+def test_what_colabs_kernel_runs_on_is_kept():
+    colabs = COLABS | {"jupyter_client": COLABS["jupyter-client"]}
+    expected = ("ipykernel", "ipython", "jupyter_client", "tornado", "pyzmq", "numpy", "pandas")
+    assert colab.kept(ROOT, colabs) == [f"{name}=={colabs[name]}" for name in expected]
+    assert "numpy==1.26.4" not in colab.kept(ROOT, colabs | {"numpy": "1.26.4"})  # out of bounds: the kernel restarts
 
 
 def test_the_core_install_names_no_notebook_server():
@@ -103,13 +149,14 @@ def test_the_installer_needs_nothing_that_it_installs():
 def test_every_notebook_has_the_same_first_cell_and_its_own_badge():
     cells = {first_cell(path) for path in NOTEBOOKS}
     assert len(cells) == 1
+    assert cells == {cell for cell in cells if cell.startswith("# @title ") and len(cell.splitlines()) <= 20}
     (cell,) = cells
     assert "from amir_grpo.colab import install" in cell
     for path in NOTEBOOKS:
         assert f"/blob/main/notebooks/{path.name})" in path.read_text()
 
 
-def test_the_first_cell_opened_alone_clones_installs_and_moves(tmp_path, monkeypatch):
+def test_the_first_cell_opened_alone_clones_and_installs(tmp_path, monkeypatch):
     """In an empty folder, without the package: with git and the installer replaced by what they would do."""
     script = tmp_path / "cell.py"
     script.write_text(f"""
@@ -127,19 +174,30 @@ subprocess.run = instead
 import types
 fake = types.ModuleType("amir_grpo.colab")
 fake.install = lambda clone: print("installed", clone)
+fake.introduce = lambda: print("introduced")
 sys.modules["amir_grpo.colab"] = fake
 {first_cell(NOTEBOOKS[0])}
-print("now in", os.getcwd())
 """)
     (tmp_path / "alone").mkdir()
     done = subprocess.run([sys.executable, script], cwd=tmp_path / "alone", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     clone = tmp_path / "alone" / "amir-grpo"
     assert f"installed {clone}" in done.stdout
-    assert f"now in {clone / 'notebooks'}" in done.stdout
+    assert "introduced" in done.stdout
 
 
 def test_the_first_cell_does_nothing_in_a_clone(tmp_path):
     script = tmp_path / "cell.py"
     script.write_text("import subprocess\nsubprocess.run = None\n" + first_cell(NOTEBOOKS[0]))
     subprocess.run([sys.executable, script], cwd=ROOT / "notebooks", check=True)
+
+
+def test_the_form_offers_profiles_and_begins_with_the_one_that_runs_anywhere():
+    for path in NOTEBOOKS:
+        cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        forms = [found for cell in cells if (found := re.search(r'^profile = "(.*)"  # @param (\[.*\])', cell, re.M))]
+        assert len(forms) == ("profile =" in "".join(cells)), path.name
+        for form in forms:
+            assert form[1] == "sandbox"
+            assert json.loads(form[2])[:2] == ["sandbox", "colab-t4"]
+            assert set(json.loads(form[2])) <= {*PROFILES, "auto"}

@@ -34,7 +34,7 @@ from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import runs_folder
 from amir_grpo.runs.opening import configure, explain_own_settings, resolve_profile, stage_lock
-from amir_grpo.runs.side_by_side import Drawing, draw_side_by_side, use_one_thread, workers_for
+from amir_grpo.runs.side_by_side import draw_side_by_side, use_one_thread, workers_for
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
@@ -255,15 +255,11 @@ class Run:
         sources = {
             name: PolicySource(self.base(), None if name == "base" else self.folder / name) for name in policies
         }
-        drawings = [
-            Drawing(self.evaluation, *named, benchmark) for named in sources.items() for benchmark in benchmarks
-        ]
-        number = workers_for(drawings, workers)
-        frames = []
-        if number > 1:
+        if workers_for(self.evaluation, policies, benchmarks, workers) > 1:
             for policy in set(policies) - {"base"}:
                 self.train(policy)
-            draw_side_by_side(drawings, number)
+            draw_side_by_side(self.evaluation, sources, benchmarks, workers)
+        frames = []
         for policy, source in sources.items():
             if policy != "base":
                 self.train(policy)
@@ -289,12 +285,8 @@ class Run:
         folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
         self.evaluation.expect(sources.values())
         self._check_problems(folders.values(), benchmarks)
-        drawings = [
-            Drawing(self.evaluation, folders[name], source, benchmark)
-            for name, source in sources.items()
-            for benchmark in benchmarks
-        ]
-        draw_side_by_side(drawings, workers_for(drawings, workers))
+        in_folders = {folders[name]: source for name, source in sources.items()}
+        draw_side_by_side(self.evaluation, in_folders, benchmarks, workers)
         frames = []
         for name, source in sources.items():
             for benchmark in benchmarks:

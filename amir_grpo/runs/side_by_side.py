@@ -6,7 +6,8 @@ process would: the results are those of one process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from amir_grpo.policies.source import PolicySource
@@ -16,18 +17,13 @@ from amir_grpo.system.executors import executor_of, run_jobs, visible_gpus
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """The completions of one policy on one benchmark, as a value that travels to a worker process.
-
-    Attributes:
-        evaluation: Draws and keeps them.
-        name, source, benchmark: As of `Evaluation.completions`.
-    """
+class _Drawing:
+    """The completions of one policy on one benchmark, as a value that travels to a worker process."""
 
     evaluation: Evaluation
     name: str
-    source: PolicySource
     benchmark: str
+    source: PolicySource
 
     @property
     def label(self) -> str:
@@ -35,32 +31,46 @@ class Drawing:
         return f"{self.name} on {self.benchmark}"
 
 
-def workers_for(drawings: Sequence[Drawing], workers: int = 0) -> int:
+def workers_for(evaluation: Evaluation, names: Iterable[str], benchmarks: Iterable[str], workers: int = 0) -> int:
     """How many processes are to draw what is not complete.
 
     Args:
-        drawings: Of one run.
+        evaluation: Of the run.
+        names, benchmarks: As of `Evaluation.completions`.
         workers: As asked for; 0: one per visible GPU, or one where policies run on the CPU.
     """
-    missing = [d for d in drawings if not d.evaluation.is_complete(d.name, d.benchmark)]
-    if len(missing) < 2:
+    missing = len(_missing(evaluation, names, benchmarks))
+    if missing < 2:
         return 1
-    return min(len(missing), workers or len(_gpus(missing[0].evaluation.settings)) or 1)
+    return min(missing, workers or len(_gpus(evaluation.settings)) or 1)
 
 
-def draw_side_by_side(drawings: Sequence[Drawing], workers: int) -> None:
-    """Draw what is not complete, by some worker processes; one worker is this process, and is left to draw when it is asked.
+def draw_side_by_side(
+    evaluation: Evaluation, sources: Mapping[str, PolicySource], benchmarks: Iterable[str], workers: int = 0
+) -> None:
+    """Draw what is not complete by worker processes; where one is enough, this process is left to draw when it is asked.
+
+    Args:
+        evaluation, benchmarks, workers: As of `workers_for`.
+        sources: What to load, by the policies' names.
 
     Raises:
         Exception: As `Evaluation.completions` raises it, from the first worker that fails.
     """
-    if workers > 1:
-        missing = [d for d in drawings if not d.evaluation.is_complete(d.name, d.benchmark)]
-        with executor_of(workers, _gpus(missing[0].evaluation.settings)) as executor:
-            run_jobs("evaluating", _draw, missing, executor)
+    benchmarks = list(benchmarks)
+    number = workers_for(evaluation, sources, benchmarks, workers)
+    if number > 1:
+        work = [_Drawing(evaluation, *named, sources[named[0]]) for named in _missing(evaluation, sources, benchmarks)]
+        with executor_of(number, _gpus(evaluation.settings)) as executor:
+            run_jobs("evaluating", _draw, work, executor)
 
 
-def _draw(drawing: Drawing) -> None:
+def _missing(evaluation: Evaluation, names: Iterable[str], benchmarks: Iterable[str]) -> list[tuple[str, str]]:
+    pairs = itertools.product(names, benchmarks)
+    return [(name, benchmark) for name, benchmark in pairs if not evaluation.is_complete(name, benchmark)]
+
+
+def _draw(drawing: _Drawing) -> None:
     use_one_thread(drawing.evaluation.settings)
     drawing.evaluation.completions(drawing.name, drawing.benchmark, drawing.source)
 

@@ -242,13 +242,15 @@ def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings
         for greedy, rows in expected.items():
             again = two.samples(["base", "grpo"], greedy=greedy, workers=2)
             pd.testing.assert_frame_equal(again, rows)
-    assert side_by_side.workers_for([], 2) == 1, "nothing is left to draw"
+    assert side_by_side.workers_for(two.evaluation, ["base", "grpo"], two.settings.benchmarks, 2) == 1, (
+        "nothing is left to draw"
+    )
 
 
 @pytest.mark.parametrize(("asked", "gpus", "wanted"), [(0, [], 1), (0, ["0", "1", "2"], 3), (2, [], 2), (9, [], 4)])
 def test_one_worker_for_each_gpu_and_none_without_work(open_tiny, monkeypatch, asked, gpus, wanted):
     evaluation = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None, None)
-    drawings = [side_by_side.Drawing(evaluation, p, None, b) for p in ("base", "grpo") for b in ("chain3", "chain6")]
+    benchmarks = ["chain3", "chain6"]
     monkeypatch.setattr(side_by_side, "visible_gpus", lambda: gpus)
-    assert side_by_side.workers_for(drawings, asked) == wanted
-    assert side_by_side.workers_for(drawings[:1], asked) == 1
+    assert side_by_side.workers_for(evaluation, ["base", "grpo"], benchmarks, asked) == wanted
+    assert side_by_side.workers_for(evaluation, ["base"], benchmarks[:1], asked) == 1
