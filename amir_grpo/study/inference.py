@@ -84,10 +84,6 @@ class Comparison:
         """
         return max(self._p_above(-margin), self._p_below(margin))
 
-    def p_not_greater(self, margin: float) -> float:
-        """One-sided p-value, small where the gain lies below the margin."""
-        return self._p_below(margin)
-
     def detectable(self, alpha: float = ALPHA, power: float = POWER) -> float:
         """The smallest gain that a comparison with this standard error finds with this power; NaN without a test."""
         return np.nan if self.no_test else detectable_gain(self.standard_error, self.freedom, alpha, power)
