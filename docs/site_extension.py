@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
 BLOB = "https://github.com/amir-grpo/amir-grpo/blob/main/"
+LONG_TABLE = 16  # rows
 _LINK_OUT = re.compile(r"(?<!!)(\[(?:[^\]\[]|\[[^\]]*\])*\]\()\.\./([^)]+\))")
 
 
@@ -108,7 +109,10 @@ class _Table(SphinxDirective):
 
 
 class KeptTable(_Table):
-    """A CSV file of the project; each line of the body is a column: its name | its heading | its format."""
+    """A CSV file of the project; each line of the body is a column: its name | its heading | its format.
+
+    More than `LONG_TABLE` rows are folded away.
+    """
 
     def run(self) -> list[nodes.Node]:
         path = ROOT / self.arguments[0]
@@ -118,7 +122,11 @@ class KeptTable(_Table):
         rows = [
             [(form or ["{}"])[0].format(row[name]) for name, _, *form in columns] for row in table.to_dict("records")
         ]
-        return self.markdown([heading for _, heading, *_ in columns], rows)
+        table_nodes = self.markdown([heading for _, heading, *_ in columns], rows)
+        if len(rows) <= LONG_TABLE:
+            return table_nodes
+        opening = f"<details><summary>All {len(rows)} rows</summary>"
+        return [nodes.raw("", opening, format="html"), *table_nodes, nodes.raw("", "</details>", format="html")]
 
 
 class SettingsTable(_Table):

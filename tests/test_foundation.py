@@ -20,7 +20,7 @@ from amir_grpo.policies.backend import UNSLOTH_VERSION
 from amir_grpo.results import published_noise
 from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.study.tables import load
-from tools import base_policies, readme
+from tools import base_policies, hero, readme
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -115,8 +115,8 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
 
 
 def test_readme_says_what_the_kept_results_say():
-    kept = {name: pd.read_csv(ROOT / "data" / "results" / "sandbox" / f"{name}.csv") for name in ("main", "log")}
-    assert f"{readme.BEGIN}\n\n{readme.findings_lines(kept)}\n\n{readme.END}" in README, "run python -m tools.gallery"
+    lines = readme.findings_lines(hero.evidence(ROOT / "data" / "results"))
+    assert f"{readme.BEGIN}\n\n{lines}\n\n{readme.END}" in README, "run python -m tools.gallery"
 
 
 def test_the_findings_of_the_readme_follow_the_numbers(tmp_path):
@@ -126,12 +126,12 @@ def test_the_findings_of_the_readme_follow_the_numbers(tmp_path):
     log = log.assign(reward=[1, 2, 3, 1, 2, 4], **{"preference/share": [None] * 3 + [0.6] * 3})
     page = tmp_path / "README.md"
     page.write_text(f"above\n{readme.BEGIN}\nstale\n{readme.END}\nbelow\n")
-    readme.write_findings(page, readme.findings_lines({"main": main, "log": log}))
+    readme.write_findings(page, readme.findings_lines(hero.of_run({"main": main, "log": log})))
     text = " ".join(page.read_text().split())
     assert "the preference term is 60 % of the update" in text
     assert "the first 2 of 3 steps" in text
     assert "10.0 % before training, 50.0 % with GRPO, 53.0 % with AMIR-GRPO" in text
-    assert "from −1.0 to +3.0 points; 1 of them can be told from 0" in text
+    assert "The 1 gains go from +3.0 to +3.0 points; 1 of them can be told from 0" in text
     assert text.startswith("above")
     assert text.endswith("below")
     assert "stale" not in text

@@ -24,7 +24,7 @@ from amir_grpo.study.figures import STUDY_FIGURES
 from amir_grpo.study.tables import load
 from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
-from tools.hero import hero
+from tools.hero import evidence
 from tools.readme import findings_lines, write_findings
 
 PROFILE = "sandbox"
@@ -46,7 +46,7 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
             published_noise.pooled_table(noise),
             f"Published: {beyond} of {len(noise)} gains exceed the noise of their own evaluation",
         ),
-        "hero": hero(kept),
+        "hero": evidence(results.parent).figure(),
         "main": figures.main_figure(kept["main"], findings.main_title(kept["main"])),
         "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
         "coverage": figures.coverage_figure(kept["coverage"], findings.coverage_title(kept["coverage"])),
@@ -122,8 +122,7 @@ def main() -> None:
     atomic_write(
         results.parent / "base_policies.csv", lambda part: bases.to_csv(part, index=False, float_format="%.4f")
     )
-    kept = {name: pd.read_csv(results / f"{name}.csv") for name in ("main", "log")}
-    write_findings(root / "README.md", findings_lines(kept))
+    write_findings(root / "README.md", findings_lines(evidence(results.parent)))
 
 
 if __name__ == "__main__":
