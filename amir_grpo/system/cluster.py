@@ -13,6 +13,7 @@ import re
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amir_grpo.system.files import write_text
-from amir_grpo.system.locks import Busy
+from amir_grpo.system.locks import Busy, unseen_by_others
 from amir_grpo.system.shipped import install_command
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ class ClusterExecutor(Executor):
                 "or set executor to local."
             ) from error
         self._submitit.update_parameters(**_parameters(cluster))
+        mounts = Path("/proc/mounts")
+        if mounts.exists() and (trouble := unseen_by_others(cluster.folder.resolve(), mounts.read_text())):
+            warnings.warn(f"{trouble}. Run one command at a time in {cluster.folder.parent}.", stacklevel=2)
         self._waiting: list[_Waiting] = []
         self._change = threading.Lock()
         self._closing = False
