@@ -6,9 +6,12 @@ length, which is forced here.
 
     python benchmarks/gpu.py                       every shape that fits, and colab-t4 under 15 GB
     python benchmarks/gpu.py --shapes Qwen/Qwen2.5-0.5B-Instruct --steps 5
+    python benchmarks/gpu.py --backend unsloth     the same by Unsloth, whose rows are added to the file
 
-Writes data/results/gpu/steps.csv (one row a shape and method: seconds of a step, median of the steps after the first;
-peak GiB as PyTorch allocated it, and as the plan foresaw it) and provenance.json (card, driver, versions).
+Without a GPU it goes through the same steps at a tiny shape, and keeps nothing: a trial of this command, not a measurement.
+
+Writes data/results/gpu/steps.csv (one row per shape, backend and method: seconds of a step, median of the steps after the
+first; peak GiB as PyTorch allocated it, and as the plan foresaw it) and provenance.json (card, driver, versions).
 """
 
 from __future__ import annotations
@@ -32,13 +35,12 @@ from transformers import (
     set_seed,
 )
 
-from amir_grpo.choices import METHODS
-from amir_grpo.policies.backend import Backend
+from amir_grpo.choices import BACKENDS, METHODS
+from amir_grpo.policies.backend import Backend, import_early, start_backend
 from amir_grpo.policies.cards import GIB, card_here
 from amir_grpo.policies.loading import compute_dtype, device
 from amir_grpo.policies.memory_plan import plan
 from amir_grpo.policies.meta_pass import SHAPES
-from amir_grpo.runs import training
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
@@ -47,7 +49,11 @@ from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.progress import quiet
 from amir_grpo.system.provenance import provenance, to_json
 
-_BACKEND = Backend("transformers", "measured")
+TINY = "tiny"  # for a trial without a GPU
+_TINY_SHAPE = {"model_type": "qwen2", "vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2}
+_TINY_SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+_TINY_SETTINGS = {"max_prompt_length": 32, "max_completion_length": 24, "max_seq_length": 64, "optim": "adamw_torch"}
+_TINY_SETTINGS |= {"load_in_4bit": False, "dataset_limit": 200}
 LIMITED = 15e9  # bytes of a T4, for colab-t4
 
 
@@ -60,7 +66,7 @@ def padded_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 def random_policy(name: str, folder: Path) -> Path:
     """A policy of a published shape with random weights, and its tokenizer, saved; the folder it is in."""
-    config = AutoConfig.for_model(**SHAPES[name])
+    config = AutoConfig.for_model(**{TINY: _TINY_SHAPE, **SHAPES}[name])
     tokenizer = padded_tokenizer(config.get_text_config().vocab_size)
     config.get_text_config().update({"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})
     set_seed(0)
@@ -94,17 +100,19 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
+def measure(method: str, settings: Settings, base: Path, backend: Backend) -> dict[str, float]:
     """Train for a few steps whose completions all have their full length; seconds a step and peak GiB."""
     if torch.cuda.is_available():
         gc.collect()  # the last trainer refers to itself
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    from amir_grpo.runs import training  # imports TRL, which comes after Unsloth
+
     clock = _Clock()
     problems = load_sandbox("sandbox", 200, 0)
     with tempfile.TemporaryDirectory() as out:
         config = training.trainer_config(method, settings, Path(out))
-        trainer = training.run_trainer(method, settings, config, str(base), problems, _BACKEND)
+        trainer = training.run_trainer(method, settings, config, str(base), problems, backend)
         trainer.add_callback(clock)
         # the longest prompts and completions that the settings allow
         trainer.generation_config.min_new_tokens = settings.max_completion_length
@@ -120,14 +128,15 @@ def measure(method: str, settings: Settings, base: Path) -> dict[str, float]:
     return {"seconds": median(clock.seconds[1:] or clock.seconds), "steps": len(clock.seconds), "peak_gib": peak}
 
 
-def rows_of(name: str, settings: Settings, base: Path) -> list[dict]:
+def rows_of(name: str, settings: Settings, base: Path, backend: Backend) -> list[dict]:
     """Both methods at one shape."""
     card = card_here()
-    planned = plan(replace(settings, model_name=name), card is None or card.bf16, 16 if card else 32)
+    shape = replace(settings, model_name=str(base))
+    planned = plan(shape, card is None or card.bf16, 16 if card else 32, backend.name)
     rows = []
     for method in METHODS:
-        row = {"shape": name, "load_in_4bit": settings.load_in_4bit, "method": method}
-        row |= measure(method, settings, base) | {"planned_gib": planned.peak - planned.parts["CUDA context"]}
+        row = {"shape": name, "backend": backend.name, "load_in_4bit": settings.load_in_4bit, "method": method}
+        row |= measure(method, settings, base, backend) | {"planned_gib": planned.peak - planned.parts["CUDA context"]}
         rows.append(row)
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     return rows
@@ -147,28 +156,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--backend", default="transformers", choices=BACKENDS)
     parser.add_argument("--profile", default="paper-qwen3b", help="where the other settings come from")
     parser.add_argument("--results", type=Path, default=project_root() / "data" / "results" / "gpu")
     parser.add_argument("--no_colab", action="store_true", help="leave out colab-t4 under 15 GB")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("no GPU is visible, and these numbers are of one")
+    import_early(arguments.backend)  # before anything imports TRL
+    backend = start_backend(arguments.backend)
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        print("No GPU is visible: a trial at a tiny shape, of which nothing is kept.", flush=True)
+    # δ = 0, so that even the rewards of random completions make pairs
+    changes = {"max_steps": arguments.steps, "save_steps": 0, "reward_margin": 0.0} | (
+        {} if on_gpu else _TINY_SETTINGS
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.shapes:
-            # δ = 0, so that even the rewards of random completions make pairs
-            changes = {"max_steps": arguments.steps, "save_steps": 0, "reward_margin": 0.0}
-            settings = settings_of(arguments.profile, changes)
+        for name in arguments.shapes if on_gpu else [TINY]:
             base = random_policy(name, Path(folder) / name.replace("/", "-"))
-            rows += rows_of(name, settings, base)
+            rows += rows_of(name, settings_of(arguments.profile, changes), base, backend)
         if not arguments.no_colab:
-            name = "Qwen/Qwen2.5-0.5B-Instruct"
+            name = "Qwen/Qwen2.5-0.5B-Instruct" if on_gpu else TINY
             base = random_policy(name, Path(folder) / "colab")
-            memory = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, LIMITED / memory))
-            rows += rows_of(name, settings_of("colab-t4", {"save_steps": 0, "reward_margin": 0.0}), base)
-    atomic_write(arguments.results / "steps.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
-    write_text(arguments.results / "provenance.json", to_json(provenance() | {"driver": driver()}))
+            if on_gpu:
+                memory = torch.cuda.get_device_properties(0).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, LIMITED / memory))
+            rows += rows_of(name, settings_of("colab-t4", changes), base, backend)
+    if on_gpu:
+        keep(pd.DataFrame(rows), arguments.results)
+
+
+def keep(rows: pd.DataFrame, results: Path) -> None:
+    """Write the rows, in place of what was measured before of the same shapes and backend."""
+    path = results / "steps.csv"
+    before = pd.read_csv(path) if path.exists() else rows.iloc[:0]
+    same = ["shape", "backend", "load_in_4bit", "method"]
+    together = pd.concat([before, rows]).drop_duplicates(same, keep="last")
+    atomic_write(path, lambda part: together.to_csv(part, index=False))
+    write_text(results / "provenance.json", to_json(provenance() | {"driver": driver()}))
 
 
 if __name__ == "__main__":
