@@ -158,6 +158,33 @@ def test_run_all_in_jupyterlab(browser, lab, screenshots, name):
         page.close()
 
 
+def test_a_slider_of_the_lesson_redraws_its_picture(browser, lab, screenshots):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    try:
+        run_all(page, lab, "01_train")
+        page.evaluate(
+            """() => { const content = window.jupyterapp.shell.currentWidget.content;
+            const cell = content.widgets.find(cell => cell.model.sharedModel.source.includes('lesson.explorer'));
+            content.scrollToItem(content.widgets.indexOf(cell)); }"""
+        )
+        picture = page.locator("img.widget-image")
+        handle = page.locator(".widget-hslider .noUi-handle").first  # of λ
+        handle.scroll_into_view_if_needed()
+        before, box = picture.get_attribute("src"), handle.bounding_box()
+        assert picture.evaluate("image => image.complete && image.naturalWidth > 100")
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 60, y, steps=5)
+        assert picture.get_attribute("src") == before, "drawn once, when the slider is let go"
+        page.mouse.up()
+        page.wait_for_function("before => document.querySelector('img.widget-image').src !== before", arg=before)
+        assert float(page.locator(".widget-hslider .widget-readout").first.inner_text()) > 0.01
+        page.screenshot(path=screenshots / "sliders.png")
+    finally:
+        page.close()
+
+
 @pytest.fixture(scope="session")
 def report(clone):
     """The report that notebook 05 has written in the browser."""

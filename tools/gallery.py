@@ -81,7 +81,7 @@ def tidy(folder: Path) -> None:
 
 def _ids_in_order(text: str) -> str:
     """Number the ids of tables, which pandas draws at random; all at once, as a new one may be the old one of another."""
-    ids = re.compile(r"\bT_[0-9a-f]{5}(?=[_\\])")
+    ids = re.compile(r"\bT_[0-9a-f]{5}(?=[_ \\])")
     names = {name: f"T_{number:05d}" for number, name in enumerate(dict.fromkeys(ids.findall(text)))}
     return ids.sub(lambda found: names[found[0]], text)
 
@@ -89,6 +89,8 @@ def _ids_in_order(text: str) -> str:
 def _tidy_outputs(outputs: list[dict]) -> list[dict]:
     kept: list[dict] = []
     for output in outputs:
+        if "image/png" in output.get("data", {}):  # a page without a kernel shows that in place of the widget
+            output["data"].pop("application/vnd.jupyter.widget-view+json", None)
         if output["output_type"] != "stream":
             kept.append(output)
         elif kept and kept[-1].get("name") == output["name"]:

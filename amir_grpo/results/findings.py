@@ -6,7 +6,7 @@ import pandas as pd
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results import tables
-from amir_grpo.results.formatting import p_text, signed
+from amir_grpo.results.formatting import p_equals, p_text, signed
 
 FINDING_COLUMNS = ["claim", "quantity", "result", "interval", "p"]
 
@@ -94,8 +94,8 @@ def coverage_title(coverage: pd.DataFrame) -> str:
         return "AMIR-GRPO and GRPO solve the same problems"
     counted = f"AMIR-GRPO alone solves {_problems(ours)}, GRPO alone {theirs}"
     if test["p_value"] < SIGNIFICANCE:
-        return f"{counted} (p {_equals(test['p_value'])})"
-    return f"{counted}: no more than chance makes (p {_equals(test['p_value'])})"
+        return f"{counted} (p {p_equals(test['p_value'])})"
+    return f"{counted}: no more than chance makes (p {p_equals(test['p_value'])})"
 
 
 def margin_title(margins: pd.DataFrame) -> str:
@@ -108,7 +108,7 @@ def margin_title(margins: pd.DataFrame) -> str:
         return "In this run the two methods' margins on the same completions are indistinguishable"
     larger = "larger" if gain["gain"] > 0 else "smaller"
     size = f"{abs(gain['gain']):.2g} nats per token"
-    p = _equals(gain["p_value"])
+    p = p_equals(gain["p_value"])
     return f"In this run AMIR-GRPO's margin on the same completions is {size} {larger} than GRPO's (p {p})"
 
 
@@ -132,8 +132,3 @@ def share_title(share: pd.Series) -> str:
 
 def _problems(number: int) -> str:
     return f"{number} problem{'s' * (number != 1)}"
-
-
-def _equals(p_value: float) -> str:
-    text = p_text(p_value)
-    return text if text.startswith("<") else f"= {text}"

@@ -1,14 +1,23 @@
 """Tables, numbers and untrusted texts as people read them: in notebooks, on the terminal and in the report."""
 
+import html
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from amir_grpo.choices import POLICY_NAMES
 from amir_grpo.results import tables
+from amir_grpo.settings import Settings
 
 # blue and orange are told apart by every common kind of colour vision, and by their grey values
 GAIN_COLOUR, LOSS_COLOUR = "#0a4f8f", "#c75000"
+
+# A longer table is folded away in a notebook: a figure has said what it says.
+LONG_TABLE = 16
+# What a reader of a run wants to know of its settings.
+_SETTINGS_SHOWN = ("model_name", "dataset_name", "num_generations", "lambda_reg", "beta_dpo", "reward_margin")
 
 
 def gain_colour(gain: float) -> str:
@@ -30,6 +39,12 @@ def p_text(p_value: float) -> str:
     return "–" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
+def p_equals(p_value: float) -> str:
+    """A p-value as it follows the letter p in a sentence: = 0.034, < 0.001."""
+    text = p_text(p_value)
+    return text if text.startswith("<") else f"= {text}"
+
+
 def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     """A table to be printed: numbers rounded, p-values to three decimals, and no −0.0."""
     places = {c: 3 if c.startswith("p_") else digits for c in table.select_dtypes("float")}
@@ -39,6 +54,57 @@ def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 def visible(text: str) -> str:
     """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
     return "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the policies' names as people write them, in its heads and in the columns that name a policy."""
+    columns = [column for column in ("policy", "method", "new", "old") if column in table]
+    names = {column: table[column].map(lambda name: POLICY_NAMES.get(name, name)) for column in columns}
+    return table.assign(**names).rename(columns=POLICY_NAMES)
+
+
+def numbered(completions: pd.DataFrame) -> pd.DataFrame:
+    """A table of completions with their numbers in front, from 1, as the figures of the lesson have them."""
+    return completions.assign(**{"": range(1, len(completions) + 1)})[["", *completions.columns]]
+
+
+def folded(table: Styler, what: str) -> str:
+    """A table as HTML for a notebook; behind a line that opens it, if it has more than `LONG_TABLE` rows.
+
+    Args:
+        table: Its texts are escaped.
+        what: The line, such as "All 36 comparisons".
+    """
+    shown = table.to_html()
+    if len(table.data) <= LONG_TABLE:
+        return shown
+    return f"<details><summary>{html.escape(what)}</summary>\n{shown}</details>"
+
+
+def style_settings(settings: Settings) -> Styler:
+    """The settings that a reader of the run's results wants to know, with their meaning, for a notebook."""
+    meaning = {field.name: field.metadata["help"] for field in fields(settings)}
+    rows = [(name, f"{getattr(settings, name)}", meaning[name]) for name in _SETTINGS_SHOWN]
+    return style_texts(pd.DataFrame(rows, columns=["setting", "value", "meaning"]))
+
+
+def style_group(question: str, answers: list[str], completions: pd.DataFrame, precision: int = 2) -> Styler:
+    """Completions of one problem for a notebook, below its question and its answer; all of it untrusted, and escaped.
+
+    Args:
+        question: Of the problem.
+        answers: Any of which is right.
+        completions: What is shown of each, one row per completion.
+    """
+    caption = html.escape(visible(f"{question}\nright: {' or '.join(answers)}"))
+    if "correct" in completions:
+        completions = completions.assign(correct=completions["correct"].map({True: "right", False: "wrong"}))
+    style = style_texts(completions, precision)
+    left = [
+        {"selector": "caption", "props": "text-align: left; white-space: pre-wrap; font-weight: bold"},
+        {"selector": "th", "props": "text-align: left"},
+    ]
+    return style.set_caption(caption).set_table_styles(left)
 
 
 def style_texts(table: pd.DataFrame, precision: int = 2) -> Styler:
@@ -89,8 +155,8 @@ def style_main_table(table: pd.DataFrame) -> Styler:
 def style_comparisons(comparisons: pd.DataFrame) -> Styler:
     """A comparison table for a notebook: gains coloured by sign, intervals and corrected p-values, text escaped."""
     shown = comparisons[["benchmark", "quantity"]].copy()
-    shown["policy"] = comparisons["new"]
-    shown["against"] = comparisons["old"]
+    named_ones = named(comparisons)
+    shown["policy"], shown["against"] = named_ones["new"], named_ones["old"]
     shown["gain"] = comparisons["gain"]
     ends = zip(comparisons["gain_low"], comparisons["gain_high"], strict=True)
     shown["95 % interval"] = [f"{signed(low)} to {signed(high)}" for low, high in ends]
@@ -112,6 +178,7 @@ def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
         for row in summary.itertuples()
         for digits in [3 if row.quantity in ("brier", "ece") else 1]
     ]
+    summary = named(summary)
     wide = summary.assign(cell=cells).pivot(index=["benchmark", "policy"], columns="quantity", values="cell")
     order = summary[["benchmark", "policy"]].drop_duplicates().sort_values("benchmark", key=_first_met, kind="stable")
     return wide.loc[list(order.itertuples(index=False, name=None)), list(summary["quantity"].unique())]

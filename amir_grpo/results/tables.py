@@ -115,6 +115,23 @@ def coverage_table(samples: pd.DataFrame, benchmark: str | None = None) -> pd.Da
     return table
 
 
+def mixed_problem(samples: pd.DataFrame) -> str:
+    """The problem to look at: the one whose share of right completions is nearest to a half.
+
+    Of equals the one with the most different completions, then the first.
+
+    Args:
+        samples: Columns problem_id, text and correct, one row per completion.
+    """
+    problems = samples.groupby("problem_id", sort=False).agg(right=("correct", "mean"), texts=("text", "nunique"))
+    distance = (problems["right"] - 0.5).abs().round(9)
+    return str(
+        problems.assign(distance=distance, texts=-problems["texts"])
+        .sort_values(["distance", "texts"], kind="stable")
+        .index[0]
+    )
+
+
 UNSCALED = ("tokens", "brier", "ece")  # quantities of a policy summary that are no percentages
 SUMMARY_COLUMNS = ["policy", "benchmark", "quantity", "estimate", "estimate_low", "estimate_high"]
 SUMMARY_COLUMNS += ["problems", "samples"]

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -153,10 +155,10 @@ def test_policy_summary_by_hand(samples):
 
 def test_summary_as_people_read_it(samples):
     wide = formatting.wide_summary(tables.policy_summary(samples, ks=(1,)))
-    assert list(wide.index) == [(b, p) for b in ("zeta", "alpha") for p in ("base", "grpo", "amir_grpo")]
+    assert list(wide.index) == [(b, p) for b in ("zeta", "alpha") for p in ("Base", "GRPO", "AMIR-GRPO")]
     assert list(wide.columns) == ["pass@1", "tokens", "truncated"]
-    assert wide.loc[("zeta", "amir_grpo"), "pass@1"].startswith("37.5 [")
-    assert wide.loc[("zeta", "amir_grpo"), "tokens"] == "11.5"
+    assert wide.loc[("zeta", "AMIR-GRPO"), "pass@1"].startswith("37.5 [")
+    assert wide.loc[("zeta", "AMIR-GRPO"), "tokens"] == "11.5"
 
 
 def test_summary_of_stated_confidence_by_hand():
@@ -336,3 +338,33 @@ def test_what_is_printed_is_rounded_and_never_minus_zero():
     table = pd.DataFrame({"k": [1, 2], "gain": [-0.04, -0.26], "p_holm": [0.12345, 1.0]})
     shown = formatting.rounded(table).to_string(index=False)
     assert shown.split() == ["k", "gain", "p_holm", "1", "0.0", "0.123", "2", "-0.3", "1.000"]
+
+
+def test_the_mixed_problem_is_nearest_to_half_right_and_of_equals_the_most_varied(samples):
+    assert tables.mixed_problem(samples[samples["policy"] == "grpo"]) == "zeta/0"
+    twins = samples_from({"a": {"base": [1, 3, 1]}}).assign(text=list("aaab" + "aabc" + "aabb"))
+    assert tables.mixed_problem(twins) == "a/1"
+
+
+def test_policies_are_shown_by_the_names_that_people_write():
+    table = pd.DataFrame({"method": ["amir_grpo", "mine"], "grpo": [1, 2]})
+    shown = formatting.named(table)
+    assert shown["method"].tolist() == ["AMIR-GRPO", "mine"]
+    assert list(shown) == ["method", "GRPO"]
+
+
+def test_long_tables_are_folded():
+    short = formatting.folded(formatting.style_texts(pd.DataFrame({"a": range(16)})), "All")
+    assert "<details" not in short
+    long = formatting.folded(formatting.style_texts(pd.DataFrame({"a": range(17)})), "All <17>")
+    assert long.startswith("<details><summary>All &lt;17&gt;</summary>")
+    assert long.count("<tr>") == 18
+
+
+def test_a_question_stands_above_its_completions_as_text():
+    group = pd.DataFrame({"text": ["<b>1</b>"], "correct": [True]})
+    html = formatting.style_group("<script>7+8", ["15", "<i>"], group).to_html()
+    assert "&lt;script&gt;7+8" in html
+    assert "right: 15 or &lt;i&gt;" in html
+    assert not re.search("<script|<b>|<i>", html)
+    assert ">right<" in html

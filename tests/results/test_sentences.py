@@ -1,0 +1,50 @@
+import numpy as np
+import pandas as pd
+
+from amir_grpo.results import sentences, tables
+from tests.results.test_tables import samples_from
+
+
+def test_the_base_policys_sentence_has_the_means_of_its_first_and_last_k():
+    counts = {"a": {"base": [1, 2]}, "b": {"base": [0, 1]}}
+    policies = tables.policy_summary(samples_from(counts), ks=(1, 4))
+    # 4 of 16 completions are right, 3 of 4 problems are solved in four tries
+    assert "solves 25 % of the problems with one try and 75 % with 4 tries" in sentences.base_sentence(policies)
+    once = sentences.base_sentence(tables.policy_summary(samples_from(counts), ks=(1,)))
+    assert (
+        once
+        == "Before any training the base policy solves 25 % of the problems with one try (mean of the benchmarks)."
+    )
+
+
+def test_the_sentence_of_a_training_says_what_is_known():
+    log = pd.DataFrame(
+        {"step": range(1, 101), "reward": np.linspace(0, 1, 100), "preference/share": [0.001, 0.003] * 50}
+    )
+    text = sentences.training_sentence(log, 14)
+    assert text == (
+        "The reward went from 0.05 to 0.95 (means of the first and last 10 steps); the preference term was 0.2 % of the "
+        "update (median); up to step 13 both methods drew the same completions."
+    )
+    assert "from the first step on" in sentences.training_sentence(log, 1)
+    assert "to the end" in sentences.training_sentence(log, 101)
+    alone = sentences.training_sentence(log[["step", "reward"]].head(2), None)
+    assert alone == "The reward went from 0.00 to 0.01 (first and last step)."
+
+
+def test_the_sentence_of_the_evaluation_counts_what_can_be_told():
+    counts = {"a": {"base": [0] * 12, "grpo": [4] * 12, "amir_grpo": [4] * 11 + [3]}}
+    text = sentences.evaluation_sentence(tables.comparison_table(samples_from(counts), ks=(1, 2)))
+    assert "GRPO +100.0 points and AMIR-GRPO +97.9 points of pass@1" in text
+    assert "of the 2 differences between the two methods, none can be told from 0" in text
+
+
+def test_sentences_of_coverage_and_margin():
+    test = {"only_amir_grpo": 3, "only_grpo": 7, "p_value": 0.344}
+    assert "cannot be told from a coin's (p = 0.344)" in sentences.coverage_sentence(test)
+    clear = sentences.coverage_sentence({"only_amir_grpo": 40, "only_grpo": 7, "p_value": 0.0001})
+    assert "can be told from a coin's (p < 0.001)" in clear
+    gain = {"problems": 9, "gain": 0.004, "gain_low": -0.001, "gain_high": 0.009, "p_value": 0.1}
+    text = sentences.margin_sentence(gain)
+    assert "+0.0040 nats per token (95 % interval −0.0010 to +0.0090, p = 0.100)" in text
+    assert "nothing can be said" in sentences.margin_sentence(gain | {"gain": np.nan})
