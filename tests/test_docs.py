@@ -18,6 +18,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -148,6 +149,14 @@ SMALL = {
 }
 
 
+def kept_results_of_two_policies(folder):
+    """What `export --results` writes, as far as the block that reads it."""
+    folder.mkdir(parents=True)
+    counts = {"grpo": [1, 2, 8], "amir_grpo": [2, 2, 8]}
+    rows = [(policy, "chain6", 8, right) for policy, column in counts.items() for right in column]
+    pd.DataFrame(rows, columns=["policy", "benchmark", "samples", "correct"]).to_parquet(folder / "problems.parquet")
+
+
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}:{block.line}")
 def test_python_block_runs(block, base, tmp_path, monkeypatch, capsys):
     if reason := why_not(block.text):
@@ -157,6 +166,8 @@ def test_python_block_runs(block, base, tmp_path, monkeypatch, capsys):
     text = block.text.replace('"Qwen/Qwen2.5-0.5B-Instruct"', repr(str(base)))
     text = re.sub(r'AmirGRPOConfig\(\s*"out"', 'AmirGRPOConfig("out", **small', text)
     names = {"small": SMALL, "__name__": "block"}
+    if "out/results" in text:
+        kept_results_of_two_policies(tmp_path / "out" / "results")
     if "use_vllm=True" in text:  # all but the engine, which a CPU machine does not have
         with pytest.raises(ImportError, match="vLLM"):
             exec(compile(text, f"{block.page}:{block.line}", "exec"), names)
@@ -168,6 +179,8 @@ def test_python_block_runs(block, base, tmp_path, monkeypatch, capsys):
         assert names["trainer"].state.global_step == SMALL["max_steps"]
     if "save_model" in text:
         assert list(tmp_path.glob("out/**/adapter_model.safetensors"))
+    if "out/results" in text:
+        assert names["gain"].estimate == pytest.approx(1 / 24)
 
 
 # --- commands -----------------------------------------------------------------------------------------------------

@@ -224,6 +224,9 @@ def _study(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
 def _export(options: ExportOptions) -> None:
     from amir_grpo.runs.export import check_push, export_policy, push
 
+    if options.results:
+        _export_results(options)
+        return
     if options.push_to:
         check_push(options.push_to)
     run = _open(options)
@@ -235,6 +238,18 @@ def _export(options: ExportOptions) -> None:
     print(f"Saved: {out}")
     if options.push_to:
         print(f"Uploaded: {push(out, options.push_to, private=not options.public)}")
+
+
+def _export_results(options: ExportOptions) -> None:
+    from amir_grpo.runs.export_results import export_results
+
+    of_policies = {"out": options.out, "merged": options.merged, "push_to": options.push_to, "public": options.public}
+    if given := [name for name, value in of_policies.items() if value]:
+        raise ValueError(
+            f"--results goes without --{given[0]}, which is about a policy: results are saved, not uploaded.\n"
+            "To upload them: hf upload --repo-type dataset me/name DIR."
+        )
+    print(f"Saved: {export_results(_open(options), Path(options.results).expanduser())}")
 
 
 def _verify(options: VerifyOptions) -> None:

@@ -75,6 +75,13 @@ class ExportOptions(RunOptions):
     public: bool = field(
         default=False, metadata={"help": "With --push_to: make the repository public. Default: private."}
     )
+    results: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder to make for the run's results, in place of a policy: a row per problem and per completion as "
+            "Parquet, with a data card, and samples in the form of lm-evaluation-harness."
+        },
+    )
 
 
 @dataclass
