@@ -72,6 +72,51 @@ publish: notebooks
 base-policies: setup
 	$(RUN) -m amir_grpo.sandbox.make
 
+# the runs behind the claims, test by test: the pilot, then the confirmation once the plan is frozen. About 100 s of CPU time per
+# run, 90 and 360 runs: hours; shows the time left, and goes on where it stopped. Kept results are not made again: to make all
+# again, add to EVIDENCE: --results runs/again
+EVIDENCE ?=
+evidence: setup
+	$(RUN) -m amir_grpo evidence --study pilot $(EVIDENCE)
+	$(RUN) -m amir_grpo evidence --study confirmation $(EVIDENCE)
+
+# the main comparisons one size up, on a GPU: 26M parameters, 64 prompts × 16 completions
+evidence-large: setup
+	$(RUN) -m amir_grpo evidence --study pilot --profile sandbox-large --workers 1 --folder runs/pilot-large \
+	  --results data/results/pilot-large --arms clean/grpo clean/published clean/mixture-0.6
+
+clean:
+	.ci/clean
+
+# the pages of docs/ as a site, into docs/_build/html; a warning is an error
+docs: setup
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# every figure of figures/, from the tables in data/
+figures: setup
+	$(RUN) -m tools.gallery
+
+# execute the committed notebooks again, from what runs/sandbox holds
+notebooks: reproduce
+	for name in notebooks/*.ipynb; do \
+	  $(RUN) -m papermill $$name $$name --cwd notebooks --kernel python3 --no-progress-bar || exit 1; \
+	done
+	$(RUN) -m tools.gallery --tidy notebooks
+
+# keep the results of runs/sandbox: tables into data/results/sandbox, figures into figures/, notebooks executed
+publish: notebooks
+	$(RUN) -m tools.gallery --keep runs/sandbox
+
+# the six base policies that come with the package; minutes each
+base-policies: setup
+	$(RUN) -m amir_grpo.sandbox.make
+
 # the runs behind the claims: 91 trainings and their evaluation, about an hour on 2 cores; goes on where it stopped
 evidence: setup
 	$(RUN) -m amir_grpo evidence --results data/results/evidence

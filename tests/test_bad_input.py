@@ -40,7 +40,7 @@ ARGUMENTS = [
     ((TRAIN, "--importance_sampling_level", "word"), ["'word'", "token, sequence"]),
     ((TRAIN, "--report_to", "tensorbord"), ["'tensorbord'", "Did you mean 'tensorboard'"]),
     ((EVALUATE, "--eval_engine", "sglang"), ["'sglang'", "transformers, vllm"]),
-    ((EVIDENCE, "--arms", "share-0.4"), ["'share-0.4'", "Did you mean 'share-0."]),
+    ((EVIDENCE, "--arms", "clean/share-0.4"), ["'clean/share-0.4'", "Did you mean 'clean/share-0.6'"]),
     ((EVIDENCE, "--profile", "smoke"), ["'smoke'", "sandbox-large"]),
     # values of the wrong kind
     ((TRAIN, "--max_steps", "ten"), ["max_steps", "ten"]),

@@ -19,8 +19,10 @@ from packaging.utils import canonicalize_name
 from amir_grpo.policies.backend import UNSLOTH_VERSION
 from amir_grpo.results import published_noise
 from amir_grpo.results.published import published_sizes, published_table
-from amir_grpo.study.tables import load
+from amir_grpo.study.plan import read_plan
+from amir_grpo.study.results import kept_study
 from tools import base_policies, hero, readme
+from tools.gallery import study_tables
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -183,16 +185,16 @@ def test_the_page_of_results_reads_the_published_table_as_its_noise_allows():
     assert parts["up to 46 problems"] > 0.5 * equal.loc["all", "gain"]
 
 
-def test_readme_shows_how_much_a_gain_varies_from_seed_to_seed():
-    found = load(ROOT / "data" / "results" / "evidence")
-    correct = found["correct"].assign(rate=lambda t: 100 * t["correct"] / t["samples"])
-    rates = correct.groupby(["arm", "benchmark", "seed"], observed=True)["rate"].mean()
-    trained = found["benchmarks"].query("group == 'trained lengths'")["benchmark"]
-    varies = []
-    for arm in ("amir_grpo", "share-0.1", "share-0.3", "share-0.6"):
-        gains = (rates[arm] - rates["grpo"]).dropna().unstack("seed").loc[trained]
-        varies.append((gains.std(axis=1, ddof=1) ** 2).mean() ** 0.5)
-    assert f"varies by {min(varies):.1f} to {max(varies):.1f} points from seed to seed" in RESULTS_PAGE
+def test_readme_says_of_the_study_what_its_results_say():
+    """`make figures` writes these parts."""
+    assert readme.with_parts(README, readme.study_parts(kept_study(), read_plan())) == README
+
+
+def test_the_tables_that_docs_and_reports_show_are_those_of_the_kept_study():
+    """`make figures` writes them."""
+    for name, table in study_tables(kept_study(), read_plan()).items():
+        text = table.to_csv(index=False, float_format="%.6g")
+        assert (ROOT / "data" / "results" / f"{name}.csv").read_text() == text, name
 
 
 def test_readme_names_every_notebook_and_every_linked_file_exists():

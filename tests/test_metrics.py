@@ -190,56 +190,6 @@ def test_margins_by_hand():
         metrics.margins(problem, np.where(correct, logp, np.nan), correct)
 
 
-def seeds_experiment(generator, seeds, problems, seed_sd):
-    """Differences of two methods, (seeds, problems), true mean 0.05: problems, seeds and noise each add their part."""
-    parts = generator.normal(0, 0.05, problems)[None, :] + generator.normal(0, seed_sd, seeds)[:, None]
-    return 0.05 + parts + generator.normal(0, 0.2, (seeds, problems))
-
-
-@pytest.mark.parametrize(("seeds", "problems", "seed_sd"), [(3, 60, 0.03), (5, 200, 0.0), (5, 60, 0.05)])
-def test_seeds_gain_covers_the_true_gain(seeds, problems, seed_sd):
-    generator = np.random.default_rng(seeds)
-    runs = [seeds_experiment(generator, seeds, problems, seed_sd) for _ in range(500)]
-    gains = [metrics.seeds_gain(run, np.zeros_like(run)) for run in runs]
-    assert 0.92 <= np.mean([gain.low <= 0.05 <= gain.high for gain in gains]) <= 0.985
-
-
-def test_seeds_gain_is_the_t_test_over_seeds_where_only_the_seeds_differ():
-    by_seed = np.array([0.1, 0.3, 0.2])
-    run = np.repeat(by_seed[:, None], 5, axis=1)
-    expected = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
-    gain = metrics.seeds_gain(run, np.zeros_like(run))
-    assert (gain.estimate, gain.low, gain.high) == pytest.approx((0.2, expected.low, expected.high))
-    assert gain.p_value == pytest.approx(stats.ttest_1samp(by_seed, 0).pvalue)
-    assert metrics.seeds_gain(run, run).p_value == 1.0
-    with pytest.raises(ValueError, match="paired_gain"):
-        metrics.seeds_gain(run[:1], run[:1])
-
-
-def test_probability_of_improvement_by_hand():
-    new, old = np.array([[1.0, 0.5], [0.5, 0.5]]), np.array([[0.5, 0.5], [0.0, 1.0]])
-    # problem 1: wins 1, 1, tie, win -> 3.5 of 4; problem 2: tie, loss, tie, loss -> 1 of 4
-    assert metrics.probability_of_improvement(new, old).estimate == pytest.approx((3.5 / 4 + 1 / 4) / 2)
-    assert metrics.probability_of_improvement(new, new).estimate == 0.5
-    assert np.isnan(metrics.probability_of_improvement(new[:1, :1], old[:1, :1]).low)
-
-
-def test_probability_of_improvement_covers_the_truth():
-    """Policies with a success rate of their own on each problem; the truth by enumeration of what two runs may do."""
-    generator = np.random.default_rng(1)
-    covered = []
-    for _ in range(200):
-        old_rates = generator.beta(2, 2, 60)
-        new_rates = np.clip(old_rates + 0.15, 0, 1)
-        runs = [generator.binomial(1, rates, (5, 60)) for rates in (new_rates, old_rates)]
-        interval = metrics.probability_of_improvement(*runs, resamples=500)
-        # of the problems' distribution: E[P(new > old) + P(tie) / 2] = 1/2 + E[new - old] / 2
-        big = generator.beta(2, 2, 200_000)
-        truth = 0.5 + (np.clip(big + 0.15, 0, 1) - big).mean() / 2
-        covered.append(interval.low <= truth <= interval.high)
-    assert 0.9 <= np.mean(covered) <= 1.0
-
-
 def test_calibration_error_by_hand_and_its_interval():
     # problem a: two completions at 0.95, one right; problem b: one at 0.15, wrong, and one at 1.0, right
     error = metrics.calibration_error(["a", "a", "b", "b"], [0.95, 0.95, 0.15, 1.0], [1, 0, 0, 1])

@@ -20,7 +20,7 @@ from tools import gallery
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-READ_EVIDENCE = ("06_claims", "07_ablations")  # they read what `make evidence` has kept
+READ_EVIDENCE = ("06_claims", "07_ablations", "08_regimes")  # they read what `make evidence` has kept
 # one worker of xdist, so that what the module shares is made once
 pytestmark = pytest.mark.xdist_group("notebooks")
 
@@ -219,7 +219,7 @@ def test_another_number_or_figure_is_not_the_same(tmp_path):
     shutil.copy(committed, copy)
     assert_shows_the_same(copy, committed)
     pictures = re.findall(r'"image/png": "[^"]+"', committed.read_text())
-    for old, new in ((">AMIR-GRPO, G = 4<", ">AMIR-GRPO, G = 5<"), (pictures[0], pictures[1])):
+    for old, new in ((">GRPO, two steps<", ">GRPO, three steps<"), (pictures[0], pictures[1])):
         text = committed.read_text()
         assert old in text
         copy.write_text(text.replace(old, new, 1))
@@ -235,11 +235,11 @@ def test_a_notebook_of_the_evidence_says_what_is_missing(tmp_path):
         "-k",
         "python3",
         "-p",
-        "evidence_dir",
+        "results_dir",
         tmp_path,
     )
     assert done.returncode != 0
-    assert "holds no evidence: `make evidence` makes it" in done.stderr
+    assert "holds no results of a study: `make evidence` makes them" in done.stderr
 
 
 def test_a_second_reproduce_repeats_no_stage(reproduced):

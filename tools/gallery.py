@@ -20,21 +20,25 @@ from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of
+from amir_grpo.study.claims.table import claims_table
 from amir_grpo.study.figures import STUDY_FIGURES
-from amir_grpo.study.tables import load
+from amir_grpo.study.finding import verdict_rows
+from amir_grpo.study.gains import level_table, outcomes, power_table
+from amir_grpo.study.plan import Plan, read_plan, sequence_table
+from amir_grpo.study.results import StudyResults, kept_study
 from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
 from tools.hero import evidence
-from tools.readme import findings_lines, write_findings
+from tools.readme import findings_lines, study_parts, with_parts, write_findings
 
 PROFILE = "sandbox"
-STUDY = "evidence"
 
 
 def draw(results: Path, published: Path, out: Path) -> list[Path]:
     """Draw the published figures and those of the kept results into `out`, PNG and SVG; returns the PNGs."""
     kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
-    log, study = kept["log"], load(results.parent / STUDY)
+    log, study, plan = kept["log"], kept_study(), read_plan()
+    identity = pd.read_csv(results.parent / "identity.csv")
     kept["coverage"].attrs["problems"] = int(kept["main"].query("k == 1")["problems"].sum())
     share = log[log["method"] == "amir_grpo"]
     noise = published_noise.noise_table(published_table("table1", published), published_sizes(published))
@@ -58,10 +62,23 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
         ),
         "reward": training_figures.reward_figure(log, findings.reward_title(log)),
         "share": training_figures.share_figure(share, findings.share_title(share["preference/share"])),
-        **{name: figure(study) for name, figure in STUDY_FIGURES.items()},
+        "identity": study_figures.identity_figure(
+            identity, "The preference weights are wins − losses until β is large"
+        ),
+        **{name: figure(study, plan) for name, figure in STUDY_FIGURES.items()},
     }
     out.mkdir(exist_ok=True)
     return [style.save_figure(figure, out / name)[0] for name, figure in drawn.items()]
+
+
+def study_tables(study: StudyResults, plan: Plan) -> dict[str, pd.DataFrame]:
+    """What the docs and the report of a run show of the study, as tables of data/results."""
+    return {
+        "levels": level_table(study),
+        "power": power_table(study, plan),
+        "tests": sequence_table(plan, outcomes(study, plan)),
+        "verdicts": verdict_rows(claims_table(study, plan)),
+    }
 
 
 def tidy(folder: Path) -> None:
@@ -125,6 +142,12 @@ def main() -> None:
         results.parent / "base_policies.csv", lambda part: bases.to_csv(part, index=False, float_format="%.4f")
     )
     write_findings(root / "README.md", findings_lines(evidence(results.parent)))
+    study, plan = kept_study(), read_plan()
+    for name, table in study_tables(study, plan).items():
+        atomic_write(
+            results.parent / f"{name}.csv", lambda part, t=table: t.to_csv(part, index=False, float_format="%.6g")
+        )
+    write_text(root / "README.md", with_parts((root / "README.md").read_text(), study_parts(study, plan)))
 
 
 if __name__ == "__main__":

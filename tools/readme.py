@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from amir_grpo.choices import SIGNIFICANCE
 from amir_grpo.results.formatting import signed
 from amir_grpo.results.hero import first_differences
+from amir_grpo.study.finding import claim_lines, finding
+from amir_grpo.study.plan import Plan
+from amir_grpo.study.results import StudyResults
 from tools.hero import Evidence
 
 BEGIN, END = "<!-- computed: python -m tools.gallery -->", "<!-- end of what is computed -->"
@@ -50,3 +54,24 @@ def write_findings(page: Path, lines: str) -> None:
     if not begin or not end:
         raise ValueError(f"{page} lacks {BEGIN} and {END}.")
     page.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}", encoding="utf-8")
+
+
+def study_parts(study: StudyResults, plan: Plan) -> dict[str, str]:
+    """What the study says, in a sentence and five rows, by the name of its marks."""
+    return {"study": "\n".join([finding(study, plan), "", *claim_lines(study, plan)])}
+
+
+def with_parts(text: str, parts: dict[str, str]) -> str:
+    """A page with each part put between its marks.
+
+    Raises:
+        ValueError: If a part has no marks.
+    """
+    for name, part in parts.items():
+        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not marks.search(text):
+            raise ValueError(
+                f"README.md has no place for the part {name!r}: put <!-- {name} --> and <!-- end of {name} -->."
+            )
+        text = marks.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
+    return text

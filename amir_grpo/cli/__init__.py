@@ -158,67 +158,33 @@ def _evaluate(options: EvaluateOptions, overrides: dict[str, Any]) -> None:
 
 
 def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo.results.formatting import rounded
-    from amir_grpo.runs.locations import runs_folder
-    from amir_grpo.study.arms import ARMS, with_references
-    from amir_grpo.study.claims.comparisons import gain_table
-    from amir_grpo.study.claims.verdicts import verdicts
-    from amir_grpo.study.running import run_study
-    from amir_grpo.study.tables import keep
-
-    if options.study:
-        _study(options, overrides)
-        return
-    check_names("arm", options.arms or (), ARMS)
-    check_names("sandbox profile", [options.profile], SANDBOXES)
-    check_workers(options.workers)
-    wanted = with_references([*options.arms, "amir_grpo"]) if options.arms else list(ARMS.values())
-    name = options.profile.replace("sandbox", "evidence")
-    folder = Path(options.folder or runs_folder() / name).expanduser().resolve()
-    results = Path(options.results).expanduser().resolve() if options.results else folder / "tables"
-    check_folder(folder, "folder")
-    check_folder(results, "results")
-    workers = cluster_of(options, folder) or options.workers
-    tables = run_study(folder, wanted, overrides, workers, options.profile)
-    if not options.arms:
-        tables["verdicts"] = verdicts(tables)
-        print(tables["verdicts"].to_string(index=False))
-    keep(tables, folder, results, options.profile)
-    others = [arm.name for arm in wanted if arm.against]
-    gains = gain_table(tables, others, ks=(1,)).drop(columns=["about", "quantity"])
-    print("\npass@1 of each arm against another, in points, 95 % intervals for new seeds and problems:\n")
-    print(rounded(gains, 3).to_string(index=False))
-    print(f"\nTables: {results}")
-
-
-def _study(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
-    """Make the runs of the pilot or of the confirmation that are not kept yet."""
     from amir_grpo.runs.locations import project_root, runs_folder
-    from amir_grpo.study.experiment import make_runs
+    from amir_grpo.study.experiment import compare_with_kept, make_runs
+    from amir_grpo.study.finding import report_lines
     from amir_grpo.study.plan import read_plan
-    from amir_grpo.study.regimes import ARMS
-    from amir_grpo.study.schedule import runs_in_order
+    from amir_grpo.study.results import load_study
+    from amir_grpo.study.schedule import runs_in_order, single_run
 
     plan = read_plan()
-    seeds = plan.pilot_seeds if options.study == "pilot" else plan.confirmation_seeds
-    check_names("arm", options.arms or (), ARMS)
-    check_names("seed", map(str, options.seeds or ()), [str(seed) for seed in seeds])
+    check_names("sandbox profile", [options.profile], SANDBOXES)
     check_workers(options.workers)
-    if options.study == "confirmation" and not plan.frozen:
-        raise ValueError("The confirmation begins when the plan is frozen: see amir_grpo/study/plan.toml.")
-    if overrides and not options.results:
-        raise ValueError(
-            f"With {', '.join(overrides)} changed, results do not belong to the kept ones: give --results."
-        )
+    changed = [*overrides, *(["profile"] if options.profile != "sandbox" else [])]
+    if changed and not options.results:
+        raise ValueError(f"With another {', '.join(changed)}, results do not belong to the kept ones: give --results.")
     folder = Path(options.folder or runs_folder() / options.study).expanduser().resolve()
     results = Path(options.results or project_root() / "data" / "results" / options.study).expanduser().resolve()
     check_folder(folder, "folder")
+    common = {"overrides": overrides, "profile": options.profile}
+    if options.only:
+        print(compare_with_kept(*single_run(plan, options.study, folder, options.only, **common), results))
+        return
     check_folder(results, "results")
-    runs = runs_in_order(
-        plan, options.study, folder, options.arms or (), options.seeds or (), overrides, options.profile
-    )
+    runs = runs_in_order(plan, options.study, folder, options.arms or (), options.seeds or (), **common)
+    if options.study == "confirmation" and not plan.frozen:
+        raise ValueError("The confirmation begins when the plan is frozen: see amir_grpo/study/plan.toml.")
     make_runs(runs, results, cluster_of(options, folder) or options.workers)
-    print(f"Results of {len(runs)} runs: {results}")
+    print("\n".join(report_lines(load_study(results), plan)))
+    print(f"\nResults: {results}")
 
 
 def _export(options: ExportOptions) -> None:
@@ -322,7 +288,7 @@ _COMMANDS = {
         _evaluate,
     ),
     "evidence": Command(
-        "Train and evaluate every arm behind the claims, over several seeds, and print the verdicts.",
+        "Make the runs of the study behind the claims that are not kept yet, and print what they say.",
         EvidenceOptions,
         _evidence,
     ),

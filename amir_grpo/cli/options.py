@@ -93,21 +93,21 @@ class ReproduceOptions(ClusterOptions, RunOptions):
 class EvidenceOptions(ClusterOptions):
     """Options of evidence."""
 
-    study: str | None = field(
-        default=None,
-        metadata={"help": "The study of the plan: pilot, or confirmation.", "choices": ["pilot", "confirmation"]},
+    study: str = field(
+        default="pilot", metadata={"help": "Which study of the plan.", "choices": ["pilot", "confirmation"]}
     )
-    seeds: list[int] | None = field(default=None, metadata={"help": "With study: only runs with these seeds."})
     profile: str = field(default="sandbox", metadata={"help": f"{SANDBOX}, or {SANDBOX_LARGE} (for a GPU)."})
     arms: list[str] | None = field(
+        default=None, metadata={"help": "Only these, as regime/arm, and the base policies. Default: all of the study."}
+    )
+    seeds: list[int] | None = field(default=None, metadata={"help": "Only runs with these seeds. Default: all."})
+    only: str | None = field(
         default=None,
-        metadata={"help": "Only these arms (and grpo, amir_grpo). Default: all of amir_grpo.study.arms."},
+        metadata={"help": "Make this one run again, as regime/arm/seed, and compare it with what is kept of it."},
     )
-    folder: str | None = field(
-        default=None, metadata={"help": "Folder for the run folders. Default: runs/evidence or runs/evidence-large."}
-    )
+    folder: str | None = field(default=None, metadata={"help": "Holds the run folders. Default: runs/<study>."})
     results: str | None = field(
-        default=None, metadata={"help": "Folder for the tables. Default: tables/ beside the runs."}
+        default=None, metadata={"help": "Gets the results, a file per run. Default: data/results/<study>."}
     )
     workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one per core."})
 

@@ -77,5 +77,6 @@ def write_report(run: Run, results: RunResults) -> Path:
 
 def _kept_verdicts() -> pd.DataFrame | None:
     """The verdicts of the study over several seeds that comes with the package; None where its tables hold none."""
-    path = kept_results("evidence") / "verdicts.csv"
-    return pd.read_csv(path) if path.is_file() else None
+    path = kept_results("verdicts.csv")
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return table if len(table) else None

@@ -12,7 +12,6 @@ import pandas as pd
 
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.run import Run
-from amir_grpo.runs.trl_config import steps_per_rollout
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
 from amir_grpo.study.regimes import BASE
@@ -76,11 +75,12 @@ def check_kept(run: StudyRun, results: Path) -> None:
     """
     path = path_of(run, results)
     if path.exists():
-        kept = read_run(path).record
-        for name, value in _changes(run).items():
-            if kept["changes"].get(name) != value:
+        kept, wanted = read_run(path).record["changes"], _changes(run)
+        for name in {**wanted, **kept}:
+            was, is_now = (changes.get(name, "the profile's own") for changes in (kept, wanted))
+            if was != is_now:
                 raise ValueError(
-                    f"{path} was made with {name}={kept['changes'].get(name)!r}, and {run.arm.path} has {value!r} now.\n"
+                    f"{path} was made with {name}={was!r}, and {run.arm.path} has {is_now!r} now.\n"
                     "Delete it, and it is made again, or give another folder for the results."
                 )
 
@@ -102,6 +102,8 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
     digests = {"completions": digest_of(samples), "weights": PolicySource(opened.base()).weights_hash()}
     tables["boundary"] = _boundary(opened, method, (base or run).open())
     if method != BASE:
+        from amir_grpo.runs.trl_config import steps_per_rollout  # imports TRL, which has to come after the backend
+
         rollouts = pd.read_parquet(opened.folder / method / "rollouts.parquet")
         steps = steps_per_rollout(opened.settings)
         tables["rollouts"] = rollout_table(rollouts, opened.train(method), steps)
@@ -110,6 +112,28 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
         digests["weights"] = PolicySource(opened.base(), opened.folder / method).weights_hash()
     seconds["measuring"] = time.process_time() - before
     return KeptRun(_record(run, opened, digests, seconds), tables)
+
+
+def compare_with_kept(run: StudyRun, base: StudyRun | None, results: Path) -> str:
+    """Make one run again and say whether it is what is kept of it; nothing that is kept changes.
+
+    Args:
+        run, base: As of `make_run`.
+        results: Holds what is kept.
+
+    Raises:
+        FileNotFoundError: If nothing is kept of it.
+        ValueError: If what is kept was made with other settings.
+    """
+    path = path_of(run, results)
+    if not path.exists():
+        raise FileNotFoundError(f"Nothing is kept of {run.label}: there is no {path}.")
+    check_kept(run, results)
+    kept, again = read_run(path), make_run(run, base)
+    differing = [name for name, digest in kept.record["digests"].items() if again.record["digests"][name] != digest]
+    if differing:
+        return f"{run.label}: other {' and '.join(differing)} than those that are kept in {path}."
+    return f"{run.label}: the same completions and weights as those that are kept."
 
 
 def _record(run: StudyRun, opened: Run, digests: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:

@@ -1,36 +1,159 @@
-"""The figures of the study by name, each a function of the study's tables; for the gallery and the notebooks alike."""
+"""The figures of the study by name, each a function of its results and its plan; for the gallery and the notebooks alike.
+
+Titles state the finding, and are computed like it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-from amir_grpo.results import study_figures as drawings
-from amir_grpo.study.claims import boundary, comparisons, coverage, length_bias, variants
-from amir_grpo.study.claims.comparisons import Study
+from amir_grpo.results import comparison_figures, regime_figures, study_figures
+from amir_grpo.study.claims import coverage, length_bias, supervision, variants
+from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_table
+from amir_grpo.study.gains import gain_table, outcomes
+from amir_grpo.study.plan import Plan, sequence_table
+from amir_grpo.study.regime_tables import PASS_RATES, arms_of_regimes, measured_cosines
+from amir_grpo.study.results import TRAINED, StudyResults, about
+from amir_grpo.study.theory import cosine_table
 
-SHARE_ARMS = ("amir_grpo", "share-0.1", "share-0.3", "share-0.6")
-LENGTH_ARMS = ("grpo", "amir_grpo", "two-step-dr_grpo", "two-step-dr_grpo-amir")
+_GRPO = "clean/grpo"
+# Settings and rivals, each against GRPO of its regime or the arm that it changes: (new, old).
+KNOBS = [
+    ("clean/lr-x2", _GRPO),
+    ("clean/published-schedule", _GRPO),
+    ("clean/mixture-0.6", _GRPO),
+    ("clean/share-0.6", "clean/mixture-0.6"),
+    ("clean/mixture-0.6-permuted", _GRPO),
+    ("clean/mixture-0.6-linear", "clean/mixture-0.6"),
+    ("clean/mixture-0.6-beta-10", "clean/mixture-0.6"),
+    ("clean/group-4-mixture", "clean/group-4"),
+    ("clean/group-16-mixture", "clean/group-16"),
+    ("nuisance/dr_grpo", "nuisance/grpo"),
+    ("nuisance/correctness-only", "nuisance/grpo"),
+    ("nuisance/grpo-unscaled", "nuisance/grpo"),
+    ("nuisance/uniform-dropped", "nuisance/grpo"),
+    ("outliers/dr_grpo", "outliers/grpo"),
+    ("outliers/dr_grpo-clipped", "outliers/grpo"),
+    ("outliers/mixture-0.6", "outliers/grpo"),
+]
 
-STUDY_FIGURES: dict[str, Callable[[Study], Figure]] = {
-    "claim_supervision": lambda study: drawings.supervision_figure(
-        study["training"], SHARE_ARMS, "Pairs, and what they make of the update"
-    ),
-    "claim_boundary": lambda study: drawings.boundary_figure(
-        boundary.boundary_table(study), "Decision boundary on the base policy's completions"
-    ),
-    "claim_length": lambda study: drawings.length_figure(
-        length_bias.pressure_table(study, LENGTH_ARMS), study["training"], "Length bias"
-    ),
-    "claim_coverage": lambda study: drawings.patterns_figure(
-        coverage.coverage_table(study), "Who solves a problem with k samples"
-    ),
-    "claim_variants": lambda study: drawings.gains_figure(
-        variants.variants_table(study), "The preference term added to each variant"
-    ),
-    "ablations": lambda study: drawings.gains_figure(
-        comparisons.gain_table(study, comparisons.ablation_arms(study)), "Each arm against what it changes"
-    ),
-    "weights": lambda study: drawings.weights_figure(study["weights"], "Preference weights and wins − losses"),
+
+def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
+    """The tests of the plan in their order."""
+    table = sequence_table(plan, outcomes(study, plan))
+    columns = ["gain", "gain_low", "gain_high", "p_value", "detectable"]
+    table = table.reindex(columns=[*table.columns, *(column for column in columns if column not in table)])
+    shown = table.rename(columns={"p_value": "p"}).assign(
+        about=[
+            f"{about(f'{row.regime}/{row.new}')} − {about(f'{row.regime}/{row.old}')}" for row in table.itertuples()
+        ]
+    )
+    said = sum(row["verdict"] in ("supported", "equivalent") for row in table.to_dict("records"))
+    kind = "in their fixed order" if study.name == "confirmation" else "pilot, exploratory"
+    title = f"{said} of {len(table)} tests show what they say ({kind})"
+    return comparison_figures.comparison_figure(shown, title, margin=plan.margin)
+
+
+def claim_title(study: StudyResults, plan: Plan, number: int) -> str:
+    """A claim and the verdicts of its tests."""
+    claim, *verdicts = claim_rows(claims_table(study, plan))[number]
+    return f"{claim}: " + "; ".join(
+        f"{strength}, {found}" for strength, found in zip(STRENGTHS, verdicts, strict=True)
+    )
+
+
+def supervision_bars(study: StudyResults, plan: Plan) -> Figure:
+    """Claim 1: what the preference term is of the update, and what of it the advantages do not have."""
+    table = supervision.supervision_table(study, list(STRENGTHS.values()))
+    rows = []
+    for row in table.to_dict("records"):
+        rows.append({"about": row["about"], "share": row["share"] / 100})
+        rows.append({"about": "… of which unexplained by A", "share": row["residual_share"] / 100})
+    if not rows:
+        return regime_figures.empty_figure(CLAIMS[0])
+    return study_figures.share_bars_figure(pd.DataFrame(rows, columns=["about", "share"]), claim_title(study, plan, 0))
+
+
+def entropy_curves(study: StudyResults) -> pd.DataFrame:
+    """Claim 2: margin, accuracy and entropy by temperature at the end of the training, means over runs and benchmarks."""
+    frames = []
+    for arm in ("clean/base", _GRPO, *STRENGTHS.values()):
+        part = study.part("boundary", arm)
+        part = part[part["step"] == part.groupby(["base", "seed"])["step"].transform("max")]
+        means = part.groupby("temperature")[["margin", "accuracy", "entropy"]].mean().reset_index()
+        frames.append(means.assign(about=about(arm)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def boundary_curves(study: StudyResults, plan: Plan) -> Figure:
+    """Claim 2: margins against entropy."""
+    return regime_figures.entropy_figure(entropy_curves(study), claim_title(study, plan, 1))
+
+
+def length_lines(study: StudyResults, plan: Plan) -> Figure:
+    """Claim 3: the weight of a token against the length of its completion."""
+    table = length_bias.weight_table(study)
+    if not len(table):
+        return regime_figures.empty_figure(CLAIMS[2])
+    return study_figures.length_weight_figure(table, claim_title(study, plan, 2))
+
+
+def coverage_bars(study: StudyResults, plan: Plan, k: int = 8) -> Figure:
+    """Claim 4: what only one of two policies solves, and what chance gives."""
+    table = coverage.coverage_table(study, [*STRENGTHS.values(), _GRPO], plan.margin, plan.alpha)
+    if not len(table):
+        return regime_figures.empty_figure(CLAIMS[3])
+    table = table[table["k"] == k]
+    shown = table.assign(new=table["about"], old="another GRPO")[["old", "new", "only_old", "only_new"]]
+    return comparison_figures.facing_bars_figure(shown, claim_title(study, plan, 3))
+
+
+def variant_gains(study: StudyResults, plan: Plan) -> Figure:
+    """Claim 5: each variant with the preference term against itself without."""
+    pairs = [pair for pairs in variants.PAIRS.values() for pair in pairs]
+    return gains_figure(study, plan, pairs, claim_title(study, plan, 4))
+
+
+def knob_gains(study: StudyResults, plan: Plan) -> Figure:
+    """Knobs and rivals: each against what it changes."""
+    table = gain_table(study, KNOBS, plan, ks=(1,))
+    clear = int((table["p_holm"] < plan.alpha).sum()) if len(table) else 0
+    return gains_figure(study, plan, KNOBS, f"Knobs and rivals: {clear} of {len(table)} differ clearly (exploratory)")
+
+
+def gains_figure(study: StudyResults, plan: Plan, pairs: list[tuple[str, str]], title: str = "") -> Figure:
+    """Gains in pass@1 on the trained lengths; significant after Holm's correction over the rows shown.
+
+    Args:
+        pairs: (new, old) as `regime/arm`; those without runs are left out.
+    """
+    table = gain_table(study, pairs, plan, ks=(1,))
+    if not len(table):
+        return regime_figures.empty_figure(title)
+    table = table[table["benchmarks"] == TRAINED].rename(columns={"p_holm": "p"})
+    return comparison_figures.comparison_figure(table, title, margin=plan.margin)
+
+
+def regime_cosines(study: StudyResults, plan: Plan) -> Figure:
+    """The regimes: how much of an update is about correctness, predicted and measured."""
+    arms = arms_of_regimes(plan)
+    return regime_figures.cosine_figure(
+        measured_cosines(study, arms),
+        cosine_table(arms, PASS_RATES),
+        "How much of an update is about correctness: theory (lines) and rollouts (points)",
+    )
+
+
+STUDY_FIGURES: dict[str, Callable[..., Figure]] = {
+    "tests": sequence_figure,
+    "claim_supervision": supervision_bars,
+    "claim_boundary": boundary_curves,
+    "claim_length": length_lines,
+    "claim_coverage": coverage_bars,
+    "claim_variants": variant_gains,
+    "knobs": knob_gains,
+    "regimes": regime_cosines,
 }

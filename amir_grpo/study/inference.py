@@ -93,10 +93,11 @@ class Comparison:
         return replace(self, estimate=self.estimate * factor, standard_error=self.standard_error * abs(factor))
 
     def columns(self, margin: float, alpha: float = ALPHA, power: float = POWER) -> dict[str, float | int | str]:
-        """A table row: gain, low, high (1 - α), inner_low, inner_high (1 - 2α, which the margin is held against), p_value,
-        p_equivalent, detectable, bases, runs, problems and no_test."""
+        """A table row: gain, gain_low, gain_high (1 - α), gain_inner_low, gain_inner_high (1 - 2α, which the margin is held
+        against), p_value, p_equivalent, detectable, bases, runs, problems and no_test."""
         (low, high), (inner_low, inner_high) = self.interval(1 - alpha), self.interval(1 - 2 * alpha)
-        row = {"gain": self.estimate, "low": low, "high": high, "inner_low": inner_low, "inner_high": inner_high}
+        row = {"gain": self.estimate, "gain_low": low, "gain_high": high}
+        row |= {"gain_inner_low": inner_low, "gain_inner_high": inner_high}
         row |= {
             "p_value": self.p_value,
             "p_equivalent": self.p_equivalent(margin),

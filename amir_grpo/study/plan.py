@@ -205,6 +205,22 @@ def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outc
     return outcomes
 
 
+def judge_alone(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
+    """Each test of the plan by itself, as an exploratory study is read: nothing is confirmed, and no test ends another.
+
+    Arguments as of `run_sequence`.
+    """
+    outcomes = []
+    for test in plan.tests:
+        comparison = comparisons.get(test.name)
+        if comparison is None:
+            outcomes.append(Outcome(test, None, False, Verdict.UNDECIDED, "There are no data."))
+        else:
+            found = verdict(comparison, plan.margin, test.hypothesis, plan.alpha)
+            outcomes.append(Outcome(test, comparison, True, found, comparison.no_test))
+    return outcomes
+
+
 def sequence_table(plan: Plan, outcomes: list[Outcome]) -> pd.DataFrame:
     """One row a test, in order: test, about, regime, new, old, hypothesis, `Comparison.columns`, tested, verdict, why."""
     rows = []

@@ -51,7 +51,7 @@ class RegimeArm:
         regime: Name of the regime.
         name: Name of the arm in the regime.
         method: grpo or amir_grpo; base for the policy before training, which is only evaluated.
-        about: What it is, for tables and figures.
+        about: What it is, for tables and figures; a percentage is the preference term's part of the update.
         changes: Settings that differ from the profile's, those of the regime included.
         seed_offset: Added to the seed of its runs, for a training that is another draw of the same.
     """
@@ -83,7 +83,7 @@ def _grpo(regime: str) -> RegimeArm:
 
 
 def _mixture(regime: str) -> RegimeArm:
-    return _arm(regime, "mixture-0.6", "amir_grpo", "AMIR-GRPO, 60 % of the update", _MIXTURE)
+    return _arm(regime, "mixture-0.6", "amir_grpo", "AMIR-GRPO, 60 %", _MIXTURE)
 
 
 def _variant(name: str) -> list[RegimeArm]:
@@ -92,8 +92,8 @@ def _variant(name: str) -> list[RegimeArm]:
     loss = _TWO_STEPS | changes
     return [
         _arm("clean", f"two-step-{name}", "grpo", f"{about}, two steps", loss),
-        _arm("clean", f"two-step-{name}-published", "amir_grpo", f"{about} + published term", loss, _PUBLISHED),
-        _arm("clean", f"two-step-{name}-mixture", "amir_grpo", f"{about} + 60 % of the update", loss, _MIXTURE),
+        _arm("clean", f"two-step-{name}-published", "amir_grpo", f"{about}, two steps, published", loss, _PUBLISHED),
+        _arm("clean", f"two-step-{name}-mixture", "amir_grpo", f"{about}, two steps, 60 %", loss, _MIXTURE),
     ]
 
 
@@ -101,7 +101,7 @@ def _group_size(size: int) -> list[RegimeArm]:
     changes = {"num_generations": size, "per_device_train_batch_size": 16 * size}
     return [
         _arm("clean", f"group-{size}", "grpo", f"GRPO, G = {size}", changes),
-        _arm("clean", f"group-{size}-mixture", "amir_grpo", f"60 % of the update, G = {size}", changes, _MIXTURE),
+        _arm("clean", f"group-{size}-mixture", "amir_grpo", f"60 %, G = {size}", changes, _MIXTURE),
     ]
 
 
@@ -109,20 +109,20 @@ def _group_size(size: int) -> list[RegimeArm]:
 _ALL = [
     _arm("clean", BASE, BASE, "base policy"),
     _grpo("clean"),
-    _arm("clean", "published", "amir_grpo", "AMIR-GRPO as published", _PUBLISHED),
+    _arm("clean", "published", "amir_grpo", "AMIR-GRPO, published", _PUBLISHED),
     _mixture("clean"),
     _arm(
         "clean",
         "mixture-0.6-permuted",
         "amir_grpo",
-        "60 % of the update, permuted rewards",
+        "60 %, rewards permuted",
         _MIXTURE,
         {"pair_mining": "permuted"},
     ),
     *(_grpo(regime) for regime in ("nuisance", "outliers", "above-margin")),
     *(_mixture(regime) for regime in ("nuisance", "outliers", "above-margin")),
     _arm("nuisance", "dr_grpo", "grpo", "Dr. GRPO", _DR_GRPO),
-    _arm("nuisance", "correctness-only", "grpo", "GRPO on correctness alone", {"reward_terms": "correctness"}),
+    _arm("nuisance", "correctness-only", "grpo", "correctness alone", {"reward_terms": "correctness"}),
     _arm("outliers", "dr_grpo", "grpo", "Dr. GRPO", _DR_GRPO),
     _arm(
         "outliers", "dr_grpo-clipped", "grpo", "Dr. GRPO, clipped reward", _DR_GRPO, {"reward_clip": _LARGEST_REWARD}
@@ -133,7 +133,7 @@ _ALL = [
         "clean",
         "published-schedule",
         "amir_grpo",
-        "AMIR-GRPO, published λ schedule",
+        "published λ schedule",
         _PUBLISHED,
         {"lambda_schedule": "published"},
     ),
@@ -149,11 +149,11 @@ _ALL = [
         "clean",
         "mixture-0.6-linear",
         "amir_grpo",
-        "60 % of the update, wins − losses",
+        "60 %, wins − losses",
         _MIXTURE,
         {"pair_loss": "linear"},
     ),
-    _arm("clean", "mixture-0.6-beta-10", "amir_grpo", "60 % of the update, β = 10", _MIXTURE, {"beta_dpo": 10.0}),
+    _arm("clean", "mixture-0.6-beta-10", "amir_grpo", "60 %, β = 10", _MIXTURE, {"beta_dpo": 10.0}),
     *_group_size(4),
     *_group_size(16),
     *(arm(regime) for regime in ("format", "partial") for arm in (_grpo, _mixture)),

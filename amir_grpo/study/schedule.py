@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from amir_grpo.choices import check_names
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.settings import settings_of
 from amir_grpo.study.plan import Plan
@@ -91,8 +92,14 @@ def runs_in_order(
         study: One of `STUDIES`.
         arms, seeds: Only these, and the base policies that they need. Empty: all.
         folder, overrides, profile: As of `StudyRun`.
+
+    Raises:
+        ValueError: If an arm or a seed is none of the study's, with all that are.
     """
+    check_names("study", [study], STUDIES)
     grid = plan.run_grid(plan.pilot_seeds if study == "pilot" else plan.confirmation_seeds)
+    check_names("arm", arms, [path for block in arms_in_order(plan, study) for path in block])
+    check_names("seed", map(str, seeds), [str(seed) for _, seed in grid])
     chosen = [(base, seed) for base, seed in grid if not seeds or seed in seeds]
     bases = {base for base, _ in chosen}
     (untrained,), *blocks = arms_in_order(plan, study)
@@ -100,3 +107,23 @@ def runs_in_order(
     for block in blocks:
         runs += [(path, base, seed) for base, seed in chosen for path in block if not arms or path in arms]
     return [StudyRun(ARMS[path], seed, base, folder, overrides or {}, profile) for path, base, seed in runs]
+
+
+def single_run(
+    plan: Plan,
+    study: str,
+    folder: Path,
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    profile: str = PROFILE,
+) -> tuple[StudyRun, StudyRun | None]:
+    """One run of a study by its name, `regime/arm/seed`, and that of its base policy, None where it is that itself.
+
+    Raises:
+        ValueError: If the study has no such run.
+    """
+    path, _, seed = name.rpartition("/")
+    if not seed.isdecimal():
+        raise ValueError(f"{name!r} does not name a run: give regime/arm/seed, as in clean/grpo/0.")
+    base, *others = runs_in_order(plan, study, folder, [path], [int(seed)], overrides, profile)
+    return (others[0], base) if others else (base, None)

@@ -54,6 +54,7 @@ def tempered_scores(
             wanted[row, len(prompt_ids[index]) : lengths[index]] = True
         ids, wanted = ids.to(policy.device), wanted[:, 1:].to(policy.device)
         logits = policy(input_ids=ids, use_cache=False).logits[:, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         tokens = wanted.sum(1).clamp(min=1)
         for place, temperature in enumerate(temperatures):
             distribution = torch.log_softmax(logits / temperature, dim=-1)

@@ -134,7 +134,7 @@ def test_what_a_run_imports_before_training_leaves_trl_alone():
     code = (
         "import sys; from amir_grpo.runs.run import open_run; import amir_grpo.cli, amir_grpo.runs.showing; "
         "import amir_grpo.policies.memory_plan, amir_grpo.policies.loading, amir_grpo.policies.engines; "
-        "import amir_grpo.policies.sampling, amir_grpo.study.running, amir_grpo.policies.backend; "
+        "import amir_grpo.policies.sampling, amir_grpo.study.experiment, amir_grpo.policies.backend; "
         "from amir_grpo import mine_pairs, preference_loss; sys.exit('trl' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

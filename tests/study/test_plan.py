@@ -123,7 +123,7 @@ def test_the_table_has_every_test_with_its_estimate_and_what_it_could_have_detec
     table = sequence_table(plan, run_sequence(plan, ALL_SHOWN | {"published": made(0.3, 0.5)}))
     assert list(table["test"]) == ORDER
     low, high = ALL_SHOWN["two-step"].interval(0.95)
-    assert table.loc[0, ["gain", "low", "high", "verdict"]].to_list() == [1.9, low, high, "supported"]
+    assert table.loc[0, ["gain", "gain_low", "gain_high", "verdict"]].to_list() == [1.9, low, high, "supported"]
     assert table["detectable"].to_list() == [made(0, e).detectable() for e in (0.1, 0.5, *[0.1] * 5)]
     assert table["gain"].notna().all()
     assert table["tested"].to_list() == [True, True] + [False] * 5

@@ -1,30 +1,94 @@
-"""Claim 2, a sharper decision boundary: how far right and wrong completions are apart."""
+"""Claim 2, a sharper decision boundary: how far right and wrong completions of the base policy are apart.
+
+No trained policy wrote these completions. A policy of lower entropy has larger differences of log-probabilities, as a
+colder temperature would give it: the new policy is compared at the temperature at which its entropy is that of the old one,
+beside the plain difference.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 
-from amir_grpo import metrics
-from amir_grpo.study.claims.comparisons import Study, paired
+from amir_grpo.study.inference import Comparison
+from amir_grpo.study.results import StudyResults, about, compared
+
+# What is compared -> (column, at equal entropy, scale, unit).
+QUANTITIES = {
+    "margin": ("margin", False, 1000.0, "10⁻³ nats per token"),
+    "margin at equal entropy": ("margin", True, 1000.0, "10⁻³ nats per token"),
+    "pair accuracy": ("accuracy", False, 100.0, "points"),
+    "pair accuracy at equal entropy": ("accuracy", True, 100.0, "points"),
+}
+MARGIN_SHARE, ACCURACY_MARGIN = (
+    0.01,
+    0.5,
+)  # smallest differences of interest: 1 % of the old margin; points of accuracy
 
 
-def boundary_table(study: Study) -> pd.DataFrame:
-    """Margin and pair accuracy on the base policy's completions over training, and how far each arm is from GRPO.
+def boundary_gain(
+    study: StudyResults, new: str, old: str, quantity: str, done: float = 1.0
+) -> tuple[Comparison, float, float]:
+    """The difference of two arms, with the old arm's mean and the smallest difference of interest.
 
-    One row for each quantity, arm and step: columns quantity (margin in nats per token, accuracy in percent), arm, step,
-    mean, grpo_mean (of the same seeds), gain, gain_low, gain_high, p_value (against GRPO at the same step), seeds, problems.
-    Problems are those with right and wrong completions of the base policy in every seed, the same for every arm.
+    Args:
+        new, old: Arms as `regime/arm`.
+        quantity: One of `QUANTITIES`.
+        done: Which checkpoint, as a share of the training: 0.5 or 1. The numbers of updates are equal where both arms
+            make the same number of steps.
     """
-    margins = study["margins"]
+    column, equal_entropy, scale, _ = QUANTITIES[quantity]
+    values: tuple[dict, dict] = ({}, {})
+    tables = study.by_run("boundary", new), study.by_run("boundary", old)
+    for run in sorted(set(tables[0]) & set(tables[1])):
+        found: tuple[list, list] = ([], [])
+        parts = [table[run] for table in tables]
+        parts = [part[part["step"] == _step(part, done)] for part in parts]
+        for benchmark in parts[1]["benchmark"].unique():
+            ours, theirs = (part[part["benchmark"] == benchmark].sort_values("temperature") for part in parts)
+            plain = theirs[theirs["temperature"] == 1].iloc[0]
+            found[1].append(plain[column])
+            entropy = plain["entropy"] if equal_entropy else _at(ours, "entropy")
+            found[0].append(at_entropy(ours, entropy, column))
+        for kept, numbers in zip(values, found, strict=True):
+            kept[run] = scale * float(np.mean(numbers))
+    level = float(np.mean(list(values[1].values())))
+    smallest = MARGIN_SHARE * level if column == "margin" else ACCURACY_MARGIN
+    return compared(*values), level, smallest
+
+
+def at_entropy(rows: pd.DataFrame, entropy: float, column: str) -> float:
+    """What a column is at the temperature at which the policy has this mean entropy, interpolated between temperatures.
+
+    `rows`: of one policy and benchmark, by rising temperature. Beyond the temperatures measured: the value at the nearest.
+    """
+    return float(np.interp(entropy, rows["entropy"], rows[column]))
+
+
+def boundary_table(study: StudyResults, pairs: Sequence[tuple[str, str]], alpha: float) -> pd.DataFrame:
+    """Every quantity half way and at the end of the training, for each pair (new, old) that has runs.
+
+    Columns about, training (percent done), quantity, unit, old_level, and those of `inference.Comparison.columns`.
+    """
     rows = []
-    for quantity, scale in (("margin", 1.0), ("accuracy", 100.0)):
-        wide = margins.pivot(index=["arm", "step", "seed"], columns=["benchmark", "problem"], values=quantity) * scale
-        wide = wide.loc[:, wide.notna().all()]
-        for arm in margins["arm"].unique():
-            for step in sorted(margins["step"].unique()):
-                new, old = paired(wide.loc[(arm, step)], wide.loc[("grpo", step)])
-                gain = metrics.seeds_gain(new, old)
-                row = {"quantity": quantity, "arm": arm, "step": int(step)}
-                row |= {"mean": new.mean(), "grpo_mean": old.mean(), **gain.columns()}
-                rows.append(row | {"seeds": new.shape[0], "problems": new.shape[1]})
+    for new, old in pairs:
+        if not study.has(new, old):
+            continue
+        for done in (0.5, 1.0):
+            for quantity, (_, _, _, unit) in QUANTITIES.items():
+                found, old_level, smallest = boundary_gain(study, new, old, quantity, done)
+                row = {"about": f"{about(new)} − {about(old)}", "training": 100 * done, "quantity": quantity}
+                rows.append(row | {"unit": unit, "old_level": old_level} | found.columns(smallest, alpha))
     return pd.DataFrame(rows)
+
+
+def _step(rows: pd.DataFrame, done: float) -> int:
+    """The checkpoint nearest to that share of the training."""
+    steps = rows["step"].unique()
+    return int(steps[np.argmin(np.abs(steps - done * steps.max()))])
+
+
+def _at(rows: pd.DataFrame, column: str) -> float:
+    return float(rows.loc[rows["temperature"] == 1, column].iloc[0])

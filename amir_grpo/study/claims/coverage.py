@@ -1,55 +1,71 @@
-"""Claim 4, broader coverage: which policies solve a problem with k samples."""
+"""Claim 4, broader coverage: problems that one policy solves and another does not, against the right null.
+
+Any two trainings solve some problems that the other does not. So the problems that AMIR-GRPO solves and GRPO of another seed
+does not are held against those that GRPO of the same seed solves and that same other GRPO does not. The other's completions
+are drawn with other random numbers than both, so that neither comparison is favoured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from amir_grpo import metrics
-from amir_grpo.choices import POLICIES
-from amir_grpo.study.claims.comparisons import Study, paired, solved
+from amir_grpo.study.inference import Comparison
+from amir_grpo.study.results import TRAINED, StudyResults, about, compared
+
+_REFERENCE, _AGAIN = "clean/grpo", "clean/grpo-again"
+Solved = dict[tuple[int, int], NDArray[np.float64]]
 
 
-def coverage_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataFrame:
-    """Who solves a problem with k samples: share of problems of each pattern, in percent of all problems.
+def others(study: StudyResults, group: str = TRAINED, k: int = 1) -> Solved:
+    """For each run of GRPO the pass@k of GRPO from the same base policy with another seed: of its own arm where there is
+    one, else the next seed of that base policy. Runs without one are left out."""
+    again = study.solved(_AGAIN, group, k) if study.has(_AGAIN) else {}
+    grpo = study.solved(_REFERENCE, group, k)
+    found = {}
+    for base, seed in grpo:
+        seeds = sorted(s for b, s in grpo if b == base)
+        following = seeds[(seeds.index(seed) + 1) % len(seeds)]
+        if (base, seed) in again:
+            found[base, seed] = again[base, seed]
+        elif following != seed:
+            found[base, seed] = grpo[base, following]
+    return found
 
-    Expected over the choice of k of the n samples, exactly: a policy solves a problem with probability pass@k, and the
-    policies draw independently. Columns k, base, grpo, amir_grpo (1 = solves), percent, percent_low, percent_high.
-    """
-    correct = study["correct"]
-    benchmarks = list(correct["benchmark"].unique())
+
+def only_new(new: Solved, other: Solved) -> Solved:
+    """The chance that `new` solves a problem and `other`, which draws independently, does not."""
+    return {run: new[run] * (1 - other[run]) for run in sorted(set(new) & set(other))}
+
+
+def coverage_gain(study: StudyResults, new: str, k: int, group: str = TRAINED) -> Comparison:
+    """Problems that `new` solves and another GRPO does not, beyond those that GRPO solves and that other does not; percent
+    of the problems."""
+    other = others(study, group, k)
+    solved = (only_new(study.solved(arm, group, k), other) for arm in (new, _REFERENCE))
+    return compared(*solved).scaled(100)
+
+
+def coverage_table(study: StudyResults, arms: Sequence[str], plan_margin: float, alpha: float) -> pd.DataFrame:
+    """For each arm and k: columns about, k, only_new (percent of the problems that it solves and another GRPO does not),
+    only_old (the other way round), null (the same as only_new, of GRPO), and those of `inference.Comparison.columns`, of
+    only_new − null. Empty without a second GRPO of the same base policies."""
     rows = []
-    for k in ks:
-        chance = {arm: solved(correct, arm, benchmarks, k) for arm in POLICIES}
-        arrays = {arm: table.to_numpy(float) for arm, table in chance.items()}
-        for pattern in metrics.PATTERNS:
-            share = np.ones_like(arrays["base"])
-            for solves, values in zip(pattern, arrays.values(), strict=True):
-                share = share * (values if solves else 1 - values)
-            level = metrics.seeds_gain(share, np.zeros_like(share))
-            row = {"k": k} | dict(zip(arrays, pattern, strict=True))
-            row |= replace(level, low=max(level.low, 0.0)).columns("percent", 100)
-            row.pop("p_value")  # of a share being 0
-            rows.append(row)
+    for arm in arms:
+        for k in (1, 4, 8):
+            other = others(study, TRAINED, k) if study.has(arm, _REFERENCE) else {}
+            new = study.solved(arm, TRAINED, k)
+            if not set(new) & set(other):
+                continue
+            row = {"about": about(arm), "k": k, "only_new": _percent(only_new(new, other))}
+            row |= {"only_old": _percent(only_new(other, new))}
+            row |= {"null": _percent(only_new(study.solved(_REFERENCE, TRAINED, k), other))}
+            rows.append(row | coverage_gain(study, arm, k).columns(plan_margin, alpha))
     return pd.DataFrame(rows)
 
 
-def coverage_gain_table(study: Study, ks: Sequence[int] = (1, 4, 8)) -> pd.DataFrame:
-    """Problems that AMIR-GRPO solves and GRPO does not, minus the other way round: percent of all problems.
-
-    Columns k, only_amir_grpo, only_grpo, gain, gain_low, gain_high, p_value, p_holm, seeds, problems.
-    """
-    correct = study["correct"]
-    benchmarks = list(correct["benchmark"].unique())
-    rows = []
-    for k in ks:
-        new, old = paired(*(solved(correct, arm, benchmarks, k) for arm in ("amir_grpo", "grpo")))
-        gain = metrics.seeds_gain(new, old)
-        row = {"k": k, "only_amir_grpo": 100 * (new * (1 - old)).mean(), "only_grpo": 100 * (old * (1 - new)).mean()}
-        rows.append(row | gain.columns(scale=100) | {"seeds": new.shape[0], "problems": new.shape[1]})
-    table = pd.DataFrame(rows)
-    table.insert(7, "p_holm", metrics.holm(table["p_value"]))
-    return table
+def _percent(solved: Solved) -> float:
+    return 100 * float(np.mean([values.mean() for values in solved.values()]))

@@ -1,83 +1,93 @@
-"""Claim 3, less length bias: how hard the update pushes on each token of short and long wrong completions."""
+"""Claim 3, less length bias: the weight of a token against length, and whether wrong completions become shorter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from amir_grpo import metrics
-from amir_grpo.study.claims.comparisons import Study
+from amir_grpo.study.inference import Comparison
+from amir_grpo.study.length_weight import theoretical_weight
+from amir_grpo.study.results import TRAINED, StudyResults, about, compared, level
+from amir_grpo.study.summaries import LENGTH_EDGES
 
-SHORT, LONG = 24, 40  # tokens: wrong completions below the first and from the second on
+_REFERENCE = 20  # lower end of the bin that weights are relative to: few completions are shorter
+MARGIN = 0.5  # tokens: the smallest difference of interest in the length of wrong completions
+# Arms whose weight per token is shown, their loss, and the preference term's part of the weight.
+ARMS = {
+    "clean/grpo": ("grpo", 0.0),
+    "clean/mixture-0.6": ("grpo", 0.6),
+    "clean/two-step-dr_grpo": ("dr_grpo", 0.0),
+    "clean/two-step-dr_grpo-mixture": ("dr_grpo", 0.6),
+}
 
 
-def pressure_table(study: Study, arms: Sequence[str]) -> pd.DataFrame:
-    """Weight of each token of a wrong completion in the update, by the completion's length, relative to short ones.
+def slope_table(study: StudyResults) -> pd.DataFrame:
+    """How the weight of a token falls with the length of its completion, within groups and equal rewards.
 
-    Columns arm, tokens (lower end of the bin), length (mean), relative, relative_low, relative_high (weight relative to
-    that of wrong completions under `SHORT` tokens; mean over seeds and t-interval), completions. Negative weights push
-    down; a relative weight of 1 means no dilution with length.
+    Columns about, slope, slope_low, slope_high (of log weight on log length: -1 is full dilution, 0 none), theory (of the
+    loss alone: what the preference term makes of it depends on its share of the weight), runs.
     """
-    pressure = study["pressure"]
     rows = []
-    for arm in arms:
-        part = pressure[(pressure["arm"] == arm) & (pressure["correct"] == 0)]
-        short = part[part["tokens"] < SHORT].groupby("seed").apply(_weight, include_groups=False)
-        relative = part.assign(relative=part["token_weight"] / part["seed"].map(short))
-        for tokens, group in relative.groupby("tokens"):
-            level = metrics.mean_interval(group["relative"], bounds=None)
-            row = {"arm": arm, "tokens": tokens, "length": np.average(group["length"], weights=group["completions"])}
-            rows.append(row | level.columns("relative") | {"completions": int(group["completions"].sum())})
+    for arm, (loss, share) in ARMS.items():
+        slopes = {run: float(t["slope"].iloc[0]) for run, t in study.by_run("lengths", arm).items()}
+        slopes = {run: slope for run, slope in slopes.items() if np.isfinite(slope)}
+        if slopes:
+            found = level(slopes)
+            low, high = found.interval()
+            row = {"about": about(arm), "slope": found.estimate, "slope_low": low, "slope_high": high}
+            rows.append(row | {"theory": theoretical_slope(loss, share), "runs": found.runs})
     return pd.DataFrame(rows)
 
 
-def _weight(part: pd.DataFrame) -> float:
-    return float(np.average(part["token_weight"], weights=part["completions"]))
+def theoretical_slope(loss: str, share: float, shortest: float = 20.0, longest: float = 64.0) -> float:
+    """Slope of log weight on log length between two lengths, by `theoretical_weight` with the shortest as reference."""
+    weight = float(theoretical_weight(loss, longest, shortest, share))
+    return float(np.log(weight) / np.log(longest / shortest))
 
 
-def dilution_table(study: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
-    """Push on a token of a long wrong completion over that of a short one, and what the preference term changes of it.
+def weight_table(study: StudyResults) -> pd.DataFrame:
+    """Weight of a token by length, relative to completions of 20 to 24 tokens: columns about, length (middle of the bin),
+    relative, relative_low, relative_high (mean and range of the runs), theory."""
+    frames = []
+    for arm, (loss, share) in ARMS.items():
+        part = study.part("lengths", arm)
+        if not len(part):
+            continue
+        wide = part.pivot_table(index=["base", "seed"], columns="tokens", values="relative")
+        wide = wide.loc[:, _REFERENCE:].div(wide[_REFERENCE], axis=0)
+        found = wide.agg(["mean", "min", "max"]).T.set_axis(["relative", "relative_low", "relative_high"], axis=1)
+        middles = dict(zip(LENGTH_EDGES, np.add(LENGTH_EDGES, [*LENGTH_EDGES[1:], LENGTH_EDGES[-1]]) / 2, strict=True))
+        found.insert(0, "length", found.index.map(middles))
+        theory = theoretical_weight(loss, found["length"], middles[_REFERENCE], share)
+        frames.append(found.assign(about=about(arm), theory=theory))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    Args:
-        pairs: Arm with the preference term -> arm without.
 
-    Returns:
-        Columns arm, against, dilution, against_dilution (weight from `LONG` tokens on over that below `SHORT`; 1: no
-        bias), gain, gain_low, gain_high, p_value (paired t over seeds: above 0 is less bias), wrong_tokens,
-        against_wrong_tokens (mean length of wrong completions in the last fifth of training), wrong_gain,
-        wrong_gain_low, wrong_gain_high, seeds.
+def wrong_length_gain(study: StudyResults, new: str, old: str) -> Comparison:
+    """Tokens by which the old arm's wrong completions are longer than the new one's: above 0, they became shorter.
+
+    On problems of the trained lengths that both policies of a run answer wrong at least once, so that difficulty is fixed.
     """
-    pressure, training = study["pressure"], study["training"]
+    tables = study.by_run("problems", new), study.by_run("problems", old)
+    samples = int(study.runs["samples"].iloc[0])
+    values: tuple[dict, dict] = ({}, {})
+    for run in sorted(set(tables[0]) & set(tables[1])):
+        parts = [table[run] for table in tables]
+        parts = [p[p["benchmark"].isin(study.benchmarks[TRAINED])].set_index(["benchmark", "problem"]) for p in parts]
+        wrong = [samples - part["correct"] for part in parts]
+        both = (wrong[0] > 0) & (wrong[1] > 0)
+        for kept, part, number in zip(values, parts, wrong, strict=True):
+            kept[run] = -float((part["tokens_wrong"] / number)[both].mean())
+    return compared(*values)
+
+
+def wrong_length_table(study: StudyResults, pairs: Sequence[tuple[str, str]], alpha: float) -> pd.DataFrame:
+    """`wrong_length_gain` of each pair (new, old): columns about and those of `inference.Comparison.columns`, in tokens."""
     rows = []
-    for arm, other in pairs.items():
-        ratio = pd.DataFrame({name: _dilution(pressure[pressure["arm"] == name]) for name in (arm, other)}).dropna()
-        length = pd.DataFrame({name: _last_wrong(training[training["arm"] == name]) for name in (arm, other)}).dropna()
-        change, longer = ratio[arm] - ratio[other], length[arm] - length[other]
-        gain, wrong = (metrics.mean_interval(values, bounds=None) for values in (change, longer))
-        row = {"arm": arm, "against": other}
-        row |= {"dilution": ratio[arm].mean(), "against_dilution": ratio[other].mean()}
-        row |= gain.columns("gain") | {"p_value": _t_test(change)}
-        row |= {"wrong_tokens": length[arm].mean(), "against_wrong_tokens": length[other].mean()}
-        rows.append(row | wrong.columns("wrong_gain") | {"seeds": len(ratio)})
+    for new, old in pairs:
+        if study.has(new, old):
+            found = wrong_length_gain(study, new, old)
+            rows.append({"about": f"{about(new)} − {about(old)}"} | found.columns(MARGIN, alpha))
     return pd.DataFrame(rows)
-
-
-def _dilution(pressure: pd.DataFrame) -> pd.Series:
-    wrong = pressure[pressure["correct"] == 0]
-    short = wrong[wrong["tokens"] < SHORT].groupby("seed").apply(_weight, include_groups=False)
-    long = wrong[wrong["tokens"] >= LONG].groupby("seed").apply(_weight, include_groups=False)
-    return long / short
-
-
-def _last_wrong(training: pd.DataFrame) -> pd.Series:
-    last = training[training["step"] > 0.8 * training["step"].max()]
-    return last.groupby("seed")["tokens_wrong"].mean()
-
-
-def _t_test(values: pd.Series) -> float:
-    if len(values) < 2 or np.ptp(values) == 0:
-        return 1.0 if np.allclose(values, 0) else np.nan
-    return float(stats.ttest_1samp(values, 0).pvalue)

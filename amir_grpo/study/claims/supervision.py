@@ -1,26 +1,58 @@
-"""Claim 1, richer supervision: how many pairs a group holds, and what they make of the update."""
+"""Claim 1, richer supervision: what the pairs add to the update that the group's advantages do not have."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from amir_grpo import metrics
-from amir_grpo.study.claims.comparisons import Study
+from amir_grpo.study.inference import Comparison
+from amir_grpo.study.results import StudyResults, about, level
+from amir_grpo.study.summaries import WINDOWS
+
+# Percent of the update from which on the supervision is called richer, and the smallest difference from it of interest.
+RICHER, MARGIN = 5.0, 1.0
+QUANTITIES = ("share", "residual_share", "explained", "explained_at_one_slope")
 
 
-def supervision_table(study: Study) -> pd.DataFrame:
-    """Per arm with a preference term: pairs per group and share of the update, means over the steps of a run.
+def supervision_table(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
+    """What the preference term is of the update, and what of it the advantages do not explain; means over a training.
 
-    Columns arm, about, group_size, pairs, pairs_low, pairs_high (a group), share, share_low, share_high (percent of the
-    update) and seeds; 95 % t-intervals over seeds.
+    Returns:
+        One row per arm that has runs: about, arm, runs, and in percent, each with its interval (`_low`, `_high`): share
+        (of the update), residual_share (of the update, unexplained by the advantages), explained and
+        explained_at_one_slope (of the preference weights' variance).
     """
-    training = study["training"].dropna(subset=["pairs"])
-    about = study["settings"].set_index("arm")["about"]
     rows = []
-    for arm, part in training.groupby("arm", sort=False, observed=True):
-        part = part.assign(pairs=part["pairs"] / (part["completions"] / part["group_size"]))
-        by_seed = part.groupby("seed")[["pairs", "share"]].mean()
-        pairs, share = (metrics.mean_interval(by_seed[c], bounds=None) for c in ("pairs", "share"))
-        row = {"arm": arm, "about": about[arm], "group_size": int(part["group_size"].iloc[0])}
-        rows.append(row | pairs.columns("pairs") | share.columns("share", 100) | {"seeds": len(by_seed)})
+    for arm in arms:
+        if len(study.part("richness", arm)) == 0:
+            continue
+        row = {"about": about(arm), "arm": arm}
+        for quantity in QUANTITIES:
+            found = level(_by_run(study, arm, quantity))
+            low, high = found.interval()
+            row |= {"runs": found.runs, quantity: found.estimate, f"{quantity}_low": low, f"{quantity}_high": high}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def residual_beyond(study: StudyResults, arm: str) -> Comparison:
+    """The unexplained part of the update, in percent, minus `RICHER`."""
+    return level({run: value - RICHER for run, value in _by_run(study, arm, "residual_share").items()})
+
+
+def supervision_in_training(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
+    """The same over a training: columns about, training (percent done), share, residual_share; means over runs, percent."""
+    frames = []
+    for arm in arms:
+        part = study.part("richness", arm)
+        if len(part):
+            means = part.groupby("window")[["share", "residual_share"]].mean() * 100
+            frames.append(means.reset_index().assign(about=about(arm)))
+    table = pd.concat(frames, ignore_index=True)
+    table["training"] = 100 * (table["window"] - 0.5) / WINDOWS
+    return table[["about", "training", "share", "residual_share"]]
+
+
+def _by_run(study: StudyResults, arm: str, quantity: str) -> dict[tuple[int, int], float]:
+    return {run: 100 * float(rows[quantity].mean()) for run, rows in study.by_run("richness", arm).items()}

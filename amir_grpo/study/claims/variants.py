@@ -1,16 +1,10 @@
-"""Claim 5, gains for every variant of GRPO."""
+"""Claim 5, gains for every variant of GRPO: each with the preference term, as published and at a share that could show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import pandas as pd
-
-from amir_grpo.study.claims.comparisons import Study, gain_table
-
-VARIANTS = ("two-step-grpo", "two-step-dr_grpo", "two-step-dapo", "two-step-gspo")
-
-
-def variants_table(study: Study, ks: Sequence[int] = (1, 4)) -> pd.DataFrame:
-    """Each variant of GRPO with the preference term against itself without: as `gain_table`."""
-    return gain_table(study, [f"{name}-amir" for name in VARIANTS], ks)
+VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo")
+# (new, old) as `regime/arm`, by how strong the preference term is.
+PAIRS: dict[str, list[tuple[str, str]]] = {
+    strength: [(f"clean/two-step-{name}-{strength}", f"clean/two-step-{name}") for name in VARIANTS]
+    for strength in ("published", "mixture")
+}

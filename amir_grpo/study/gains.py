@@ -1,0 +1,118 @@
+"""Gains of arms over others: the tests of the plan in their order, and exploratory tables of any arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from amir_grpo.metrics import holm
+from amir_grpo.study.inference import Comparison, design_error, detectable_gain, equivalence_power
+from amir_grpo.study.plan import Outcome, Plan, Test, judge_alone, run_sequence
+from amir_grpo.study.results import LONGER, TRAINED, StudyResults, about, compared, gains_by_run
+
+_POINTS = 100.0
+
+
+def test_arms(test: Test) -> tuple[str, str]:
+    """The two arms of a test, new and old, as `regime/arm`."""
+    return f"{test.regime}/{test.new}", f"{test.regime}/{test.old}"
+
+
+test_arms.__test__ = False  # no test case of pytest
+
+
+def gain(study: StudyResults, new: str, old: str, group: str = TRAINED, k: int = 1) -> Comparison:
+    """The gain of one arm over another in pass@k over a group of benchmarks, in points."""
+    return compared(study.solved(new, group, k), study.solved(old, group, k)).scaled(_POINTS)
+
+
+def plan_comparisons(study: StudyResults, plan: Plan) -> dict[str, Comparison]:
+    """The comparison of each test of the plan for which there are runs, by the test's name."""
+    arms = {test.name: test_arms(test) for test in plan.tests}
+    return {name: gain(study, *pair) for name, pair in arms.items() if study.has(*pair)}
+
+
+def outcomes(study: StudyResults, plan: Plan) -> list[Outcome]:
+    """The tests of the plan: in their fixed sequence for the confirmation, each by itself for the pilot."""
+    found = plan_comparisons(study, plan)
+    return run_sequence(plan, found) if study.name == "confirmation" else judge_alone(plan, found)
+
+
+def gain_table(
+    study: StudyResults, pairs: Sequence[tuple[str, str]], plan: Plan, ks: Sequence[int] = (1, 4)
+) -> pd.DataFrame:
+    """Exploratory: each arm against another, on the trained lengths and on longer problems.
+
+    Args:
+        pairs: (new, old) as `regime/arm`; those without runs are left out.
+        ks: Values of k in pass@k.
+
+    Returns:
+        Columns regime, new, old, about, benchmarks, quantity, new_percent, old_percent, those of
+        `inference.Comparison.columns`, and p_holm, corrected over all rows.
+    """
+    rows = []
+    for new, old in pairs:
+        if not study.has(new, old):
+            continue
+        for group in (TRAINED, LONGER):
+            for k in ks if study.benchmarks[group] else ():
+                solved = {arm: study.solved(arm, group, k) for arm in (new, old)}
+                shared = set(solved[new]) & set(solved[old])
+                row = {"regime": new.partition("/")[0], "new": new.partition("/")[2], "old": old.partition("/")[2]}
+                row |= {"about": f"{about(new)} − {about(old)}", "benchmarks": group, "quantity": f"pass@{k}"}
+                for name, arm in (("new_percent", new), ("old_percent", old)):
+                    row[name] = _POINTS * float(np.mean([solved[arm][key].mean() for key in shared]))
+                found = compared(solved[new], solved[old]).scaled(_POINTS)
+                rows.append(row | found.columns(plan.margin, plan.alpha, plan.power))
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["p_holm"] = holm(table["p_value"])
+    return table
+
+
+def level_table(study: StudyResults) -> pd.DataFrame:
+    """pass@1 of every arm: columns regime, arm, about, runs, trained, longer, spread (standard deviation over the runs, of
+    the trained lengths); percent."""
+    rows = []
+    for path in study.runs["path"].drop_duplicates():
+        levels = {
+            group: [values.mean() for values in study.solved(path, group).values()] for group in (TRAINED, LONGER)
+        }
+        regime, _, arm = path.partition("/")
+        row = {"regime": regime, "arm": arm, "about": about(path), "runs": len(levels[TRAINED])}
+        row |= {"trained": _POINTS * np.mean(levels[TRAINED])}
+        row |= {"longer": _POINTS * np.mean(levels[LONGER]) if levels[LONGER] else np.nan}
+        spread = np.std(levels[TRAINED], ddof=1) if len(levels[TRAINED]) > 1 else np.nan
+        rows.append(row | {"spread": _POINTS * spread})
+    return pd.DataFrame(rows)
+
+
+def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
+    """What the plan's confirmation could tell, at the spread of gains over the runs of this study.
+
+    With one run per base policy, base policies and seeds cannot be told apart. So both ends are given: all of the spread
+    from seeds, which more seeds average out, and all of it from base policies, which they do not.
+
+    Returns:
+        One row per test: test, runs, spread (standard deviation of a run's gain, points), and for either end (_seeds,
+        _bases) detectable (the smallest gain found at the plan's power, points) and equivalence (the chance to find two
+        equal arms equivalent).
+    """
+    bases = plan.base_policies
+    seeds = len(plan.confirmation_seeds) // bases
+    rows = []
+    for test in plan.tests:
+        arms = test_arms(test)
+        if not study.has(*arms):
+            continue
+        gains = gains_by_run(*(study.solved(arm) for arm in arms))["gain"] * _POINTS
+        row = {"test": test.name, "runs": len(gains), "spread": gains.std(ddof=1)}
+        for end, spreads in (("seeds", (row["spread"], 0.0)), ("bases", (0.0, row["spread"]))):
+            error = design_error(bases, seeds, *spreads)
+            row[f"detectable_{end}"] = detectable_gain(error, bases - 1, plan.alpha, plan.power)
+            row[f"equivalence_{end}"] = equivalence_power(error, bases - 1, plan.margin, plan.alpha)
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,148 @@
+"""The kept results of a study, read back: its runs, their tables, and scores laid out for `inference.compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from amir_grpo.metrics import pass_at_k
+from amir_grpo.runs.locations import kept_results
+from amir_grpo.sandbox.problems import TRAINED_ON
+from amir_grpo.settings import PROFILES
+from amir_grpo.study.inference import Comparison, compare
+from amir_grpo.study.kept_runs import TABLES, KeptRun, read_run
+from amir_grpo.study.regimes import ARMS
+
+NAMES = ["regime", "arm", "seed", "base"]
+TRAINED, LONGER = "trained lengths", "longer problems"
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What is kept of a study.
+
+    Attributes:
+        name: pilot or confirmation.
+        runs: One row per run: regime, arm, method, seed, base, samples, profile.
+        tables: By name, of `kept_runs.TABLES`: the runs' tables one below the other, with the columns `NAMES` in front.
+        benchmarks: Names of the benchmarks by group, `TRAINED` or `LONGER`.
+    """
+
+    name: str
+    runs: pd.DataFrame
+    tables: dict[str, pd.DataFrame]
+    benchmarks: dict[str, list[str]]
+
+    def has(self, *paths: str) -> bool:
+        """Whether the arms, given as `regime/arm`, have a run of the same base policy and seed."""
+        found = [
+            set(map(tuple, self.runs.loc[self.runs["path"] == path, ["base", "seed"]].to_numpy())) for path in paths
+        ]
+        return bool(set.intersection(*found))
+
+    def part(self, name: str, path: str) -> pd.DataFrame:
+        """The rows of a table that belong to an arm, given as `regime/arm`; none where no run has the table."""
+        if name not in self.tables:
+            return pd.DataFrame(columns=NAMES)
+        table = self.tables[name]
+        regime, _, arm = path.partition("/")
+        return table[(table["regime"] == regime) & (table["arm"] == arm)]
+
+    def by_run(self, name: str, path: str) -> dict[tuple[int, int], pd.DataFrame]:
+        """The rows of a table by (base, seed) of the arm's runs."""
+        return dict(iter(self.part(name, path).groupby(["base", "seed"])))
+
+    def solved(self, path: str, group: str = TRAINED, k: int = 1) -> dict[tuple[int, int], NDArray[np.float64]]:
+        """pass@k of every problem of a group of benchmarks, as fractions, by (base, seed)."""
+        samples = int(self.runs["samples"].iloc[0])
+        table = self.part("problems", path)
+        table = table[table["benchmark"].isin(self.benchmarks[group])]
+        table = table.assign(solved=pass_at_k(table["correct"], np.full(len(table), samples), k))
+        return {key: rows["solved"].to_numpy(float) for key, rows in table.groupby(["base", "seed"])}
+
+
+def load_study(folder: Path) -> StudyResults:
+    """The results in a folder, one file per run.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    kept = [read_run(path) for path in sorted(folder.glob("*.zip"))]
+    if not kept:
+        raise FileNotFoundError(
+            f"{folder} holds no results of a study: `make evidence` makes them, and a clone of the project has them."
+        )
+    return study_of(folder.name, kept)
+
+
+def kept_study(name: str = "") -> StudyResults:
+    """The study of that name whose results came with the package; without a name the confirmation, or else the pilot.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    if not name:
+        name = "confirmation" if any(kept_results("confirmation").glob("*.zip")) else "pilot"
+    return load_study(kept_results(name))
+
+
+def study_of(name: str, kept: Sequence[KeptRun]) -> StudyResults:
+    """The results of a study's runs."""
+    columns = [*NAMES, "method", "samples"]
+    runs = pd.DataFrame([{column: run.record[column] for column in columns} for run in kept])
+    runs["path"] = runs["regime"] + "/" + runs["arm"]
+    tables = {}
+    for kind in TABLES:
+        frames = [run.tables[kind].assign(**{n: run.record[n] for n in NAMES}) for run in kept if kind in run.tables]
+        frames = [frame for frame in frames if len(frame)]
+        if frames:
+            table = pd.concat(frames, ignore_index=True)
+            tables[kind] = table[[*NAMES, *(column for column in table.columns if column not in NAMES)]]
+    settings = PROFILES[kept[0].record["changes"]["profile"]]
+    trained = TRAINED_ON[settings["model_name"]]
+    found = list(tables["problems"]["benchmark"].unique())
+    groups = {TRAINED: [b for b in found if b in trained], LONGER: [b for b in found if b not in trained]}
+    return StudyResults(name, runs, tables, groups)
+
+
+def compared(new: dict[tuple[int, int], NDArray], old: dict[tuple[int, int], NDArray]) -> Comparison:
+    """`compare` for two arms given by (base, seed) as arrays of one score per problem, or of a single number.
+
+    Runs that one of them lacks are left out.
+
+    Raises:
+        ValueError: If they share no run.
+    """
+    keys = sorted(set(new) & set(old))
+    if not keys:
+        raise ValueError("The two arms have no run of the same base policy and seed: make more runs.")
+    by_base = {base: [key for key in keys if key[0] == base] for base in sorted({base for base, _ in keys})}
+    size = np.atleast_1d(new[keys[0]]).size
+    layout = np.full((2, len(by_base), max(map(len, by_base.values())), size), np.nan)
+    for place, mine in enumerate(by_base.values()):
+        for run, key in enumerate(mine):
+            layout[0, place, run], layout[1, place, run] = new[key], old[key]
+    return compare(*layout)
+
+
+def gains_by_run(new: dict[tuple[int, int], NDArray], old: dict[tuple[int, int], NDArray]) -> pd.DataFrame:
+    """The gain of each run that both arms have: columns base, seed, gain."""
+    keys = sorted(set(new) & set(old))
+    return pd.DataFrame(
+        [(*key, float(np.mean(new[key]) - np.mean(old[key]))) for key in keys], columns=["base", "seed", "gain"]
+    )
+
+
+def about(path: str) -> str:
+    """What an arm is, for tables and figures."""
+    return ARMS[path].about if path in ARMS else path
+
+
+def level(values: dict[tuple[int, int], float]) -> Comparison:
+    """The mean of one number per run, with its interval, as the gain over 0."""
+    return compared(values, dict.fromkeys(values, 0.0))

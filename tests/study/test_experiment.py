@@ -1,0 +1,98 @@
+"""A small study that is made, interrupted, made again and compared with what is kept."""
+
+import shutil
+
+import pytest
+
+from amir_grpo import cli
+from amir_grpo.study import experiment
+from amir_grpo.study.experiment import check_kept, compare_with_kept, make_runs, path_of
+from amir_grpo.study.kept_runs import read_run
+from amir_grpo.study.plan import read_plan
+from amir_grpo.study.results import load_study
+from amir_grpo.study.schedule import runs_in_order, single_run
+
+# one worker of xdist, so that what the tests share is made once
+pytestmark = pytest.mark.xdist_group("study")
+PLAN = read_plan()
+SMALL = {"max_steps": 2, "dataset_limit": 40, "eval_limit": 4, "num_samples": 4, "ks": [1, 2], "num_generations": 4}
+SMALL |= {"per_device_train_batch_size": 16}
+ARMS = ["clean/grpo", "clean/mixture-0.6"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two arms with one seed: their runs, and the folder of their results."""
+    folder = tmp_path_factory.mktemp("study")
+    runs = runs_in_order(PLAN, "pilot", folder, ARMS, [1], SMALL)
+    make_runs(runs, folder / "pilot", workers=1)
+    return runs, folder / "pilot"
+
+
+def test_a_study_keeps_small_files_and_throws_the_rest_away(made):
+    runs, results = made
+    assert sorted(path.stem for path in results.glob("*")) == sorted(run.name for run in runs)
+    assert all(path.stat().st_size < 20_000 for path in results.glob("*.zip"))
+    assert [path.name for path in runs[0].folder.glob("*.seed*")] == ["clean.base.seed1"]
+    study = load_study(results)
+    assert study.benchmarks == {"trained lengths": ["chain6", "chain7"], "longer problems": ["chain8"]}
+    assert set(study.runs["path"]) == {"clean/base", *ARMS}
+    table = study.part("rollouts", "clean/mixture-0.6")
+    assert table["rollout"].to_list() == [1, 2]
+    assert table["share"].max() == pytest.approx(0.6, abs=1e-3)  # a rollout without pairs has none
+    assert study.part("boundary", "clean/grpo")["step"].unique().tolist() == [1, 2]
+    # both arms draw their first rollout from the same policy with the same random numbers
+    first = [study.part("rollouts", arm).iloc[0][["right", "mixed", "tokens_wrong"]].to_list() for arm in ARMS]
+    assert first[0] == first[1]
+
+
+def test_what_is_kept_is_not_made_again_and_what_is_lost_comes_back_the_same(made, monkeypatch):
+    runs, results = made
+    again = []
+    plain = experiment.make_run
+    monkeypatch.setattr(experiment, "make_run", lambda run, base: again.append(run.name) or plain(run, base))
+    lost = path_of(runs[-1], results)
+    before = read_run(lost)
+    lost.unlink()
+    make_runs(runs, results, workers=1)
+    assert again == [runs[0].name, runs[-1].name]  # the base policy's completions are needed, and were there
+    after = read_run(lost)
+    assert after.record["digests"] == before.record["digests"]
+    assert all(after.tables[name].equals(before.tables[name]) for name in before.tables)
+
+
+def test_a_single_run_is_compared_with_what_is_kept(made, tmp_path):
+    _, results = made
+    pair = single_run(PLAN, "pilot", tmp_path / "again", "clean/grpo/1", SMALL)
+    assert "the same completions and weights" in compare_with_kept(*pair, results)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(results / "clean.mixture-0.6.seed1.zip", other / "clean.grpo.seed1.zip")
+    with pytest.raises(ValueError, match="was made with lambda_schedule='mixture'"):
+        compare_with_kept(*pair, other)
+    with pytest.raises(FileNotFoundError, match="Nothing is kept of clean/grpo, seed 1"):
+        compare_with_kept(*pair, tmp_path)
+
+
+def test_results_of_other_settings_are_not_mixed(made):
+    runs, results = made
+    longer = runs_in_order(PLAN, "pilot", runs[0].folder, ARMS, [1], SMALL | {"max_steps": 3})
+    with pytest.raises(ValueError, match="was made with max_steps=2, and clean/base has 3 now"):
+        make_runs(longer, results, workers=1)
+    check_kept(runs[0], results)
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_made(capsys, tmp_path):
+    for words, said in (
+        (["--arms", "clean/gpro"], "Did you mean 'clean/grpo'"),
+        (["--study", "confirmation"], "begins when the plan is frozen"),
+        (["--max_steps", "2"], "give --results"),
+        (["--only", "clean/grpo"], "as in clean/grpo/0"),
+    ):
+        if words[0] == "--study" and PLAN.frozen:
+            continue
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["evidence", *words, "--folder", str(tmp_path / "e")])
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+        assert not list(tmp_path.glob("e/*"))

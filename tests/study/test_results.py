@@ -1,0 +1,106 @@
+"""Kept runs are read back, compared run by run, and said as they are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from amir_grpo.study.finding import claim_lines, finding, verdict_rows
+from amir_grpo.study.gains import gain, gain_table, level_table, outcomes, power_table
+from amir_grpo.study.inference import compare
+from amir_grpo.study.kept_runs import keep_run, read_run
+from amir_grpo.study.plan import read_plan
+from amir_grpo.study.results import load_study
+from tests.study.made_up import PROBLEMS, kept_run, made_up_study
+
+PLAN = read_plan()
+
+
+def test_a_kept_run_is_read_back_and_the_same_results_are_the_same_bytes(tmp_path):
+    kept = kept_run("clean/mixture-0.6", 3, 3, 0.5, share=0.6)
+    keep_run(tmp_path / "a.zip", kept)
+    keep_run(tmp_path / "b.zip", kept)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    read = read_run(tmp_path / "a.zip")
+    assert read.record == kept.record
+    assert set(read.tables) == set(kept.tables)
+    for name, table in kept.tables.items():
+        numbers = table.select_dtypes("number")
+        pd.testing.assert_frame_equal(read.tables[name][numbers.columns], numbers, check_dtype=False, rtol=1e-4)
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"a\.zip is not a run's results"):
+        load_study(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no results of a study"):
+        load_study(tmp_path / "none")
+
+
+def test_a_gain_is_that_of_the_trained_lengths_paired_by_run_and_problem():
+    study = made_up_study({"clean/grpo": 0.5, "clean/two-step-grpo": 1.0})
+    layout = {}
+    for arm in ("grpo", "two-step-grpo"):
+        part = study.tables["problems"].query("arm == @arm and benchmark != 'chain8'")
+        layout[arm] = (part["correct"] / 8).to_numpy().reshape(6, 1, 2 * PROBLEMS)
+    expected = compare(layout["two-step-grpo"], layout["grpo"])
+    found = gain(study, "clean/two-step-grpo", "clean/grpo")
+    assert found.estimate == pytest.approx(100 * expected.estimate)
+    assert found.interval() == pytest.approx([100 * end for end in expected.interval()])
+    assert (found.bases, found.runs, found.problems) == (6, 6, 2 * PROBLEMS)
+
+
+def test_runs_that_one_arm_lacks_are_left_out():
+    study = made_up_study({"clean/grpo": 0.5, "clean/published": 0.5})
+    study.tables["problems"] = study.tables["problems"].query("not (arm == 'published' and seed == 2)")
+    assert gain(study, "clean/published", "clean/grpo").runs == 5
+
+
+def test_arms_without_a_run_in_common_are_not_compared():
+    study = made_up_study({"clean/grpo": 0.5, "clean/two-step-grpo": 0.5})
+    study.runs.loc[study.runs["arm"] == "grpo", "seed"] += 50
+    assert not study.has("clean/two-step-grpo", "clean/grpo")
+    assert outcomes(study, PLAN)[0].why == "There are no data."
+
+
+def test_the_pilot_is_read_test_by_test_and_the_confirmation_in_sequence():
+    arms = {"clean/grpo": 0.5, "clean/two-step-grpo": 0.5, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
+    pilot = {o.test.name: o for o in outcomes(made_up_study(arms), PLAN)}
+    assert pilot["nuisance"].verdict == "supported"
+    assert pilot["published"].why == "There are no data."
+    confirmation = {o.test.name: o for o in outcomes(made_up_study(arms, "confirmation"), PLAN)}
+    assert confirmation["nuisance"].verdict == "undecided", "the gate was not shown"
+
+
+def test_tables_leave_out_what_has_no_runs():
+    study = made_up_study({"clean/grpo": 0.5, "clean/lr-x2": 0.9})
+    table = gain_table(study, [("clean/lr-x2", "clean/grpo"), ("clean/published", "clean/grpo")], PLAN)
+    assert table[["new", "benchmarks", "quantity"]].to_numpy().tolist() == [
+        ["lr-x2", group, quantity]
+        for group in ("trained lengths", "longer problems")
+        for quantity in ("pass@1", "pass@4")
+    ]
+    assert (table["p_holm"] >= table["p_value"]).all()
+    assert level_table(study)["runs"].to_list() == [6, 6]
+
+
+def test_power_follows_from_the_spread_of_the_runs():
+    study = made_up_study({"clean/grpo": 0.5, "clean/two-step-grpo": 0.9})
+    row = power_table(study, PLAN).set_index("test").loc["two-step"]
+    new, old = (study.solved(f"clean/{arm}") for arm in ("two-step-grpo", "grpo"))
+    gains = [100 * (new[run].mean() - old[run].mean()) for run in old]
+    assert row["spread"] == pytest.approx(np.std(gains, ddof=1))
+    assert row["detectable_seeds"] == pytest.approx(row["detectable_bases"] / 2)  # four seeds per base policy
+
+
+def test_the_finding_says_what_the_tests_say():
+    published = {"logit": 0.5, "share": 0.003}
+    arms = {"clean/grpo": 0.5, "clean/published": published, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
+    study = made_up_study(arms)
+    text = finding(study, PLAN)
+    assert "exploratory pilot, which confirms nothing" in text
+    assert "a preference term of 60 % of the update beats GRPO" in text
+    assert "it has not been compared with Dr. GRPO yet" in text
+    worse = made_up_study(arms | {"nuisance/mixture-0.6": -1.0})
+    assert "a preference term of 60 % of the update falls behind GRPO" in finding(worse, PLAN)
+    assert verdict_rows(pd.DataFrame()).empty
+    assert len(claim_lines(study, PLAN)) == 2 + 5

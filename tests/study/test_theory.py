@@ -1,0 +1,56 @@
+"""The simulated cosines, against what can be computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from amir_grpo.preference import mine_pairs, preference_weights
+from amir_grpo.settings import settings_of
+from amir_grpo.study.regimes import ARMS
+from amir_grpo.study.schedule import PROFILE
+from amir_grpo.study.theory import advantages, predicted_cosine, simulated_rewards, update_of, wins_minus_losses
+
+
+def test_wins_minus_losses_are_the_weights_of_the_linear_loss():
+    reward = np.random.default_rng(0).normal(0, 2, (5, 16, 8))
+    flat = torch.from_numpy(reward.reshape(-1))
+    pairs = mine_pairs(flat, 8, 1.5)
+    weights = preference_weights(torch.zeros_like(flat), pairs, 0.2, pair_loss="linear")
+    expected = (weights * 2 * len(pairs.chosen) / 0.2).numpy().reshape(reward.shape)
+    assert wins_minus_losses(reward, 1.5) == pytest.approx(expected)
+
+
+def test_with_separated_classes_the_linear_term_is_a_multiple_of_dr_grpos_advantage_for_correctness():
+    generator = np.random.default_rng(1)
+    correct = (generator.random((20, 16, 8)) < 0.4).astype(float)
+    reward = 2 * correct + 0.4 * generator.random(
+        correct.shape
+    )  # right and wrong are 1.6 apart at least, equals below 0.4
+    assert wins_minus_losses(reward, 1.5) == pytest.approx(8 * advantages(correct, scaled=False))
+
+
+def test_a_mixture_keeps_the_size_of_the_advantages_but_for_what_cancels():
+    settings = vars(settings_of(PROFILE, ARMS["clean/mixture-0.6"].changes))
+    _, reward = simulated_rewards(settings, 0.4, 50, np.random.default_rng(0))
+    advantage, mixture = (update_of(settings, reward, preference) for preference in (False, True))
+    sizes = [np.abs(values).sum(axis=(1, 2)) for values in (advantage, mixture)]
+    assert (sizes[1] <= sizes[0] * (1 + 1e-12)).all()
+    assert (sizes[1] > 0.9 * sizes[0]).all()
+
+
+def test_regimes_reward_what_they_say():
+    for path, highest in (
+        ("outliers/dr_grpo", 13.3),
+        ("outliers/dr_grpo-clipped", 3.3),
+        ("nuisance/correctness-only", 2.0),
+    ):
+        settings = vars(settings_of(PROFILE, ARMS[path].changes))
+        correct, reward = simulated_rewards(settings, 0.5, 50, np.random.default_rng(0))
+        assert reward.max() == pytest.approx(highest)
+        assert correct.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_correctness_alone_without_division_is_about_nothing_else():
+    assert predicted_cosine("nuisance/correctness-only", 0.4) > 0.98
+    assert predicted_cosine("clean/grpo", 0.1) < predicted_cosine("clean/grpo", 0.4)
+    assert predicted_cosine("nuisance/mixture-0.6", 0.1) > predicted_cosine("nuisance/grpo", 0.1) + 0.2
