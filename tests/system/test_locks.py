@@ -78,11 +78,11 @@ def test_a_holder_that_has_not_said_so_yet_is_respected(tmp_path, holder):
 
 MOUNTS = """
 /dev/sda1 / ext4 rw,relatime 0 0
-server:/home /home nfs4 rw,vers=4.2,local_lock=none 0 0
+server:/shared /shared nfs4 rw,vers=4.2,local_lock=none 0 0
 server:/old /old nfs rw,vers=3,nolock 0 0
 server:/fast /fast nfs rw,vers=3,local_lock=flock 0 0
-mds@tcp:/work /work lustre rw,flock,lazystatfs 0 0
-mds@tcp:/work /work/my\\040own lustre rw,localflock 0 0
+mds@tcp:/scratch /scratch lustre rw,flock,lazystatfs 0 0
+mds@tcp:/scratch /scratch/my\\040own lustre rw,localflock 0 0
 """
 
 
@@ -90,12 +90,12 @@ mds@tcp:/work /work/my\\040own lustre rw,localflock 0 0
     ("folder", "said"),
     [
         ("/data/runs", ""),
-        ("/home/me/runs", ""),
+        ("/shared/me/runs", ""),
         ("/old/runs", "/old (nfs) is mounted with nolock"),
         ("/older/runs", ""),
         ("/fast/runs", "/fast (nfs) is mounted with local_lock=flock"),
-        ("/work/me", ""),
-        ("/work/my own/runs", "localflock"),
+        ("/scratch/me", ""),
+        ("/scratch/my own/runs", "localflock"),
     ],
 )
 def test_locks_that_other_machines_do_not_see_are_told(folder, said):
