@@ -107,3 +107,10 @@ def installed(wheel, tmp_path_factory):
     done = subprocess.run([*pip, str(wheel)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """After the skipped tests and their reasons: which kinds were not chosen, and what runs them."""
+    kinds = [line for line in config.getini("markers") if f"not {line.split(':')[0]}" in config.option.markexpr]
+    for kind in kinds:
+        terminalreporter.write_line(f"Not chosen: tests marked {kind}")

@@ -1,0 +1,274 @@
+"""Any input: random command lines, run folders and mirrors end in work or in at most three lines, never in a traceback.
+
+A few hundred examples in the suite; EXAMPLES=2000 in the environment makes so many of each kind. What was found by more
+stands as a row in tests/test_bad_input.py.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from amir_grpo import choices, cli
+from amir_grpo.cli import parsing
+from amir_grpo.policies import engines, loading, memory_plan
+from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
+from amir_grpo.runs import export, opening, reproduce, run, showing, training
+from amir_grpo.sandbox import base as base_policies
+from amir_grpo.settings import PROFILES
+from amir_grpo.study import running
+from amir_grpo.study.arms import ARMS
+
+EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
+often = settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES == 60, print_blob=True
+)
+PATHS = ("run_dir", "model_dir", "out", "folder", "results", "runs")
+
+
+class Work(BaseException):
+    """Work of more than a second would begin: the input has passed all checks."""
+
+
+def work(*_, **__):
+    raise Work
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(runs, tmp_path_factory):  # runs: its base policy is made before anything is forbidden
+    """An empty folder to be in and an empty home; no Hub, and no work beyond the checks."""
+    place, home = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("home")
+    before = Path.cwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("AMIR_GRPO_DATA", str(place / "mirror"))
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr(opening, "provenance", dict)
+        for module, name in (
+            (loading, "load_policy"),
+            (engines, "load_engine"),
+            (base_policies, "make_base_policy"),
+            (memory_plan, "planned"),
+            (export, "push"),
+            (reproduce, "_execute"),
+            (running, "run_study"),
+            (showing, "save_results"),
+            (training, "run_trainer"),
+        ):
+            patch.setattr(module, name, work)
+        os.chdir(place)
+        yield place
+        os.chdir(before)
+    assert not list(home.iterdir()), "something was written into the user's home"
+
+
+def promised(arguments):
+    """Run a command line, and check how it ends."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main(arguments)
+        code = 0
+    except Work:
+        code = "work"
+    except SystemExit as end:
+        code = end.code or 0
+    event(f"{arguments[0] if arguments else None}: {code}")
+    if code == 2:
+        said = err.getvalue().strip()
+        assert 1 <= len(said.splitlines()) <= 3, said
+        assert "Traceback" not in said
+    else:
+        assert code in ("work", 0) or (code == 1 and arguments[0] == "verify"), (code, err.getvalue())
+
+
+# --- command lines --------------------------------------------------------------------------------------------------
+
+NUMBERS = (
+    "0 -1 1 2 3 8 0.5 1.5 -0.0 1e308 -1e308 1e-320 nan inf -inf 4294967296 99999999999999999999 1_000 0x10 ٣".split()
+)
+WORDS = "none None true false auto all group token".split()
+NAMES = [
+    *PROFILES,
+    *choices.METHODS,
+    *BENCHMARKS,
+    *TRAINING_SETS,
+    *ARMS,
+    "chain3",
+    "chain6",
+    "base",
+    "unsloth",
+    "vllm",
+]
+# an argument may hold half of a surrogate pair, for a byte that is no UTF-8, and no NUL
+TEXT = st.text(st.characters(exclude_characters="\0"), max_size=12)
+
+
+@cache
+def options_of(name):
+    if not cli._COMMANDS[name].takes_settings and cli._COMMANDS[name].arguments:
+        return ()
+    actions = parsing._parser(name, cli._COMMANDS[name])._actions
+    return tuple(sorted((a.dest, a.nargs == "+" or a.nargs == "*") for a in actions if a.dest != "help"))
+
+
+def value_of(option):
+    if option in PATHS:
+        return st.sampled_from(
+            ["", ".", "a", "a b", "é", "a=b", "ü=a", "a/../b", "file", "/dev/null/x", "x" * 300, "~nobody/x"]
+        )
+    return st.one_of(st.sampled_from(NUMBERS), st.sampled_from(WORDS), st.sampled_from(NAMES), TEXT)
+
+
+@st.composite
+def command_lines(draw):
+    name = draw(st.sampled_from(sorted(cli._COMMANDS)))
+    arguments = [name]
+    if not options_of(name):
+        return arguments + draw(st.lists(st.one_of(value_of("folder"), TEXT), max_size=3))
+    chosen = draw(st.lists(st.sampled_from(options_of(name)), max_size=4))
+    for option, several in chosen:
+        values = draw(st.lists(value_of(option), max_size=3 if several else 1))
+        if draw(st.booleans()) and len(values) == 1:
+            arguments.append(f"--{option}={values[0]}")
+        else:
+            arguments += [f"--{option}", *values]
+    return arguments + draw(st.one_of(st.just([]), st.lists(TEXT, max_size=2)))
+
+
+@often
+@given(command_lines())
+def test_any_command_line_ends_in_work_or_in_three_lines(place, arguments):
+    for left in place.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    (place / "file").write_text("mine")
+    promised(arguments)
+    assert (place / "file").read_text() == "mine"
+
+
+# --- run folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(runs, tiny_settings):
+    """A run folder with everything in it: sampled by the tiny policy, the rest as if."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((loading, "load_policy"), (engines, "load_engine")):
+            patch.setattr(module, name, ORIGINAL[name])
+        settings = tiny_settings | {"benchmarks": ["chain3"], "eval_limit": 2}
+        opened = run.open_run("sandbox", runs / "whole", settings)
+        samples = opened.samples(["base"])
+        opened.training_problems()
+    folder = opened.folder
+    for method in choices.METHODS:
+        (folder / method / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+        for name in ("adapter_config.json", "trainer_state.json"):
+            (folder / method / name).write_text('{"base_model_name_or_path": "base", "r": 4}')
+        (folder / method / "adapter_model.safetensors").write_bytes(bytes(100))
+        pd.DataFrame({"step": [1, 2], "reward": [0.1, 0.2], "loss": [0.0, 0.1]}).to_csv(folder / method / "log.csv")
+        stage = {"started": "2026-01-01T00:00:00", "ended": "2026-01-01T00:01:00"}
+        (folder / method / "stage.json").write_text(json.dumps(stage))
+        shutil.copytree(folder / "samples" / "base", folder / "samples" / method)
+        for path in (folder / "samples" / method).glob("*.parquet"):
+            pd.read_parquet(path).assign(policy=method).to_parquet(path)
+        scores = samples.rename(columns={"policy": "sampler"}).assign(scorer=method)
+        (folder / "scores").mkdir(exist_ok=True)
+        scores.to_parquet(folder / "scores" / f"{method}.parquet")
+    return folder
+
+
+ORIGINAL = {"load_policy": loading.load_policy, "load_engine": engines.load_engine}
+
+
+def spoil(path, how, where, draw):
+    """Leave a file out, cut it off, flip one of its bits, or write it as another version might."""
+    content = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "cut off":
+        path.write_bytes(content[: int(len(content) * where)])
+    elif how == "flipped" and content:
+        content[int((len(content) - 1) * where)] ^= 1 << draw(st.integers(0, 7))
+        path.write_bytes(content)
+    elif how == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "another version" and path.suffix == ".json":
+        record = json.loads(content)
+        level = record["settings"] if "settings" in record and draw(st.booleans()) else record
+        if level:
+            key = draw(st.sampled_from(sorted(level)))
+            level[key] = draw(st.sampled_from([None, 0, -1, "?", [], {}, [1], 1e400]))
+        if draw(st.booleans()):
+            level["of_a_later_version"] = True
+        path.write_text(json.dumps(record))
+    elif how == "another version" and path.suffix in (".parquet", ".csv"):
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        column = draw(st.sampled_from(list(table)))
+        table = table.drop(columns=column) if draw(st.booleans()) else table.assign(**{column: "?"})
+        table.to_parquet(path) if path.suffix == ".parquet" else table.to_csv(path, index=False)
+
+
+@often
+@given(st.data())
+def test_any_run_folder_ends_in_work_or_in_three_lines(place, whole, data):
+    folder, other = place / "run", place / "other"
+    for each in (folder, other):
+        shutil.rmtree(each, ignore_errors=True)
+        shutil.copytree(whole, each, ignore=shutil.ignore_patterns(".locks"))
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
+        how = data.draw(st.sampled_from(["missing", "cut off", "flipped", "another version", "a folder"]))
+        spoil(folder / name, how, data.draw(st.floats(0, 1)), data.draw)
+    command = data.draw(st.sampled_from(["train", "evaluate", "figures", "export", "reproduce", "verify"]))
+    promised([command, str(folder), str(other)] if command == "verify" else [command, "--run_dir", str(folder)])
+    assert sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file()) == names
+
+
+# --- mirrors --------------------------------------------------------------------------------------------------------
+
+COLUMNS = "question problem prompt answer solution final_answer options correct rationale".split()
+LEAF = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(["27", "#### 5", r"\boxed{2}", r"so \boxed{1", "$3$", "A", "B)2", "A)1", ""]),
+)
+JSON = st.recursive(
+    LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
+)
+ROW = st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=9)
+LINE = st.one_of(ROW.map(json.dumps), ROW.map(lambda row: json.dumps(row, ensure_ascii=False)), st.text(max_size=30))
+FILE = st.one_of(
+    st.lists(LINE, max_size=4).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")),
+    st.binary(max_size=60),
+)
+
+
+@settings(often, max_examples=4 * EXAMPLES)
+@given(name=st.sampled_from(sorted({*BENCHMARKS, *TRAINING_SETS})), content=FILE, limit=st.sampled_from([None, 1, 3]))
+def test_any_mirror_is_read_or_refused_in_three_lines(place, name, content, limit):
+    split = (BENCHMARKS.get(name) or TRAINING_SETS[name]).split
+    path = place / "mirror" / name / f"{split}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    refusal = found = None
+    try:
+        found = load_problems(name, limit=limit, mirror=place / "mirror")
+    except ValueError as error:
+        refusal = str(error).strip()
+    if refusal:
+        assert str(path) in refusal
+        assert len(refusal.splitlines()) <= 3
+    else:
+        assert all(row["question"].strip() and row["answer"] and all(row["answer"]) for row in found)
