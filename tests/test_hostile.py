@@ -7,14 +7,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 import yaml
 
+from amir_grpo import cli
+from amir_grpo import problems as problem_sets
 from amir_grpo.policies import loading, sampling
 from amir_grpo.problems import load_problems
-from amir_grpo.results import formatting
+from amir_grpo.results import formatting, report
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.settings import settings_of
@@ -64,6 +67,108 @@ def test_the_report_shows_text_as_text(hostile):
     assert "49" not in re.findall(r"<pre>(.*?)</pre>", page)[0]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x9b]", page)
     assert not re.search(r"(src|href)=.(https?:)?//", page), "nothing is fetched from elsewhere"
+
+
+@pytest.fixture
+def hostile_problems(monkeypatch):
+    """Hostile questions, and hostile answers beside the right ones, under prompts that the tiny policy can read."""
+    plain = problem_sets.load_sandbox
+
+    def load_sandbox(*arguments):
+        def spoil(row, number):
+            text = HOSTILE[number % len(HOSTILE)].replace("\x00", "")
+            return {"question": text, "answer": [*row["answer"], text]}
+
+        return plain(*arguments).map(spoil, with_indices=True)
+
+    monkeypatch.setattr(problem_sets, "load_sandbox", load_sandbox)
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x9b\u202e]")
+# what a browser would run or fetch, outside of what the package's own pages hold
+ACTIVE = re.compile(
+    r"""<script(?!>\n)|<iframe|<img src=x|<[^>]*\son\w+=|(src|href)=.?(https?:)?//evil|=["']javascript:"""
+)
+
+
+def is_inert_page(path):
+    page = path.read_text(encoding="utf-8")
+    assert not ACTIVE.search(page), ACTIVE.search(page)[0]
+    assert not CONTROL.search(page)
+
+
+def is_inert_picture(path):
+    tree = ElementTree.parse(path)
+    kinds = {element.tag.rpartition("}")[2] for element in tree.iter()}
+    assert not kinds & {"script", "foreignObject", "image"}
+
+
+def is_inert_table(path):
+    assert not CONTROL.search(path.read_text(encoding="utf-8"))
+    table = pd.read_csv(path)
+    for column in table.select_dtypes("object"):
+        assert not table[column].dropna().str.match(r"[=+\-@\t]").any(), column
+
+
+def is_inert_text(path):
+    text = path.read_text(encoding="utf-8")
+    assert not CONTROL.search(text)
+    assert not re.search(r"<script|<iframe|<img|\]\(javascript:", text)
+
+
+def is_json(path):
+    text = path.read_text(encoding="utf-8")
+    assert not CONTROL.search(text), "escaped, as JSON wants it"
+    for line in text.splitlines() if path.suffix == ".jsonl" else [text]:
+        json.loads(line)
+
+
+def is_for_programs(path):
+    """Nothing that a person, a browser or a spreadsheet opens."""
+
+
+# by ending, every kind of file that a run, an export or a comparison leaves: a new kind has to be added
+OUTLETS = {
+    ".html": is_inert_page,
+    ".svg": is_inert_picture,
+    ".csv": is_inert_table,
+    ".md": is_inert_text,
+    ".json": is_json,
+    ".jsonl": is_json,
+    **dict.fromkeys(
+        (".png", ".parquet", ".safetensors", ".pt", ".pth", ".bin", ".jinja", ".lock", ""), is_for_programs
+    ),
+}
+
+
+def test_every_outlet_shows_hostile_text_as_text(hostile, hostile_problems, tmp_path, capsys):
+    """Everything that is written and printed from training to export, found by looking at what is there."""
+    results = results_of(hostile)
+    save_results(hostile, results)
+    write_report(hostile, results)
+    shutil.copytree(hostile.folder, tmp_path / "other")
+    cli.main(["report", str(hostile.folder), str(tmp_path / "other"), "--out", str(tmp_path / "comparison.html")])
+    cli.main(["export", "--run_dir", str(hostile.folder), "--merged", "--out", str(tmp_path / "merged")])
+    cli.main(["evaluate", "--run_dir", str(hostile.folder)])
+    printed = "".join(capsys.readouterr())
+    assert not CONTROL.search(printed.replace("\r", "")), "the terminal"
+    files = [path for folder in (hostile.folder, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= set(OUTLETS)
+    assert {".html", ".svg", ".csv", ".md", ".json"} <= {path.suffix for path in files}
+    for path in files:
+        OUTLETS[path.suffix](path)
+        assert re.fullmatch(r"[\w.()=+-]+", path.name), "no text becomes a name"
+
+
+def test_every_template_of_a_page_escapes_what_it_is_given():
+    """All of the package, found by their place; a template of a page that is rendered otherwise is not among them."""
+    pages = {path.name for path in (ROOT / "amir_grpo").rglob("templates/*.html")}
+    assert pages == {name for name in report.TEMPLATES.list_templates() if name.endswith(".html")}
+    assert report.TEMPLATES.autoescape is True
+    for name in pages:
+        source = report.TEMPLATES.loader.get_source(report.TEMPLATES, name)[0]
+        unescaped = set(re.findall(r"[\w.]+(?=\s*\|\s*safe)", source))
+        assert unescaped <= {"picture.svg", "gains"}, "matplotlib's, checked as pictures"
 
 
 def test_tables_with_texts_show_them_as_text():
