@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -57,7 +58,7 @@ def clone(tmp_path_factory):
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
                 cell["outputs"], cell["execution_count"] = [], None
-                cell["source"] = "".join(cell["source"]).replace('profile = "sandbox"', 'profile = "smoke"')
+                cell["source"] = re.sub(r'^profile = "[^"]*"', 'profile = "smoke"', "".join(cell["source"]))
         path.write_text(json.dumps(notebook))
     return folder
 
@@ -105,13 +106,18 @@ STATE = """() => {
 }"""
 
 
-def run_all(page, lab, name):
-    """Open a notebook and run all of it; the outputs of its code cells."""
+def open_notebook(page, lab, name):
+    """Open a notebook and wait for its kernel."""
     page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
     page.wait_for_function(
         "() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.content?.widgets?.length"
     )
     page.wait_for_function(f"() => {{ const s = ({STATE})(); return s && s.status === 'idle'; }}", timeout=60_000)
+
+
+def run_all(page, lab, name):
+    """Open a notebook and run all of it; the outputs of its code cells."""
+    open_notebook(page, lab, name)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     deadline = time.monotonic() + 60 * MINUTES
     while time.monotonic() < deadline:
@@ -122,6 +128,40 @@ def run_all(page, lab, name):
             return state["outputs"]
         time.sleep(0.5)
     raise TimeoutError(f"{name}: {state['run']} of {state['cells']} cells after {MINUTES} minutes")
+
+
+STOP = ".jp-NotebookPanel-toolbar [data-command='notebook:interrupt-kernel']"
+
+
+def test_a_notebook_stopped_by_the_button_goes_on_by_run_all(browser, lab, clone):
+    """In the middle of a training, in a run folder of its own."""
+    notebook = json.loads((clone / "notebooks" / "01_train.ipynb").read_text())
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", ()):
+            text = "".join(cell["source"]).replace('run_dir = ""', 'run_dir = "../runs/stopped"')
+            cell["source"] = re.sub(r"(?m)^overrides = {}", 'overrides = {"max_steps": 12, "save_steps": 1}', text)
+    (clone / "notebooks" / "stopped.ipynb").write_text(json.dumps(notebook))
+    run = clone / "runs" / "stopped" / "amir_grpo"
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    try:
+        open_notebook(page, lab, "stopped")
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        deadline = time.monotonic() + 60 * MINUTES
+        while not list(run.glob("checkpoints/*/rollouts.parquet")):
+            assert time.monotonic() < deadline, page.evaluate(STATE)
+            time.sleep(0.1)
+        page.locator(STOP).first.click()
+        page.wait_for_function(f"() => ({STATE})().status === 'idle'", timeout=60_000)
+        errors = [o for cell in page.evaluate(STATE)["outputs"] for o in cell if o["output_type"] == "error"]
+        assert [error["ename"] for error in errors] == ["KeyboardInterrupt"]
+        assert not (run / "stage.json").exists(), "it was stopped"
+        kept = len(list(run.glob("checkpoints/*/rollouts.parquet")))
+        outputs = run_all(page, lab, "stopped")
+        texts = ["".join(o["text"]) for cell in outputs for o in cell if o["output_type"] == "stream"]
+        assert any("12/12" in text for text in texts)
+        assert not any("| 0/12" in text for text in texts), f"it went on from one of {kept} checkpoints"
+    finally:
+        page.close()
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
