@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from amir_grpo.study.arms import ARMS
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -25,11 +26,14 @@ from amir_grpo.runs import export, opening, reproduce, run, showing, training
 from amir_grpo.sandbox import base as base_policies
 from amir_grpo.settings import PROFILES
 from amir_grpo.study import running
-from amir_grpo.study.arms import ARMS
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
 often = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES == 60, print_blob=True
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=EXAMPLES == 60,
+    print_blob=True,
 )
 PATHS = ("run_dir", "model_dir", "out", "folder", "results", "runs")
 
