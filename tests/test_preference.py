@@ -3,12 +3,22 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amir_grpo.preference import Pairs, mine_pairs, preference_loss, preference_weights
+from amir_grpo.preference import (
+    Pairs,
+    lambda_of_mixture,
+    lambda_of_share,
+    mine_pairs,
+    permuted_within_groups,
+    preference_loss,
+    preference_weights,
+    published_lambda,
+)
 
 # few distinct values, so that ties and equal gaps are common; NaN is an unscorable completion
 REWARDS = st.sampled_from([0.0, 0.5, 0.8, 2.0, 2.8, math.nan])
@@ -169,3 +179,38 @@ def test_impossible_arguments_are_refused(arguments, message):
 def test_pairs_is_a_tuple_of_row_indices():
     pairs = Pairs(torch.tensor([0]), torch.tensor([1]))
     assert preference_loss(torch.tensor([1.0, 1.0]), pairs, 0.2).item() == pytest.approx(math.log(2))
+
+
+def test_published_rule():
+    assert published_lambda(0.01, 0.69, 0.0) == pytest.approx(0.008)  # a loss of 0 makes the ratio enormous
+    assert published_lambda(0.01, 0.69, -1.0) == pytest.approx(0.008)
+    assert published_lambda(0.01, 0.69, 1.0) == pytest.approx(0.0125)
+    assert published_lambda(0.01, 0.69, 0.0138) == 0.01  # ratio 0.5
+    assert published_lambda(0.049, 0.69, 1.0) == 0.05
+    assert published_lambda(0.005, 0.69, 0.0) == 0.005
+    # at the bounds, which are exact in these numbers, it stays
+    assert published_lambda(0.3, 1.0, 1.0) == 0.3
+    assert published_lambda(0.7, 1.0, 1.0) == 0.7
+
+
+SUMS = st.floats(0.01, 100)
+
+
+@given(share=st.floats(0.01, 0.99), advantages=SUMS, weights=SUMS)
+def test_share_is_that_of_the_update_and_a_mixture_has_parts_of_the_stated_norms(share, advantages, weights):
+    preference = lambda_of_share(share, advantages, weights) * weights
+    assert preference / (preference + advantages) == pytest.approx(share)
+    assert lambda_of_mixture(share, advantages, weights) * weights == pytest.approx(share * advantages)
+
+
+def test_permuted_rewards_are_those_of_the_group():
+    rewards = torch.arange(32.0)
+    mixed = permuted_within_groups(rewards, 8, np.random.default_rng(0))
+    assert not torch.equal(mixed, rewards)
+    assert torch.equal(mixed.view(4, 8).sort(dim=1).values, rewards.view(4, 8))
+    permutations = (mixed.view(4, 8) - rewards.view(4, 8)[:, :1]).unique(dim=0)
+    assert len(permutations) == 4, "each group is permuted in its own way"
+
+
+def test_by_default_any_higher_reward_makes_a_pair():
+    assert mine_pairs(torch.tensor([0.5, 0.4, 0.5, 0.5]), 2) == (torch.tensor([0]), torch.tensor([1]))

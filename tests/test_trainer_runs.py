@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from trl import GRPOTrainer, TrlParser
 
-from amir_grpo.preference import lambda_of_share, published_lambda
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
 from tests.test_trainer import make_trainer, off_by, parameters, policy  # noqa: F401
 
@@ -128,16 +127,6 @@ def test_share_schedule_keeps_the_share(policy, tmp_path):  # noqa: F811
     trainer.train()
     assert logged(trainer, "preference/share") == pytest.approx([0.3] * 3, rel=1e-4)
     assert len(set(logged(trainer, "preference/lambda"))) == 3
-    assert lambda_of_share(0.5, 10.0, 4.0) == 2.5
-
-
-def test_published_rule():
-    assert published_lambda(0.01, 0.69, 0.0) == pytest.approx(0.008)  # a loss of 0 makes the ratio enormous
-    assert published_lambda(0.01, 0.69, -1.0) == pytest.approx(0.008)
-    assert published_lambda(0.01, 0.69, 1.0) == pytest.approx(0.0125)
-    assert published_lambda(0.01, 0.69, 0.0138) == 0.01  # ratio 0.5
-    assert published_lambda(0.049, 0.69, 1.0) == 0.05
-    assert published_lambda(0.005, 0.69, 0.0) == 0.005
 
 
 def test_published_schedule_falls_to_its_floor_in_four_steps(policy, tmp_path):  # noqa: F811

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from amir_grpo.preference import lambda_of_mixture, permuted_within_groups
 from amir_grpo.runs import training
 from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
 from amir_grpo.settings import settings_of
@@ -65,21 +64,6 @@ def test_format_and_partial_credit():
     assert total({"nuisance": "format", "nuisance_size": 3.0})[1]["nuisance"].tolist() == [3.0, 3.0, 0.0, 3.0]
     partial = total({"nuisance": "partial", "nuisance_size": 1.0})[1]["nuisance"]
     assert partial == pytest.approx([1.0, 0.8, 0.0, 0.8])  # 5 is two of ten off
-
-
-def test_permuted_rewards_are_those_of_the_group():
-    rewards = torch.arange(32.0)
-    mixed = permuted_within_groups(rewards, 8, np.random.default_rng(0))
-    assert not torch.equal(mixed, rewards)
-    assert torch.equal(mixed.view(4, 8).sort(dim=1).values, rewards.view(4, 8))
-
-
-def test_a_mixture_has_parts_of_the_stated_norms():
-    advantages, weights, share = torch.randn(32).double(), torch.randn(32).double(), 0.3
-    norm = advantages.abs().sum()
-    bonus = lambda_of_mixture(share, norm.item(), weights.abs().sum().item()) * weights
-    assert bonus.abs().sum().item() == pytest.approx(share * norm.item())
-    assert ((1 - share) * advantages).abs().sum().item() == pytest.approx((1 - share) * norm.item())
 
 
 def test_uniform_groups_get_no_advantage():
