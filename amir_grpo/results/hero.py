@@ -15,7 +15,7 @@ from amir_grpo.results.formatting import signed
 from amir_grpo.results.style import COLOURS, add_footnote, gain_marker, new_figure, styled
 
 _SAME, _OTHER = "#d4d4d4", "#4d4d4d"
-_TITLE = {"fontsize": 8.5, "loc": "left", "pad": 22}
+_TITLE = {"fontsize": 8.2, "loc": "left", "pad": 22}
 
 
 def same_batches(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
@@ -48,8 +48,8 @@ def hero_figure(share: float, twins: pd.DataFrame, levels: pd.DataFrame, scope: 
         levels: Columns benchmark, base, grpo, amir_grpo (pass@1, percent), gain, gain_low, gain_high (points), p.
         scope: What this is evidence of, and of what not.
     """
-    figure = new_figure(8.2, 2.15 + 0.1 * max(len(levels) - 3, 0))
-    added, strip, ends = figure.subplots(1, 3, width_ratios=(1, 1.25, 1.75))
+    figure = new_figure(7.4, 2.2 + 0.1 * max(len(levels) - 3, 0))
+    added, strip, ends = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1.5))
     _added(added, 100 * share)
     _strip(strip, twins)
     _ends(ends, levels)
@@ -114,7 +114,7 @@ def _ends(axes: Axes, levels: pd.DataFrame) -> None:
     axes.grid(axis="x")
     marks = [Line2D([], [], **mark, linestyle="", label=POLICY_NAMES[policy]) for policy, mark in MARKS.items()]
     axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(-0.03, 0.97), ncols=3, handletextpad=0.1,
-                columnspacing=0.9, borderaxespad=0)  # fmt: skip
+                columnspacing=0.5, handlelength=1.6, borderaxespad=0)  # fmt: skip
     axes.annotate(
         "gain [95 %]", (1.03, 1.03), xycoords="axes fraction", va="bottom", annotation_clip=False, fontsize=7.5
     )
