@@ -120,7 +120,8 @@ class KeptTable(_Table):
         table = pd.read_csv(path)
         columns = [[part.strip() for part in line.split("|")] for line in self.content]
         rows = [
-            [(form or ["{}"])[0].format(row[name]) for name, _, *form in columns] for row in table.to_dict("records")
+            ["–" if pd.isna(row[name]) else (form or ["{}"])[0].format(row[name]) for name, _, *form in columns]
+            for row in table.to_dict("records")
         ]
         table_nodes = self.markdown([heading for _, heading, *_ in columns], rows)
         if len(rows) <= LONG_TABLE:

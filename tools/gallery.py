@@ -73,7 +73,10 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
 
 def study_tables(study: StudyResults, plan: Plan) -> dict[str, pd.DataFrame]:
     """What the docs and the report of a run show of the study, as tables of data/results."""
+    errors = pd.read_csv(project_root() / "data" / "results" / "inference_error.csv")
+    usual = (errors["test"] == "in use") & (errors["shape"] == "normal") & (errors["problems"] == "as measured")
     return {
+        "type_one_error": errors[usual],
         "levels": level_table(study),
         "power": power_table(study, plan),
         "tests": sequence_table(plan, outcomes(study, plan)),

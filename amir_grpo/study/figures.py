@@ -22,6 +22,8 @@ from amir_grpo.study.theory import cosine_table
 _GRPO = "clean/grpo"
 # Settings and rivals, each against GRPO of its regime or the arm that it changes: (new, old).
 KNOBS = [
+    ("clean/group-4", _GRPO),
+    ("clean/group-16", _GRPO),
     ("clean/lr-x2", _GRPO),
     ("clean/published-schedule", _GRPO),
     ("clean/mixture-0.6", _GRPO),
