@@ -193,7 +193,7 @@ FOLDERS = [
     ),
     (
         lambda f: (f / "problems/chain3.json").write_text('{"fingerprint": "0", "source": "elsewhere"}'),
-        ["The problems of chain3 are not those", "elsewhere"],
+        ["The problems of chain3 have changed", "elsewhere"],
     ),
 ]
 
@@ -215,6 +215,27 @@ def tiny(run):
     names = "sandbox_warmup_steps max_steps per_device_train_batch_size dataset_limit max_completion_length"
     names += " reward_margin eval_limit eval_max_new_tokens"
     return {name: getattr(run.settings, name) for name in names.split()}
+
+
+# found by tests/test_any_input.py: what a training has left, and what the message must hold
+TRAINED = [
+    ({"stage.json": "{}", "log.csv": "ste"}, ["log.csv cannot be read (it has no column step, reward"]),
+    ({"stage.json": "{}", "log.csv": "step,reward\n1,?\n"}, ["log.csv cannot be read", "Unable to parse"]),
+    ({"stage.json": "{}"}, ["log.csv is damaged or missing", "Restore it"]),
+    ({"stage.json": '{"sha256"', "log.csv": "step,reward\n1,2\n"}, ["stage.json cannot be read", "Delete it"]),
+    ({"stage.json": '{"sha256": 3}', "log.csv": "step,reward\n1,2\n"}, ["stage.json cannot be read", "Delete it"]),
+]
+
+
+@pytest.mark.parametrize(("files", "named"), TRAINED, ids=range(len(TRAINED)))
+def test_what_a_training_left_and_something_else_changed(files, named, folder, capsys, nothing_expensive):
+    (folder / "amir_grpo").mkdir()
+    for name, content in files.items():
+        (folder / "amir_grpo" / name).write_text(content)
+    message = refused(capsys, TRAIN, "--run_dir", folder)
+    at_most_three_lines(message)
+    for part in named:
+        assert part in message
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, capsys, nothing_expensive):
@@ -328,7 +349,7 @@ POLICIES = [
     (lambda f: (f / "adapter_config.json").write_text("{}"), ["does not name the base"]),
     (
         lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/away"}'),
-        ["/gone/away", "not there"],
+        ["/gone/away", "does not exist"],
     ),
     (
         lambda f: (f / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(f)})),

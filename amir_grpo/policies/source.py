@@ -62,13 +62,13 @@ class PolicySource:
     adapter: Path | None = None
 
     def lora_rank(self) -> int:
-        """The largest rank in the adapter; 0 where there is none."""
+        """The largest rank in the adapter; 0 where there is none, or none is named."""
         if self.adapter is None:
             return 0
         path = Path(self.adapter) / ADAPTER_FILES[0]
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-            return max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
+            return max(config.get("r", 0), *(config.get("rank_pattern") or {"": 0}).values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} does not name the rank of its adapter ({type(error).__name__}).\n"

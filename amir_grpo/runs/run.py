@@ -195,7 +195,7 @@ class Run:
                         more = {"backend": asdict(backend), "processes": world_size(), "sha256": files}
                         write_stage(folder / "stage.json", started, **more)
             wait_for_everyone()
-        return read_table(log_path)
+        return read_table(log_path, numbers=("step", "reward"))
 
     def _stage(self, work: str) -> AbstractContextManager[None]:
         return stage_lock(self.folder, self.settings, work)

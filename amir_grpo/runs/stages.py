@@ -15,12 +15,13 @@ from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
 
-def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+def read_table(path: Path, columns: Iterable[str] = (), numbers: Iterable[str] = ()) -> pd.DataFrame:
     """A Parquet or CSV file of a run folder.
 
     Args:
         path: The file.
         columns: Those that it must have.
+        numbers: Those that it must have and that hold numbers.
 
     Raises:
         ValueError: If it cannot be read or lacks a column: something other than this package has changed it.
@@ -28,10 +29,11 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     try:
         checked = partial(pd.read_parquet, page_checksum_verification=True)
         table = (checked if path.suffix == ".parquet" else pd.read_csv)(path)
-        missing = [column for column in columns if column not in table]
+        missing = [column for column in (*columns, *numbers) if column not in table]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
-    except (ValueError, OSError, ArrowException) as error:
+        table = table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
+    except (ValueError, TypeError, OSError, ArrowException) as error:
         cause = str(error).strip().splitlines()[0][:150]
         raise ValueError(
             f"{path} cannot be read ({cause}).\nDelete it, and it is made again; all else that is complete is kept."
@@ -62,10 +64,18 @@ def check_trained(folder: Path) -> None:
         ValueError: If there is no checkpoint to take it from.
     """
     stage = folder / "stage.json"
-    damaged = first_damaged(folder, read_json(stage).get("sha256", {})) if stage.exists() else None
+    if not stage.exists():
+        return
+    try:
+        damaged = first_damaged(folder, dict(read_json(stage).get("sha256", {})))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{stage} cannot be read ({error}).\nDelete it: the training is finished again from its last checkpoint."
+        ) from error
+    damaged = damaged or (None if (folder / "log.csv").exists() else "log.csv")
     if damaged and not any(folder.glob("checkpoints/*")):
         raise ValueError(
-            f"{folder / damaged} is damaged or missing: its SHA-256 is not the one in {stage}.\n"
+            f"{folder / damaged} is damaged or missing, and there is no checkpoint to take it from.\n"
             f"Restore it, or delete {folder} to train again."
         )
     if damaged:
