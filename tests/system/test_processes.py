@@ -1,5 +1,6 @@
 """Several processes train as one does: by the command line under torchrun (gloo, CPU)."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -69,9 +70,47 @@ FSDP = {
 }
 
 
-def launch(script, folder, processes, environment):
+# accelerate takes DeepSpeed for GPUs alone: on a CPU it has to be told the backend, and who takes part
+ON_A_CPU = textwrap.dedent("""
+    import os
+    import torch.distributed as dist
+    from accelerate import state
+    from transformers import TrainingArguments
+    from amir_grpo.runs import trl_config
+
+    trl_config.device = lambda loading: torch.device("cuda")  # so that use_cpu is not set
+    plain_state = state.PartialState.__init__
+
+    def with_gloo(self, cpu=False, **options):
+        plain_state(self, cpu, **{"backend": "gloo", **options})
+        if dist.is_initialized():
+            self.num_processes, self.process_index = dist.get_world_size(), dist.get_rank()
+            self.local_process_index = self.process_index
+
+    state.PartialState.__init__ = with_gloo
+    TrainingArguments.world_size = property(lambda self: int(os.environ["WORLD_SIZE"]))
+    TrainingArguments.process_index = property(lambda self: int(os.environ["RANK"]))
+""")
+
+
+# as `accelerate launch --config_file configs/accelerate/zero2.yaml` sets it
+def zero(stage):
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_CPU": "false",
+    }
+
+
+def launch(script, folder, processes, environment, **more):
     """Train AMIR-GRPO for three steps of 16 completions, 16 / processes on each."""
-    settings = {
+    settings = more | {
         "per_device_train_batch_size": 16 // processes,
         "sandbox_warmup_steps": 120,
         "max_steps": 3,
@@ -84,34 +123,72 @@ def launch(script, folder, processes, environment):
     launcher = TORCHRUN if processes == 2 else []
     return subprocess.run(
         [sys.executable, *launcher, *script, "train", "--run_dir", str(folder), *words],
-        env=os.environ | environment | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
     )
 
 
+def trained(runs, script, name, processes, environment, **more):
+    """The adapter, the log and the sorted rollouts of a training."""
+    folder = runs / f"trained by {name}"
+    done = launch([str(script)], folder, processes, environment, **more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Adapter and log") == 1, "one process speaks"
+    assert json.loads((folder / "amir_grpo" / "stage.json").read_text())["processes"] == processes
+    log = pd.read_csv(folder / "amir_grpo" / "log.csv")
+    rows = pd.read_parquet(folder / "amir_grpo" / "rollouts.parquet")
+    rows = rows.sort_values(list(rows.columns[:-1]), ignore_index=True)
+    return load_file(folder / "amir_grpo" / "adapter_model.safetensors"), log, rows, done.stderr
+
+
+def check_same(one, several):
+    (adapter, log, rollouts, _), (other, other_log, other_rollouts, _) = one, several
+    assert (log["preference/share"] > 0.1).all(), "the preference is a good part of what is compared"
+    same = ["step", "completions", "reward", "preference/pairs", "preference/loss", "preference/share", "grad_norm"]
+    assert len(rollouts) == len(other_rollouts) == 3 * 16
+    np.testing.assert_allclose(other_rollouts, rollouts, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(other_log[same], log[same], rtol=1e-3)
+    for name, value in adapter.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_two_processes_train_as_one_by_ddp_and_by_fsdp(runs, tmp_path):
     script = tmp_path / "same_rollouts.py"
     script.write_text(SAME_ROLLOUTS)
-    adapters, logs, rollouts = [], [], []
-    for name, processes, environment in (("one", 1, {}), ("ddp", 2, {}), ("fsdp", 2, FSDP)):
-        folder = runs / f"trained by {name}"
-        done = launch([str(script)], folder, processes, environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("Adapter and log") == 1, "one process speaks"
-        assert json.loads((folder / "amir_grpo" / "stage.json").read_text())["processes"] == processes
-        adapters.append(load_file(folder / "amir_grpo" / "adapter_model.safetensors"))
-        logs.append(pd.read_csv(folder / "amir_grpo" / "log.csv"))
-        rows = pd.read_parquet(folder / "amir_grpo" / "rollouts.parquet")
-        rollouts.append(rows.sort_values(list(rows.columns[:-1]), ignore_index=True))
-    assert (logs[0]["preference/share"] > 0.1).all(), "the preference is a good part of what is compared"
-    same = ["step", "completions", "reward", "preference/pairs", "preference/loss", "preference/share", "grad_norm"]
-    for several in (1, 2):
-        assert len(rollouts[0]) == len(rollouts[several]) == 3 * 16
-        np.testing.assert_allclose(rollouts[several], rollouts[0], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(logs[several][same], logs[0][same], rtol=1e-3)
-        for name, value in adapters[0].items():
-            np.testing.assert_allclose(adapters[several][name], value, rtol=1e-3, atol=1e-5)
+    one = trained(runs, script, "one", 1, {})
+    for name, environment in (("ddp", {}), ("fsdp", FSDP)):
+        check_same(one, trained(runs, script, name, 2, environment))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: see .ci/deepspeed"
+)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_processes_train_as_one_by_deepspeed(runs, tmp_path, stage):
+    """In float32: the float64 of the sandbox replaces norms, whose weights ZeRO 3 has cut up by then."""
+    scripts = {processes: tmp_path / f"{processes}.py" for processes in (1, 2)}
+    scripts[1].write_text(SAME_ROLLOUTS)
+    scripts[2].write_text(
+        SAME_ROLLOUTS.replace("main(sys.argv[1:])", ON_A_CPU + TELL_THE_STAGE + "main(sys.argv[1:])")
+    )
+    one = trained(runs, scripts[1], f"one beside {stage}", 1, {}, dtype="auto")
+    several = trained(runs, scripts[2], f"zero {stage}", 2, zero(stage), dtype="auto")
+    assert f"DistributedType.DEEPSPEED {stage}" in several[-1]
+    check_same(one, several)
+
+
+TELL_THE_STAGE = textwrap.dedent("""
+    from trl import distributed
+
+    plain_backend = distributed.DistributedBackend.__init__
+
+    def telling(self, accelerator):
+        plain_backend(self, accelerator)
+        print(accelerator.distributed_type, self.zero_stage, file=sys.stderr)
+
+    distributed.DistributedBackend.__init__ = telling
+""")
 
 
 def test_other_commands_are_refused_under_a_launcher(monkeypatch, capsys, tmp_path):
