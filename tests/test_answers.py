@@ -159,3 +159,8 @@ def test_what_is_no_plain_number(text):
 def test_decide_takes_any_text(answer, gold):
     assert decide(answer, gold) in (True, False, None)
     assert decide(answer, answer) is bool(plain_text(answer))
+
+
+def test_a_full_stop_ends_an_answer_and_an_ellipsis_goes_on():
+    assert plain_text("blue.") == "blue"
+    assert plain_text("1, 2, ...") == "1,2,..."

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from amir_grpo.study.arms import ARMS
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +24,7 @@ from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
 from amir_grpo.runs import export, opening, reproduce, run, showing, training
 from amir_grpo.sandbox import base as base_policies
 from amir_grpo.settings import PROFILES
-from amir_grpo.study import running
+from amir_grpo.study import experiment
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
 often = settings(
@@ -63,7 +62,7 @@ def place(runs, tmp_path_factory):  # runs: its base policy is made before anyth
             (memory_plan, "planned"),
             (export, "push"),
             (reproduce, "_execute"),
-            (running, "run_study"),
+            (experiment, "make_runs"),
             (showing, "save_results"),
             (training, "run_trainer"),
         ):
@@ -105,7 +104,8 @@ NAMES = [
     *choices.METHODS,
     *BENCHMARKS,
     *TRAINING_SETS,
-    *ARMS,
+    "share-0.6",
+    "pilot",
     "chain3",
     "chain6",
     "base",
