@@ -93,7 +93,7 @@ def test_reproduce_fills_the_run_folder(reproduced):
     for name in ("main", "coverage", "margin", "reward"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
         assert (folder / "figures" / f"{name}.svg").read_text().startswith("<?xml")
-        assert f'alt="{name} figure"' in (folder / "report.html").read_text()
+        assert f'aria-labelledby="{name}-alt"' in (folder / "report.html").read_text()
     for name in ("main", "coverage", "margins", "margin_summary", "policies", "comparisons"):
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) or name.startswith("margin")
     for method in ("grpo", "amir_grpo"):
