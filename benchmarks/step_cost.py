@@ -252,19 +252,6 @@ def measure(name: str, case: Case, base: Path) -> dict[str, Any]:
     }
 
 
-def readme_rows(table: pd.DataFrame) -> str:
-    """The table as the README shows it."""
-    return "\n".join(
-        f"| {row.case} | {row.stock_seconds:.2f} s | {row.ratio:.2f} | {row.ratio_low:.2f} to {row.ratio_high:.2f} | "
-        f"{_shown(row.drawing_ratio)} | {row.passes_ratio:.2f} | {row.grpo_ratio:.2f} | {_shown(row.memory_ratio)} |"
-        for row in table.itertuples()
-    )
-
-
-def _shown(ratio: float) -> str:
-    return "" if math.isnan(ratio) else f"{ratio:.2f}"
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -286,7 +273,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     atomic_write(project_root() / "data" / "results" / "step_cost.csv", lambda part: table.to_csv(part, index=False))
-    print(readme_rows(table))
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":
