@@ -21,7 +21,7 @@ from amir_grpo.settings import Settings, settings_of
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
 WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
 WITHOUT = {
-    "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public"},
+    "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public", "results"},
     "verify": set(),
     "report": {"out"},
     "figures": {"profile", "run_dir"},

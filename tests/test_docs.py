@@ -200,6 +200,10 @@ def check_command(words):
         profile = given.pop("profile", "sandbox")
         given = {name: value for name, value in given.items() if name not in ("method", "run_dir")}
         settings_of(profile, given)
+    elif program == "pip" and "--require-hashes" in rest:
+        assert (ROOT / rest[-1]).is_file()
+    elif program == "pip" and rest[:2] == ["install", "--no-deps"]:
+        assert rest[2:] == ["-e", "."]
     elif program == "pip" and rest[:2] == ["install", "-e"]:
         assert set(re.search(r"\[(.*)\]", rest[2])[1].split(",")) <= set(EXTRAS)
     elif program in ("pytest", ".venv/bin/pytest") or rest[:2] == ["-m", "pytest"]:

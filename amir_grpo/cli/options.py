@@ -73,7 +73,7 @@ class ExportOptions(RunOptions):
         default=None, metadata={"help": "Upload the export to this repository of the Hub, such as me/name."}
     )
     public: bool = field(
-        default=False, metadata={"help": "With --push_to: make the repository public. Default: private."}
+        default=False, metadata={"help": "Make the repository of --push_to public. Default: private."}
     )
     results: str | None = field(
         default=None,
