@@ -57,7 +57,7 @@ ARGUMENTS = [
     ((TRAIN, "--learning_rate", "inf"), ["learning_rate is inf", "finite"]),
     ((TRAIN, "--learning_rate", "0"), ["learning_rate is 0", "above 0"]),
     ((TRAIN, "--dataset_limit", "15"), ["dataset_limit is 15", "16 prompts of a rollout", "no step"]),
-    ((TRAIN, "--logging_steps", "61"), ["logging_steps is 101", "max_steps = 60"]),
+    ((TRAIN, "--logging_steps", "61"), ["logging_steps is 61", "max_steps = 60"]),
     ((TRAIN, "--max_steps", "0"), ["max_steps is 0", "above 0"]),
     ((TRAIN, "--num_generations", "1"), ["num_generations is 1", "at least 2"]),
     ((TRAIN, "--num_generations", "7"), ["128", "num_generations = 7", "multiple"]),

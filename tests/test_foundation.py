@@ -224,6 +224,6 @@ def test_what_is_imported_is_declared():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.split(".")[0])
     imported -= {"amir_grpo", *sys.stdlib_module_names}
-    declared = {canonicalize_name(name) for name in requirements("gpu", "vllm", "cluster")}
+    declared = {canonicalize_name(name) for name in requirements("gpu", "vllm", "cluster", "notebooks")}
     assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported} <= declared
     assert len(imported) > 20

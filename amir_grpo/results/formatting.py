@@ -68,6 +68,11 @@ def numbered(completions: pd.DataFrame) -> pd.DataFrame:
     return completions.assign(**{"": range(1, len(completions) + 1)})[["", *completions.columns]]
 
 
+def plain_table(table: pd.DataFrame, digits: int = 2) -> Styler:
+    """A table without its index, text to the left, missing values as a dash."""
+    return table.style.hide(axis="index").format(precision=digits, na_rep="–").set_properties(**{"text-align": "left"})
+
+
 def folded(table: Styler, what: str) -> str:
     """A table as HTML for a notebook; behind a line that opens it, if it has more than `LONG_TABLE` rows.
 

@@ -7,9 +7,12 @@ process would: the results are those of one process.
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from amir_grpo.choices import SANDBOX
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.settings import Settings
@@ -81,7 +84,8 @@ def _gpus(settings: Settings) -> list[str]:
 
 def use_one_thread(settings: Settings) -> None:
     """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
-    if settings.model_name == "sandbox":
-        import torch
-
-        torch.set_num_threads(1)
+    if settings.model_name == SANDBOX:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        else:  # who only reads results need not wait for torch
+            os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -43,7 +43,7 @@ def test_samples_are_drawn_once(open_tiny, monkeypatch):
     first = open_tiny().samples(["base"])
     assert len(first) == 2 * 2 * 8
     assert set(first["benchmark"]) == {"chain3", "chain6"}
-    monkeypatch.setattr(sampling, "sample", never)
+    monkeypatch.setattr(sampling, "draw_batches", never)
     monkeypatch.setattr(loading, "load_policy", never)
     pd.testing.assert_frame_equal(open_tiny().samples(["base"]), first)
     (open_tiny().folder / "samples" / "base" / "chain6.parquet").unlink()

@@ -140,7 +140,7 @@ def test_a_profile_of_which_nothing_is_kept_is_not_spoken_of(copy, kept, tmp_pat
 
 
 def test_reproduce_ends_with_the_comparison(run, kept, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "_execute", lambda *_: None)  # the run is complete
+    monkeypatch.setattr(reproduce, "_execute", lambda *_: 0.0)  # the run is complete
     monkeypatch.setattr(reproduce, "kept_results", {"sandbox": kept}.__getitem__)
     reproduce.reproduce_run(run, {})
     last = capsys.readouterr().out.splitlines()[-1]

@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
+from amir_grpo.policies.source import ADAPTER_FILES
 from amir_grpo.problems import fingerprint
 from amir_grpo.runs import training
 from amir_grpo.runs.run import injected_parameters, open_run
 from amir_grpo.runs.verify import first_difference
 from amir_grpo.settings import settings_of
+from amir_grpo.system.files import write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +83,8 @@ def test_training_is_done_once_and_again_only_if_it_failed(open_tiny, monkeypatc
         calls.append((method, settings, Path(base).name, len(problems), folder))
         if len(calls) == 1:
             raise RuntimeError("the power went")
+        for name in (*ADAPTER_FILES, training.RolloutRecord.FILE):
+            write_text(folder / name, "trained")
         return pd.DataFrame({"method": [method], "step": [1], "reward": [0.5]})
 
     monkeypatch.setattr(training, "train", train)

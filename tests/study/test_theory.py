@@ -8,7 +8,14 @@ from amir_grpo.preference import mine_pairs, preference_weights
 from amir_grpo.settings import settings_of
 from amir_grpo.study.regimes import ARMS
 from amir_grpo.study.schedule import PROFILE
-from amir_grpo.study.theory import advantages, predicted_cosine, simulated_rewards, update_of, wins_minus_losses
+from amir_grpo.study.theory import (
+    RewardModel,
+    advantages,
+    predicted_cosine,
+    simulated_rewards,
+    update_of,
+    wins_minus_losses,
+)
 
 
 def test_wins_minus_losses_are_the_weights_of_the_linear_loss():
@@ -31,7 +38,7 @@ def test_with_separated_classes_the_linear_term_is_a_multiple_of_dr_grpos_advant
 
 def test_a_mixture_keeps_the_size_of_the_advantages_but_for_what_cancels():
     settings = vars(settings_of(PROFILE, ARMS["clean/mixture-0.6"].changes))
-    _, reward = simulated_rewards(settings, 0.4, 50, np.random.default_rng(0))
+    _, reward = simulated_rewards(settings, 0.4, 50, np.random.default_rng(0), RewardModel())
     advantage, mixture = (update_of(settings, reward, preference) for preference in (False, True))
     sizes = [np.abs(values).sum(axis=(1, 2)) for values in (advantage, mixture)]
     assert (sizes[1] <= sizes[0] * (1 + 1e-12)).all()
@@ -45,7 +52,7 @@ def test_regimes_reward_what_they_say():
         ("nuisance/correctness-only", 2.0),
     ):
         settings = vars(settings_of(PROFILE, ARMS[path].changes))
-        correct, reward = simulated_rewards(settings, 0.5, 50, np.random.default_rng(0))
+        correct, reward = simulated_rewards(settings, 0.5, 50, np.random.default_rng(0), RewardModel())
         assert reward.max() == pytest.approx(highest)
         assert correct.mean() == pytest.approx(0.5, abs=0.05)
 
