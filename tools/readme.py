@@ -26,13 +26,13 @@ def findings_lines(found: Evidence) -> str:
     base, grpo, amir_grpo = (levels[policy].mean() for policy in ("base", "grpo", "amir_grpo"))
     clear = int((levels["p"] < SIGNIFICANCE).sum())
     gains = f"{signed(levels['gain'].min())} to {signed(levels['gain'].max())} points"
-    trainings = "the two trainings draw" if pairs == 1 else f"two trainings draw (median of {pairs} pairs)"
+    median = "" if pairs == 1 else f" (median of {pairs} pairs)"
     return "\n".join(
         [
             "1. **How much is added?** At the published λ and β the preference term is "
             f"{100 * found.share:.2g} % of the update.",
-            f"2. **What does it change?** With the same seed, {trainings} the same completions for the first {equal} of "
-            f"{steps} steps.",
+            f"2. **What does it change?** With the same seed, both trainings draw the same completions for the first "
+            f"{equal} of {steps} steps{median}.",
             f"3. **Where do they end?** pass@1, mean of {', '.join(levels['benchmark'])}: {base:.1f} % before training, "
             f"{grpo:.1f} % with",
             f"   GRPO, {amir_grpo:.1f} % with AMIR-GRPO. The {len(levels)} gains go from {gains}; "

@@ -78,7 +78,8 @@ def _strip(axes: Axes, twins: pd.DataFrame) -> None:
     for y in range(1, len(grid)):
         axes.axhline(y - 0.5, color="white", linewidth=1)
     runs, equal = len(grid), int(np.median(first_differences(twins))) - 1
-    axes.set_title(f"2  The runs are equal for {equal} steps", **_TITLE)
+    title = f"The runs are equal for {equal} steps" if runs == 1 else f"Equal for {equal} steps (median)"
+    axes.set_title(f"2  {title}", **_TITLE)
     axes.annotate(
         "light: same completions; dark: others", (0, 1.03), xycoords="axes fraction", fontsize=7.5, va="bottom"
     )

@@ -55,7 +55,10 @@ def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
     )
     said = sum(row["verdict"] in ("supported", "equivalent") for row in table.to_dict("records"))
     kind = "in their fixed order" if study.name == "confirmation" else "pilot, exploratory"
-    title = f"{said} of {len(table)} tests show what they say ({kind})"
+    made = int(table["gain"].notna().sum())
+    title = f"{said} of the {made} tests with runs show what they say ({kind})"
+    if made < len(table):
+        title += f"; {len(table) - made} wait for theirs"
     return comparison_figures.comparison_figure(shown, title, margin=plan.margin)
 
 

@@ -47,7 +47,7 @@ def test_the_hero_says_what_its_tables_hold(levels):
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
         "1  The added term is tiny",
-        "2  The runs are equal for 5 steps",
+        "2  Equal for 5 steps (median)",
         "3  They end in the same place",
     ]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
