@@ -41,7 +41,7 @@ def verdict_from(
     GREATER: supported or refuted where the p-value is below the significance level, by the side of 0 that the interval
     lies on; else equivalent where the inner interval lies within ± margin. EQUIVALENT: equivalent where it does; refuted
     where the interval lies beyond the margin. NOT_GREATER: supported where the inner interval lies below the margin, else
-    refuted where the interval lies above 0.
+    refuted where the interval lies above it.
 
     Args:
         p_value: Two-sided, of a gain of 0, corrected where several are shown together; NaN where there is no test.
@@ -55,7 +55,7 @@ def verdict_from(
     if hypothesis is Hypothesis.NOT_GREATER:
         if inner_high < margin:
             return Verdict.SUPPORTED
-        return Verdict.REFUTED if low > 0 else Verdict.UNDECIDED
+        return Verdict.REFUTED if low > margin else Verdict.UNDECIDED
     if hypothesis is Hypothesis.GREATER and p_value < significance and (low > 0 or high < 0):
         return Verdict.SUPPORTED if low > 0 else Verdict.REFUTED
     if -margin < inner_low and inner_high < margin:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ def _execute_stage(notebooks: list[_Notebook], executor: Executor, one_by_one: b
         future = executor.submit(_execute, notebook)
         waiting[future] = notebook
         if one_by_one:
-            wait([future])
+            future.result()
     for future in as_completed(waiting):
         print(f"{waiting[future].label:<20} {future.result():4.0f} s", flush=True)
 

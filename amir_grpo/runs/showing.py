@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
 _STUDY_SCOPE = (
-    "It was made with the old instrument: one base policy, 3 to 5 seeds, no positive control. It is not a conclusion about "
-    "the method."
+    "It is about the sandbox's policies of 0.1M parameters; docs/results.md says from how many base policies and seeds, and "
+    "whether it is a pilot, which confirms nothing."
 )
 
 

@@ -56,8 +56,13 @@ class _Make:
         self.bases = bases or {}
 
     def __call__(self, run: StudyRun) -> None:
-        kept = make_run(run, self.bases.get(run.base))
-        keep_run(path_of(run, self.results), kept)
+        kept, path = make_run(run, self.bases.get(run.base)), path_of(run, self.results)
+        if not path.exists():
+            keep_run(path, kept)
+        elif (
+            read_run(path).record["digests"] != kept.record["digests"]
+        ):  # of a base policy, that others are measured on
+            raise ValueError(f"{path} is of other completions than {run.label} has now: give another results folder.")
         if run.arm.method != BASE:
             shutil.rmtree(run.folder / run.name)
 

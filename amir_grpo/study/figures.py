@@ -53,7 +53,8 @@ def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
             f"{about(f'{row.regime}/{row.new}')} − {about(f'{row.regime}/{row.old}')}" for row in table.itertuples()
         ]
     )
-    said = sum(row["verdict"] in ("supported", "equivalent") for row in table.to_dict("records"))
+    wanted = table["hypothesis"].map(lambda hypothesis: "equivalent" if hypothesis == "equivalent" else "supported")
+    said = int((table["verdict"] == wanted).sum())
     kind = "in their fixed order" if study.name == "confirmation" else "pilot, exploratory"
     made = int(table["gain"].notna().sum())
     title = f"{said} of the {made} tests with runs show what they say ({kind})"

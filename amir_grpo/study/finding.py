@@ -46,6 +46,10 @@ def _clause(outcome: Outcome, plan: Plan, when: str, who: str, whom: str) -> str
 def _told(outcome: Outcome, margin: float) -> str:
     if outcome.verdict is Verdict.EQUIVALENT:
         return f"is equivalent, within ±{margin:g} points, to"
+    if not outcome.tested:
+        return "was not tested against"
+    if outcome.verdict is Verdict.UNDECIDED and outcome.test.hypothesis is Hypothesis.EQUIVALENT:
+        return "is not shown to be equivalent to"
     if outcome.verdict is Verdict.UNDECIDED:
         return "cannot be told from"
     if outcome.test.hypothesis is Hypothesis.GREATER:

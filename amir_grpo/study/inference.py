@@ -243,6 +243,8 @@ def _detectable_errors(freedom: int, alpha: float, power: float) -> float:
 
 def equivalence_power(standard_error: float, freedom: int, margin: float, alpha: float = ALPHA) -> float:
     """The chance that two arms that are equal are found equivalent within ± margin."""
+    if standard_error == 0:
+        return 1.0
     room = margin / standard_error - stats.t.ppf(1 - alpha, freedom) * _scales(freedom)
     return float(np.mean(np.maximum(2 * stats.norm.cdf(room) - 1, 0)))
 

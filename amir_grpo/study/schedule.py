@@ -126,4 +126,7 @@ def single_run(
     if not seed.isdecimal():
         raise ValueError(f"{name!r} does not name a run: give regime/arm/seed, as in clean/grpo/0.")
     base, *others = runs_in_order(plan, study, folder, [path], [int(seed)], overrides, profile)
+    made = (others or [base])[0]
+    if (made.arm.path, made.seed) != (path, int(seed)):
+        raise ValueError(f"The {study} has no run {name}; its base policies' are those of its first seeds.")
     return (others[0], base) if others else (base, None)

@@ -26,7 +26,8 @@ GREATER, EQUIVALENT, NOT_GREATER = Hypothesis
         (EQUIVALENT, 0.01, (0.6, 1.8), (0.7, 1.6), "refuted"),
         (EQUIVALENT, 0.01, (0.4, 1.8), (0.6, 1.6), "undecided"),
         (NOT_GREATER, 0.20, (-0.9, 0.6), (-0.8, 0.4), "supported"),
-        (NOT_GREATER, 0.01, (0.2, 1.8), (0.4, 1.6), "refuted"),
+        (NOT_GREATER, 0.01, (0.6, 1.8), (0.7, 1.6), "refuted"),
+        (NOT_GREATER, 0.01, (0.2, 1.8), (0.4, 1.6), "undecided"),
         (NOT_GREATER, 0.20, (-0.2, 1.8), (-0.1, 1.6), "undecided"),
     ],
 )
