@@ -33,7 +33,7 @@ def notebooks_folder() -> Path:
 
 
 def kept_results(name: str) -> Path:
-    """A folder of results that came with the package, such as "sandbox" or "evidence"; to be read only.
+    """A folder of results that came with the package, such as "sandbox" or "pilot"; to be read only.
 
     Raises:
         FileNotFoundError: If it did not, with how to get it.

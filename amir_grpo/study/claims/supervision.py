@@ -8,7 +8,6 @@ import pandas as pd
 
 from amir_grpo.study.inference import Comparison
 from amir_grpo.study.results import StudyResults, about, level
-from amir_grpo.study.summaries import WINDOWS
 
 # Percent of the update from which on the supervision is called richer, and the smallest difference from it of interest.
 RICHER, MARGIN = 5.0, 1.0
@@ -39,19 +38,6 @@ def supervision_table(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
 def residual_beyond(study: StudyResults, arm: str) -> Comparison:
     """The unexplained part of the update, in percent, minus `RICHER`."""
     return level({run: value - RICHER for run, value in _by_run(study, arm, "residual_share").items()})
-
-
-def supervision_in_training(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
-    """The same over a training: columns about, training (percent done), share, residual_share; means over runs, percent."""
-    frames = []
-    for arm in arms:
-        part = study.part("richness", arm)
-        if len(part):
-            means = part.groupby("window")[["share", "residual_share"]].mean() * 100
-            frames.append(means.reset_index().assign(about=about(arm)))
-    table = pd.concat(frames, ignore_index=True)
-    table["training"] = 100 * (table["window"] - 0.5) / WINDOWS
-    return table[["about", "training", "share", "residual_share"]]
 
 
 def _by_run(study: StudyResults, arm: str, quantity: str) -> dict[tuple[int, int], float]:
