@@ -32,9 +32,14 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def copy_notebooks(source: Path, pages: Path) -> None:
-    """The notebooks where Sphinx looks for pages; links into docs/ lead beside it. Unchanged ones are not read again."""
+    """The notebooks where Sphinx looks for pages, with the links out of their folder as the site has them; unchanged ones
+    are not read again."""
+
+    def here(link: re.Match[bytes]) -> bytes:
+        return b"](../" if link[1] else b"](" + BLOB.encode()
+
     pages.mkdir(exist_ok=True)
-    there = {path.name: path.read_bytes().replace(b"](../docs/", b"](../") for path in source.glob("*.ipynb")}
+    there = {path.name: re.sub(rb"\]\(\.\./(docs/)?", here, path.read_bytes()) for path in source.glob("*.ipynb")}
     for path in pages.iterdir():
         if path.name not in there:
             path.unlink()
