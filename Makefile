@@ -30,7 +30,8 @@ test-long: setup
 test-browser: setup
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser,docs]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$CHROMIUM" || .ci/chromium $(RUN)
-	$(RUN) -m pytest -m browser tests/test_browser.py tests/test_docs.py
+	$(RUN) -m pytest -m browser tests/test_browser.py
+	$(RUN) -m pytest -m browser tests/test_docs.py
 
 # the README's commands without rights, home, network or a writable tree; as root
 test-clean:
