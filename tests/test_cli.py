@@ -361,9 +361,9 @@ def test_evaluate_an_adapter(trained, runs, call):
 
 
 def test_evaluate_a_whole_policy(trained, base, runs, call):
-    shutil.copytree(base, runs / "another base")
-    folder = call("evaluate", "--model_dir", runs / "another base", "--dataset_name", "chain3", run="evaluated whole")
-    pd.testing.assert_frame_equal(completions(folder, "another base"), completions(trained, "base"))
+    shutil.copytree(base, runs / "another-base")
+    folder = call("evaluate", "--model_dir", runs / "another-base", "--dataset_name", "chain3", run="evaluated whole")
+    pd.testing.assert_frame_equal(completions(folder, "another-base"), completions(trained, "base"))
 
 
 def test_policies_in_folders_of_one_name_do_not_mix(trained, base, runs, call):

@@ -70,5 +70,5 @@ def test_the_numbers_are_means_over_the_runs(tmp_path):
     text = " ".join(findings_lines(found).split())
     assert "0.4 % of the update" in text
     # the pairs part at 3, 4, … 8
-    assert "two trainings draw (median of 6 pairs) the same completions for the first 4 of 10 steps" in text
+    assert "both trainings draw the same completions for the first 4 of 10 steps (median of 6 pairs)" in text
     assert "1 of them can be told from 0" in text
