@@ -131,7 +131,7 @@ def _executor(run: Run, cluster: Cluster | None) -> Iterator[tuple[Executor, lis
         with executor_of(cluster) as executor:
             yield executor, []
         return
-    gpus = visible_gpus() if run.settings.device == "auto" else []
+    gpus = visible_gpus(run.settings.device)
     with ThreadPoolExecutor(len(gpus) or min(2, os.cpu_count() or 1)) as executor:
         yield executor, gpus
 

@@ -45,7 +45,7 @@ def workers_for(evaluation: Evaluation, names: Iterable[str], benchmarks: Iterab
     missing = len(_missing(evaluation, names, benchmarks))
     if missing < 2:
         return 1
-    return min(missing, workers or len(_gpus(evaluation.settings)) or 1)
+    return min(missing, workers or len(visible_gpus(evaluation.settings.device)) or 1)
 
 
 def draw_side_by_side(
@@ -64,7 +64,7 @@ def draw_side_by_side(
     number = workers_for(evaluation, sources, benchmarks, workers)
     if number > 1:
         work = [_Drawing(evaluation, *named, sources[named[0]]) for named in _missing(evaluation, sources, benchmarks)]
-        with executor_of(number, _gpus(evaluation.settings)) as executor:
+        with executor_of(number, visible_gpus(evaluation.settings.device)) as executor:
             run_jobs("evaluating", _draw, work, executor)
 
 
@@ -76,10 +76,6 @@ def _missing(evaluation: Evaluation, names: Iterable[str], benchmarks: Iterable[
 def _draw(drawing: _Drawing) -> None:
     use_one_thread(drawing.evaluation.settings)
     drawing.evaluation.completions(drawing.name, drawing.benchmark, drawing.source)
-
-
-def _gpus(settings: Settings) -> list[str]:
-    return visible_gpus() if settings.device == "auto" else []
 
 
 def use_one_thread(settings: Settings) -> None:

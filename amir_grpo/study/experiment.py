@@ -13,6 +13,7 @@ import pandas as pd
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.run import Run
 from amir_grpo.sandbox.problems import TRAINED_ON
+from amir_grpo.settings import settings_of
 from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
 from amir_grpo.study.regimes import BASE
 from amir_grpo.study.schedule import StudyRun
@@ -32,7 +33,8 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     Args:
         runs: Of one study and one folder, those of the base policies first, as `runs_in_order` has them.
         results: Gets one file per run.
-        workers: Number of processes; 0: one per GPU, or else per core, 1: this one. Or a cluster: each run is a job.
+        workers: Number of processes; 0: one per GPU that the runs may use, or else per core, 1: this one. Or a cluster: each
+            run is a job.
 
     Raises:
         ValueError: If results are kept that were made with other settings.
@@ -42,7 +44,8 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
     sampled = {run.base for run in waiting}
-    with locked(runs[0].folder, "study"), executor_of(workers, visible_gpus()) as executor:
+    gpus = visible_gpus(settings_of(runs[0].profile, runs[0].overrides).device)
+    with locked(runs[0].folder, "study"), executor_of(workers, gpus) as executor:
         run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in sampled], executor)
         trained = [run for run in waiting if run.arm.method != BASE]
         run_jobs("runs", _Make(results, bases), trained, executor)

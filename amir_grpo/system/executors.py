@@ -27,14 +27,20 @@ class Labelled(Protocol):
 Work = TypeVar("Work", bound=Labelled)
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+def visible_gpus(device: str) -> list[str]:
+    """The GPUs that work may use, as CUDA_VISIBLE_DEVICES names them; none where it stays on the CPU.
+
+    Args:
+        device: The setting of that name: auto or cpu.
+    """
+    if device == "cpu":
+        return []
     import torch
 
-    if not torch.cuda.is_available():
-        return []
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    # CUDA ignores what follows a name that it does not know
+    return named.split(",")[:number] if named else [str(gpu) for gpu in range(number)]
 
 
 class InlineExecutor(Executor):
@@ -53,7 +59,7 @@ def executor_of(workers: int | Cluster, gpus: Sequence[str] = ()) -> Iterator[Ex
 
     Args:
         workers: Number of processes of this machine; 0: one per GPU given, or else per core; 1: this process. Or a cluster.
-        gpus: As of `visible_gpus`: each worker sees one of them, in turn. None: all see what this process sees.
+        gpus: As of `visible_gpus`: each worker sees one of them, in turn. Empty: all see what this process sees.
     """
     if workers == 1:
         yield InlineExecutor()

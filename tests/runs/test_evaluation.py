@@ -251,6 +251,6 @@ def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings
 def test_one_worker_for_each_gpu_and_none_without_work(open_tiny, monkeypatch, asked, gpus, wanted):
     evaluation = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None, None)
     benchmarks = ["chain3", "chain6"]
-    monkeypatch.setattr(side_by_side, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(side_by_side, "visible_gpus", lambda device: gpus)
     assert side_by_side.workers_for(evaluation, ["base", "grpo"], benchmarks, asked) == wanted
     assert side_by_side.workers_for(evaluation, ["base"], benchmarks[:1], asked) == 1

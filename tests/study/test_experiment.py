@@ -82,6 +82,15 @@ def test_results_of_other_settings_are_not_mixed(made):
     check_kept(runs[0], results)
 
 
+@pytest.mark.parametrize(("profile", "device"), [("sandbox", "cpu"), ("sandbox-large", "auto")])
+def test_workers_are_counted_by_gpus_only_where_the_runs_use_them(monkeypatch, tmp_path, profile, device):
+    asked = []
+    monkeypatch.setattr(experiment, "visible_gpus", lambda device: asked.append(device) or ["0", "1"])
+    monkeypatch.setattr(experiment, "run_jobs", lambda *_: None)
+    make_runs(runs_in_order(PLAN, "pilot", tmp_path, ARMS, [1], profile=profile), tmp_path / "pilot", workers=1)
+    assert asked == [device]
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_made(capsys, tmp_path):
     for words, said in (
         (["--arms", "clean/gpro"], "Did you mean 'clean/grpo'"),

@@ -50,16 +50,25 @@ def test_each_worker_sees_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5"
 
 
-@pytest.mark.parametrize(("named", "wanted"), [(None, ["0", "1", "2"]), ("4,7", ["4", "7"]), ("GPU-1a", ["GPU-1a"])])
-def test_gpus_are_named_as_cuda_names_them(monkeypatch, named, wanted):
+@pytest.mark.parametrize(
+    ("named", "seen", "wanted"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("4,7", 2, ["4", "7"]),
+        ("GPU-1a", 1, ["GPU-1a"]),
+        ("4,-1,7", 1, ["4"]),  # CUDA reads no further than the first that there is not
+    ],
+)
+def test_gpus_are_named_as_cuda_names_them(monkeypatch, named, seen, wanted):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert executors.visible_gpus() == wanted
+    assert executors.visible_gpus("auto") == wanted
+    assert executors.visible_gpus("cpu") == []
 
 
 @pytest.fixture
