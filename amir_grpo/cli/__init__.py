@@ -107,6 +107,8 @@ def _plan(options: PlanOptions, overrides: dict[str, Any]) -> None:
 
 
 def _train(options: TrainOptions, overrides: dict[str, Any]) -> None:
+    from amir_grpo.results.tables import reward_ends
+
     adapter = Path(options.model_dir).expanduser() if options.model_dir else None
     if adapter:
         check_folder(adapter, "model_dir")
@@ -115,10 +117,10 @@ def _train(options: TrainOptions, overrides: dict[str, Any]) -> None:
     leave_process_group()
     if not is_main():
         return
-    tenth = max(1, len(log) // 10)
+    ends = reward_ends(log)
     print(
-        f"{options.method}: reward {log['reward'][:tenth].mean():.3f} over the first {tenth} logged steps, "
-        f"{log['reward'][-tenth:].mean():.3f} over the last. Adapter and log: {run.folder / options.method}"
+        f"{options.method}: reward {ends.first:.3f} over the first {ends.steps} logged steps, {ends.last:.3f} over the "
+        f"last. Adapter and log: {run.folder / options.method}"
     )
     if adapter:
         copy_policy(run.folder / options.method, adapter)

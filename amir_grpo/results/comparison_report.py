@@ -14,7 +14,7 @@ from amir_grpo.results.comparison_figures import comparison_figure
 from amir_grpo.results.formatting import p_text, signed
 from amir_grpo.results.report import TEMPLATES, header, number
 from amir_grpo.results.style import inline_svg
-from amir_grpo.results.tables import comparison_table
+from amir_grpo.results.tables import comparison_table, preference_share, reward_ends
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,9 @@ def _training_part(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     rows = []
     for run in runs:
         for method, log in run.log.groupby("method", sort=False):
-            reward, tenth = log["reward"].dropna(), max(1, len(log) // 10)
-            share = log.get("preference/share", pd.Series(dtype=float)).median()
-            ends = [f"{part.mean():.3f}" for part in (reward.head(tenth), reward.tail(tenth))]
+            ends, share = reward_ends(log), preference_share(log)
             shown = f"{100 * share:.2g} %" if share > 0 else "–"
-            rows.append([run.name, POLICY_NAMES[method], len(log), *ends, shown])
+            rows.append([run.name, POLICY_NAMES[method], len(log), f"{ends.first:.3f}", f"{ends.last:.3f}", shown])
     heads = ["run", "method", "steps", "reward, first tenth", "reward, last tenth", "preference term"]
     caption = "preference term: share of the update, median of the steps."
     return {"name": "Training", "heads": heads, "rows": rows, "caption": caption}

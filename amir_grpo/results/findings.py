@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
@@ -23,9 +24,9 @@ def findings_table(
         logs: The training logs of both methods, with a column method.
     """
     rows = [("Gain in pass@k", "AMIR-GRPO − GRPO", _gains(main), "–", "–")]
-    share = logs.loc[logs["method"] == "amir_grpo"].get("preference/share", pd.Series(dtype=float)).dropna()
-    if len(share):
-        result = f"{100 * share.median():.2f} % (median of the steps)"
+    share = tables.preference_share(logs[logs["method"] == "amir_grpo"])
+    if not np.isnan(share):
+        result = f"{100 * share:.2f} % (median of the steps)"
         rows.append(("Richer supervision", "share of the update that the preference makes", result, "–", "–"))
     shared = margins[margins["reading"] == "shared"]
     if shared["method"].nunique() == 2:
@@ -116,9 +117,8 @@ def reward_title(logs: pd.DataFrame) -> str:
     """What the reward figure shows: where each training began and ended, a tenth of its steps each."""
     told = []
     for method, log in logs.dropna(subset=["reward"]).groupby("method", sort=False):
-        tenth = max(1, len(log) // 10)
-        first, last = log["reward"].iloc[:tenth].mean(), log["reward"].iloc[-tenth:].mean()
-        told.append(f"{POLICY_NAMES.get(method, method)} {first:.2f} → {last:.2f}")
+        ends = tables.reward_ends(log)
+        told.append(f"{POLICY_NAMES.get(method, method)} {ends.first:.2f} → {ends.last:.2f}")
     return f"Reward in training: {', '.join(told)}" if told else "No step was logged"
 
 

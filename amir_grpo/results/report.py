@@ -13,6 +13,7 @@ from amir_grpo.choices import METHODS, POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.formatting import p_text, signed, wide_summary
 from amir_grpo.results.run_results import RunResults, examples, furthest_apart
 from amir_grpo.results.style import inline_svg
+from amir_grpo.results.tables import preference_share
 
 _CAPTIONS = {
     "main": "pass@k of the policies, and the gain of AMIR-GRPO over GRPO with its 95 % interval over problems.",
@@ -113,7 +114,7 @@ def _tiles(results: RunResults) -> list[dict[str, str]]:
     first = results.main[results.main["k"] == results.main["k"].min()]
     base, *trained = (first[policy].mean() for policy in POLICY_NAMES)
     clear = int((results.main["p_holm"] < SIGNIFICANCE).sum())
-    share = results.logs.loc[results.logs["method"] == "amir_grpo"].get("preference/share", pd.Series(dtype=float))
+    share = preference_share(results.logs[results.logs["method"] == "amir_grpo"])
     ends = ", ".join(f"{POLICY_NAMES[method]} {end:.1f}" for method, end in zip(METHODS, trained, strict=True))
     k = f"pass@{first['k'].iloc[0]}, mean of {len(first)} benchmark{'s' * (len(first) != 1)}"
     return [
@@ -125,7 +126,7 @@ def _tiles(results: RunResults) -> list[dict[str, str]]:
         },
         {
             "name": "Preference term",
-            "value": f"{100 * share.median():.2g} %" if share.notna().any() else "–",
+            "value": "–" if np.isnan(share) else f"{100 * share:.2g} %",
             "detail": "of the update, median of the steps",
         },
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.formatting import p_equals, signed
+from amir_grpo.results.tables import preference_share, reward_ends
 
 
 def base_sentence(policies: pd.DataFrame) -> str:
@@ -32,13 +34,11 @@ def training_sentence(log: pd.DataFrame, parting: int | None) -> str:
         parting: The first step at which its completions differ from the other method's, one past the last where none does;
             None where the other method is not trained.
     """
-    tenth = max(1, len(log) // 10)
-    reward = log["reward"].dropna()
-    text = f"The reward went from {reward.head(tenth).mean():.2f} to {reward.tail(tenth).mean():.2f}"
-    text += f" (means of the first and last {tenth} steps)" if tenth > 1 else " (first and last step)"
-    share = log.get("preference/share", pd.Series(dtype=float)).dropna()
-    if len(share):
-        text += f"; the preference term was {100 * share.median():.2g} % of the update (median)"
+    ends, share = reward_ends(log), preference_share(log)
+    text = f"The reward went from {ends.first:.2f} to {ends.last:.2f}"
+    text += f" (means of the first and last {ends.steps} steps)" if ends.steps > 1 else " (first and last step)"
+    if not np.isnan(share):
+        text += f"; the preference term was {100 * share:.2g} % of the update (median)"
     if parting == 1:
         text += "; the two methods drew different completions from the first step on"
     elif parting is not None and parting > log["step"].max():

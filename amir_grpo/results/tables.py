@@ -7,6 +7,7 @@ percent, gains in percentage points, margins in nats per token.
 
 from collections.abc import Sequence
 from itertools import combinations, product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -337,6 +338,30 @@ def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
     wide = wide.reindex(columns=list(METHODS)).astype(float)
     gain = metrics.paired_gain(wide["amir_grpo"].to_numpy(), wide["grpo"].to_numpy(), bounds=None)
     return {"problems": len(wide), **gain.columns()}
+
+
+class RewardEnds(NamedTuple):
+    """Mean reward of the first and of the last `steps` steps of a training; NaN where no step has a reward."""
+
+    first: float
+    last: float
+    steps: int
+
+
+def reward_ends(log: pd.DataFrame) -> RewardEnds:
+    """Where a training began and ended: means over the first and the last tenth of its steps, at least one step each.
+
+    Args:
+        log: A training log, one row per step; a step that reuses a rollout has no reward of its own and is left out.
+    """
+    reward = log["reward"].dropna()
+    tenth = max(1, len(reward) // 10)
+    return RewardEnds(float(reward.head(tenth).mean()), float(reward.tail(tenth).mean()), tenth)
+
+
+def preference_share(log: pd.DataFrame) -> float:
+    """Share of the update that the preference term makes, 0 to 1: the median over the steps; NaN where none has it."""
+    return float(log["preference/share"].median()) if "preference/share" in log else np.nan
 
 
 def with_gain(table: pd.DataFrame) -> pd.DataFrame:

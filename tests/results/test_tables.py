@@ -368,3 +368,17 @@ def test_a_question_stands_above_its_completions_as_text():
     assert "right: 15 or &lt;i&gt;" in html
     assert not re.search("<script|<b>|<i>", html)
     assert ">right<" in html
+
+
+def test_a_training_is_told_by_its_first_and_last_tenth():
+    log = pd.DataFrame({"reward": [0.0, np.nan, 1.0, *[5.0] * 17, np.nan, 2.0, 4.0], "step": range(23)})
+    assert tables.reward_ends(log) == (0.5, 3.0, 2)  # 21 steps have a reward
+    assert tables.reward_ends(log.head(3)) == (0.0, 1.0, 1)
+    assert np.isnan(tables.reward_ends(log.iloc[1:2]).first)
+
+
+def test_the_share_of_the_preference_term_is_the_median_of_the_steps_that_have_one():
+    log = pd.DataFrame({"preference/share": [0.1, np.nan, 0.2, 0.6]})
+    assert tables.preference_share(log) == 0.2
+    assert np.isnan(tables.preference_share(log[1:2]))
+    assert np.isnan(tables.preference_share(pd.DataFrame({"reward": [1.0]})))
