@@ -1,4 +1,4 @@
-"""Figures of comparisons over several trainings: gains on one axis, differences by seed, and what only one side solves."""
+"""Figures of comparisons over several trainings: gains on one axis, and what only one side solves."""
 
 from __future__ import annotations
 
@@ -94,43 +94,6 @@ def _comparison(axes, y: float, row: Mapping, reach: float) -> None:
 
 def _name(names: Mapping[str, str], arm: str) -> str:
     return names.get(arm, arm)
-
-
-@styled
-def seed_dots_figure(
-    seeds: pd.DataFrame, summary: pd.DataFrame, xlabel: str, title: str = "", digits: int = 1
-) -> Figure:
-    """Differences by seed as dots, their mean and its 95 % interval below them; one row per comparison, on one axis.
-
-    Args:
-        seeds: Columns about, gain: one row per training seed.
-        summary: Columns about, gain, gain_low, gain_high and, optionally, p: one row per comparison, in the order shown.
-        xlabel: What is compared, and in which unit.
-        title: The finding.
-        digits: Decimals of the number at the right.
-    """
-    figure = new_figure(6.0, 0.95 + 0.48 * len(summary))
-    axes = figure.subplots()
-    axes.axvline(0, color="#333333", linewidth=0.8)
-    for y, row in enumerate(summary.to_dict("records")):
-        dots = seeds.loc[seeds["about"] == row["about"], "gain"]
-        colour = SIGNIFICANT if row.get("p", np.nan) < SIGNIFICANCE else NEUTRAL
-        axes.plot(
-            dots, np.full(len(dots), y - 0.16), "o", markersize=4, color="#555555", alpha=0.45, markeredgewidth=0
-        )
-        axes.hlines(y + 0.18, row["gain_low"], row["gain_high"], color=colour, linewidth=1.8)
-        axes.plot(row["gain"], y + 0.18, "D", markersize=5, color=colour)
-        axes.annotate(signed(row["gain"], digits), (1.02, y), xycoords=("axes fraction", "data"), ha="left",
-                      va="center", color=colour, annotation_clip=False)  # fmt: skip
-    axes.set_yticks(range(len(summary)), summary["about"])
-    axes.set(ylim=(len(summary) - 0.5, -0.5), xlabel=xlabel)
-    axes.margins(x=0.08)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x")
-    add_footnote(figure, "Dots: training seeds; diamond: their mean with its 95 % interval.")
-    add_title(figure, title)
-    return figure
 
 
 @styled

@@ -53,7 +53,7 @@ def export_results(run: Run, folder: Path) -> Path:
     samples, greedy = run.samples(), run.samples(greedy=True)
     problems = {name: run.problems(name).to_list() for name in benchmarks}
     with explain_full_disk(folder.parent), atomic_folder(folder) as beside:
-        table = problem_table(samples, greedy, problems)
+        table = problem_results(samples, greedy, problems)
         atomic_write(beside / "problems.parquet", lambda part: table.to_parquet(part, index=False))
         kept = samples[[column for column in _COMPLETION_COLUMNS if column in samples]]
         atomic_write(beside / "completions.parquet", lambda part: kept.to_parquet(part, index=False))
@@ -62,7 +62,7 @@ def export_results(run: Run, folder: Path) -> Path:
     return folder
 
 
-def problem_table(
+def problem_results(
     samples: pd.DataFrame, greedy: pd.DataFrame, problems: Mapping[str, Iterable[Mapping[str, Any]]]
 ) -> pd.DataFrame:
     """A row for each policy, benchmark and problem.
@@ -110,7 +110,7 @@ def render_data_card(record: Mapping[str, Any], table: pd.DataFrame, calibrated:
 
     Args:
         record: Of the run (`amir_grpo.system.provenance.record_of`).
-        table: As of `problem_table`.
+        table: As of `problem_results`.
         calibrated: Whether completions state a confidence.
     """
     solved = table.assign(percent=100 * table["correct"] / table["samples"])

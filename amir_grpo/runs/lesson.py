@@ -49,7 +49,7 @@ ON_A_CPU = {
 _WIDTH = 680  # of a picture, in pixels
 
 
-def base_policy() -> PreTrainedModel:
+def load_base() -> PreTrainedModel:
     """The lesson's policy, as it was before any GRPO."""
     return load_policy(BASE, loading=_LOADING)
 
@@ -65,7 +65,7 @@ def rollout(problems: Dataset, completions: int, max_new_tokens: int = 64, seed:
         One row per completion, the rows of a problem adjacent: the columns that `draw_completions` gives, one for each
         reward function, reward (their sum), answer (as extracted), correct, and seq_logp (ℓ, nats per token).
     """
-    engine = TransformersEngine(base_policy(), load_tokenizer(BASE))
+    engine = TransformersEngine(load_base(), load_tokenizer(BASE))
     options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": max_new_tokens, "seed": seed}
     drawn = draw_completions(engine, problems, completions, label="one rollout", **options)
     answers = dict(zip(problems["id"], problems["answer"], strict=True))
@@ -96,7 +96,9 @@ class Update:
     bonus: Tensor
 
 
-def update_of(rewards: Tensor, seq_logps: Tensor, lambda_reg: float, beta_dpo: float, reward_margin: float) -> Update:
+def group_update(
+    rewards: Tensor, seq_logps: Tensor, lambda_reg: float, beta_dpo: float, reward_margin: float
+) -> Update:
     """The update that one group asks for.
 
     Args:
@@ -129,7 +131,7 @@ def moved(
     """
     from peft import get_peft_model
 
-    policy = get_peft_model(base_policy(), lora_config(4, 4))
+    policy = get_peft_model(load_base(), lora_config(4, 4))
     draw_adapter(policy, seed=0)
     (prompt,) = tokenize_prompts(load_tokenizer(BASE), problem).values()
     before = _seq_logps(policy, prompt, completion_ids)
@@ -168,7 +170,7 @@ def logged(trainer: Trainer) -> Styler:
     return log.style.hide(axis="index").format(formats)
 
 
-def shown(figure: Figure, width: int = _WIDTH) -> Image:
+def as_image(figure: Figure, width: int = _WIDTH) -> Image:
     """A figure as the output of a cell."""
     return Image(png(figure, dpi=160), width=width)
 
@@ -186,7 +188,7 @@ def explorer(group: pd.DataFrame, lambda_reg: float, beta_dpo: float, reward_mar
     seq_logps, right = torch.tensor(group["seq_logp"].to_numpy()), group["correct"].tolist()
 
     def picture(rewards: Sequence[float], lambda_reg: float, beta_dpo: float, reward_margin: float) -> bytes:
-        update = update_of(
+        update = group_update(
             torch.tensor(list(rewards), dtype=torch.float64), seq_logps, lambda_reg, beta_dpo, reward_margin
         )
         arrays = (part.numpy() for part in (update.wins, update.advantages, update.bonus))

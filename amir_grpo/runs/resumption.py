@@ -74,7 +74,11 @@ def name_the_cpu_as_torch_does(config: GRPOConfig) -> None:
 
 
 def bytes_to_come(policy: torch.nn.Module, config: GRPOConfig) -> int:
-    """Upper bound on the disk space, in bytes, of the adapter and of the checkpoints still to be written."""
+    """Disk space, in bytes, of what a training still writes: the adapter, and in each checkpoint adapter and optimizer.
+
+    The optimizer is taken to keep two moments in the precision of the weights. The rollout record, the tokenizer and the
+    states beside them, small where an adapter is large, are not counted.
+    """
     adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
     number = 0
     if config.save_strategy != "no":
@@ -82,4 +86,4 @@ def bytes_to_come(policy: torch.nn.Module, config: GRPOConfig) -> int:
         if config.save_total_limit is not None:
             number = min(number, config.save_total_limit + 1)  # the oldest goes when the newest is there
     there = len(list(Path(config.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")))
-    return adapter * (1 + 3 * max(0, number - there))  # with the two moments of Adam
+    return adapter * (1 + 3 * max(0, number - there))

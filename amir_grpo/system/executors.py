@@ -55,7 +55,9 @@ class InlineExecutor(Executor):
 
 @contextmanager
 def executor_of(workers: int | Cluster, gpus: Sequence[str] = ()) -> Iterator[Executor]:
-    """What runs jobs side by side, without progress bars of their own, since one bar shows the whole.
+    """What runs jobs: one after the other in this process, or side by side elsewhere.
+
+    Workers elsewhere show no progress bars of their own, since one bar shows the whole.
 
     Args:
         workers: Number of processes of this machine; 0: one per GPU given, or else per core; 1: this process. Or a cluster.

@@ -49,21 +49,6 @@ def test_comparisons_without_a_regime_or_a_verdict(tests):
     assert inside(figure)
 
 
-def test_every_seed_is_a_dot_beside_the_mean(tests):
-    seeds = pd.DataFrame({"about": ["margin"] * 5 + ["accuracy"] * 5, "gain": np.arange(10) / 100})
-    summary = pd.DataFrame(
-        {"about": ["margin", "accuracy"], "gain": [0.02, 0.07], "gain_low": [-0.01, 0.05], "gain_high": [0.05, 0.09],
-         "p": [0.4, 0.001]}
-    )  # fmt: skip
-    figure = comparison_figures.seed_dots_figure(seeds, summary, "difference", "Finding", digits=2)
-    (axes,) = figure.axes
-    np.testing.assert_allclose([line.get_xdata() for line in points(axes)], seeds["gain"].to_numpy().reshape(2, 5))
-    means = points(axes, "D")
-    assert [line.get_xdata()[0] for line in means] == [0.02, 0.07]
-    assert [to_hex(line.get_color()) for line in means] == [style.NEUTRAL, comparison_figures.SIGNIFICANT]
-    assert inside(figure)
-
-
 def test_facing_bars_are_as_long_as_their_shares():
     table = pd.DataFrame(
         {"old": "grpo", "new": ["amir_grpo", "GRPO, another seed"], "only_old": [2.0, 2.5], "only_new": [3.0, 2.5]}

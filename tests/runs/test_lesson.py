@@ -46,7 +46,7 @@ def test_a_rollout_is_the_same_each_time(problems, rollout):
 def test_the_update_is_trls_advantage_and_the_gradient_of_the_preference_loss():
     rewards = torch.tensor([0.5, 3.3, 2.9, 0.8], dtype=torch.float64)
     seq_logps = torch.tensor([-0.4, -0.1, -0.2, -0.3], dtype=torch.float64, requires_grad=True)
-    update = lesson.update_of(rewards, seq_logps, 0.5, 2.0, 1.0)
+    update = lesson.group_update(rewards, seq_logps, 0.5, 2.0, 1.0)
     assert update.wins.nonzero().tolist() == [[1, 0], [1, 3], [2, 0], [2, 3]]
     torch.testing.assert_close(update.advantages, (rewards - rewards.mean()) / (rewards.std() + 1e-4))
     pairs = lesson.mine_pairs(rewards, 4, 1.0)
@@ -69,7 +69,7 @@ def test_log_probabilities_are_those_of_the_sampling(problems, group):
     (prompt,) = lesson.tokenize_prompts(
         lesson.load_tokenizer(lesson.BASE), problems.select([problems["id"].index(group["problem_id"].iloc[0])])
     ).values()
-    scored = lesson._seq_logps(lesson.base_policy(), prompt, group["completion_ids"])
+    scored = lesson._seq_logps(lesson.load_base(), prompt, group["completion_ids"])
     assert scored.tolist() == pytest.approx(group["seq_logp"].tolist(), abs=1e-6)
 
 
