@@ -164,6 +164,7 @@ def _execute(notebook: _Notebook) -> float:
 
     out = notebook.run_folder / "notebooks" / f"{notebook.label}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)  # the error of an earlier attempt is not that of this one
     started = time.perf_counter()
     done = subprocess.run(
         [
