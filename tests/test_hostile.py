@@ -149,12 +149,13 @@ def test_every_outlet_shows_hostile_text_as_text(hostile, hostile_problems, tmp_
     shutil.copytree(hostile.folder, tmp_path / "other")
     cli.main(["report", str(hostile.folder), str(tmp_path / "other"), "--out", str(tmp_path / "comparison.html")])
     cli.main(["export", "--run_dir", str(hostile.folder), "--merged", "--out", str(tmp_path / "merged")])
+    cli.main(["export", "--run_dir", str(hostile.folder), "--results", str(tmp_path / "results")])
     cli.main(["evaluate", "--run_dir", str(hostile.folder)])
     printed = "".join(capsys.readouterr())
     assert not CONTROL.search(printed.replace("\r", "")), "the terminal"
     files = [path for folder in (hostile.folder, tmp_path) for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= set(OUTLETS)
-    assert {".html", ".svg", ".csv", ".md", ".json"} <= {path.suffix for path in files}
+    assert {".html", ".svg", ".csv", ".md", ".json", ".jsonl"} <= {path.suffix for path in files}
     for path in files:
         OUTLETS[path.suffix](path)
         assert re.fullmatch(r"[\w.()=+-]+", path.name), "no text becomes a name"

@@ -155,7 +155,7 @@ def _save_for_harness(
         for name, of_benchmark in problems.items():
             rows = samples[(samples["policy"] == policy) & (samples["benchmark"] == name)]
             entries[name] = harness_samples(rows, of_benchmark, prompts, generation, s.ks)
-            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries[name])
+            lines = "".join(json.dumps(entry) + "\n" for entry in entries[name])
             write_text(folder / policy / f"samples_{name}_{date}.jsonl", lines)
         results = harness_results(policy, entries, generation, s.seed)
         write_text(folder / policy / f"results_{date}.json", to_json(results))
