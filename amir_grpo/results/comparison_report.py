@@ -62,6 +62,8 @@ def render_comparison(runs: Sequence[FinishedRun]) -> str:
 def compared_across(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """Each method of each run against that of the first run, pass@1, paired by problem, on the benchmarks that all share.
 
+    Where two runs drew different numbers of completions, the first ones of each problem are compared, as many as both have.
+
     Columns method, and those of `tables.comparison_table`, new and old being names of runs; p_holm is corrected over all
     rows. No row where no set of problems is the same.
     """
@@ -72,6 +74,7 @@ def compared_across(runs: Sequence[FinishedRun]) -> pd.DataFrame:
             both = pd.concat([run.samples.assign(run=run.name) for run in (first, other)])
             both = both[(both["policy"] == method) & both["benchmark"].isin(common)].assign(policy=lambda t: t["run"])
             if len(both):
+                both = both[both["sample"] < both.groupby("run")["sample"].nunique().min()]
                 frames.append(comparison_table(both, ks=(1,)).assign(method=method))
     if not frames:
         return pd.DataFrame(columns=["method", "benchmark", "new", "old", "gain", "p_holm"])
@@ -116,13 +119,16 @@ def _gains(runs: Sequence[FinishedRun]) -> Any:
 
 
 def _across_part(across: pd.DataFrame, first: str) -> dict[str, Any]:
-    heads = ["method", "benchmark", "run", "pass@1, %", f"{first}, %", "gain", "95 % interval", "p (Holm)"]
+    heads = ["method", "benchmark", "run", "pass@1, %", f"{first}, %", "gain", "95 % interval", "p (Holm)", "n"]
     rows = [
         [POLICY_NAMES[r.method], r.benchmark, r.new, number(r.new_percent), number(r.old_percent), signed(r.gain),
-         f"{signed(r.gain_low)} to {signed(r.gain_high)}", p_text(r.p_holm)]
+         f"{signed(r.gain_low)} to {signed(r.gain_high)}", p_text(r.p_holm), r.samples]
         for r in across.itertuples()
     ]  # fmt: skip
-    caption = f"Paired by problem, against {first}; p corrected for the {len(rows)} rows."
+    caption = (
+        f"Paired by problem, against {first}; p corrected for the {len(rows)} rows. n: completions of each problem, the "
+        "first ones where one run drew more."
+    )
     return {"name": "Run against run", "heads": heads, "rows": rows, "caption": caption}
 
 

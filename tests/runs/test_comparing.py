@@ -9,13 +9,14 @@ import pytest
 from amir_grpo import cli
 from amir_grpo.results import tables
 from amir_grpo.results.comparison_report import compared_across
+from amir_grpo.results.formatting import signed
 from amir_grpo.runs import comparing
 from tests.results.test_tables import samples_from
 
 
-def write_run(folder, grpo, amir_grpo, fingerprint="same", **settings):
-    """A run folder with what the page reads; `grpo`, `amir_grpo`: right completions of 4, one entry per problem."""
-    samples = samples_from({"b": {"base": [0] * len(grpo), "grpo": grpo, "amir_grpo": amir_grpo}})
+def write_run(folder, grpo, amir_grpo, fingerprint="same", n=4, **settings):
+    """A run folder with what the page reads; `grpo`, `amir_grpo`: right completions of n, one entry per problem."""
+    samples = samples_from({"b": {"base": [0] * len(grpo), "grpo": grpo, "amir_grpo": amir_grpo}}, n)
     for method in ("grpo", "amir_grpo"):
         (folder / "samples" / method).mkdir(parents=True)
         samples[samples["policy"] == method].to_parquet(folder / "samples" / method / "b.parquet")
@@ -71,6 +72,15 @@ def test_runs_on_other_problems_stand_for_themselves(pair, tmp_path):
     assert "Not the same problems:</b> b" in page
     assert "Run against run" not in page
     assert "each stands for itself" in page
+
+
+def test_runs_with_other_numbers_of_completions_are_compared_at_those_that_both_have(pair, tmp_path):
+    more = write_run(tmp_path / "more", [3] * 12, [5] * 12, n=8)
+    page = comparing.write_comparison([pair[0], more], tmp_path / "page.html").read_text()
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    first = pd.read_parquet(more / "samples" / "amir_grpo" / "b.parquet").query("sample < 4")["correct"].mean()
+    assert f"AMIR-GRPO b more {100 * first:.1f} 25.0 {signed(100 * first - 25)}" in text
+    assert "the first ones where one run drew more" in text
 
 
 def test_three_runs_are_compared_with_the_first(pair, tmp_path):
