@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,12 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
         run_jobs("runs", _Make(results, bases), trained, executor)
 
 
+@dataclass(frozen=True)
 class _Make:
     """Makes a run and keeps its results; a value that travels to a worker process."""
 
-    def __init__(self, results: Path, bases: dict[int, StudyRun] | None = None) -> None:
-        self.results = results
-        self.bases = bases or {}
+    results: Path
+    bases: Mapping[int, StudyRun] = field(default_factory=dict)
 
     def __call__(self, run: StudyRun) -> None:
         kept, path = make_run(run, self.bases.get(run.base)), path_of(run, self.results)
