@@ -52,17 +52,17 @@ def coverage_gain(study: StudyResults, new: str, k: int, group: str = TRAINED) -
 def coverage_table(study: StudyResults, arms: Sequence[str], plan_margin: float, alpha: float) -> pd.DataFrame:
     """For each arm and k: columns about, k, only_new (percent of the problems that it solves and another GRPO does not),
     only_old (the other way round), null (the same as only_new, of GRPO), and those of `inference.Comparison.columns`, of
-    only_new − null. Empty without a second GRPO of the same base policies."""
+    only_new − null. All over the runs that the arm and both GRPOs have; an arm without such runs is left out."""
     rows = []
     for arm in arms:
         for k in (1, 4, 8):
-            other = others(study, TRAINED, k) if study.has(arm, _REFERENCE) else {}
-            new = study.solved(arm, TRAINED, k)
-            if not set(new) & set(other):
+            solved = study.solved(arm, TRAINED, k), study.solved(_REFERENCE, TRAINED, k), others(study, TRAINED, k)
+            shared = set.intersection(*map(set, solved))
+            if not shared:
                 continue
+            new, grpo, other = ({run: scores[run] for run in shared} for scores in solved)
             row = {"about": about(arm), "k": k, "only_new": _percent(only_new(new, other))}
-            row |= {"only_old": _percent(only_new(other, new))}
-            row |= {"null": _percent(only_new(study.solved(_REFERENCE, TRAINED, k), other))}
+            row |= {"only_old": _percent(only_new(other, new)), "null": _percent(only_new(grpo, other))}
             rows.append(row | coverage_gain(study, arm, k).columns(plan_margin, alpha))
     return pd.DataFrame(rows)
 
