@@ -45,7 +45,8 @@ KNOBS = [
 
 def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
     """The tests of the plan in their order."""
-    table = sequence_table(plan, outcomes(study, plan))
+    found = outcomes(study, plan)
+    table = sequence_table(plan, found)
     columns = ["gain", "gain_low", "gain_high", "p_value", "detectable"]
     table = table.reindex(columns=[*table.columns, *(column for column in columns if column not in table)])
     shown = table.rename(columns={"p_value": "p"}).assign(
@@ -53,8 +54,7 @@ def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
             f"{about(f'{row.regime}/{row.new}')} − {about(f'{row.regime}/{row.old}')}" for row in table.itertuples()
         ]
     )
-    wanted = table["hypothesis"].map(lambda hypothesis: "equivalent" if hypothesis == "equivalent" else "supported")
-    said = int((table["verdict"] == wanted).sum())
+    said = sum(outcome.shown for outcome in found)
     kind = "in their fixed order" if study.name == "confirmation" else "pilot, exploratory"
     made = int(table["gain"].notna().sum())
     title = f"{said} of the {made} tests with runs show what they say ({kind})"
@@ -120,7 +120,7 @@ def coverage_bars(study: StudyResults, plan: Plan, k: int = 8) -> Figure:
 def variant_gains(study: StudyResults, plan: Plan) -> Figure:
     """Claim 5: each variant with the preference term against itself without."""
     pairs = [pair for pairs in variants.PAIRS.values() for pair in pairs]
-    return gains_figure(study, plan, pairs, claim_title(study, plan, 4))
+    return gains_figure(gain_table(study, pairs, plan, ks=(1,)), plan, claim_title(study, plan, 4))
 
 
 def knob_gains(study: StudyResults, plan: Plan) -> Figure:
@@ -128,16 +128,11 @@ def knob_gains(study: StudyResults, plan: Plan) -> Figure:
     table = gain_table(study, KNOBS, plan, ks=(1,))
     shown = table[table["benchmarks"] == TRAINED] if len(table) else table
     clear = int((shown["p_holm"] < plan.alpha).sum()) if len(shown) else 0
-    return gains_figure(study, plan, KNOBS, f"Knobs and rivals: {clear} of {len(shown)} differ clearly (exploratory)")
+    return gains_figure(table, plan, f"Knobs and rivals: {clear} of {len(shown)} differ clearly (exploratory)")
 
 
-def gains_figure(study: StudyResults, plan: Plan, pairs: list[tuple[str, str]], title: str = "") -> Figure:
-    """Gains in pass@1 on the trained lengths; significant after Holm's correction over the rows shown.
-
-    Args:
-        pairs: (new, old) as `regime/arm`; those without runs are left out.
-    """
-    table = gain_table(study, pairs, plan, ks=(1,))
+def gains_figure(table: pd.DataFrame, plan: Plan, title: str) -> Figure:
+    """The gains of a `gain_table` on the trained lengths; significant after its correction."""
     if not len(table):
         return regime_figures.empty_figure(title)
     table = table[table["benchmarks"] == TRAINED].rename(columns={"p_holm": "p"})

@@ -204,10 +204,9 @@ def verdict(
     return verdict_from(comparison.p_value, interval, inner, margin, hypothesis, alpha)
 
 
-def shown(comparison: Comparison, margin: float, hypothesis: Hypothesis, alpha: float = ALPHA) -> bool:
-    """Whether the comparison shows what the hypothesis says."""
-    wanted = Verdict.EQUIVALENT if hypothesis is Hypothesis.EQUIVALENT else Verdict.SUPPORTED
-    return verdict(comparison, margin, hypothesis, alpha) is wanted
+def shown_by(hypothesis: Hypothesis) -> Verdict:
+    """The verdict that shows what the hypothesis says."""
+    return Verdict.EQUIVALENT if hypothesis is Hypothesis.EQUIVALENT else Verdict.SUPPORTED
 
 
 # --- what a design can tell ---------------------------------------------------------------------------------------

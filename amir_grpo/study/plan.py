@@ -10,16 +10,19 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from amir_grpo.study.inference import Comparison, Hypothesis, Verdict, shown, verdict
+from amir_grpo.study.inference import Comparison, Hypothesis, Verdict, shown_by, verdict
+from amir_grpo.system.provenance import file_at
 
 PLAN = Path(__file__).with_name("plan.toml")
+# What freezing itself changes.
+_FREEZE: dict[str, Any] = {"frozen": True, "commit": "", "date": ""}
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,6 @@ class Plan:
         """The (base policy, seed) of each run: seeds go round the base policies."""
         return [(place % self.base_policies, seed) for place, seed in enumerate(seeds)]
 
-    @property
-    def confirmation_runs(self) -> int:
-        """Trainings of the confirmation: every arm of every regime, with every seed."""
-        return sum(len(regime.arms) for regime in self.regimes) * len(self.confirmation_seeds)
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -86,6 +84,11 @@ class Outcome:
     tested: bool
     verdict: Verdict
     why: str
+
+    @property
+    def shown(self) -> bool:
+        """Whether the data show what the test says."""
+        return self.tested and self.verdict is shown_by(self.test.hypothesis)
 
 
 def read_plan(path: Path = PLAN) -> Plan:
@@ -174,6 +177,21 @@ def _check_freeze(plan: Plan) -> None:
         raise ValueError(f"frozen on date {plan.date!r}: give it as YYYY-MM-DD.") from None
 
 
+def check_frozen(plan: Plan, path: Path = PLAN) -> None:
+    """Check that the plan, read from `path`, is frozen and says what it said at the commit that it names.
+
+    Where git does not know that commit, as outside a clone, the latter cannot be told and is not checked.
+
+    Raises:
+        ValueError: If it is not frozen, or was changed since.
+    """
+    if not plan.frozen:
+        raise ValueError(f"The confirmation begins when the plan is frozen: see {path}.")
+    then = file_at(plan.commit, path)
+    if then is not None and replace(_plan(tomllib.loads(then)), **_FREEZE) != replace(plan, **_FREEZE):
+        raise ValueError(f"{path} is not what it was at commit {plan.commit[:12]}, which it names: restore it.")
+
+
 def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
     """The tests of the plan in their order, up to and with the first that does not show what it says.
 
@@ -193,13 +211,11 @@ def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outc
     outcomes, ended = [], ""
     for test in plan.tests:
         comparison = comparisons.get(test.name)
-        if ended or comparison is None:
-            why = ended or "There are no data."
-            outcomes.append(Outcome(test, comparison, False, Verdict.UNDECIDED, why))
-        else:
-            found = verdict(comparison, plan.margin, test.hypothesis, plan.alpha)
-            outcomes.append(Outcome(test, comparison, True, found, comparison.no_test))
-        if not ended and not (outcomes[-1].tested and shown(comparison, plan.margin, test.hypothesis, plan.alpha)):
+        if ended:
+            outcomes.append(Outcome(test, comparison, False, Verdict.UNDECIDED, ended))
+            continue
+        outcomes.append(_judge(plan, test, comparison))
+        if not outcomes[-1].shown:
             gate = "The gate, " if test.gate else ""
             ended = f"Not tested: {gate}test {test.name!r}{',' if gate else ''} was not shown."
     return outcomes
@@ -210,15 +226,14 @@ def judge_alone(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outco
 
     Arguments as of `run_sequence`.
     """
-    outcomes = []
-    for test in plan.tests:
-        comparison = comparisons.get(test.name)
-        if comparison is None:
-            outcomes.append(Outcome(test, None, False, Verdict.UNDECIDED, "There are no data."))
-        else:
-            found = verdict(comparison, plan.margin, test.hypothesis, plan.alpha)
-            outcomes.append(Outcome(test, comparison, True, found, comparison.no_test))
-    return outcomes
+    return [_judge(plan, test, comparisons.get(test.name)) for test in plan.tests]
+
+
+def _judge(plan: Plan, test: Test, comparison: Comparison | None) -> Outcome:
+    if comparison is None:
+        return Outcome(test, None, False, Verdict.UNDECIDED, "There are no data.")
+    found = verdict(comparison, plan.margin, test.hypothesis, plan.alpha)
+    return Outcome(test, comparison, True, found, comparison.no_test)
 
 
 def sequence_table(plan: Plan, outcomes: list[Outcome]) -> pd.DataFrame:

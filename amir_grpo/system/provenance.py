@@ -83,6 +83,11 @@ def record_of(folder: Path) -> dict[str, Any]:
     }
 
 
+def file_at(commit: str, path: Path) -> str | None:
+    """The text of a file at a commit of its repository; None where there is no git, no such commit or no such file in it."""
+    return _git("show", f"{commit}:./{path.name}", folder=path.parent)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The contents of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
@@ -111,12 +116,10 @@ def _cpu_name() -> str:
     return f"{(models or [platform.processor() or platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _git(*arguments: str) -> str | None:
-    """Output of git in the folder of the package; None where there is no git or no repository."""
+def _git(*arguments: str, folder: Path = Path(__file__).parent) -> str | None:
+    """Output of git in a folder, that of the package by default; None where there is no git or no repository."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

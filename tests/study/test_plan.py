@@ -1,13 +1,14 @@
 """The frozen file: what it says, what it refuses, and that verdicts are computed from it."""
 
 import re
+import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from amir_grpo.study.inference import Comparison, Verdict
-from amir_grpo.study.plan import PLAN, read_plan, run_sequence, sequence_table
+from amir_grpo.study.plan import PLAN, check_frozen, read_plan, run_sequence, sequence_table
 
 ORDER = ["two-step", "published", "nuisance", "nuisance-correctness", "outliers", "above-margin", "permuted"]
 
@@ -39,7 +40,6 @@ def test_the_plan_says_what_the_study_was_designed_to_test(plan):
     assert (plan.alpha, plan.margin, plan.power) == (0.05, 0.5, 0.8)
     assert (plan.quantity, plan.benchmarks) == ("pass@1", "trained lengths")
     assert plan.confirmation_seeds == tuple(range(1000, 1024))
-    assert plan.confirmation_runs == 360
 
 
 @pytest.mark.parametrize("seeds", ["confirmation_seeds", "pilot_seeds"])
@@ -167,3 +167,24 @@ def test_a_frozen_plan_is_read(tmp_path):
     plan = read_plan(rewritten(tmp_path, *changes))
     assert plan.frozen
     assert (plan.commit, plan.date) == ("0a" * 20, "2026-11-22")
+
+
+def test_a_frozen_plan_is_what_it_was_at_its_commit(tmp_path):
+    def git(*arguments):
+        user = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        done = subprocess.run(["git", *user, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    path = rewritten(tmp_path)
+    with pytest.raises(ValueError, match="begins when the plan is frozen"):
+        check_frozen(read_plan(path), path)
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message=plan")
+    freeze = [("frozen = false", "frozen = true"), ('commit = ""', f'commit = "{git("rev-parse", "HEAD")}"')]
+    freeze += [('date = ""', 'date = "2026-11-22"')]
+    rewritten(tmp_path, *freeze)
+    check_frozen(read_plan(path), path)
+    rewritten(tmp_path, *freeze, ("margin = 0.5", "margin = 0.8"))
+    with pytest.raises(ValueError, match="is not what it was at commit"):
+        check_frozen(read_plan(path), path)
