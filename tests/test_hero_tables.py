@@ -22,7 +22,7 @@ def write_run(folder, arm, seed, rate, parting=None):
     rollouts = pd.DataFrame(
         {"reward": reward, "right": 0.5, "tokens_right": 20.0, "tokens_wrong": np.nan, "share": 0.004}
     )
-    record = {"arm": arm, "seed": seed, "base": seed % 6, "samples": 8}
+    record = {"arm": arm, "seed": seed, "base": seed % 6, "settings": {"num_samples": 8}}
     keep_run(folder / f"clean.{arm}.seed{seed}.zip", KeptRun(record, {"problems": problems, "rollouts": rollouts}))
 
 

@@ -23,7 +23,11 @@ def base_policy_table(pilot: Path) -> pd.DataFrame:
     for when, arm in ARMS.items():
         for path in sorted(pilot.glob(f"{arm}.seed*.zip")):
             kept = read_run(path)
-            rates = 100 * kept.tables["problems"].groupby("benchmark")["correct"].mean() / kept.record["samples"]
+            rates = (
+                100
+                * kept.tables["problems"].groupby("benchmark")["correct"].mean()
+                / kept.record["settings"]["num_samples"]
+            )
             rows += [{"base_policy": str(kept.record["base"]), "column": f"{name}_{when}", "rate": rate}
                      for name, rate in rates.items()]  # fmt: skip
     wide = pd.DataFrame(rows).pivot_table(index="base_policy", columns="column", values="rate", aggfunc="mean")

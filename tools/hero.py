@@ -108,7 +108,11 @@ def _pairs(found: Mapping[str, Mapping[int, KeptRun]]) -> list[int]:
 def _rates(run: KeptRun, benchmark: str) -> np.ndarray:
     """pass@1 of each problem, in percent."""
     problems = run.tables["problems"]
-    return 100 * problems.loc[problems["benchmark"] == benchmark, "correct"].to_numpy() / run.record["samples"]
+    return (
+        100
+        * problems.loc[problems["benchmark"] == benchmark, "correct"].to_numpy()
+        / run.record["settings"]["num_samples"]
+    )
 
 
 def _by_base(runs: list[KeptRun], benchmark: str) -> np.ndarray:

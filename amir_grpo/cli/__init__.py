@@ -163,7 +163,7 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.runs.locations import project_root, runs_folder
     from amir_grpo.study.experiment import compare_with_kept, make_runs
     from amir_grpo.study.finding import report_lines
-    from amir_grpo.study.plan import read_plan
+    from amir_grpo.study.plan import check_frozen, read_plan
     from amir_grpo.study.results import load_study
     from amir_grpo.study.schedule import runs_in_order, single_run
 
@@ -178,12 +178,15 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     check_folder(folder, "folder")
     common = {"overrides": overrides, "profile": options.profile}
     if options.only:
-        print(compare_with_kept(*single_run(plan, options.study, folder, options.only, **common), results))
+        again = single_run(plan, options.study, folder, options.only, **common)
+        if differing := compare_with_kept(again, results):
+            raise SystemExit(f"{again.label}: other {' and '.join(differing)} than those that are kept in {results}.")
+        print(f"{again.label}: the same completions and weights as those that are kept.")
         return
     check_folder(results, "results")
     runs = runs_in_order(plan, options.study, folder, options.arms or (), options.seeds or (), **common)
-    if options.study == "confirmation" and not plan.frozen:
-        raise ValueError("The confirmation begins when the plan is frozen: see amir_grpo/study/plan.toml.")
+    if options.study == "confirmation":
+        check_frozen(plan)
     make_runs(runs, results, cluster_of(options, folder) or options.workers)
     print("\n".join(report_lines(load_study(results), plan)))
     print(f"\nResults: {results}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
 from amir_grpo.policies.source import PolicySource
+from amir_grpo.runs.opening import NO_EFFECT
 from amir_grpo.runs.run import Run
 from amir_grpo.sandbox.problems import TRAINED_ON
-from amir_grpo.settings import settings_of
+from amir_grpo.settings import differences
 from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
 from amir_grpo.study.regimes import BASE
 from amir_grpo.study.schedule import StudyRun
@@ -44,10 +46,12 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
         check_kept(run, results)
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
-    sampled = {run.base for run in waiting}
-    gpus = visible_gpus(settings_of(runs[0].profile, runs[0].overrides).device)
-    with locked(runs[0].folder, "study"), executor_of(workers, gpus) as executor:
-        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in sampled], executor)
+    needed = {run.base for run in waiting}
+    with locked(runs[0].folder, "study"), executor_of(workers, visible_gpus(runs[0].settings.device)) as executor:
+        for run in runs:  # killed between keeping its results and deleting its folder
+            if run not in waiting:
+                _throw_away(run)
+        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in needed], executor)
         trained = [run for run in waiting if run.arm.method != BASE]
         run_jobs("runs", _Make(results, bases), trained, executor)
 
@@ -60,15 +64,18 @@ class _Make:
     bases: Mapping[int, StudyRun] = field(default_factory=dict)
 
     def __call__(self, run: StudyRun) -> None:
-        kept, path = make_run(run, self.bases.get(run.base)), path_of(run, self.results)
+        path = path_of(run, self.results)
         if not path.exists():
-            keep_run(path, kept)
-        elif (
-            read_run(path).record["digests"] != kept.record["digests"]
-        ):  # of a base policy, that others are measured on
+            keep_run(path, make_run(run, self.bases.get(run.base)))
+            _throw_away(run)
+        elif _differing(path, _train_and_draw(run)):  # a base policy, on whose completions others are measured
             raise ValueError(f"{path} is of other completions than {run.label} has now: give another results folder.")
-        if run.arm.method != BASE:
-            shutil.rmtree(run.folder / run.name)
+
+
+def _throw_away(run: StudyRun) -> None:
+    """Delete the folder of a training."""
+    if run.arm.method != BASE:
+        shutil.rmtree(run.folder / run.name, ignore_errors=True)
 
 
 def path_of(run: StudyRun, results: Path) -> Path:
@@ -83,15 +90,42 @@ def check_kept(run: StudyRun, results: Path) -> None:
         ValueError: If they were not.
     """
     path = path_of(run, results)
-    if path.exists():
-        kept, wanted = read_run(path).record["changes"], _changes(run)
-        for name in {**wanted, **kept}:
-            was, is_now = (changes.get(name, "the profile's own") for changes in (kept, wanted))
-            if was != is_now:
-                raise ValueError(
-                    f"{path} was made with {name}={was!r}, and {run.arm.path} has {is_now!r} now.\n"
-                    "Delete it, and it is made again, or give another folder for the results."
-                )
+    if not path.exists():
+        return
+    record = read_run(path).record
+    facts = {name: (record[name], value) for name, value in (("study", run.study), ("profile", run.profile))}
+    changed = differences(record["settings"], run.settings)
+    for name, (was, is_now) in {**facts, **changed}.items():
+        if was != is_now and name not in NO_EFFECT:
+            raise ValueError(
+                f"{path} was made with {name}={was!r}, and {run.arm.path} has {is_now!r} now.\n"
+                "Delete it, and it is made again, or give another folder for the results."
+            )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A run that is trained and whose completions are drawn; seconds of CPU time by what they went into."""
+
+    opened: Run
+    samples: pd.DataFrame
+    greedy: pd.DataFrame
+    seconds: dict[str, float]
+    digests: dict[str, str]
+
+
+def _train_and_draw(run: StudyRun) -> _Drawn:
+    """Train one run and draw its completions, or read what is complete of it."""
+    opened, method = run.open(), run.arm.method
+    before, seconds = time.process_time(), {}
+    if method != BASE:
+        opened.train(method)
+    seconds["training"], before = time.process_time() - before, time.process_time()
+    samples, greedy = opened.samples([method]), opened.samples([method], greedy=True)
+    seconds["evaluation"] = time.process_time() - before
+    adapter = None if method == BASE else opened.folder / method
+    weights = PolicySource(opened.base(), adapter).weights_hash()
+    return _Drawn(opened, samples, greedy, seconds, {"completions": digest_of(samples), "weights": weights})
 
 
 def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
@@ -100,15 +134,9 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
     Args:
         base: The run of its base policy, whose completions it is measured on; None for that run itself.
     """
-    opened, method = run.open(), run.arm.method
-    before, seconds = time.process_time(), {}
-    if method != BASE:
-        opened.train(method)
-    seconds["training"], before = time.process_time() - before, time.process_time()
-    samples, greedy = opened.samples([method]), opened.samples([method], greedy=True)
-    seconds["evaluation"], before = time.process_time() - before, time.process_time()
-    tables = {"problems": problem_table(samples, greedy)}
-    digests = {"completions": digest_of(samples), "weights": PolicySource(opened.base()).weights_hash()}
+    drawn, method = _train_and_draw(run), run.arm.method
+    opened, before = drawn.opened, time.process_time()
+    tables = {"problems": problem_table(drawn.samples, drawn.greedy)}
     tables["boundary"] = _boundary(opened, method, (base or run).open())
     if method != BASE:
         from amir_grpo.runs.trl_config import steps_per_rollout  # imports TRL, which has to come after the backend
@@ -118,17 +146,19 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
         tables["rollouts"] = rollout_table(rollouts, opened.train(method), steps)
         tables["richness"] = richness_table(rollouts, steps)
         tables["lengths"] = length_table(rollouts)
-        digests["weights"] = PolicySource(opened.base(), opened.folder / method).weights_hash()
-    seconds["measuring"] = time.process_time() - before
-    return KeptRun(_record(run, opened, digests, seconds), tables)
+    seconds = drawn.seconds | {"measuring": time.process_time() - before}
+    return KeptRun(_record(run, drawn.digests, seconds), tables)
 
 
-def compare_with_kept(run: StudyRun, base: StudyRun | None, results: Path) -> str:
-    """Make one run again and say whether it is what is kept of it; nothing that is kept changes.
+def compare_with_kept(run: StudyRun, results: Path) -> list[str]:
+    """Make one run again, in a folder of its own that is deleted afterwards, and compare it with what is kept.
 
     Args:
-        run, base: As of `make_run`.
-        results: Holds what is kept.
+        run: Its own folder is not used.
+        results: Holds what is kept; nothing of it changes.
+
+    Returns:
+        What differs: completions (the samples, token by token), weights (of the policy), or neither.
 
     Raises:
         FileNotFoundError: If nothing is kept of it.
@@ -138,31 +168,31 @@ def compare_with_kept(run: StudyRun, base: StudyRun | None, results: Path) -> st
     if not path.exists():
         raise FileNotFoundError(f"Nothing is kept of {run.label}: there is no {path}.")
     check_kept(run, results)
-    kept, again = read_run(path), make_run(run, base)
-    differing = [name for name, digest in kept.record["digests"].items() if again.record["digests"][name] != digest]
-    if differing:
-        return f"{run.label}: other {' and '.join(differing)} than those that are kept in {path}."
-    return f"{run.label}: the same completions and weights as those that are kept."
+    with TemporaryDirectory() as folder:
+        return _differing(path, _train_and_draw(replace(run, folder=Path(folder))))
 
 
-def _record(run: StudyRun, opened: Run, digests: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:
+def _differing(path: Path, drawn: _Drawn) -> list[str]:
+    """Names of the digests that are not those that are kept."""
+    kept = read_run(path).record["digests"]
+    return [name for name, digest in drawn.digests.items() if kept[name] != digest]
+
+
+def _record(run: StudyRun, digests: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:
     made_with = provenance()
     return {
+        "study": run.study,
         "regime": run.arm.regime,
         "arm": run.arm.name,
         "method": run.arm.method,
         "seed": run.seed,
         "base": run.base,
-        "samples": opened.settings.num_samples,
-        "changes": _changes(run),
+        "profile": run.profile,
+        "settings": asdict(run.settings),
         "digests": digests,
         "seconds": {what: round(value, 1) for what, value in seconds.items()},
         **{name: made_with[name] for name in ("python", "commit", "uncommitted_changes", "packages")},
     }
-
-
-def _changes(run: StudyRun) -> dict[str, Any]:
-    return {"profile": run.profile, "training_seed": run.training_seed, **run.arm.changes, **run.overrides}
 
 
 def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:

@@ -25,8 +25,8 @@ class KeptRun:
     """What is kept of a run.
 
     Attributes:
-        record: What was run: regime, arm, method, seed, base, samples, settings that differ from the profile's, digests,
-            seconds of CPU time, provenance.
+        record: What was run: study, regime, arm, method, seed, base, profile, all settings, digests, seconds of CPU time,
+            provenance.
         tables: By name, of `TABLES`; the base policy has fewer.
     """
 

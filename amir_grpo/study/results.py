@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from amir_grpo.metrics import pass_at_k
 from amir_grpo.runs.locations import kept_results
 from amir_grpo.sandbox.problems import TRAINED_ON
-from amir_grpo.settings import PROFILES
 from amir_grpo.study.inference import Comparison, compare
 from amir_grpo.study.kept_runs import TABLES, KeptRun, read_run
 from amir_grpo.study.regimes import ARMS
 
 NAMES = ["regime", "arm", "seed", "base"]
+# Settings that all runs of a study share: what they are evaluated on.
+_SHARED = ("model_name", "benchmarks", "eval_limit", "num_samples")
+_PROBLEM = ["benchmark", "problem"]
 TRAINED, LONGER = "trained lengths", "longer problems"
 
 
@@ -28,15 +30,18 @@ class StudyResults:
 
     Attributes:
         name: pilot or confirmation.
-        runs: One row per run: regime, arm, method, seed, base, samples, profile.
+        runs: One row per run: regime, arm, method, seed, base, path.
         tables: By name, of `kept_runs.TABLES`: the runs' tables one below the other, with the columns `NAMES` in front.
+            The same problems in the same order for every run.
         benchmarks: Names of the benchmarks by group, `TRAINED` or `LONGER`.
+        samples: Completions per problem.
     """
 
     name: str
     runs: pd.DataFrame
     tables: dict[str, pd.DataFrame]
     benchmarks: dict[str, list[str]]
+    samples: int
 
     def has(self, *paths: str) -> bool:
         """Whether the arms, given as `regime/arm`, have a run of the same base policy and seed."""
@@ -59,10 +64,9 @@ class StudyResults:
 
     def solved(self, path: str, group: str = TRAINED, k: int = 1) -> dict[tuple[int, int], NDArray[np.float64]]:
         """pass@k of every problem of a group of benchmarks, as fractions, by (base, seed)."""
-        samples = int(self.runs["samples"].iloc[0])
         table = self.part("problems", path)
         table = table[table["benchmark"].isin(self.benchmarks[group])]
-        table = table.assign(solved=pass_at_k(table["correct"], np.full(len(table), samples), k))
+        table = table.assign(solved=pass_at_k(table["correct"], np.full(len(table), self.samples), k))
         return {key: rows["solved"].to_numpy(float) for key, rows in table.groupby(["base", "seed"])}
 
 
@@ -71,13 +75,14 @@ def load_study(folder: Path) -> StudyResults:
 
     Raises:
         FileNotFoundError: If there are none.
+        ValueError: If they are not of one study, see `study_of`.
     """
     kept = [read_run(path) for path in sorted(folder.glob("*.zip"))]
     if not kept:
         raise FileNotFoundError(
             f"{folder} holds no results of a study: `make evidence` makes them, and a clone of the project has them."
         )
-    return study_of(folder.name, kept)
+    return study_of(kept)
 
 
 def kept_study(name: str = "") -> StudyResults:
@@ -91,9 +96,15 @@ def kept_study(name: str = "") -> StudyResults:
     return load_study(kept_results(name))
 
 
-def study_of(name: str, kept: Sequence[KeptRun]) -> StudyResults:
-    """The results of a study's runs."""
-    columns = [*NAMES, "method", "samples"]
+def study_of(kept: Sequence[KeptRun]) -> StudyResults:
+    """The results of a study's runs.
+
+    Raises:
+        ValueError: If two runs are of different studies or profiles, or were not evaluated on the same problems with the
+            same number of completions.
+    """
+    _check_one_study(kept)
+    columns = [*NAMES, "method"]
     runs = pd.DataFrame([{column: run.record[column] for column in columns} for run in kept])
     runs["path"] = runs["regime"] + "/" + runs["arm"]
     tables = {}
@@ -103,11 +114,25 @@ def study_of(name: str, kept: Sequence[KeptRun]) -> StudyResults:
         if frames:
             table = pd.concat(frames, ignore_index=True)
             tables[kind] = table[[*NAMES, *(column for column in table.columns if column not in NAMES)]]
-    settings = PROFILES[kept[0].record["changes"]["profile"]]
-    trained = TRAINED_ON[settings["model_name"]]
+    first = kept[0].record
+    trained = TRAINED_ON[first["settings"]["model_name"]]
     found = list(tables["problems"]["benchmark"].unique())
     groups = {TRAINED: [b for b in found if b in trained], LONGER: [b for b in found if b not in trained]}
-    return StudyResults(name, runs, tables, groups)
+    return StudyResults(first["study"], runs, tables, groups, first["settings"]["num_samples"])
+
+
+def _check_one_study(kept: Sequence[KeptRun]) -> None:
+    """Raise ValueError at the first run that cannot be compared with the first."""
+    first = kept[0]
+    for run in kept[1:]:
+        a, b = (f"{r.record['regime']}/{r.record['arm']}, seed {r.record['seed']}" for r in (first, run))
+        facts = [(name, *(r.record[name] for r in (first, run))) for name in ("study", "profile")]
+        settings = [(name, *(r.record["settings"][name] for r in (first, run))) for name in _SHARED]
+        for name, was, other in facts + settings:
+            if was != other:
+                raise ValueError(f"{a} has {name}={was!r}, and {b} has {other!r}: keep them in folders of their own.")
+        if not first.tables["problems"][_PROBLEM].equals(run.tables["problems"][_PROBLEM]):
+            raise ValueError(f"{a} and {b} were evaluated on different problems: runs are paired by problem.")
 
 
 def compared(new: dict[tuple[int, int], NDArray], old: dict[tuple[int, int], NDArray]) -> Comparison:

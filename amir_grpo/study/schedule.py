@@ -9,7 +9,7 @@ from typing import Any
 
 from amir_grpo.choices import check_names
 from amir_grpo.runs.run import Run, open_run
-from amir_grpo.settings import settings_of
+from amir_grpo.settings import Settings, settings_of
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.regimes import ARMS, BASE, RegimeArm
 
@@ -23,6 +23,7 @@ class StudyRun:
     """One run of a study as a value that travels to a worker process.
 
     Attributes:
+        study: Which of `STUDIES` it belongs to.
         arm: What is trained.
         seed: The seed of the run, equal for all arms that are compared; the training's own is `training_seed`.
         base: Which base policy.
@@ -31,6 +32,7 @@ class StudyRun:
         profile: The profile that the arm changes.
     """
 
+    study: str
     arm: RegimeArm
     seed: int
     base: int
@@ -53,14 +55,17 @@ class StudyRun:
         """The seed of everything random in the run."""
         return self.seed + self.arm.seed_offset
 
-    def open(self) -> Run:
-        """The run folder, with a checkpoint where half of the training is done."""
+    @property
+    def settings(self) -> Settings:
+        """All settings of the run; it keeps a checkpoint where half of the training is done."""
         changes = {"seed": self.training_seed, "base_seed": self.base, "eval_limit": PROBLEMS, **self.arm.changes}
         changes |= self.overrides
-        settings = settings_of(self.profile, changes)
-        changes |= {"save_steps": -(-settings.max_steps // 2), "save_total_limit": None}
-        settings = settings_of(self.profile, changes)  # all of them, so that none is taken from what is there
-        return open_run(self.profile, self.folder / self.name, asdict(settings))
+        half = -(-settings_of(self.profile, changes).max_steps // 2)
+        return settings_of(self.profile, changes | {"save_steps": half, "save_total_limit": None})
+
+    def open(self) -> Run:
+        """The run folder, with every setting given, so that none is taken from what is there."""
+        return open_run(self.profile, self.folder / self.name, asdict(self.settings))
 
 
 def arms_in_order(plan: Plan, study: str) -> list[list[str]]:
@@ -106,7 +111,7 @@ def runs_in_order(
     runs = [(untrained, base, seed) for base, seed in grid[: plan.base_policies] if base in bases]
     for block in blocks:
         runs += [(path, base, seed) for base, seed in chosen for path in block if not arms or path in arms]
-    return [StudyRun(ARMS[path], seed, base, folder, overrides or {}, profile) for path, base, seed in runs]
+    return [StudyRun(study, ARMS[path], seed, base, folder, overrides or {}, profile) for path, base, seed in runs]
 
 
 def single_run(
@@ -116,8 +121,8 @@ def single_run(
     name: str,
     overrides: Mapping[str, Any] | None = None,
     profile: str = PROFILE,
-) -> tuple[StudyRun, StudyRun | None]:
-    """One run of a study by its name, `regime/arm/seed`, and that of its base policy, None where it is that itself.
+) -> StudyRun:
+    """One run of a study by its name, `regime/arm/seed`; the other arguments as of `runs_in_order`.
 
     Raises:
         ValueError: If the study has no such run.
@@ -125,8 +130,7 @@ def single_run(
     path, _, seed = name.rpartition("/")
     if not seed.isdecimal():
         raise ValueError(f"{name!r} does not name a run: give regime/arm/seed, as in clean/grpo/0.")
-    base, *others = runs_in_order(plan, study, folder, [path], [int(seed)], overrides, profile)
-    made = (others or [base])[0]
-    if (made.arm.path, made.seed) != (path, int(seed)):
-        raise ValueError(f"The {study} has no run {name}; its base policies' are those of its first seeds.")
-    return (others[0], base) if others else (base, None)
+    for run in runs_in_order(plan, study, folder, [path], [int(seed)], overrides, profile):
+        if (run.arm.path, run.seed) == (path, int(seed)):
+            return run
+    raise ValueError(f"The {study} has no run {name}; its base policies' are those of its first seeds.")

@@ -1,8 +1,11 @@
 """Made-up results of a study whose truth is known: kept runs, as `load_study` would read them."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 
+from amir_grpo.settings import settings_of
 from amir_grpo.study.kept_runs import KeptRun
 from amir_grpo.study.regimes import ARMS
 from amir_grpo.study.results import study_of
@@ -12,7 +15,7 @@ from amir_grpo.study.summaries import LENGTH_EDGES, WINDOWS
 BENCHMARKS, PROBLEMS, SAMPLES = ("chain6", "chain7", "chain8"), 60, 8
 
 
-def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40):
+def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40, study="pilot"):
     """One run: problems solved with a chance of a logit, plus its base policy's and the problem's own; and the other tables,
     with the numbers that are given."""
     arm = ARMS[path]
@@ -59,8 +62,9 @@ def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40):
         tables["richness"] = pd.DataFrame(
             richness | {"share": share, "residual_share": 0.2 * share + 0.001 * own.random(WINDOWS)}
         )
-    record = {"regime": arm.regime, "arm": arm.name, "method": arm.method, "seed": seed, "base": base}
-    return KeptRun(record | {"samples": SAMPLES, "changes": {"profile": "sandbox"}, "digests": {}}, tables)
+    record = {"study": study, "regime": arm.regime, "arm": arm.name, "method": arm.method, "seed": seed, "base": base}
+    settings = asdict(settings_of("sandbox", {"num_samples": SAMPLES}))
+    return KeptRun(record | {"profile": "sandbox", "settings": settings, "digests": {}}, tables)
 
 
 def made_up_study(arms, name="pilot", bases=6, seeds_per_base=1):
@@ -69,5 +73,5 @@ def made_up_study(arms, name="pilot", bases=6, seeds_per_base=1):
     for path, options in arms.items():
         options = options if isinstance(options, dict) else {"logit": options}
         for place in range(bases * seeds_per_base):
-            kept.append(kept_run(path, place, place % bases, **options))
-    return study_of(name, kept)
+            kept.append(kept_run(path, place, place % bases, study=name, **options))
+    return study_of(kept)

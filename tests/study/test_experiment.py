@@ -1,13 +1,14 @@
 """A small study that is made, interrupted, made again and compared with what is kept."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from amir_grpo import cli
 from amir_grpo.study import experiment
 from amir_grpo.study.experiment import check_kept, compare_with_kept, make_runs, path_of
-from amir_grpo.study.kept_runs import read_run
+from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
 from amir_grpo.study.plan import read_plan
 from amir_grpo.study.results import load_study
 from amir_grpo.study.schedule import runs_in_order, single_run
@@ -55,7 +56,7 @@ def test_what_is_kept_is_not_made_again_and_what_is_lost_comes_back_the_same(mad
     before = read_run(lost)
     lost.unlink()
     make_runs(runs, results, workers=1)
-    assert again == [runs[0].name, runs[-1].name]  # the base policy's completions are needed, and were there
+    assert again == [runs[-1].name]
     after = read_run(lost)
     assert after.record["digests"] == before.record["digests"]
     assert all(after.tables[name].equals(before.tables[name]) for name in before.tables)
@@ -63,15 +64,68 @@ def test_what_is_kept_is_not_made_again_and_what_is_lost_comes_back_the_same(mad
 
 def test_a_single_run_is_compared_with_what_is_kept(made, tmp_path):
     _, results = made
-    pair = single_run(PLAN, "pilot", tmp_path / "again", "clean/grpo/1", SMALL)
-    assert "the same completions and weights" in compare_with_kept(*pair, results)
+    run = single_run(PLAN, "pilot", tmp_path / "again", "clean/grpo/1", SMALL)
+    assert compare_with_kept(run, results) == []
+    assert not run.folder.exists()
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(results / "clean.mixture-0.6.seed1.zip", other / "clean.grpo.seed1.zip")
     with pytest.raises(ValueError, match="was made with lambda_schedule='mixture'"):
-        compare_with_kept(*pair, other)
+        compare_with_kept(run, other)
     with pytest.raises(FileNotFoundError, match="Nothing is kept of clean/grpo, seed 1"):
-        compare_with_kept(*pair, tmp_path)
+        compare_with_kept(run, tmp_path)
+
+
+def test_a_run_that_comes_out_otherwise_is_named_and_ends_with_1(made, tmp_path, capsys):
+    runs, results = made
+    kept = read_run(path_of(runs[0], results))
+    digests = kept.record["digests"] | {"completions": "0" * 16}
+    keep_run(tmp_path / "clean.base.seed1.zip", KeptRun({**kept.record, "digests": digests}, kept.tables))
+    settings = [f"--{name}={value}" for name, value in SMALL.items() if name != "ks"] + ["--ks", "1", "2"]
+    command = ["evidence", "--only", "clean/base/1", "--results", str(tmp_path), "--folder", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, *settings])
+    assert "clean/base, seed 1: other completions than those that are kept" in str(caught.value)
+
+
+def test_a_folder_left_by_a_kill_goes_and_a_base_policy_that_changed_is_refused(made, tmp_path):
+    runs, results = made
+    left = runs[0].folder / runs[1].name
+    left.mkdir()
+    make_runs(runs, results, workers=1)
+    assert not left.exists()
+    other = tmp_path / "results"
+    shutil.copytree(results, other)
+    path_of(runs[-1], other).unlink()
+    kept = read_run(path_of(runs[0], other))
+    digests = kept.record["digests"] | {"completions": "0" * 16}
+    keep_run(path_of(runs[0], other), KeptRun({**kept.record, "digests": digests}, kept.tables))
+    with pytest.raises(ValueError, match="is of other completions than clean/base, seed 1 has now"):
+        make_runs(runs, other, workers=1)
+
+
+def test_a_pilot_is_not_read_as_a_confirmation_nor_mixed_with_one(made, tmp_path):
+    runs, results = made
+    other = tmp_path / "confirmation"
+    shutil.copytree(results, other)
+    assert load_study(other).name == "pilot"
+    with pytest.raises(ValueError, match="was made with study='pilot', and clean/base has 'confirmation' now"):
+        check_kept(replace(runs[0], study="confirmation"), other)
+    kept = read_run(path_of(runs[1], other))
+    keep_run(path_of(runs[1], other), KeptRun({**kept.record, "study": "confirmation"}, kept.tables))
+    with pytest.raises(ValueError, match="clean/base, seed 1 has study='pilot', and clean/grpo, seed 1 has 'conf"):
+        load_study(other)
+
+
+def test_runs_on_other_problems_are_not_paired(made, tmp_path):
+    runs, results = made
+    other = tmp_path / "pilot"
+    shutil.copytree(results, other)
+    kept = read_run(path_of(runs[1], other))
+    turned = kept.tables | {"problems": kept.tables["problems"].iloc[::-1]}
+    keep_run(path_of(runs[1], other), KeptRun(kept.record, turned))
+    with pytest.raises(ValueError, match="evaluated on different problems"):
+        load_study(other)
 
 
 def test_results_of_other_settings_are_not_mixed(made):

@@ -31,7 +31,8 @@ def test_the_published_arm_has_the_published_settings():
 
 def test_a_study_that_is_stopped_holds_complete_tests_first(tmp_path):
     runs = runs_in_order(PLAN, "confirmation", tmp_path)
-    assert len({(run.arm.path, run.seed) for run in runs}) == len(runs) == PLAN.base_policies + PLAN.confirmation_runs
+    trainings = sum(len(regime.arms) for regime in PLAN.regimes) * len(PLAN.confirmation_seeds)
+    assert len({(run.arm.path, run.seed) for run in runs}) == len(runs) == PLAN.base_policies + trainings
     paths = [run.arm.path for run in runs]
     ends = []
     for test in PLAN.tests:
@@ -68,10 +69,10 @@ def test_some_arms_and_seeds_bring_their_base_policies(tmp_path):
         ("nuisance/grpo", 2),
         ("nuisance/grpo", 4),
     ]
-    run, base = single_run(PLAN, "pilot", tmp_path, "nuisance/grpo/4")
-    assert (run.arm.path, run.seed, base.arm.path, base.base) == ("nuisance/grpo", 4, "clean/base", 4)
-    run, base = single_run(PLAN, "pilot", tmp_path, "clean/base/4")
-    assert (run.arm.path, run.seed, base) == ("clean/base", 4, None)
+    run = single_run(PLAN, "pilot", tmp_path, "nuisance/grpo/4")
+    assert (run.arm.path, run.seed, run.base) == ("nuisance/grpo", 4, 4)
+    run = single_run(PLAN, "pilot", tmp_path, "clean/base/4")
+    assert (run.arm.path, run.seed, run.base) == ("clean/base", 4, 4)
 
 
 def test_an_unknown_arm_or_seed_or_run_is_refused(tmp_path):
@@ -81,3 +82,5 @@ def test_an_unknown_arm_or_seed_or_run_is_refused(tmp_path):
         runs_in_order(PLAN, "pilot", tmp_path, (), [99])
     with pytest.raises(ValueError, match="as in clean/grpo/0"):
         single_run(PLAN, "pilot", tmp_path, "clean/grpo")
+    with pytest.raises(ValueError, match="base policies' are those of its first seeds"):
+        single_run(PLAN, "confirmation", tmp_path, "clean/base/1012")

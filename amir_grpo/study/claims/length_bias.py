@@ -71,12 +71,11 @@ def wrong_length_gain(study: StudyResults, new: str, old: str) -> Comparison:
     On problems of the trained lengths that both policies of a run answer wrong at least once, so that difficulty is fixed.
     """
     tables = study.by_run("problems", new), study.by_run("problems", old)
-    samples = int(study.runs["samples"].iloc[0])
     values: tuple[dict, dict] = ({}, {})
     for run in sorted(set(tables[0]) & set(tables[1])):
         parts = [table[run] for table in tables]
         parts = [p[p["benchmark"].isin(study.benchmarks[TRAINED])].set_index(["benchmark", "problem"]) for p in parts]
-        wrong = [samples - part["correct"] for part in parts]
+        wrong = [study.samples - part["correct"] for part in parts]
         both = (wrong[0] > 0) & (wrong[1] > 0)
         for kept, part, number in zip(values, parts, wrong, strict=True):
             kept[run] = -float((part["tokens_wrong"] / number)[both].mean())
