@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from amir_grpo.choices import POLICY_NAMES
 from amir_grpo.results.style import (
@@ -19,6 +20,8 @@ from amir_grpo.results.style import (
 
 ABOUT_COLOURS = {name: COLOURS[policy] for policy, name in POLICY_NAMES.items()}
 
+# What an update consists of: what the preference term adds, what of it the advantages hold already, and the advantages.
+_TERM_NEW, _TERM_KNOWN, _ADVANTAGES = COLOURS["amir_grpo"], "#9db7d8", "#f6d79a"
 _POOLED = {"unweighted": "equal weights", "precision": "by precision"}
 _REACH = 1.96  # standard errors
 
@@ -86,24 +89,29 @@ def _pooled_gain(pooled: pd.DataFrame, model: str, weights: str) -> dict[str, fl
 
 @styled
 def share_bars_figure(shares: pd.DataFrame, title: str = "") -> Figure:
-    """How much of the update the preference term is: one bar from 0 to 100 % per arm.
+    """What an update consists of: one bar from 0 to 100 % per arm, the preference term's part of it in two shades.
 
-    `shares`: columns about, share (0 to 1), in the order shown.
+    `shares`: columns about, share (of the preference term) and residual_share (of what the advantages do not explain of
+    it), both of the update, 0 to 1, in the order shown.
     """
-    figure = new_figure(6.0, 0.9 + 0.34 * len(shares))
+    figure = new_figure(6.4, 1.3 + 0.42 * len(shares))
     axes = figure.subplots()
     for y, row in enumerate(shares.to_dict("records")):
-        share = 100 * row["share"]
-        axes.barh(y, share, height=0.62, color=COLOURS["amir_grpo"])
-        axes.barh(y, 100 - share, left=share, height=0.62, color="#f6d79a")
-        inside = share > 20
-        axes.annotate(f"{share:.2g} %", (share, y), xytext=(-4 if inside else 4, 0), textcoords="offset points",
-                      ha="right" if inside else "left", va="center", fontweight="bold",
-                      color="white" if inside else "black")  # fmt: skip
+        share, new = 100 * row["share"], 100 * row["residual_share"]
+        for left, right, colour in ((0, new, _TERM_NEW), (new, share, _TERM_KNOWN), (share, 100, _ADVANTAGES)):
+            axes.barh(y, right - left, left=left, height=0.62, color=colour)
+        axes.annotate(f"{share:.2g} %, new {new:.2g} %", (1.01, y), xycoords=("axes fraction", "data"),
+                      va="center", annotation_clip=False)  # fmt: skip
     axes.set_yticks(range(len(shares)), shares["about"])
-    axes.set(xlim=(0, 100), ylim=(len(shares) - 0.5, -0.5), xlabel="share of the update (%)")
+    axes.set(xlim=(0, 100), ylim=(len(shares) - 0.5, -0.5), xlabel="of the update (%), mean over the training")
     axes.tick_params(axis="y", length=0)
-    add_footnote(figure, "Dark: the preference term; light: GRPO's own advantages. Mean over the training steps.")
+    named = {
+        _TERM_NEW: "preference term: new",
+        _TERM_KNOWN: "what the advantages have, too",
+        _ADVANTAGES: "advantages",
+    }
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in named]
+    figure.legend(handles, named.values(), loc="outside lower center", ncols=3, fontsize=6.5)
     add_title(figure, title)
     return figure
 

@@ -16,6 +16,7 @@ from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_t
 from amir_grpo.study.gains import gain_table, outcomes
 from amir_grpo.study.plan import Plan, sequence_table
 from amir_grpo.study.regime_tables import PASS_RATES, arms_of_regimes, measured_cosines
+from amir_grpo.study.regimes import TITLES
 from amir_grpo.study.results import TRAINED, StudyResults, about
 from amir_grpo.study.theory import cosine_table
 
@@ -49,7 +50,7 @@ def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
     table = sequence_table(plan, found)
     columns = ["gain", "gain_low", "gain_high", "p_value", "detectable"]
     table = table.reindex(columns=[*table.columns, *(column for column in columns if column not in table)])
-    shown = table.rename(columns={"p_value": "p"}).assign(
+    shown = _with_titles(table.rename(columns={"p_value": "p"})).assign(
         about=[
             f"{about(f'{row.regime}/{row.new}')} − {about(f'{row.regime}/{row.old}')}" for row in table.itertuples()
         ]
@@ -74,13 +75,10 @@ def claim_title(study: StudyResults, plan: Plan, number: int) -> str:
 def supervision_bars(study: StudyResults, plan: Plan) -> Figure:
     """Claim 1: what the preference term is of the update, and what of it the advantages do not have."""
     table = supervision.supervision_table(study, list(STRENGTHS.values()))
-    rows = []
-    for row in table.to_dict("records"):
-        rows.append({"about": row["about"], "share": row["share"] / 100})
-        rows.append({"about": "… of which unexplained by A", "share": row["residual_share"] / 100})
-    if not rows:
+    if not len(table):
         return regime_figures.empty_figure(CLAIMS[0])
-    return study_figures.share_bars_figure(pd.DataFrame(rows, columns=["about", "share"]), claim_title(study, plan, 0))
+    shown = table.assign(share=table["share"] / 100, residual_share=table["residual_share"] / 100)
+    return study_figures.share_bars_figure(shown, claim_title(study, plan, 0))
 
 
 def entropy_curves(study: StudyResults) -> pd.DataFrame:
@@ -136,17 +134,22 @@ def gains_figure(table: pd.DataFrame, plan: Plan, title: str) -> Figure:
     if not len(table):
         return regime_figures.empty_figure(title)
     table = table[table["benchmarks"] == TRAINED].rename(columns={"p_holm": "p"})
-    return comparison_figures.comparison_figure(table, title, margin=plan.margin)
+    return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin)
 
 
 def regime_cosines(study: StudyResults, plan: Plan) -> Figure:
     """The regimes: how much of an update is about correctness, predicted and measured."""
     arms = arms_of_regimes(plan)
     return regime_figures.cosine_figure(
-        measured_cosines(study, arms),
-        cosine_table(arms, PASS_RATES),
+        _with_titles(measured_cosines(study, arms)),
+        _with_titles(cosine_table(arms, PASS_RATES)),
         "How much of an update is about correctness: theory (lines) and rollouts (points)",
     )
+
+
+def _with_titles(table: pd.DataFrame) -> pd.DataFrame:
+    """With the regimes called as people call them."""
+    return table.assign(regime=table["regime"].map(TITLES))
 
 
 STUDY_FIGURES: dict[str, Callable[..., Figure]] = {

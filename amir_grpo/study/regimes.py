@@ -21,6 +21,15 @@ REGIMES: dict[str, dict[str, Any]] = {
     "format": {"nuisance": "format", "nuisance_size": 1.0},
     "partial": {"nuisance": "partial", "nuisance_size": 1.0},
 }
+# What people call them.
+TITLES = {
+    "clean": "clean rewards",
+    "nuisance": "noise below the margin",
+    "above-margin": "noise above the margin",
+    "outliers": "rare outliers",
+    "format": "format reward",
+    "partial": "partial credit",
+}
 BASE = "base"
 
 _MIXTURE = {"lambda_schedule": "mixture", "preference_share": 0.6}

@@ -61,12 +61,12 @@ def test_facing_bars_are_as_long_as_their_shares():
 
 
 def test_share_bars_fill_0_to_100_percent():
-    shares = pd.DataFrame({"about": ["published", "share 0.6"], "share": [0.0025, 0.6]})
+    shares = pd.DataFrame({"about": ["published", "60 %"], "share": [0.0025, 0.6], "residual_share": [0.0005, 0.2]})
     figure = study_figures.share_bars_figure(shares, "Finding")
     (axes,) = figure.axes
-    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], [0.25, 99.75, 60, 40])
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], [0.05, 0.2, 99.75, 20, 40, 40])
     assert axes.get_xlim() == (0, 100)
-    assert {"0.25 %", "60 %"} == {text.get_text() for text in axes.texts}
+    assert {"0.25 %, new 0.05 %", "60 %, new 20 %"} == {text.get_text() for text in axes.texts}
     assert inside(figure)
 
 
