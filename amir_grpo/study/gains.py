@@ -97,12 +97,11 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
     from seeds, which more seeds average out, and all of it from base policies, which they do not.
 
     Returns:
-        One row per test: test, runs, spread (standard deviation of a run's gain, points), and for either end (_seeds,
-        _bases) detectable (the smallest gain found at the plan's power, points) and equivalence (the chance to find two
-        equal arms equivalent).
+        One row per test: test, runs, spread (standard deviation of a run's gain, points), planned (runs of the
+        confirmation), and for either end (_seeds, _bases) detectable (the smallest gain found at the plan's power, points)
+        and equivalence (the chance to find two equal arms equivalent).
     """
     bases = plan.base_policies
-    seeds = len(plan.confirmation_seeds) // bases
     rows = []
     for test in plan.tests:
         arms = test_arms(test)
@@ -110,6 +109,8 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
             continue
         gains = gains_by_run(*(study.solved(arm) for arm in arms))["gain"] * _POINTS
         row = {"test": test.name, "runs": len(gains), "spread": gains.std(ddof=1)}
+        row["planned"] = len(plan.run_grid("confirmation", test.regime))
+        seeds = row["planned"] // bases
         for end, spreads in (("seeds", (row["spread"], 0.0)), ("bases", (0.0, row["spread"]))):
             error = design_error(bases, seeds, *spreads)
             row[f"detectable_{end}"] = detectable_gain(error, bases - 1, plan.alpha, plan.power)

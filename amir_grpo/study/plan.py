@@ -27,11 +27,12 @@ _FREEZE: dict[str, Any] = {"frozen": True, "commit": "", "date": ""}
 
 @dataclass(frozen=True)
 class Regime:
-    """A kind of reward, and the arms that are trained with it."""
+    """A kind of reward, the arms that are trained with it, and how often each is in the confirmation."""
 
     name: str
     about: str
     arms: tuple[str, ...]
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,20 @@ class Plan:
     quantity: str
     benchmarks: str
     base_policies: int
-    confirmation_seeds: tuple[int, ...]
-    pilot_seeds: tuple[int, ...]
+    first_seeds: Mapping[str, int]
+    pilot_runs: int
     regimes: tuple[Regime, ...]
     tests: tuple[Test, ...]
 
-    def run_grid(self, seeds: tuple[int, ...]) -> list[tuple[int, int]]:
-        """The (base policy, seed) of each run: seeds go round the base policies."""
-        return [(place % self.base_policies, seed) for place, seed in enumerate(seeds)]
+    def run_grid(self, study: str, regime: str) -> list[tuple[int, int]]:
+        """The (base policy, seed) of the runs of each arm of a regime: seeds go round the base policies.
+
+        Args:
+            study: pilot or confirmation.
+            regime: Its name. One that the plan does not have is in the pilot alone.
+        """
+        runs = {r.name: r.runs for r in self.regimes}.get(regime, 0) if study == "confirmation" else self.pilot_runs
+        return [(place % self.base_policies, self.first_seeds[study] + place) for place in range(runs)]
 
 
 @dataclass(frozen=True)
@@ -122,15 +129,11 @@ def _plan(found: Mapping[str, Any]) -> Plan:
         quantity=endpoint["quantity"],
         benchmarks=endpoint["benchmarks"],
         base_policies=runs["base_policies"],
-        confirmation_seeds=_seeds(runs["confirmation_seeds"]),
-        pilot_seeds=_seeds(runs["pilot_seeds"]),
+        first_seeds={study: runs["first_seed"][study] for study in ("pilot", "confirmation")},
+        pilot_runs=runs["pilot"],
         regimes=tuple(Regime(**{**entry, "arms": tuple(entry["arms"])}) for entry in found["regime"]),
         tests=tuple(Test(**{**entry, "hypothesis": Hypothesis(entry["hypothesis"])}) for entry in found["test"]),
     )
-
-
-def _seeds(entry: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(range(entry["first"], entry["first"] + entry["count"]))
 
 
 def _check(plan: Plan) -> None:
@@ -141,12 +144,7 @@ def _check(plan: Plan) -> None:
             "alpha lies between 0 and 0.5, power between 0 and 1, the margin above 0."
         )
     _check_freeze(plan)
-    if both := set(plan.pilot_seeds) & set(plan.confirmation_seeds):
-        raise ValueError(f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart.")
-    if plan.base_policies < 1 or len(plan.confirmation_seeds) % plan.base_policies:
-        raise ValueError(
-            f"{len(plan.confirmation_seeds)} confirmation seeds do not divide over {plan.base_policies} base policies."
-        )
+    _check_runs(plan)
     for what, names in (("regime", [r.name for r in plan.regimes]), ("test", [t.name for t in plan.tests])):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{what} {twice[0]!r} is there twice.")
@@ -162,6 +160,17 @@ def _check(plan: Plan) -> None:
                 )
     if [test.gate for test in plan.tests] != [True] + [False] * (len(plan.tests) - 1):
         raise ValueError("the first test of the sequence, and no other, is the gate.")
+
+
+def _check_runs(plan: Plan) -> None:
+    counts = {"the pilot": plan.pilot_runs} | {f"regime {r.name!r}": r.runs for r in plan.regimes}
+    for what, count in counts.items():
+        if plan.base_policies < 1 or count < 1 or count % plan.base_policies:
+            raise ValueError(f"{what}: {count} runs do not divide over {plan.base_policies} base policies.")
+    grids = [plan.run_grid("pilot", ""), *(plan.run_grid("confirmation", r.name) for r in plan.regimes)]
+    pilot, *confirmation = ({seed for _, seed in grid} for grid in grids)
+    if both := pilot & set().union(*confirmation):
+        raise ValueError(f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart.")
 
 
 def _check_freeze(plan: Plan) -> None:

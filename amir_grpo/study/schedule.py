@@ -102,15 +102,17 @@ def runs_in_order(
         ValueError: If an arm or a seed is none of the study's, with all that are.
     """
     check_names("study", [study], STUDIES)
-    grid = plan.run_grid(plan.pilot_seeds if study == "pilot" else plan.confirmation_seeds)
-    check_names("arm", arms, [path for block in arms_in_order(plan, study) for path in block])
-    check_names("seed", map(str, seeds), [str(seed) for _, seed in grid])
-    chosen = [(base, seed) for base, seed in grid if not seeds or seed in seeds]
-    bases = {base for base, _ in chosen}
     (untrained,), *blocks = arms_in_order(plan, study)
-    runs = [(untrained, base, seed) for base, seed in grid[: plan.base_policies] if base in bases]
+    check_names("arm", arms, [untrained, *(path for block in blocks for path in block)])
+    grids = {path: plan.run_grid(study, ARMS[path].regime) for block in blocks for path in block}
+    longest = max(grids.values(), key=len)
+    check_names("seed", map(str, seeds), [str(seed) for _, seed in longest])
+    chosen = [(base, seed) for base, seed in longest if not seeds or seed in seeds]
+    bases = {base for base, _ in chosen}
+    runs = [(untrained, base, seed) for base, seed in longest[: plan.base_policies] if base in bases]
     for block in blocks:
-        runs += [(path, base, seed) for base, seed in chosen for path in block if not arms or path in arms]
+        wanted = [path for path in block if not arms or path in arms]
+        runs += [(path, *place) for place in chosen for path in wanted if place in grids[path]]
     return [StudyRun(study, ARMS[path], seed, base, folder, overrides or {}, profile) for path, base, seed in runs]
 
 

@@ -10,6 +10,10 @@ import pytest
 from amir_grpo.study.inference import Comparison, Verdict
 from amir_grpo.study.plan import PLAN, check_frozen, read_plan, run_sequence, sequence_table
 
+# The plan as it was before it was frozen.
+UNFROZEN = re.sub(r'(commit|date) = "[^"]*"', r'\1 = ""', PLAN.read_text(encoding="utf-8")).replace(
+    "frozen = true", "frozen = false"
+)
 ORDER = ["two-step", "published", "nuisance", "nuisance-correctness", "outliers", "above-margin", "permuted"]
 
 
@@ -26,7 +30,7 @@ def plan():
 
 
 def rewritten(tmp_path, *changes):
-    text = PLAN.read_text(encoding="utf-8")
+    text = UNFROZEN
     for old, new in changes:
         assert old in text
         text = text.replace(old, new, 1)
@@ -39,15 +43,17 @@ def test_the_plan_says_what_the_study_was_designed_to_test(plan):
     assert [test.name for test in plan.tests] == ORDER
     assert (plan.alpha, plan.margin, plan.power) == (0.05, 0.5, 0.8)
     assert (plan.quantity, plan.benchmarks) == ("pass@1", "trained lengths")
-    assert plan.confirmation_seeds == tuple(range(1000, 1024))
 
 
-@pytest.mark.parametrize("seeds", ["confirmation_seeds", "pilot_seeds"])
-def test_seeds_spread_evenly_over_the_base_policies(plan, seeds):
-    grid = plan.run_grid(getattr(plan, seeds))
-    assert [seed for _, seed in grid] == list(getattr(plan, seeds))
-    assert set(np.bincount([base for base, _ in grid])) == {len(grid) // 6}
-    assert {base for base, _ in grid[:6]} == set(range(6))
+@pytest.mark.parametrize(("study", "first"), [("confirmation", 1000), ("pilot", 0)])
+def test_seeds_spread_evenly_over_the_base_policies(plan, study, first):
+    for regime in plan.regimes:
+        grid = plan.run_grid(study, regime.name)
+        assert len(grid) == (regime.runs if study == "confirmation" else 6)
+        assert [seed for _, seed in grid] == list(range(first, first + len(grid)))
+        assert set(np.bincount([base for base, _ in grid])) == {len(grid) // 6}
+        assert {base for base, _ in grid[:6]} == set(range(6))
+    assert plan.run_grid("confirmation", "partial") == []
 
 
 def test_a_sequence_in_which_everything_is_shown(plan):
@@ -139,8 +145,9 @@ def test_the_table_has_every_test_with_its_estimate_and_what_it_could_have_detec
         ([('commit = ""', 'commit = "abc"')], "frozen is false"),
         ([("frozen = false", "frozen = true")], "commit ''"),
         ([("frozen = false", "frozen = true"), ('commit = ""', f'commit = "{"a" * 40}"')], "date ''"),
-        ([("first = 0,", "first = 1020,")], "seed 1020 is one of the pilot and of the confirmation"),
-        ([("base_policies = 6", "base_policies = 5")], "24 confirmation seeds do not divide over 5"),
+        ([("{ pilot = 0,", "{ pilot = 998,")], "seed 1000 is one of the pilot and of the confirmation"),
+        ([("base_policies = 6", "base_policies = 5")], "the pilot: 6 runs do not divide over 5 base policies"),
+        ([("runs = ", "runs = 7 # ")], "regime 'clean': 7 runs do not divide over 6 base policies"),
         ([('new = "published"', 'new = "share-0.1"')], "test 'published': no arm 'share-0.1' in regime 'clean'"),
         ([('regime = "nuisance"', 'regime = "noise"')], "no regime 'noise'"),
         ([("gate = true", "gate = false")], "is the gate"),

@@ -89,7 +89,9 @@ def test_power_follows_from_the_spread_of_the_runs():
     new, old = (study.solved(f"clean/{arm}") for arm in ("two-step-grpo", "grpo"))
     gains = [100 * (new[run].mean() - old[run].mean()) for run in old]
     assert row["spread"] == pytest.approx(np.std(gains, ddof=1))
-    assert row["detectable_seeds"] == pytest.approx(row["detectable_bases"] / 2)  # four seeds per base policy
+    planned = next(regime.runs for regime in PLAN.regimes if regime.name == "clean")
+    assert row["planned"] == planned
+    assert row["detectable_seeds"] == pytest.approx(row["detectable_bases"] / np.sqrt(planned / 6))
 
 
 def test_the_finding_says_what_the_tests_say():
