@@ -1,22 +1,17 @@
-"""What these pages need beyond Sphinx's own: links as GitHub has them, tables from data and settings, formulas as MathML."""
+"""What these pages need beyond Sphinx's own: links as GitHub has them, docstrings in plain text, formulas as MathML."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
 BLOB = "https://github.com/amir-grpo/amir-grpo/blob/main/"
-LONG_TABLE = 16  # rows
 _LINK_OUT = re.compile(r"(?<!!)(\[(?:[^\]\[]|\[[^\]]*\])*\]\()\.\./([^)]+\))")
 
 
@@ -26,8 +21,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", links_of_the_site)
     app.connect("autodoc-process-docstring", docstring_as_rst, priority=400)  # before napoleon
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
-    app.add_directive("kept-table", KeptTable)
-    app.add_directive("settings-table", SettingsTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -99,57 +92,3 @@ def block_formula(writer: Any, node: nodes.Node) -> None:
     """A formula on a line of its own."""
     writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
     raise nodes.SkipNode
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
-
-
-class _Table(SphinxDirective):
-    required_arguments = 1
-    has_content = True
-
-    def markdown(self, heading: list[str], rows: list[list[str]]) -> list[nodes.Node]:
-        lines = [heading, ["---"] * len(heading), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-
-
-class KeptTable(_Table):
-    """A CSV file of the project; each line of the body is a column: its name | its heading | its format.
-
-    More than `LONG_TABLE` rows are folded away.
-    """
-
-    def run(self) -> list[nodes.Node]:
-        path = ROOT / self.arguments[0]
-        self.env.note_dependency(str(path))
-        table = pd.read_csv(path)
-        columns = [[part.strip() for part in line.split("|")] for line in self.content]
-        rows = [
-            ["–" if pd.isna(row[name]) else (form or ["{}"])[0].format(row[name]) for name, _, *form in columns]
-            for row in table.to_dict("records")
-        ]
-        table_nodes = self.markdown([heading for _, heading, *_ in columns], rows)
-        if len(rows) <= LONG_TABLE:
-            return table_nodes
-        opening = f"<details><summary>All {len(rows)} rows</summary>"
-        return [nodes.raw("", opening, format="html"), *table_nodes, nodes.raw("", "</details>", format="html")]
-
-
-class SettingsTable(_Table):
-    """The fields of a dataclass that are not those of its base named in the body: `module:Class`."""
-
-    def run(self) -> list[nodes.Node]:
-        settings = _named(self.arguments[0])
-        inherited = {field.name for line in self.content for field in fields(_named(line))}
-        rows = []
-        for field in fields(settings):
-            if field.name not in inherited:
-                value = field.default if field.default_factory is MISSING else field.default_factory()
-                shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-                rows.append([f"`{field.name}`", shown, field.metadata["help"]])
-        return self.markdown(["Setting", "Default", "Meaning"], rows)
-
-
-def _named(reference: str) -> type:
-    module, name = reference.strip().split(":")
-    return getattr(import_module(module), name)

@@ -28,6 +28,7 @@ from amir_grpo.study.plan import Plan, read_plan, sequence_table
 from amir_grpo.study.results import StudyResults, kept_study
 from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
+from tools.docs_tables import with_tables
 from tools.hero import evidence
 from tools.readme import findings_lines, study_parts, with_parts, write_findings
 
@@ -151,6 +152,10 @@ def main() -> None:
             results.parent / f"{name}.csv", lambda part, t=table: t.to_csv(part, index=False, float_format="%.6g")
         )
     write_text(root / "README.md", with_parts((root / "README.md").read_text(), study_parts(study, plan)))
+    for page in sorted((root / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (computed := with_tables(text, root)) != text:
+            write_text(page, computed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""The tables in docs/ that are computed, as Markdown between two comments: `python -m tools.gallery` writes them.
+
+A comment says what the table is made of, and is seen by nobody who reads the page:
+
+    <!-- table data/results/tests.csv      a CSV file of the project; each line is a column:
+    test | test                            its name in the file | its heading | its format
+    gain | gain | {:+.2f}
+    -->
+    <!-- settings amir_grpo.config:AmirGRPOConfig      the fields of a dataclass …
+    trl:GRPOConfig                                     … without those of this one
+    -->
+
+The table follows, up to `<!-- end of table -->`. More than `LONG_TABLE` rows are folded away.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+
+from amir_grpo.results.formatting import LONG_TABLE
+
+_TABLE = re.compile(r"(<!-- (table|settings) (\S+)\n(.*?)-->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def with_tables(page: str, root: Path) -> str:
+    """A page with each of its tables as it is computed now.
+
+    Args:
+        page: Markdown.
+        root: The folder that the paths of CSV files begin at.
+
+    Raises:
+        ValueError: If a table does not end.
+    """
+
+    def computed(found: re.Match[str]) -> str:
+        head, kind, source, lines, end = found.groups()
+        make = (
+            (lambda: _kept(root / source, lines.splitlines()))
+            if kind == "table"
+            else (lambda: _settings(source, lines))
+        )
+        return f"{head}\n{make()}\n\n{end}"
+
+    if len(re.findall(r"^<!-- (?:table|settings) ", page, re.MULTILINE)) != page.count("<!-- end of table -->"):
+        raise ValueError("a computed table does not end: put <!-- end of table --> below it.")
+    return _TABLE.sub(computed, page)
+
+
+def _kept(path: Path, columns: Sequence[str]) -> str:
+    parts = [[part.strip() for part in column.split("|")] for column in columns]
+    rows = [
+        ["–" if pd.isna(row[name]) else _text(row[name], *form) for name, _, *form in parts]
+        for row in pd.read_csv(path).to_dict("records")
+    ]
+    return _markdown([heading for _, heading, *_ in parts], rows)
+
+
+def _text(value: object, form: str = "{}") -> str:
+    text = form.format(value)
+    return text if isinstance(value, str) else text.replace("-", "−")
+
+
+def _settings(reference: str, without: str) -> str:
+    inherited = {field.name for line in without.split() for field in fields(_named(line))}
+    rows = []
+    for field in fields(_named(reference)):
+        if field.name not in inherited:
+            value = field.default if field.default_factory is MISSING else field.default_factory()
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append([f"`{field.name}`", shown, field.metadata["help"]])
+    return _markdown(["Setting", "Default", "Meaning"], rows)
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    if len(rows) <= LONG_TABLE:
+        return table
+    return f"<details><summary>All {len(rows)} rows</summary>\n\n{table}\n\n</details>"
+
+
+def _named(reference: str) -> type:
+    module, name = reference.split(":")
+    return getattr(import_module(module), name)
