@@ -55,9 +55,7 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
         "main": figures.main_figure(kept["main"], findings.main_title(kept["main"])),
         "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
         "coverage": figures.coverage_figure(kept["coverage"], findings.coverage_title(kept["coverage"])),
-        "margin_published": figures.margin_figure(
-            margin, title="Published: AMIR-GRPO's mean margin is larger, and far smaller than the ranges"
-        ),
+        "margin_published": figures.margin_figure(margin, title=findings.PUBLISHED_MARGIN_TITLE),
         "margin": figures.margin_figure(
             kept["margins"], kept["margin_summary"], findings.margin_title(kept["margins"])
         ),

@@ -92,7 +92,7 @@ def of_study(found: Mapping[str, Mapping[int, KeptRun]], study: str) -> Evidence
     levels = pd.DataFrame(rows).assign(p=lambda table: metrics.holm(table["p"]))
     about = "; exploratory, before the study was frozen" if study == "pilot" else ""
     scope = f"AMIR-GRPO as published, {len(seeds)} pairs of trainings from {gain.bases} base policies{about}. "
-    scope += f"Intervals: new base policies, seeds and problems. {_LIMITS}"
+    scope += f"2: the median pair. Intervals: new base policies, seeds and problems. {_LIMITS}"
     return Evidence(share, pd.concat(twins), levels, scope)
 
 

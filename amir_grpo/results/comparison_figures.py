@@ -75,7 +75,7 @@ def comparison_figure(
 def _comparison(axes, y: float, row: Mapping, reach: float) -> None:
     text = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
     if not np.isfinite(row["gain"]):
-        axes.annotate("no runs yet", (0.5, y), ha="center", color=NEUTRAL, **text)
+        axes.annotate("no runs yet", (0.99, y), ha="right", color=NEUTRAL, **text)
         return
     colour = SIGNIFICANT if row.get("p", np.nan) < SIGNIFICANCE else NEUTRAL
     if abs(row["gain"]) > reach:

@@ -11,7 +11,7 @@ import pandas as pd
 from amir_grpo import metrics
 from amir_grpo.choices import METHODS, POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.comparison_figures import comparison_figure
-from amir_grpo.results.formatting import p_text, signed
+from amir_grpo.results.formatting import p_text, signed, so_many_are
 from amir_grpo.results.report import TEMPLATES, header, number
 from amir_grpo.results.style import inline_svg
 from amir_grpo.results.tables import comparison_table, preference_share, reward_ends
@@ -102,9 +102,9 @@ def _sentence(across: pd.DataFrame) -> str:
     if across.empty:
         return "These runs were not evaluated on the same problems: each stands for itself."
     clear = int((across["p_holm"] < SIGNIFICANCE).sum())
-    told = f"{clear} can" if clear else "none can"
     return (
-        f"Of {len(across)} differences in pass@1 between these runs, {told} be told from 0 (p < {SIGNIFICANCE}, Holm). "
+        f"Of {len(across)} differences in pass@1 between these runs, {so_many_are(clear)} distinguishable from 0 "
+        f"(p < {SIGNIFICANCE}, Holm). "
         "Each run is one training per method: another seed may differ by more than these intervals say."
     )
 

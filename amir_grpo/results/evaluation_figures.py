@@ -16,8 +16,8 @@ _GREY = "#8c8c8c"
 def comparisons_figure(comparisons: pd.DataFrame) -> Figure:
     """Gains of every policy over every other, with their 95 % intervals: a panel for each two, on one axis.
 
-    `comparisons`: as of `amir_grpo.results.tables.comparison_table`. A gain that can be told from 0 (Holm-corrected p <
-    0.05) is black, every other one grey.
+    `comparisons`: as of `amir_grpo.results.tables.comparison_table`. A clear gain (Holm-corrected p < 0.05) is black, every
+    other one grey.
     """
     two = list(dict.fromkeys(zip(comparisons["new"], comparisons["old"], strict=True)))
     rows = list(dict.fromkeys(zip(comparisons["benchmark"], comparisons["quantity"], strict=True)))
@@ -34,7 +34,7 @@ def comparisons_figure(comparisons: pd.DataFrame) -> Figure:
             panel.plot([row.gain], [place], "o", color=colour, markersize=4)
         clear = int((part["p_holm"] < SIGNIFICANCE).sum())
         panel.set_title(
-            f"{POLICY_NAMES.get(new, new)} − {POLICY_NAMES.get(old, old)}\n{clear} of {len(part)} told from 0",
+            f"{POLICY_NAMES.get(new, new)} − {POLICY_NAMES.get(old, old)}\n{clear} of {len(part)} clear",
             fontweight="normal",
             fontsize=8,
         )
@@ -47,5 +47,5 @@ def comparisons_figure(comparisons: pd.DataFrame) -> Figure:
         panel.tick_params(axis="y", length=0)
         for start in starts:
             panel.axhline(start - 0.5, color="#cccccc", linewidth=0.6)
-    add_title(figure, "Every two policies, paired by problem (grey: cannot be told from 0)")
+    add_title(figure, "Every two policies, paired by problem (black: distinguishable from 0)")
     return figure

@@ -133,7 +133,8 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
         axes.annotate(f"only {POLICY_NAMES[method]}", (0, 0.36), xytext=(6 * side, 0), va="bottom", color="#222222",
                       fontweight="bold", **place)  # fmt: skip
     most = max(sum(patterns[key] for key in keys) for _, keys in sides.values())
-    axes.set(xlim=(-1.3 * max(most, 1), 1.3 * max(most, 1)), ylim=(-0.4, 0.75), xlabel="problems")
+    reach = 1.3 * max(most, 10)  # one problem looks like one problem
+    axes.set(xlim=(-reach, reach), ylim=(-0.4, 0.75), xlabel="problems")
     axes.axvline(0, color="#333333", linewidth=0.8)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results import tables
 from amir_grpo.results.formatting import p_equals, p_text, signed
+from amir_grpo.results.verdicts import MARGIN_SHARE
 
 FINDING_COLUMNS = ["claim", "quantity", "result", "interval", "p"]
 
@@ -34,9 +37,8 @@ def findings_table(
         mean, low, high = (signed(gain[end], 4) for end in ("gain", "gain_low", "gain_high"))
         quantity = f"margin on shared completions, AMIR-GRPO − GRPO, {_problems(gain['problems'])}"
         interval = f"{low} to {high}"
-        rows.append(
-            ("Sharper decision boundary", quantity, f"{mean} nats per token", interval, p_text(gain["p_value"]))
-        )
+        result = f"{mean} nats per token ({relative_margin(gain)} of GRPO's)"
+        rows.append(("Sharper decision boundary", quantity, result, interval, p_text(gain["p_value"])))
     test = tables.coverage_test(coverage)
     quantity = "problems solved by AMIR-GRPO and not GRPO, and the other way round (McNemar)"
     result = f"{test['only_amir_grpo']} and {test['only_grpo']}"
@@ -96,7 +98,7 @@ def coverage_title(coverage: pd.DataFrame) -> str:
     counted = f"AMIR-GRPO alone solves {_problems(ours)}, GRPO alone {theirs}"
     if test["p_value"] < SIGNIFICANCE:
         return f"{counted} (p {p_equals(test['p_value'])})"
-    return f"{counted}: no more than chance makes (p {p_equals(test['p_value'])})"
+    return f"{counted}: no more than chance would give (p {p_equals(test['p_value'])})"
 
 
 def margin_title(margins: pd.DataFrame) -> str:
@@ -105,6 +107,9 @@ def margin_title(margins: pd.DataFrame) -> str:
     if len(shared["method"].unique()) < 2:
         return "Margins of right over wrong completions"
     gain = tables.shared_margin_gain(margins)
+    if margins_are_equal(gain):
+        within = f"{100 * MARGIN_SHARE:g} % ({relative_margin(gain)})"
+        return f"Margins on the same completions are equal to within {within}"
     if not gain["p_value"] < SIGNIFICANCE:
         return "In this run the two methods' margins on the same completions are indistinguishable"
     larger = "larger" if gain["gain"] > 0 else "smaller"
@@ -113,13 +118,29 @@ def margin_title(margins: pd.DataFrame) -> str:
     return f"In this run AMIR-GRPO's margin on the same completions is {size} {larger} than GRPO's (p {p})"
 
 
+PUBLISHED_MARGIN_TITLE = "Published: AMIR-GRPO's mean margin is larger, by less than problems differ"
+
+
+def margins_are_equal(gain: Mapping[str, float]) -> bool:
+    """Whether the interval of a difference of margins lies within the smallest one of interest, whatever its p-value.
+
+    `gain`: as of `tables.shared_margin_gain`.
+    """
+    return max(abs(gain["gain_low"]), abs(gain["gain_high"])) < MARGIN_SHARE * abs(gain["level"])
+
+
+def relative_margin(gain: Mapping[str, float]) -> str:
+    """A difference of margins in percent of GRPO's, as +0.05 %; `gain` as of `tables.shared_margin_gain`."""
+    return f"{signed(100 * gain['gain'] / abs(gain['level']), 2)} %"
+
+
 def reward_title(logs: pd.DataFrame) -> str:
     """What the reward figure shows: where each training began and ended, a tenth of its steps each."""
     told = []
     for method, log in logs.dropna(subset=["reward"]).groupby("method", sort=False):
         ends = tables.reward_ends(log)
         told.append(f"{POLICY_NAMES.get(method, method)} {ends.first:.2f} → {ends.last:.2f}")
-    return f"Reward in training: {', '.join(told)}" if told else "No step was logged"
+    return f"Reward: {', '.join(told)}" if told else "No step was logged"
 
 
 def share_title(share: pd.Series) -> str:

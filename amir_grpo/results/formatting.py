@@ -39,6 +39,11 @@ def p_text(p_value: float) -> str:
     return "–" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
+def so_many_are(number: int) -> str:
+    """A number of things as the subject of a sentence: none is, 1 is, 2 are."""
+    return f"{number or 'none'} {'are' if number > 1 else 'is'}"
+
+
 def p_equals(p_value: float) -> str:
     """A p-value as it follows the letter p in a sentence: = 0.034, < 0.001."""
     text = p_text(p_value)

@@ -8,13 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.figures import MARKS
 from amir_grpo.results.formatting import signed
 from amir_grpo.results.style import COLOURS, add_footnote, gain_marker, new_figure, styled
 
-_SAME, _OTHER = "#d4d4d4", "#4d4d4d"
+_STRIP = {"same completions": "#d4d4d4", "different": "#4d4d4d"}
 _TITLE = {"fontsize": 8.2, "loc": "left", "pad": 22}
 
 
@@ -72,18 +73,19 @@ def _added(axes: Axes, share: float) -> None:
 
 def _strip(axes: Axes, twins: pd.DataFrame) -> None:
     grid = twins.pivot(index="run", columns="step", values="same").to_numpy(dtype=float)
-    colours = ListedColormap([_OTHER, _SAME])
+    grid = grid[np.argsort([np.argmin(run) if not run.all() else len(run) for run in grid], kind="stable")]
+    colours = ListedColormap([_STRIP["different"], _STRIP["same completions"]])
     axes.imshow(grid, aspect="auto", cmap=colours, vmin=0, vmax=1, interpolation="nearest",
                 extent=(0.5, grid.shape[1] + 0.5, len(grid) - 0.5, -0.5))  # fmt: skip
     for y in range(1, len(grid)):
         axes.axhline(y - 0.5, color="white", linewidth=1)
     runs, equal = len(grid), int(np.median(first_differences(twins))) - 1
-    title = f"The runs are equal for {equal} steps" if runs == 1 else f"Equal for {equal} steps (median)"
+    title = f"Nothing differs for {equal} step{'s' * (equal != 1)}" if equal else "They differ from the start"
     axes.set_title(f"2  {title}", **_TITLE)
-    axes.annotate(
-        "light: same completions; dark: others", (0, 1.03), xycoords="axes fraction", fontsize=7.5, va="bottom"
-    )
-    axes.set(xlabel="training step", yticks=[], ylabel=f"{runs} pair{'s' * (runs != 1)} of runs")
+    patches = [Patch(color=colour, label=label) for label, colour in _STRIP.items()]
+    axes.legend(handles=patches, loc="lower left", bbox_to_anchor=(-0.03, 0.97), ncols=2, handlelength=1,
+                handleheight=1, columnspacing=1, handletextpad=0.4, borderaxespad=0)  # fmt: skip
+    axes.set(xlabel="training step", yticks=[], ylabel=f"{runs} pair{'s' * (runs != 1)}, same seed")
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
@@ -117,5 +119,10 @@ def _ends(axes: Axes, levels: pd.DataFrame) -> None:
     axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(-0.03, 0.97), ncols=3, handletextpad=0.1,
                 columnspacing=0.5, handlelength=1.6, borderaxespad=0)  # fmt: skip
     axes.annotate(
-        "gain [95 %]", (1.03, 1.03), xycoords="axes fraction", va="bottom", annotation_clip=False, fontsize=7.5
+        "gain [95 % interval]",
+        (1.03, 1.03),
+        xycoords="axes fraction",
+        va="bottom",
+        annotation_clip=False,
+        fontsize=7.5,
     )

@@ -49,9 +49,10 @@ def entropy_figure(curves: pd.DataFrame, title: str = "") -> Figure:
     ):
         for about, part in curves.groupby("about", sort=False):
             part = part.sort_values("temperature")
-            panel.plot(part["entropy"], scale * part[column], color=colours[about], linewidth=1.2, label=about)
+            width, size = (3.0, 8) if about == POLICY_NAMES["grpo"] else (1.2, 4)  # seen below a line that coincides
+            panel.plot(part["entropy"], scale * part[column], color=colours[about], linewidth=width, label=about)
             own = part[part["temperature"] == 1]
-            panel.plot(own["entropy"], scale * own[column], "o", color=colours[about], markersize=5)
+            panel.plot(own["entropy"], scale * own[column], "o", color=colours[about], markersize=size)
         panel.set(xlabel="entropy (nats per token)", ylabel=label)
     panels[1].legend(loc="best", fontsize=6.5)
     add_footnote(

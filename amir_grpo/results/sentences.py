@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
-from amir_grpo.results.formatting import p_equals, signed
+from amir_grpo.results.findings import margins_are_equal, relative_margin
+from amir_grpo.results.formatting import p_equals, signed, so_many_are
 from amir_grpo.results.tables import preference_share, reward_ends
+from amir_grpo.results.verdicts import MARGIN_SHARE
 
 
 def base_sentence(policies: pd.DataFrame) -> str:
@@ -63,17 +65,18 @@ def evaluation_sentence(comparisons: pd.DataFrame) -> str:
     clear = int((between["p_holm"] < SIGNIFICANCE).sum())
     return (
         f"Over the base policy, {' and '.join(learnt)} of {first['quantity'].iloc[0]} (mean of the benchmarks); of the "
-        f"{len(between)} differences between the two methods, {clear or 'none'} can be told from 0 "
+        f"{len(between)} differences between the two methods, {so_many_are(clear)} "
+        f"distinguishable from 0 "
         f"(Holm-corrected p < {SIGNIFICANCE})."
     )
 
 
 def coverage_sentence(test: dict[str, float]) -> str:
     """What the two methods solve alone, from `amir_grpo.results.tables.coverage_test`."""
-    told = "can be told" if test["p_value"] < SIGNIFICANCE else "cannot be told"
+    found = "more than" if test["p_value"] < SIGNIFICANCE else "no more than"
     return (
-        f"AMIR-GRPO alone solves {test['only_amir_grpo']} problems and GRPO alone {test['only_grpo']}: a difference that "
-        f"{told} from a coin's (p {p_equals(test['p_value'])}), for these two policies."
+        f"AMIR-GRPO alone solves {test['only_amir_grpo']} problems and GRPO alone {test['only_grpo']}: {found} chance would "
+        f"give (p {p_equals(test['p_value'])}), for these two policies."
     )
 
 
@@ -84,10 +87,14 @@ def margin_sentence(gain: dict[str, float]) -> str:
             "No problem has right and wrong completions that both methods have scored: nothing can be said of margins."
         )
     mean, low, high = (signed(gain[name], 4) for name in ("gain", "gain_low", "gain_high"))
-    return (
+    text = (
         f"On the same completions of {gain['problems']} problems, AMIR-GRPO's margin minus GRPO's is {mean} nats per token "
-        f"(95 % interval {low} to {high}, p {p_equals(gain['p_value'])}), for these two policies."
+        f"(95 % interval {low} to {high}, p {p_equals(gain['p_value'])}), for these two policies"
     )
+    if margins_are_equal(gain):
+        within = f"within the ±{100 * MARGIN_SHARE:g} % that count as equal"
+        text += f": {relative_margin(gain)} of GRPO's margin, {within}"
+    return f"{text}."
 
 
 def _tries(k: str) -> str:

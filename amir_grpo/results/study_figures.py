@@ -135,7 +135,7 @@ def identity_figure(weights: pd.DataFrame, title: str = "") -> Figure:
         panel.plot(x, y, "o", markersize=3, alpha=0.35, markeredgewidth=0, color=COLOURS["amir_grpo"])
         panel.set_title(f"β = {beta:g}: r = {np.corrcoef(x, y)[0, 1]:.4f}", fontsize=8, fontweight="normal")
         panel.set_xlabel("wins − losses")
-    panels[0].set_ylabel("preference weight,\nof the largest")
+    panels[0].set_ylabel("preference weight\n(largest: 1)")
     add_title(figure, title)
     return figure
 
@@ -157,7 +157,10 @@ def length_weight_figure(table: pd.DataFrame, title: str = "") -> Figure:
         if "relative_low" in part:
             axes.fill_between(part["length"], part["relative_low"], part["relative_high"], color=colour, alpha=0.15,
                               linewidth=0)  # fmt: skip
-        axes.plot(part["length"], part["relative"], color=colour, marker="o", markersize=3, linewidth=1.4)
+        width = 3.0 if about == POLICY_NAMES["grpo"] else 1.4  # seen below a line that coincides
+        axes.plot(
+            part["length"], part["relative"], color=colour, marker="o", markersize=2 + width / 2, linewidth=width
+        )
         ends.append((part["relative"].iloc[-1], part["length"].iloc[-1], about, colour))
     axes.set(xlabel="tokens of a wrong completion", ylabel="push per token, relative to short ones", ylim=(0, None))
     lowest = -np.inf

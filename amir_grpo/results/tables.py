@@ -330,14 +330,14 @@ def coverage_test(coverage: pd.DataFrame) -> dict[str, float]:
 def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
     """AMIR-GRPO's margin minus GRPO's, paired by problem, in the reading "shared" of a margin table.
 
-    Returns problems, gain, gain_low, gain_high (nats per token, 95 % interval over problems) and p_value; all but problems
-    are NaN where no problem has right and wrong completions.
+    Returns problems, level (GRPO's mean margin), gain, gain_low, gain_high (nats per token, 95 % interval over problems)
+    and p_value; all but problems are NaN where no problem has right and wrong completions.
     """
     shared = margins[margins["reading"] == "shared"]
     wide = shared.pivot(index=["benchmark", "problem_id"], columns="method", values="margin")
     wide = wide.reindex(columns=list(METHODS)).astype(float)
     gain = metrics.paired_gain(wide["amir_grpo"].to_numpy(), wide["grpo"].to_numpy(), bounds=None)
-    return {"problems": len(wide), **gain.columns()}
+    return {"problems": len(wide), "level": wide["grpo"].mean(), **gain.columns()}
 
 
 class RewardEnds(NamedTuple):

@@ -35,10 +35,9 @@ def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figu
         many = many or len(middle) > 1
         label = POLICY_NAMES.get(method, method)
         if len(middle) > 1:
-            axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0, zorder=2)
-            axes.plot(
-                middle, mean, color=colour, linestyle=LINES.get(method, "-"), linewidth=1.6, label=label, zorder=3
-            )
+            axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0, zorder=2)
+            look = LINES.get(method, {"linewidth": 1.6})
+            axes.plot(middle, mean, color=colour, label=label, zorder=3, **look)
         else:
             axes.errorbar(middle, mean, np.nan_to_num(half), color=colour, fmt="o", capsize=3, label=label, zorder=3)
     axes.set_xlabel("training step")

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from amir_grpo.choices import SIGNIFICANCE
 
+# Smallest difference of interest between two log-probability margins, as a share of the older policy's margin.
+MARGIN_SHARE = 0.01
+
 
 class Verdict(StrEnum):
     """What the data say of a hypothesis."""

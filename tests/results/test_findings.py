@@ -27,7 +27,7 @@ def coverage(only_amir_grpo, only_grpo):
 @pytest.mark.parametrize(
     ("counts", "title"),
     [
-        ((3, 7), "AMIR-GRPO alone solves 3 problems, GRPO alone 7: no more than chance makes (p = 0.344)"),
+        ((3, 7), "AMIR-GRPO alone solves 3 problems, GRPO alone 7: no more than chance would give (p = 0.344)"),
         ((20, 2), "AMIR-GRPO alone solves 20 problems, GRPO alone 2 (p < 0.001)"),
         ((0, 0), "AMIR-GRPO and GRPO solve the same problems"),
     ],
@@ -51,11 +51,13 @@ def test_the_margin_title_is_of_the_shared_completions(gain, words):
     assert words in findings.margin_title(table)
     other = table.assign(margin=np.where(problems % 2, 1, -1).tolist() * 2)
     assert "indistinguishable" in findings.margin_title(other)
+    near = table.assign(margin=np.where(table["method"] == "grpo", 0.2, 0.2 + gain / 20 + 1e-6 * table["problem_id"]))
+    assert findings.margin_title(near).endswith(f"equal to within 1 % ({'+' if gain > 0 else '−'}0.50 %)"), "p < 0.001"
     assert findings.margin_title(table.assign(reading="own")) == "Margins of right over wrong completions"
 
 
 def test_the_titles_of_a_training_say_where_it_began_and_ended():
     logs = pd.DataFrame({"method": "grpo", "reward": [0.0, np.nan, *[0.5] * 18, 2.0]})
-    assert findings.reward_title(logs) == "Reward in training: GRPO 0.25 → 1.25"
+    assert findings.reward_title(logs) == "Reward: GRPO 0.25 → 1.25"
     assert findings.share_title(pd.Series([np.nan, 0.002, 0.003])) == "The preference term is 0.25 % of the update"
     assert "%" not in findings.share_title(pd.Series([0.0, 0.0]))

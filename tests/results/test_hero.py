@@ -43,11 +43,11 @@ def test_the_first_difference_is_one_past_the_end_where_there_is_none():
 
 
 def test_the_hero_says_what_its_tables_hold(levels):
-    figure = hero.hero_figure(0.0025, twins(3, 5, 10), levels, "Scope.")
+    figure = hero.hero_figure(0.0025, twins(5, 10, 3), levels, "Scope.")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
         "1  The added term is tiny",
-        "2  Equal for 5 steps (median)",
+        "2  Nothing differs for 5 steps",
         "3  They end in the same place",
     ]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
@@ -62,6 +62,6 @@ def test_the_hero_changes_its_titles_with_the_finding(levels):
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
         "1  The added term is 60 %",
-        "2  The runs are equal for 0 steps",
+        "2  They differ from the start",
         "3  AMIR-GRPO ends higher in 1 of 2",
     ]

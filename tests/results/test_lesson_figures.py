@@ -95,9 +95,9 @@ def test_two_policies_that_differ_are_black_and_others_grey():
     comparisons = tables.comparison_table(samples_from(counts), ks=(1, 2))
     figure = evaluation_figures.comparisons_figure(comparisons)
     assert [axes.get_title() for axes in figure.axes] == [
-        "GRPO − Base\n2 of 2 told from 0",
-        "AMIR-GRPO − Base\n2 of 2 told from 0",
-        "AMIR-GRPO − GRPO\n0 of 2 told from 0",
+        "GRPO − Base\n2 of 2 clear",
+        "AMIR-GRPO − Base\n2 of 2 clear",
+        "AMIR-GRPO − GRPO\n0 of 2 clear",
     ]
     colours = [{line.get_color() for line in axes.lines if line.get_marker() == "o"} for axes in figure.axes]
     assert colours[0] == colours[1] == {"black"}

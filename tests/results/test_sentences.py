@@ -36,15 +36,20 @@ def test_the_sentence_of_the_evaluation_counts_what_can_be_told():
     counts = {"a": {"base": [0] * 12, "grpo": [4] * 12, "amir_grpo": [4] * 11 + [3]}}
     text = sentences.evaluation_sentence(tables.comparison_table(samples_from(counts), ks=(1, 2)))
     assert "GRPO +100.0 points and AMIR-GRPO +97.9 points of pass@1" in text
-    assert "of the 2 differences between the two methods, none can be told from 0" in text
+    assert "of the 2 differences between the two methods, none is distinguishable from 0" in text
 
 
 def test_sentences_of_coverage_and_margin():
     test = {"only_amir_grpo": 3, "only_grpo": 7, "p_value": 0.344}
-    assert "cannot be told from a coin's (p = 0.344)" in sentences.coverage_sentence(test)
+    assert "GRPO alone 7: no more than chance would give (p = 0.344)" in sentences.coverage_sentence(test)
     clear = sentences.coverage_sentence({"only_amir_grpo": 40, "only_grpo": 7, "p_value": 0.0001})
-    assert "can be told from a coin's (p < 0.001)" in clear
-    gain = {"problems": 9, "gain": 0.004, "gain_low": -0.001, "gain_high": 0.009, "p_value": 0.1}
+    assert "GRPO alone 7: more than chance would give (p < 0.001)" in clear
+    gain = {"problems": 9, "level": 0.2, "gain": 0.004, "gain_low": -0.001, "gain_high": 0.009, "p_value": 0.1}
     text = sentences.margin_sentence(gain)
     assert "+0.0040 nats per token (95 % interval −0.0010 to +0.0090, p = 0.100)" in text
+    assert "count as equal" not in text
+    small = sentences.margin_sentence(gain | {"gain": 1e-4, "gain_low": 5e-5, "gain_high": 1.5e-4, "p_value": 1e-4})
+    assert (
+        "p < 0.001), for these two policies: +0.05 % of GRPO's margin, within the ±1 % that count as equal." in small
+    )
     assert "nothing can be said" in sentences.margin_sentence(gain | {"gain": np.nan})

@@ -329,9 +329,10 @@ def test_shared_margin_gain_by_hand_and_where_nothing_is_right():
     gain = tables.shared_margin_gain(margins)
     assert gain["problems"] == 3
     assert gain["gain"] == pytest.approx(0.0)
+    assert gain["level"] == pytest.approx(0.7 / 3)
     empty = tables.shared_margin_gain(margins.iloc[:0])
     assert empty["problems"] == 0
-    assert all(np.isnan(empty[name]) for name in ("gain", "gain_low", "gain_high", "p_value"))
+    assert all(np.isnan(empty[name]) for name in ("level", "gain", "gain_low", "gain_high", "p_value"))
 
 
 def test_what_is_printed_is_rounded_and_never_minus_zero():

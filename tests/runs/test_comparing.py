@@ -49,7 +49,7 @@ def test_the_page_says_what_was_set_differently_and_what_became_of_it(pair, tmp_
     assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     assert "setting weak &lt;b&gt;strong lambda_reg 0.01 1.0" in text
-    assert "Of 2 differences in pass@1 between these runs, 1 can be told from 0" in text
+    assert "Of 2 differences in pass@1 between these runs, 1 is distinguishable from 0" in text
     assert "AMIR-GRPO b &lt;b&gt;strong 75.0 25.0 +50.0" in text
     assert "GRPO b &lt;b&gt;strong 25.0 25.0 0.0" in text
     assert "<b>strong" not in page, "names of folders are text"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from amir_grpo.results.verdicts import MARGIN_SHARE
 from amir_grpo.study.inference import Comparison
 from amir_grpo.study.results import StudyResults, about, compared
 
@@ -22,10 +23,7 @@ QUANTITIES = {
     "pair accuracy": ("accuracy", False, 100.0, "points"),
     "pair accuracy at equal entropy": ("accuracy", True, 100.0, "points"),
 }
-MARGIN_SHARE, ACCURACY_MARGIN = (
-    0.01,
-    0.5,
-)  # smallest differences of interest: 1 % of the old margin; points of accuracy
+ACCURACY_MARGIN = 0.5  # smallest difference of interest, in points
 
 
 def boundary_gain(
