@@ -133,7 +133,7 @@ def test_the_findings_of_the_readme_follow_the_numbers(tmp_path):
     assert "the preference term is 60 % of the update" in text
     assert "the first 2 of 3 steps" in text
     assert "10.0 % before training, 50.0 % with GRPO, 53.0 % with AMIR-GRPO" in text
-    assert "The 1 gains go from +3.0 to +3.0 points; 1 of them can be told from 0" in text
+    assert "The 1 gains go from +3.0 to +3.0 points; 1 is distinguishable from 0" in text
     assert text.startswith("above")
     assert text.endswith("below")
     assert "stale" not in text

@@ -71,4 +71,4 @@ def test_the_numbers_are_means_over_the_runs(tmp_path):
     assert "0.4 % of the update" in text
     # the pairs part at 3, 4, … 8
     assert "both trainings draw the same completions for the first 4 of 10 steps (median of 6 pairs)" in text
-    assert "1 of them can be told from 0" in text
+    assert "1 is distinguishable from 0" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from amir_grpo.choices import SIGNIFICANCE
-from amir_grpo.results.formatting import signed
+from amir_grpo.results.formatting import signed, so_many_are
 from amir_grpo.results.hero import first_differences
 from amir_grpo.study.finding import claim_lines, finding
 from amir_grpo.study.plan import Plan
@@ -34,10 +34,8 @@ def findings_lines(found: Evidence) -> str:
             f"2. **What does it change?** With the same seed, both trainings draw the same completions for the first "
             f"{equal} of {steps} steps{median}.",
             f"3. **Where do they end?** pass@1, mean of {', '.join(levels['benchmark'])}: {base:.1f} % before training, "
-            f"{grpo:.1f} % with",
-            f"   GRPO, {amir_grpo:.1f} % with AMIR-GRPO. The {len(levels)} gains go from {gains}; "
-            f"{clear if clear else 'none'} of them can be told",
-            f"   from 0 (p < {SIGNIFICANCE}, Holm).",
+            f"{grpo:.1f} % with GRPO, {amir_grpo:.1f} % with AMIR-GRPO. The {len(levels)} gains go from {gains}; "
+            f"{so_many_are(clear)} distinguishable from 0 (p < {SIGNIFICANCE}, Holm).",
         ]
     )
 
