@@ -24,6 +24,9 @@ def test_a_table_is_that_of_its_file(tmp_path):
     assert page.startswith("Before\n\n<!-- table kept.csv\n")
     assert page.endswith("<!-- end of table -->\n\nAfter\n")
     assert with_tables(page, tmp_path) == page, "it takes the place of the old one"
+    (tmp_path / "kept.csv").write_text("gain\n1\n")
+    with pytest.raises(ValueError, match=r"kept\.csv has no column name\. It has gain"):
+        with_tables(page, tmp_path)
     (tmp_path / "kept.csv").write_text("gain,name\n" + "1,x\n" * 17)
     assert with_tables(page, tmp_path).count("| x | +1.0 |") == 17
     assert "<summary>All 17 rows</summary>\n\n| who" in with_tables(page, tmp_path), "a long one is folded"

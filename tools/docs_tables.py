@@ -36,7 +36,7 @@ def with_tables(page: str, root: Path) -> str:
         root: The folder that the paths of CSV files begin at.
 
     Raises:
-        ValueError: If a table does not end.
+        ValueError: If a table does not end, or names a column that its file does not have.
     """
 
     def computed(found: re.Match[str]) -> str:
@@ -55,9 +55,12 @@ def with_tables(page: str, root: Path) -> str:
 
 def _kept(path: Path, columns: Sequence[str]) -> str:
     parts = [[part.strip() for part in column.split("|")] for column in columns]
+    table = pd.read_csv(path)
+    if missing := [name for name, *_ in parts if name not in table]:
+        raise ValueError(f"{path.name} has no column {missing[0]}. It has {', '.join(table)}.")
     rows = [
         ["–" if pd.isna(row[name]) else _text(row[name], *form) for name, _, *form in parts]
-        for row in pd.read_csv(path).to_dict("records")
+        for row in table.to_dict("records")
     ]
     return _markdown([heading for _, heading, *_ in parts], rows)
 
