@@ -11,8 +11,8 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,7 +128,6 @@ def sample(values, size):
 
 
 @needs_benchmarks
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"), [("math500/test", 100), ("olympiadbench/train", 100), ("minervamath/test", 60)]
 )
@@ -145,7 +144,6 @@ SAME_VALUE = {("x=5", "5"), ("$k=3$", "3")}
 
 
 @needs_benchmarks
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -171,7 +169,6 @@ def test_golds_are_wrong_against_those_of_other_problems(grader, name, size):
 
 
 @needs_benchmarks
-@pytest.mark.slow
 def test_multiple_choice_by_letter_or_value(grader):
     from amir_grpo.problems import load_problems
 
@@ -201,12 +198,10 @@ HOSTILE = {
 UNSTOPPED = {"python tower", "NUL", "surrogates", "newlines", "quotes"}
 
 
+@pytest.mark.timeout(600)  # each ends after 2 s of CPU time, or 20 s whatever it does
 def test_hostile_answers_are_wrong_in_bounded_time(grader, caplog):
-    start = time.perf_counter()
     with caplog.at_level(logging.WARNING, logger="amir_grpo.grading"):
         grades = grader.grade([boxed(text) for text in HOSTILE.values()], [r"\frac{\sqrt 2}{2}"] * len(HOSTILE))
-    # the limit is CPU time; wall time depends on what else the machine does
-    assert time.perf_counter() - start < len(HOSTILE) * grading.WALL_SECONDS / grader.workers
     assert not any(grades)
     limits = {name: grade.limit for name, grade in zip(HOSTILE, grades, strict=True)}
     assert {name for name, limit in limits.items() if limit is None} == UNSTOPPED
@@ -216,7 +211,7 @@ def test_hostile_answers_are_wrong_in_bounded_time(grader, caplog):
     assert grader.grade([boxed(r"\sqrt{8}")], [r"2\sqrt{2}"])[0].correct  # the grader is none the worse
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(600)  # measured: 0.01 to 3 s each, and days for what would be quadratic
 def test_ten_megabytes_of_anything_are_read_in_linear_time():
     size = 10_000_000
     texts = [
@@ -228,10 +223,8 @@ def test_ten_megabytes_of_anything_are_read_in_linear_time():
         "<answer>" + "{" * size + "</answer>",
     ]
     for text in texts:
-        start = time.perf_counter()
         (grade,) = grade_many([text], ["5"])
         assert not grade
-        assert time.perf_counter() - start < 20  # measured: 0.01 to 3 s
 
 
 CODE = [
@@ -260,7 +253,7 @@ def test_no_code_is_executed(grader, tmp_path):
 
 def run_in_limited_process(program, memory=2**30):
     preamble = f"from amir_grpo import _grading_worker as w; w._limit_process({memory}); "
-    return subprocess.run([sys.executable, "-c", preamble + program], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", preamble + program], capture_output=True, text=True, timeout=600)
 
 
 def test_even_code_that_ran_could_do_little(tmp_path):
@@ -303,9 +296,7 @@ def test_ordinary_rewards_start_no_process(monkeypatch):
     monkeypatch.setattr(grading, "_Worker", None)
     with Grader(workers=1) as lone:
         completions = [boxed(i % 7) for i in range(128)]
-        start = time.perf_counter()
         grades = lone.grade(completions, ["3"] * 128)
-        assert time.perf_counter() - start < 0.2  # measured: 1 ms
     assert sum(map(bool, grades)) == 18
 
 
@@ -328,15 +319,19 @@ def ordinary_completions():
             yield rf"<think>{thought}</think><answer>\boxed{{{answer}}}</answer>", gold
 
 
-@pytest.mark.slow
-def test_at_least_a_thousand_ordinary_completions_a_second(grader):
+def test_of_ordinary_completions_few_are_compared_by_math_verify_and_each_pair_once(monkeypatch):
+    """It takes milliseconds for each; the rest is decided by notation, thousands a second."""
     completions, answers = zip(*ordinary_completions(), strict=True)
-    start = time.process_time()
-    wall = time.perf_counter()
-    grader.grade(completions, answers)
-    speed = len(completions) / (time.perf_counter() - wall)
-    print(f"{speed:.0f} completions a second, {time.process_time() - start:.2f} s of them in this process")
-    assert speed > 1000 or os.getloadavg()[0] > os.cpu_count(), f"{speed:.0f} a second"
+    asked = []
+    monkeypatch.setattr(grading, "_Worker", SimpleNamespace)
+    with Grader(workers=1) as counting:
+        monkeypatch.setattr(counting, "_ask", lambda pair: asked.append(pair) or False)
+        monkeypatch.setattr(counting, "close", lambda: None)
+        for _ in range(2):
+            counting.grade(completions, answers)
+    assert len(completions) == 2000
+    assert 0 < len(asked) < 0.2 * len(completions)
+    assert len(asked) == len(set(asked))
 
 
 def test_a_worker_that_dies_is_replaced():
@@ -383,9 +378,9 @@ def test_a_forked_process_gets_workers_of_its_own(grader):
     here, there = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=grade_in_child, args=(grader, there))
     child.start()
-    assert here.poll(60)
+    assert here.poll(600)
     assert here.recv() == [True]
-    child.join(30)
+    child.join(600)
     assert child.exitcode == 0
     assert grader.grade([boxed(r"\sqrt{50}")], [r"5\sqrt{2}"])[0]
 
@@ -403,7 +398,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     )
     # a module of the working directory must not get into the workers
     (tmp_path / "sympy.py").write_text("raise SystemExit('imported from the working directory')")
-    run = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    run = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, cwd=tmp_path, timeout=600)
     first, verdict, imports = run.stdout.splitlines()
     assert first == "once"
     assert verdict.startswith("True ")

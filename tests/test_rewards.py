@@ -2,7 +2,6 @@
 
 import ast
 import operator
-import time
 from fractions import Fraction
 
 import pytest
@@ -230,13 +229,12 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timeout(120)  # measured: below 1 s; what is quadratic takes many minutes
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_megabyte_of_anything_is_linear(name):
     text = HOSTILE[name]
-    start = time.perf_counter()
     for function in reward_functions(True):
         assert len(function([text], answer=["1"])) == 1
-    assert time.perf_counter() - start < 8  # measured: below 1 s
 
 
 def test_nested_brackets_do_not_exhaust_the_stack():

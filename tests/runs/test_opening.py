@@ -221,7 +221,7 @@ def test_of_two_first_openers_at_once_one_works_and_the_other_is_refused(tmp_pat
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    note = [process.communicate("go on\n", timeout=60)[0] for process in processes]
+    note = [process.communicate("go on\n", timeout=600)[0] for process in processes]
     working = [seed for seed, text in zip((1, 2), note, strict=True) if f"working with {seed}" in text]
     assert len(working) == 1, note
     (refused,) = (text for text in note if text.startswith("refused: "))

@@ -10,6 +10,8 @@ import pytest
 from amir_grpo.system import executors
 from amir_grpo.system.executors import executor_of, run_jobs
 
+GUARD = 600  # seconds until what should end in a few is taken to hang
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -20,10 +22,12 @@ class Piece:
 
 
 def what_it_sees(piece):
-    time.sleep(1)  # long enough for the other worker to take the other
     (piece.folder / piece.label).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    while len(list(piece.folder.iterdir())) < 2:  # until the other worker has taken the other
+        time.sleep(0.05)
 
 
+@pytest.mark.timeout(GUARD)
 def test_each_worker_sees_a_gpu_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     pieces = [Piece(tmp_path, name) for name in "ab"]

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,12 @@ from amir_grpo.system import locks
 from amir_grpo.system.locks import Busy, locked, unseen_by_others
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from amir_grpo.system.locks import locked
 with locked(Path(sys.argv[1]), "training grpo"):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -31,7 +30,8 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **streams, text=True)
     assert process.stdout.readline().strip() == "held"
     yield process
     process.kill()
@@ -71,7 +71,6 @@ def test_the_lock_is_free_after_an_error(tmp_path):
 
 def test_a_holder_that_has_not_said_so_yet_is_respected(tmp_path, holder):
     (tmp_path / ".locks" / "training-grpo.json").write_text("{")
-    time.sleep(0.01)
     with pytest.raises(Busy, match="another process"), locked(tmp_path, "training grpo"):
         pass
 
