@@ -1,6 +1,7 @@
 """A trained policy given away: what is in the folder, what the card says, and what reaches the Hub."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import httpx
@@ -16,16 +17,14 @@ from amir_grpo.policies.loading import load_policy
 from amir_grpo.runs import export
 from amir_grpo.runs.model_card import render_model_card
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import policy_summary_of, results_of, save_results
+from amir_grpo.runs.showing import policy_summary_of
 
-pytestmark = pytest.mark.xdist_group("publish")
+pytestmark = pytest.mark.xdist_group("complete run")
 
 
 @pytest.fixture(scope="module")
-def run(runs, tiny_settings):
-    run = open_run("sandbox", runs / "published", tiny_settings)
-    save_results(run, results_of(run), only=["policies", "comparisons"])
-    return run
+def run(complete_run, tmp_path_factory):
+    return open_run(run_dir=shutil.copytree(complete_run.folder, tmp_path_factory.mktemp("export") / "run"))
 
 
 def test_a_merged_policy_loads_anywhere_and_is_the_trained_one(run, tmp_path):

@@ -16,14 +16,12 @@ from amir_grpo.runs import export_results
 from amir_grpo.runs.harness import FILTER, harness_results, harness_samples
 from amir_grpo.runs.run import open_run
 
-pytestmark = pytest.mark.xdist_group("publish")
+pytestmark = pytest.mark.xdist_group("complete run")
 
 
 @pytest.fixture(scope="module")
-def run(runs, tiny_settings):
-    run = open_run("sandbox", runs / "results given away", tiny_settings)
-    run.samples()
-    return run
+def run(complete_run):
+    return complete_run
 
 
 @pytest.fixture(scope="module")

@@ -9,27 +9,29 @@ import pytest
 from amir_grpo.runs import reproduce
 from amir_grpo.runs.kept import compared_with_kept, completion_digests, keep_results
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import results_of, save_results
+from amir_grpo.runs.showing import results_of
+
+pytestmark = pytest.mark.xdist_group("complete run")
 
 
 @pytest.fixture(scope="module")
-def run(runs, tiny_settings):
-    run = open_run("sandbox", runs / "kept", tiny_settings | {"benchmarks": ["chain3", "chain4"]})
-    save_results(run, results_of(run))
-    return run
+def kept_once(complete_run, tmp_path_factory):
+    """What is kept of the run."""
+    folder = tmp_path_factory.mktemp("kept once") / "kept"
+    keep_results(complete_run, results_of(complete_run), folder)
+    return folder
 
 
 @pytest.fixture
-def kept(run, tmp_path):
+def kept(kept_once, tmp_path):
     """What is kept of the run, to be changed."""
-    keep_results(run, results_of(run), tmp_path / "kept")
-    return tmp_path / "kept"
+    return shutil.copytree(kept_once, tmp_path / "kept")
 
 
 @pytest.fixture
-def copy(run, tmp_path):
+def copy(complete_run, tmp_path):
     """A copy of the run, to be changed."""
-    return shutil.copytree(run.folder, tmp_path / "copy")
+    return shutil.copytree(complete_run.folder, tmp_path / "copy")
 
 
 def comparison(folder, kept):
@@ -83,13 +85,13 @@ def another_order(rows):
 @pytest.mark.parametrize("change", [another_token, another_grade, another_order])
 def test_a_change_of_one_completion_changes_its_digest_alone(copy, change):
     before = digests(copy)
-    path = copy / "samples" / "grpo" / "chain4.parquet"
+    path = copy / "samples" / "grpo" / "chain6.parquet"
     rows = pd.read_parquet(path)
     change(rows)
     rows.to_parquet(path)
     after = digests(copy)
     changed = before[before["sha256"] != after["sha256"]]
-    assert changed[["policy", "benchmark"]].to_numpy().tolist() == [["grpo", "chain4"]]
+    assert changed[["policy", "benchmark"]].to_numpy().tolist() == [["grpo", "chain6"]]
 
 
 def test_completions_are_named_before_the_tables_that_follow_from_them(copy, kept):
@@ -139,9 +141,9 @@ def test_a_profile_of_which_nothing_is_kept_is_not_spoken_of(copy, kept, tmp_pat
     assert comparison(copy, kept) is None
 
 
-def test_reproduce_ends_with_the_comparison(run, kept, monkeypatch, capsys):
+def test_reproduce_ends_with_the_comparison(copy, kept, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "_execute", lambda *_: 0.0)  # the run is complete
     monkeypatch.setattr(reproduce, "kept_results", {"sandbox": kept}.__getitem__)
-    reproduce.reproduce_run(run, {})
+    reproduce.reproduce_run(open_run(run_dir=copy), {})
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Equal to the published results of this package: 6 tables")

@@ -12,18 +12,17 @@ from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.runs.verify import first_difference
 
+pytestmark = pytest.mark.xdist_group("complete run")
+
 
 @pytest.fixture(scope="module")
-def two(runs, tiny_settings):
+def two(complete_run, runs, tiny_settings):
     """Two runs, made one after the other in folders of their own."""
-    folders = []
-    for name in ("verify one", "verify two"):
-        run = open_run("sandbox", runs / name, tiny_settings | {"benchmarks": ["chain3"]})
-        results = results_of(run)
-        save_results(run, results)
-        write_report(run, results)
-        folders.append(run.folder)
-    return folders
+    run = open_run("sandbox", runs / "verify two", tiny_settings)
+    results = results_of(run)
+    save_results(run, results)
+    write_report(run, results)
+    return [complete_run.folder, run.folder]
 
 
 @pytest.fixture
