@@ -20,7 +20,7 @@ from amir_grpo.policies.backend import UNSLOTH_VERSION
 from amir_grpo.results import published_noise
 from amir_grpo.results.published import published_sizes, published_table
 from amir_grpo.study.plan import read_plan
-from amir_grpo.study.results import kept_study
+from amir_grpo.study.results import kept_studies
 from tools import base_policies, hero, readme
 from tools.gallery import study_tables
 
@@ -187,12 +187,12 @@ def test_the_page_of_results_reads_the_published_table_as_its_noise_allows():
 
 def test_readme_says_of_the_study_what_its_results_say():
     """`make figures` writes these parts."""
-    assert readme.with_parts(README, readme.study_parts(kept_study(), read_plan())) == README
+    assert readme.with_parts(README, readme.study_parts(kept_studies(read_plan()), read_plan())) == README
 
 
 def test_the_tables_that_docs_and_reports_show_are_those_of_the_kept_study():
     """`make figures` writes them."""
-    for name, table in study_tables(kept_study(), read_plan()).items():
+    for name, table in study_tables(kept_studies(read_plan()), read_plan()).items():
         text = table.to_csv(index=False, float_format="%.6g")
         assert (ROOT / "data" / "results" / f"{name}.csv").read_text() == text, name
 

@@ -20,12 +20,12 @@ from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of
-from amir_grpo.study.claims.table import claims_table
-from amir_grpo.study.figures import STUDY_FIGURES
+from amir_grpo.study.claims.table import CLAIMS, claims_table
+from amir_grpo.study.figures import CLAIM_FIGURES, STUDY_FIGURES
 from amir_grpo.study.finding import verdict_rows
 from amir_grpo.study.gains import level_table, outcomes, power_table
 from amir_grpo.study.plan import Plan, read_plan, sequence_table
-from amir_grpo.study.results import StudyResults, kept_study
+from amir_grpo.study.results import Studies, kept_studies
 from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
 from tools.docs_tables import with_tables
@@ -38,7 +38,9 @@ PROFILE = "sandbox"
 def draw(results: Path, published: Path, out: Path) -> list[Path]:
     """Draw the published figures and those of the kept results into `out`, PNG and SVG; returns the PNGs."""
     kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
-    log, study, plan = kept["log"], kept_study(), read_plan()
+    log, plan = kept["log"], read_plan()
+    studies = kept_studies(plan)
+    claims = claims_table(studies, plan)
     identity = pd.read_csv(results.parent / "identity.csv")
     kept["coverage"].attrs["problems"] = int(kept["main"].query("k == 1")["problems"].sum())
     share = log[log["method"] == "amir_grpo"]
@@ -64,22 +66,27 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
         "identity": study_figures.identity_figure(
             identity, "The preference weights are wins − losses until β is large"
         ),
-        **{name: figure(study, plan) for name, figure in STUDY_FIGURES.items()},
+        **{name: figure(studies, plan) for name, figure in STUDY_FIGURES.items()},
+        **{
+            name: figure(studies, plan, claims)
+            for (name, figure), claim in zip(CLAIM_FIGURES.items(), CLAIMS, strict=True)
+            if claim in set(claims["claim"])
+        },
     }
     out.mkdir(exist_ok=True)
     return [style.save_figure(figure, out / name)[0] for name, figure in drawn.items()]
 
 
-def study_tables(study: StudyResults, plan: Plan) -> dict[str, pd.DataFrame]:
+def study_tables(studies: Studies, plan: Plan) -> dict[str, pd.DataFrame]:
     """What the docs and the report of a run show of the study, as tables of data/results."""
     errors = pd.read_csv(project_root() / "data" / "results" / "inference_error.csv")
     usual = (errors["test"] == "in use") & (errors["shape"] == "normal") & (errors["problems"] == "as measured")
     return {
         "type_one_error": errors[usual],
-        "levels": level_table(study),
-        "power": power_table(study, plan),
-        "tests": sequence_table(plan, outcomes(study, plan)),
-        "verdicts": verdict_rows(claims_table(study, plan)),
+        "levels": level_table(studies),
+        "power": power_table(studies.ordered[-1], plan),
+        "tests": sequence_table(plan, outcomes(studies.main, plan)),
+        "verdicts": verdict_rows(claims_table(studies, plan)),
     }
 
 
@@ -144,12 +151,13 @@ def main() -> None:
         results.parent / "base_policies.csv", lambda part: bases.to_csv(part, index=False, float_format="%.4f")
     )
     write_findings(root / "README.md", findings_lines(evidence(results.parent)))
-    study, plan = kept_study(), read_plan()
-    for name, table in study_tables(study, plan).items():
+    plan = read_plan()
+    studies = kept_studies(plan)
+    for name, table in study_tables(studies, plan).items():
         atomic_write(
             results.parent / f"{name}.csv", lambda part, t=table: t.to_csv(part, index=False, float_format="%.6g")
         )
-    write_text(root / "README.md", with_parts((root / "README.md").read_text(), study_parts(study, plan)))
+    write_text(root / "README.md", with_parts((root / "README.md").read_text(), study_parts(studies, plan)))
     for page in sorted((root / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
         if (computed := with_tables(text, root)) != text:

@@ -10,9 +10,10 @@ import numpy as np
 from amir_grpo.choices import SIGNIFICANCE
 from amir_grpo.results.formatting import signed, so_many_are
 from amir_grpo.results.hero import first_differences
+from amir_grpo.study.claims.table import claims_table
 from amir_grpo.study.finding import claim_lines, finding
 from amir_grpo.study.plan import Plan
-from amir_grpo.study.results import StudyResults
+from amir_grpo.study.results import Studies
 from tools.hero import Evidence
 
 BEGIN, END = "<!-- computed: python -m tools.gallery -->", "<!-- end of what is computed -->"
@@ -54,9 +55,9 @@ def write_findings(page: Path, lines: str) -> None:
     page.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}", encoding="utf-8")
 
 
-def study_parts(study: StudyResults, plan: Plan) -> dict[str, str]:
+def study_parts(studies: Studies, plan: Plan) -> dict[str, str]:
     """What the study says, in a sentence and five rows, by the name of its marks."""
-    return {"study": "\n".join([finding(study, plan), "", *claim_lines(study, plan)])}
+    return {"study": "\n".join([finding(studies.main, plan), "", *claim_lines(claims_table(studies, plan))])}
 
 
 def with_parts(text: str, parts: dict[str, str]) -> str:

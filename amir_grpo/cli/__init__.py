@@ -164,7 +164,7 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.study.experiment import compare_with_kept, make_runs
     from amir_grpo.study.finding import report_lines
     from amir_grpo.study.plan import check_frozen, read_plan
-    from amir_grpo.study.results import load_study
+    from amir_grpo.study.results import complete_arms, load_study
     from amir_grpo.study.schedule import runs_in_order, single_run
 
     plan = read_plan()
@@ -188,7 +188,10 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     if options.study == "confirmation":
         check_frozen(plan)
     make_runs(runs, results, cluster_of(options, folder) or options.workers)
-    print("\n".join(report_lines(load_study(results), plan)))
+    study = load_study(results)
+    if options.study == "confirmation":
+        study = complete_arms(study, plan)
+    print("\n".join(report_lines(study, plan)))
     print(f"\nResults: {results}")
 
 

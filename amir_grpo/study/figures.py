@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from amir_grpo.results import comparison_figures, regime_figures, study_figures
 from amir_grpo.study.claims import coverage, length_bias, supervision, variants
-from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_table
+from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows
 from amir_grpo.study.gains import gain_table, outcomes
 from amir_grpo.study.plan import Plan, sequence_table
 from amir_grpo.study.regime_tables import PASS_RATES, arms_of_regimes, measured_cosines
 from amir_grpo.study.regimes import TITLES
-from amir_grpo.study.results import TRAINED, StudyResults, about
+from amir_grpo.study.results import TRAINED, Studies, about
 from amir_grpo.study.theory import cosine_table
 
 _GRPO = "clean/grpo"
@@ -44,8 +44,9 @@ KNOBS = [
 ]
 
 
-def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
+def sequence_figure(studies: Studies, plan: Plan) -> Figure:
     """The tests of the plan in their order."""
+    study = studies.main
     found = outcomes(study, plan)
     table = sequence_table(plan, found)
     columns = ["gain", "gain_low", "gain_high", "p_value", "detectable"]
@@ -64,66 +65,65 @@ def sequence_figure(study: StudyResults, plan: Plan) -> Figure:
     return comparison_figures.comparison_figure(shown, title, margin=plan.margin)
 
 
-def claim_title(study: StudyResults, plan: Plan, number: int) -> str:
-    """A claim and the verdicts of its tests."""
-    claim, *verdicts = claim_rows(claims_table(study, plan))[number]
-    return f"{claim}: " + "; ".join(
-        f"{strength}, {found}" for strength, found in zip(STRENGTHS, verdicts, strict=True)
-    )
+def claim_title(claims: pd.DataFrame, claim: str) -> str:
+    """A claim and the verdicts of its tests, as of `claims_table`."""
+    rows = {name: verdicts for name, *verdicts in claim_rows(claims)}
+    return f"{claim}: " + "; ".join(f"{how}, {said}" for how, said in zip(STRENGTHS, rows[claim], strict=True))
 
 
-def supervision_bars(study: StudyResults, plan: Plan) -> Figure:
+def supervision_bars(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
     """Claim 1: what the preference term is of the update, and what of it the advantages do not have."""
-    table = supervision.supervision_table(study, list(STRENGTHS.values()))
+    table = supervision.supervision_table(studies, list(STRENGTHS.values()))
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[0])
     shown = table.assign(share=table["share"] / 100, residual_share=table["residual_share"] / 100)
-    return study_figures.share_bars_figure(shown, claim_title(study, plan, 0))
+    return study_figures.share_bars_figure(shown, claim_title(claims, CLAIMS[0]))
 
 
-def entropy_curves(study: StudyResults) -> pd.DataFrame:
+def entropy_curves(studies: Studies) -> pd.DataFrame:
     """Claim 2: margin, accuracy and entropy by temperature at the end of the training, means over runs and benchmarks."""
     frames = []
     for arm in ("clean/base", _GRPO, *STRENGTHS.values()):
-        part = study.part("boundary", arm)
-        part = part[part["step"] == part.groupby(["base", "seed"])["step"].transform("max")]
-        means = part.groupby("temperature")[["margin", "accuracy", "entropy"]].mean().reset_index()
-        frames.append(means.assign(about=about(arm)))
+        if (study := studies.first(arm)) is not None:
+            part = study.part("boundary", arm)
+            part = part[part["step"] == part.groupby(["base", "seed"])["step"].transform("max")]
+            means = part.groupby("temperature")[["margin", "accuracy", "entropy"]].mean().reset_index()
+            frames.append(means.assign(about=about(arm)))
     return pd.concat(frames, ignore_index=True)
 
 
-def boundary_curves(study: StudyResults, plan: Plan) -> Figure:
+def boundary_curves(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
     """Claim 2: margins against entropy."""
-    return regime_figures.entropy_figure(entropy_curves(study), claim_title(study, plan, 1))
+    return regime_figures.entropy_figure(entropy_curves(studies), claim_title(claims, CLAIMS[1]))
 
 
-def length_lines(study: StudyResults, plan: Plan) -> Figure:
+def length_lines(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
     """Claim 3: the weight of a token against the length of its completion."""
-    table = length_bias.weight_table(study)
+    table = length_bias.weight_table(studies)
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[2])
-    return study_figures.length_weight_figure(table, claim_title(study, plan, 2))
+    return study_figures.length_weight_figure(table, claim_title(claims, CLAIMS[2]))
 
 
-def coverage_bars(study: StudyResults, plan: Plan, k: int = 8) -> Figure:
+def coverage_bars(studies: Studies, plan: Plan, claims: pd.DataFrame, k: int = 8) -> Figure:
     """Claim 4: what only one of two policies solves, and what chance gives."""
-    table = coverage.coverage_table(study, [*STRENGTHS.values(), _GRPO], plan.margin, plan.alpha)
+    table = coverage.coverage_table(studies, [*STRENGTHS.values(), _GRPO], plan.margin, plan.alpha)
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[3])
     table = table[table["k"] == k]
     shown = table.assign(new=table["about"], old="another GRPO")[["old", "new", "only_old", "only_new"]]
-    return comparison_figures.facing_bars_figure(shown, claim_title(study, plan, 3))
+    return comparison_figures.facing_bars_figure(shown, claim_title(claims, CLAIMS[3]))
 
 
-def variant_gains(study: StudyResults, plan: Plan) -> Figure:
+def variant_gains(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
     """Claim 5: each variant with the preference term against itself without."""
     pairs = [pair for pairs in variants.PAIRS.values() for pair in pairs]
-    return gains_figure(gain_table(study, pairs, plan, ks=(1,)), plan, claim_title(study, plan, 4))
+    return gains_figure(gain_table(studies, pairs, plan, ks=(1,)), plan, claim_title(claims, CLAIMS[4]))
 
 
-def knob_gains(study: StudyResults, plan: Plan) -> Figure:
+def knob_gains(studies: Studies, plan: Plan) -> Figure:
     """Knobs and rivals: each against what it changes."""
-    table = gain_table(study, KNOBS, plan, ks=(1,))
+    table = gain_table(studies, KNOBS, plan, ks=(1,))
     shown = table[table["benchmarks"] == TRAINED] if len(table) else table
     clear = int((shown["p_holm"] < plan.alpha).sum()) if len(shown) else 0
     return gains_figure(table, plan, f"Knobs and rivals: {clear} of {len(shown)} differ clearly (exploratory)")
@@ -137,11 +137,11 @@ def gains_figure(table: pd.DataFrame, plan: Plan, title: str) -> Figure:
     return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin)
 
 
-def regime_cosines(study: StudyResults, plan: Plan) -> Figure:
+def regime_cosines(studies: Studies, plan: Plan) -> Figure:
     """The regimes: how much of an update is about correctness, predicted and measured."""
     arms = arms_of_regimes(plan)
     return regime_figures.cosine_figure(
-        _with_titles(measured_cosines(study, arms)),
+        _with_titles(measured_cosines(studies, arms)),
         _with_titles(cosine_table(arms, PASS_RATES)),
         "How much of an update is about correctness: theory (lines) and rollouts (points)",
     )
@@ -152,13 +152,16 @@ def _with_titles(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(regime=table["regime"].map(TITLES))
 
 
-STUDY_FIGURES: dict[str, Callable[..., Figure]] = {
-    "tests": sequence_figure,
+# Of the claims, with their tests as of `claims_table`.
+CLAIM_FIGURES: dict[str, Callable[..., Figure]] = {
     "claim_supervision": supervision_bars,
     "claim_boundary": boundary_curves,
     "claim_length": length_lines,
     "claim_coverage": coverage_bars,
     "claim_variants": variant_gains,
+}
+STUDY_FIGURES: dict[str, Callable[[Studies, Plan], Figure]] = {
+    "tests": sequence_figure,
     "knobs": knob_gains,
     "regimes": regime_cosines,
 }

@@ -11,7 +11,7 @@ from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_t
 from amir_grpo.study.gains import outcomes
 from amir_grpo.study.inference import Hypothesis, Verdict
 from amir_grpo.study.plan import Outcome, Plan, sequence_table
-from amir_grpo.study.results import StudyResults
+from amir_grpo.study.results import Studies, StudyResults
 
 # A test of the plan -> (when, who, than whom); the sentence has them in this order.
 _SAID = {
@@ -57,28 +57,30 @@ def _told(outcome: Outcome, margin: float) -> str:
     return f"differs by more than {margin:g} points from"
 
 
-def claim_lines(study: StudyResults, plan: Plan) -> list[str]:
-    """A Markdown table of the five claims with the verdicts of their tests."""
+def claim_lines(claims: pd.DataFrame) -> list[str]:
+    """A Markdown table of the five claims with the verdicts of their tests; `claims`: as of `claims_table`."""
     rows: list[Sequence[str]] = [("claim", *STRENGTHS), ("---",) * (1 + len(STRENGTHS))]
-    rows += claim_rows(claims_table(study, plan))
+    rows += claim_rows(claims)
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def verdict_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """`claims_table` as text: columns claim, test, result, verdict; one row per test."""
+    """`claims_table` as text: columns claim, test, result, verdict, study; one row per test."""
     rows = []
     for number, claim in enumerate(CLAIMS, 1):
         for row in table[table["claim"] == claim].to_dict("records") if len(table) else []:
             gain, low, high = (signed(row[name], 2) for name in ("gain", "gain_low", "gain_high"))
             test = f"{row['test']} ({row['strength']})"
             result = f"{gain} {row['unit']} [{low}, {high}]"
-            rows.append((f"{number}. {claim}", test, result, row["verdict"]))
-    return pd.DataFrame(rows, columns=["claim", "test", "result", "verdict"])
+            rows.append((f"{number}. {claim}", test, result, row["verdict"], row["study"]))
+    return pd.DataFrame(rows, columns=["claim", "test", "result", "verdict", "study"])
 
 
 def report_lines(study: StudyResults, plan: Plan) -> list[str]:
-    """What a study says, as lines of text: its finding, the tests of the plan, the tests of the claims."""
+    """What one study says, as lines of text: its finding, the tests of the plan, the tests of the claims."""
+    if not len(study.runs):
+        return ["No arm has all the runs yet that the plan gives it, and nothing is read before."]
     tests = sequence_table(plan, outcomes(study, plan))
     columns = ["test", "gain", "gain_low", "gain_high", "p_value", "detectable", "runs", "verdict", "why"]
     lines = [finding(study, plan), "", rounded(tests.reindex(columns=columns), 3).to_string(index=False)]
-    return [*lines, "", verdict_rows(claims_table(study, plan)).to_string(index=False)]
+    return [*lines, "", verdict_rows(claims_table(Studies((study,)), plan)).to_string(index=False)]

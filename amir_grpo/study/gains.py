@@ -10,7 +10,7 @@ import pandas as pd
 from amir_grpo.metrics import holm
 from amir_grpo.study.inference import Comparison, design_error, detectable_gain, equivalence_power
 from amir_grpo.study.plan import Outcome, Plan, Test, judge_alone, run_sequence
-from amir_grpo.study.results import LONGER, TRAINED, StudyResults, about, compared, gains_by_run
+from amir_grpo.study.results import LONGER, TRAINED, Studies, StudyResults, about, compared, gains_by_run
 
 _POINTS = 100.0
 
@@ -41,7 +41,7 @@ def outcomes(study: StudyResults, plan: Plan) -> list[Outcome]:
 
 
 def gain_table(
-    study: StudyResults, pairs: Sequence[tuple[str, str]], plan: Plan, ks: Sequence[int] = (1, 4)
+    studies: Studies, pairs: Sequence[tuple[str, str]], plan: Plan, ks: Sequence[int] = (1, 4)
 ) -> pd.DataFrame:
     """Exploratory: each arm against another, on the trained lengths and on longer problems.
 
@@ -50,18 +50,23 @@ def gain_table(
         ks: Values of k in pass@k.
 
     Returns:
-        Columns regime, new, old, about, benchmarks, quantity, new_percent, old_percent, those of
+        Columns study, regime, new, old, about, benchmarks, quantity, new_percent, old_percent, those of
         `inference.Comparison.columns`, and p_holm, corrected over all rows.
     """
     rows = []
     for new, old in pairs:
-        if not study.has(new, old):
+        if (study := studies.first(new, old)) is None:
             continue
         for group in (TRAINED, LONGER):
             for k in ks if study.benchmarks[group] else ():
                 solved = {arm: study.solved(arm, group, k) for arm in (new, old)}
                 shared = set(solved[new]) & set(solved[old])
-                row = {"regime": new.partition("/")[0], "new": new.partition("/")[2], "old": old.partition("/")[2]}
+                row = {
+                    "study": study.name,
+                    "regime": new.partition("/")[0],
+                    "new": new.partition("/")[2],
+                    "old": old.partition("/")[2],
+                }
                 row |= {"about": f"{about(new)} − {about(old)}", "benchmarks": group, "quantity": f"pass@{k}"}
                 for name, arm in (("new_percent", new), ("old_percent", old)):
                     row[name] = _POINTS * float(np.mean([solved[arm][key].mean() for key in shared]))
@@ -73,16 +78,17 @@ def gain_table(
     return table
 
 
-def level_table(study: StudyResults) -> pd.DataFrame:
-    """pass@1 of every arm: columns regime, arm, about, runs, trained, longer, spread (standard deviation over the runs, of
-    the trained lengths); percent."""
+def level_table(studies: Studies) -> pd.DataFrame:
+    """pass@1 of every arm: columns study, regime, arm, about, runs, trained, longer, spread (standard deviation over the
+    runs, of the trained lengths); percent."""
     rows = []
-    for path in study.runs["path"].drop_duplicates():
+    for path in studies.paths:
+        study = studies.first(path)
         levels = {
             group: [values.mean() for values in study.solved(path, group).values()] for group in (TRAINED, LONGER)
         }
         regime, _, arm = path.partition("/")
-        row = {"regime": regime, "arm": arm, "about": about(path), "runs": len(levels[TRAINED])}
+        row = {"study": study.name, "regime": regime, "arm": arm, "about": about(path), "runs": len(levels[TRAINED])}
         row |= {"trained": _POINTS * np.mean(levels[TRAINED])}
         row |= {"longer": _POINTS * np.mean(levels[LONGER]) if levels[LONGER] else np.nan}
         spread = np.std(levels[TRAINED], ddof=1) if len(levels[TRAINED]) > 1 else np.nan

@@ -9,7 +9,7 @@ import pandas as pd
 
 from amir_grpo.study.gains import gain
 from amir_grpo.study.plan import Plan
-from amir_grpo.study.results import StudyResults, about
+from amir_grpo.study.results import Studies, about
 from amir_grpo.study.theory import cosine_table
 
 PASS_RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -22,15 +22,15 @@ def arms_of_regimes(plan: Plan) -> list[str]:
     return [f"{regime.name}/{arm}" for regime in plan.regimes for arm in regime.arms if arm not in left_out]
 
 
-def measured_cosines(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
+def measured_cosines(studies: Studies, arms: Sequence[str]) -> pd.DataFrame:
     """Cosine of the updates with centred correctness, by the share of right completions in the rollout.
 
     Columns regime, about, pass_rate (mean of the bin), cosine, rollouts; means over rollouts and runs.
     """
     frames = []
     for arm in arms:
-        rows = study.part("rollouts", arm).dropna(subset=["cosine_update"])
-        if len(rows):
+        if (study := studies.first(arm)) is not None:
+            rows = study.part("rollouts", arm).dropna(subset=["cosine_update"])
             found = rows.groupby((rows["right"] / _BIN).astype(int)).agg(
                 pass_rate=("right", "mean"), cosine=("cosine_update", "mean"), rollouts=("right", "size")
             )
@@ -39,24 +39,25 @@ def measured_cosines(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
-def prediction_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
+def prediction_table(studies: Studies, plan: Plan) -> pd.DataFrame:
     """Theory beside measurement: one row per regime and arm that is compared with GRPO of its regime.
 
-    Columns regime, arm, about, pass_rate (mean over all rollouts of GRPO), cosine and grpo_cosine (predicted at that pass
-    rate), measured and grpo_measured (the same, mean over rollouts), gain, gain_low, gain_high (pass@1, points), runs.
+    Columns study, regime, arm, about, pass_rate (mean over all rollouts of GRPO), cosine and grpo_cosine (predicted at
+    that pass rate), measured and grpo_measured (the same, mean over rollouts), gain, gain_low, gain_high (pass@1, points),
+    runs.
     """
     rows = []
     for arm in arms_of_regimes(plan):
         regime, _, name = arm.partition("/")
         grpo = f"{regime}/grpo"
-        if name == "grpo" or not study.has(arm, grpo):
+        if name == "grpo" or (study := studies.first(arm, grpo)) is None:
             continue
         cosines = [study.part("rollouts", path)["cosine_update"].mean() for path in (arm, grpo)]
         rate = float(study.part("rollouts", grpo)["right"].mean())
         predicted = cosine_table([arm, grpo], [rate])["cosine"]
         found = gain(study, arm, grpo)
         low, high = found.interval(1 - plan.alpha)
-        row = {"regime": regime, "arm": name, "about": about(arm), "pass_rate": rate}
+        row = {"study": study.name, "regime": regime, "arm": name, "about": about(arm), "pass_rate": rate}
         row |= {
             "cosine": predicted[0],
             "grpo_cosine": predicted[1],
@@ -67,13 +68,13 @@ def prediction_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def uniform_table(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
+def uniform_table(studies: Studies, arms: Sequence[str]) -> pd.DataFrame:
     """How much of the update goes into groups that are all right or all wrong: columns regime, about, mixed (share of
     groups), uniform_share (of the update); means over rollouts and runs, percent."""
     rows = []
     for arm in arms:
-        part = study.part("rollouts", arm)
-        if len(part):
+        if (study := studies.first(arm)) is not None:
+            part = study.part("rollouts", arm)
             row = {"regime": arm.partition("/")[0], "about": about(arm)}
             rows.append(row | {name: 100 * float(np.nanmean(part[name])) for name in ("mixed", "uniform_share")})
     return pd.DataFrame(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from amir_grpo.runs.locations import kept_results
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.study.inference import Comparison, compare
 from amir_grpo.study.kept_runs import TABLES, KeptRun, read_run
-from amir_grpo.study.regimes import ARMS
+from amir_grpo.study.plan import Plan
+from amir_grpo.study.regimes import ARMS, BASE
 
 NAMES = ["regime", "arm", "seed", "base"]
 # Settings that all runs of a study share: what they are evaluated on.
@@ -70,6 +71,73 @@ class StudyResults:
         return {key: rows["solved"].to_numpy(float) for key, rows in table.groupby(["base", "seed"])}
 
 
+@dataclass(frozen=True)
+class Studies:
+    """The studies at hand, the one that counts first: what the confirmation has, then the pilot.
+
+    Two arms are compared in one study. So each table and figure asks for the first study that has all arms that it needs.
+    """
+
+    ordered: tuple[StudyResults, ...]
+
+    @property
+    def main(self) -> StudyResults:
+        """The one that counts first."""
+        return self.ordered[0]
+
+    @property
+    def paths(self) -> list[str]:
+        """Every arm that has runs, as `regime/arm`, in the order of `ARMS`."""
+        found = {path for study in self.ordered for path in study.runs["path"]}
+        return sorted(found, key=lambda path: list(ARMS).index(path) if path in ARMS else len(ARMS))
+
+    def having(self, *paths: str) -> list[StudyResults]:
+        """The studies that have the arms, in order."""
+        return [study for study in self.ordered if study.has(*paths)]
+
+    def first(self, *paths: str) -> StudyResults | None:
+        """The first study that has the arms; None where none has."""
+        return next(iter(self.having(*paths)), None)
+
+
+def kept_studies(plan: Plan, folder: Path | None = None) -> Studies:
+    """The studies whose results came with the package: the confirmation's complete arms where there are any, and the pilot.
+
+    Until an arm has all the runs that the plan gives it, the confirmation is not read, so that nothing is decided earlier.
+
+    Args:
+        folder: Holds the results of one study, which is then the only one; None: those of the package.
+
+    Raises:
+        FileNotFoundError: If there are no results.
+    """
+    if folder is not None:
+        return Studies((load_study(folder),))
+    pilot = load_study(kept_results("pilot"))
+    if not any(kept_results("confirmation").glob("*.zip")):
+        return Studies((pilot,))
+    confirmation = complete_arms(load_study(kept_results("confirmation")), plan)
+    return Studies((confirmation, pilot) if len(confirmation.runs) else (pilot,))
+
+
+def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
+    """A study without the arms that lack some of the confirmation's runs; the base policies stay."""
+    made = study.runs.groupby("path").size()
+    complete = []
+    for path, runs in made.items():
+        wanted = plan.run_grid("confirmation", path.partition("/")[0])
+        if ARMS[path].method == BASE or runs >= len(wanted) > 0:
+            complete.append(path)
+    if all(ARMS[path].method == BASE for path in complete):
+        complete = []
+    tables = {
+        name: table[(table["regime"] + "/" + table["arm"]).isin(complete)].reset_index(drop=True)
+        for name, table in study.tables.items()
+    }
+    runs = study.runs[study.runs["path"].isin(complete)].reset_index(drop=True)
+    return replace(study, runs=runs, tables=tables)
+
+
 def load_study(folder: Path) -> StudyResults:
     """The results in a folder, one file per run.
 
@@ -83,17 +151,6 @@ def load_study(folder: Path) -> StudyResults:
             f"{folder} holds no results of a study: `make evidence` makes them, and a clone of the project has them."
         )
     return study_of(kept)
-
-
-def kept_study(name: str = "") -> StudyResults:
-    """The study of that name whose results came with the package; without a name the confirmation, or else the pilot.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
-    if not name:
-        name = "confirmation" if any(kept_results("confirmation").glob("*.zip")) else "pilot"
-    return load_study(kept_results(name))
 
 
 def study_of(kept: Sequence[KeptRun]) -> StudyResults:

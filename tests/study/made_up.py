@@ -8,7 +8,7 @@ import pandas as pd
 from amir_grpo.settings import settings_of
 from amir_grpo.study.kept_runs import KeptRun
 from amir_grpo.study.regimes import ARMS
-from amir_grpo.study.results import study_of
+from amir_grpo.study.results import Studies, study_of
 from amir_grpo.study.shared_scores import TEMPERATURES
 from amir_grpo.study.summaries import LENGTH_EDGES, WINDOWS
 
@@ -65,6 +65,11 @@ def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40, st
     record = {"study": study, "regime": arm.regime, "arm": arm.name, "method": arm.method, "seed": seed, "base": base}
     settings = asdict(settings_of("sandbox", {"num_samples": SAMPLES}))
     return KeptRun(record | {"profile": "sandbox", "settings": settings, "digests": {}}, tables)
+
+
+def made_up_studies(arms, **options):
+    """A made-up study as the only one at hand."""
+    return Studies((made_up_study(arms, **options),))
 
 
 def made_up_study(arms, name="pilot", bases=6, seeds_per_base=1):

@@ -1,15 +1,18 @@
 """Kept runs are read back, compared run by run, and said as they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from amir_grpo.study.claims.table import claims_table
 from amir_grpo.study.finding import claim_lines, finding, verdict_rows
 from amir_grpo.study.gains import gain, gain_table, level_table, outcomes, power_table
 from amir_grpo.study.inference import compare
 from amir_grpo.study.kept_runs import keep_run, read_run
 from amir_grpo.study.plan import read_plan
-from amir_grpo.study.results import load_study
+from amir_grpo.study.results import Studies, complete_arms, load_study
 from tests.study.made_up import PROBLEMS, kept_run, made_up_study
 
 PLAN = read_plan()
@@ -71,16 +74,40 @@ def test_the_pilot_is_read_test_by_test_and_the_confirmation_in_sequence():
     assert confirmation["nuisance"].verdict == "undecided", "the gate was not shown"
 
 
+def test_the_confirmation_is_read_arm_by_arm_once_all_runs_of_an_arm_are_there():
+    wanted = next(regime.runs for regime in PLAN.regimes if regime.name == "clean")
+    seeds = {"bases": 6, "seeds_per_base": wanted // 6}
+    whole = made_up_study({"clean/base": -1, "clean/grpo": 0.5, "clean/two-step-grpo": 0.9}, "confirmation", **seeds)
+    assert set(complete_arms(whole, PLAN).runs["path"]) == {"clean/base", "clean/grpo", "clean/two-step-grpo"}
+    last = (whole.runs["arm"] == "two-step-grpo") & (whole.runs["seed"] == whole.runs["seed"].max())
+    begun = complete_arms(replace(whole, runs=whole.runs[~last]), PLAN)
+    assert set(begun.runs["path"]) == {"clean/base", "clean/grpo"}
+    assert begun.part("problems", "clean/two-step-grpo").empty
+    assert outcomes(begun, PLAN)[0].why == "There are no data."
+    arms = whole.runs["arm"].isin(["base"]) | last
+    assert complete_arms(replace(whole, runs=whole.runs[arms]), PLAN).runs.empty
+
+
+def test_two_arms_are_compared_in_the_first_study_that_has_both():
+    pilot = made_up_study({"clean/grpo": 0.5, "clean/published": 0.9, "clean/lr-x2": 0.9})
+    confirmation = made_up_study({"clean/grpo": 0.5, "clean/published": 0.5}, "confirmation")
+    pairs = [("clean/published", "clean/grpo"), ("clean/lr-x2", "clean/grpo")]
+    table = gain_table(Studies((confirmation, pilot)), pairs, PLAN, ks=(1,))
+    assert table["study"].to_list() == ["confirmation"] * 2 + ["pilot"] * 2
+    assert table["gain"].to_list()[0] == gain(confirmation, *pairs[0]).estimate
+    assert table["gain"].to_list()[2] == gain(pilot, *pairs[1]).estimate
+
+
 def test_tables_leave_out_what_has_no_runs():
     study = made_up_study({"clean/grpo": 0.5, "clean/lr-x2": 0.9})
-    table = gain_table(study, [("clean/lr-x2", "clean/grpo"), ("clean/published", "clean/grpo")], PLAN)
+    table = gain_table(Studies((study,)), [("clean/lr-x2", "clean/grpo"), ("clean/published", "clean/grpo")], PLAN)
     assert table[["new", "benchmarks", "quantity"]].to_numpy().tolist() == [
         ["lr-x2", group, quantity]
         for group in ("trained lengths", "longer problems")
         for quantity in ("pass@1", "pass@4")
     ]
     assert (table["p_holm"] >= table["p_value"]).all()
-    assert level_table(study)["runs"].to_list() == [6, 6]
+    assert level_table(Studies((study,)))["runs"].to_list() == [6, 6]
 
 
 def test_power_follows_from_the_spread_of_the_runs():
@@ -105,4 +132,4 @@ def test_the_finding_says_what_the_tests_say():
     worse = made_up_study(arms | {"nuisance/mixture-0.6": -1.0})
     assert "a preference term of 60 % of the update falls behind GRPO" in finding(worse, PLAN)
     assert verdict_rows(pd.DataFrame()).empty
-    assert len(claim_lines(study, PLAN)) == 2 + 5
+    assert len(claim_lines(claims_table(Studies((study,)), PLAN))) == 2 + 5

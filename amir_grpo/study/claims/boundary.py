@@ -14,7 +14,7 @@ import pandas as pd
 
 from amir_grpo.results.verdicts import MARGIN_SHARE
 from amir_grpo.study.inference import Comparison
-from amir_grpo.study.results import StudyResults, about, compared
+from amir_grpo.study.results import Studies, StudyResults, about, compared
 
 # What is compared -> (column, at equal entropy, scale, unit).
 QUANTITIES = {
@@ -65,14 +65,14 @@ def at_entropy(rows: pd.DataFrame, entropy: float, column: str) -> float:
     return float(np.interp(entropy, rows["entropy"], rows[column]))
 
 
-def boundary_table(study: StudyResults, pairs: Sequence[tuple[str, str]], alpha: float) -> pd.DataFrame:
+def boundary_table(studies: Studies, pairs: Sequence[tuple[str, str]], alpha: float) -> pd.DataFrame:
     """Every quantity half way and at the end of the training, for each pair (new, old) that has runs.
 
     Columns about, training (percent done), quantity, unit, old_level, and those of `inference.Comparison.columns`.
     """
     rows = []
     for new, old in pairs:
-        if not study.has(new, old):
+        if (study := studies.first(new, old)) is None:
             continue
         for done in (0.5, 1.0):
             for quantity, (_, _, _, unit) in QUANTITIES.items():

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from amir_grpo.study.inference import Comparison
-from amir_grpo.study.results import TRAINED, StudyResults, about, compared
+from amir_grpo.study.results import TRAINED, Studies, StudyResults, about, compared
 
 _REFERENCE, _AGAIN = "clean/grpo", "clean/grpo-again"
 Solved = dict[tuple[int, int], NDArray[np.float64]]
@@ -41,6 +41,12 @@ def only_new(new: Solved, other: Solved) -> Solved:
     return {run: new[run] * (1 - other[run]) for run in sorted(set(new) & set(other))}
 
 
+def study_of_coverage(studies: Studies, arm: str) -> StudyResults | None:
+    """The first study that has the arm, GRPO and GRPO of another seed from the same base policies."""
+    having = studies.having(arm, _REFERENCE)
+    return next((study for study in having if set(others(study)) & set(study.solved(arm))), None)
+
+
 def coverage_gain(study: StudyResults, new: str, k: int, group: str = TRAINED) -> Comparison:
     """Problems that `new` solves and another GRPO does not, beyond those that GRPO solves and that other does not; percent
     of the problems."""
@@ -49,17 +55,17 @@ def coverage_gain(study: StudyResults, new: str, k: int, group: str = TRAINED) -
     return compared(*solved).scaled(100)
 
 
-def coverage_table(study: StudyResults, arms: Sequence[str], plan_margin: float, alpha: float) -> pd.DataFrame:
+def coverage_table(studies: Studies, arms: Sequence[str], plan_margin: float, alpha: float) -> pd.DataFrame:
     """For each arm and k: columns about, k, only_new (percent of the problems that it solves and another GRPO does not),
     only_old (the other way round), null (the same as only_new, of GRPO), and those of `inference.Comparison.columns`, of
     only_new − null. All over the runs that the arm and both GRPOs have; an arm without such runs is left out."""
     rows = []
     for arm in arms:
         for k in (1, 4, 8):
+            if (study := study_of_coverage(studies, arm)) is None:
+                continue
             solved = study.solved(arm, TRAINED, k), study.solved(_REFERENCE, TRAINED, k), others(study, TRAINED, k)
             shared = set.intersection(*map(set, solved))
-            if not shared:
-                continue
             new, grpo, other = ({run: scores[run] for run in shared} for scores in solved)
             row = {"about": about(arm), "k": k, "only_new": _percent(only_new(new, other))}
             row |= {"only_old": _percent(only_new(other, new)), "null": _percent(only_new(grpo, other))}

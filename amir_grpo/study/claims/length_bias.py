@@ -9,7 +9,7 @@ import pandas as pd
 
 from amir_grpo.study.inference import Comparison
 from amir_grpo.study.length_weight import theoretical_weight
-from amir_grpo.study.results import TRAINED, StudyResults, about, compared, level
+from amir_grpo.study.results import TRAINED, Studies, StudyResults, about, compared, level
 from amir_grpo.study.summaries import LENGTH_EDGES
 
 _REFERENCE = 20  # lower end of the bin that weights are relative to: few completions are shorter
@@ -23,7 +23,7 @@ ARMS = {
 }
 
 
-def slope_table(study: StudyResults) -> pd.DataFrame:
+def slope_table(studies: Studies) -> pd.DataFrame:
     """How the weight of a token falls with the length of its completion, within groups and equal rewards.
 
     Columns about, slope, slope_low, slope_high (of log weight on log length: -1 is full dilution, 0 none), theory (of the
@@ -31,7 +31,9 @@ def slope_table(study: StudyResults) -> pd.DataFrame:
     """
     rows = []
     for arm, (loss, share) in ARMS.items():
-        slopes = {run: float(t["slope"].iloc[0]) for run, t in study.by_run("lengths", arm).items()}
+        found = studies.first(arm)
+        tables = found.by_run("lengths", arm) if found else {}
+        slopes = {run: float(table["slope"].iloc[0]) for run, table in tables.items()}
         slopes = {run: slope for run, slope in slopes.items() if np.isfinite(slope)}
         if slopes:
             found = level(slopes)
@@ -47,14 +49,14 @@ def theoretical_slope(loss: str, share: float, shortest: float = 20.0, longest: 
     return float(np.log(weight) / np.log(longest / shortest))
 
 
-def weight_table(study: StudyResults) -> pd.DataFrame:
+def weight_table(studies: Studies) -> pd.DataFrame:
     """Weight of a token by length, relative to completions of 20 to 24 tokens: columns about, length (middle of the bin),
     relative, relative_low, relative_high (mean and range of the runs), theory."""
     frames = []
     for arm, (loss, share) in ARMS.items():
-        part = study.part("lengths", arm)
-        if not len(part):
+        if (study := studies.first(arm)) is None:
             continue
+        part = study.part("lengths", arm)
         wide = part.pivot_table(index=["base", "seed"], columns="tokens", values="relative")
         wide = wide.loc[:, _REFERENCE:].div(wide[_REFERENCE], axis=0)
         found = wide.agg(["mean", "min", "max"]).T.set_axis(["relative", "relative_low", "relative_high"], axis=1)
@@ -82,11 +84,11 @@ def wrong_length_gain(study: StudyResults, new: str, old: str) -> Comparison:
     return compared(*values)
 
 
-def wrong_length_table(study: StudyResults, pairs: Sequence[tuple[str, str]], alpha: float) -> pd.DataFrame:
+def wrong_length_table(studies: Studies, pairs: Sequence[tuple[str, str]], alpha: float) -> pd.DataFrame:
     """`wrong_length_gain` of each pair (new, old): columns about and those of `inference.Comparison.columns`, in tokens."""
     rows = []
     for new, old in pairs:
-        if study.has(new, old):
+        if (study := studies.first(new, old)) is not None:
             found = wrong_length_gain(study, new, old)
             rows.append({"about": f"{about(new)} − {about(old)}"} | found.columns(MARGIN, alpha))
     return pd.DataFrame(rows)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from amir_grpo.study.inference import Comparison
-from amir_grpo.study.results import StudyResults, about, level
+from amir_grpo.study.results import Studies, StudyResults, about, level
 
 # Percent of the update from which on the supervision is called richer, and the smallest difference from it of interest.
 RICHER, MARGIN = 5.0, 1.0
 QUANTITIES = ("share", "residual_share", "explained", "explained_at_one_slope")
 
 
-def supervision_table(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
+def supervision_table(studies: Studies, arms: Sequence[str]) -> pd.DataFrame:
     """What the preference term is of the update, and what of it the advantages do not explain; means over a training.
 
     Returns:
@@ -24,7 +24,8 @@ def supervision_table(study: StudyResults, arms: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for arm in arms:
-        if len(study.part("richness", arm)) == 0:
+        study = studies.first(arm)
+        if study is None or len(study.part("richness", arm)) == 0:
             continue
         row = {"about": about(arm), "arm": arm}
         for quantity in QUANTITIES:

@@ -12,7 +12,7 @@ from amir_grpo.study.claims import boundary, coverage, length_bias, supervision,
 from amir_grpo.study.gains import gain
 from amir_grpo.study.inference import Comparison, verdict
 from amir_grpo.study.plan import Plan
-from amir_grpo.study.results import StudyResults, about
+from amir_grpo.study.results import Studies, about
 
 CLAIMS = (
     "Richer supervision",
@@ -29,57 +29,63 @@ _K = 8  # of coverage: all samples of a problem
 
 @dataclass(frozen=True)
 class ClaimTest:
-    """One test of a claim: what is compared, how strong the term is, its comparison and smallest difference of interest."""
+    """One test of a claim: what is compared, how strong the term is, in which study, its comparison and the smallest
+    difference of interest."""
 
     claim: str
     test: str
     strength: str
+    study: str
     unit: str
     comparison: Comparison
     margin: float
 
 
-def claim_tests(study: StudyResults, plan: Plan) -> Iterator[ClaimTest]:
+def claim_tests(studies: Studies, plan: Plan) -> Iterator[ClaimTest]:
     """The tests of the claims for which there are runs, claim by claim; above 0 is what the claim says."""
-    has = {strength: arm for strength, arm in STRENGTHS.items() if study.has(arm, _GRPO)}
-    for strength, arm in has.items():
+    has = {
+        strength: (arm, study)
+        for strength, arm in STRENGTHS.items()
+        if (study := studies.first(arm, _GRPO)) is not None
+    }
+    for strength, (arm, study) in has.items():
         test = f"part of the update that the advantages do not have, beyond {supervision.RICHER:g} %"
         found = supervision.residual_beyond(study, arm)
-        yield ClaimTest(CLAIMS[0], test, strength, "points", found, supervision.MARGIN)
-    for strength, arm in has.items():
+        yield ClaimTest(CLAIMS[0], test, strength, study.name, "points", found, supervision.MARGIN)
+    for strength, (arm, study) in has.items():
         for quantity in ("margin at equal entropy", "pair accuracy at equal entropy"):
             found, _, smallest = boundary.boundary_gain(study, arm, _GRPO, quantity)
-            test = f"{quantity}, on the base policy's completions"
-            yield ClaimTest(CLAIMS[1], test, strength, boundary.QUANTITIES[quantity][3], found, smallest)
-    for strength, arm in has.items():
-        test = "tokens by which wrong completions are shorter"
-        yield ClaimTest(
-            CLAIMS[2], test, strength, "tokens", length_bias.wrong_length_gain(study, arm, _GRPO), length_bias.MARGIN
-        )
-    for strength, arm in has.items():
-        if set(coverage.others(study, k=_K)) & set(study.solved(arm)):
+            test, unit = f"{quantity}, on the base policy's completions", boundary.QUANTITIES[quantity][3]
+            yield ClaimTest(CLAIMS[1], test, strength, study.name, unit, found, smallest)
+    for strength, (arm, study) in has.items():
+        test, found = "tokens by which wrong completions are shorter", length_bias.wrong_length_gain(study, arm, _GRPO)
+        yield ClaimTest(CLAIMS[2], test, strength, study.name, "tokens", found, length_bias.MARGIN)
+    for strength, arm in STRENGTHS.items():
+        if (study := coverage.study_of_coverage(studies, arm)) is not None:
             test = f"problems solved with {_K} samples that another GRPO does not solve, beyond GRPO's"
-            yield ClaimTest(CLAIMS[3], test, strength, "points", coverage.coverage_gain(study, arm, _K), plan.margin)
+            found = coverage.coverage_gain(study, arm, _K)
+            yield ClaimTest(CLAIMS[3], test, strength, study.name, "points", found, plan.margin)
     for strength, pairs in zip(STRENGTHS, variants.PAIRS.values(), strict=True):
         for new, old in pairs:
-            if study.has(new, old):
+            if (study := studies.first(new, old)) is not None:
                 test = f"pass@1 of {about(old)}, with the term − without"
-                yield ClaimTest(CLAIMS[4], test, strength, "points", gain(study, new, old), plan.margin)
+                yield ClaimTest(CLAIMS[4], test, strength, study.name, "points", gain(study, new, old), plan.margin)
 
 
-def claims_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
+def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
     """Every test of the claims with its verdict.
 
     One correction for all that is shown together: verdicts are at the plan's α divided by the number of rows.
 
     Returns:
-        Columns claim, test, strength, unit, those of `inference.Comparison.columns` (intervals at the plan's α), and
+        Columns claim, test, strength, study, unit, those of `inference.Comparison.columns` (intervals at the plan's α), and
         verdict.
     """
-    tests = list(claim_tests(study, plan))
+    tests = list(claim_tests(studies, plan))
     rows = []
     for test in tests:
-        row = {"claim": test.claim, "test": test.test, "strength": test.strength, "unit": test.unit}
+        row = {"claim": test.claim, "test": test.test, "strength": test.strength, "study": test.study}
+        row["unit"] = test.unit
         row |= test.comparison.columns(test.margin, plan.alpha, plan.power)
         decided = verdict(test.comparison, test.margin, alpha=plan.alpha / len(tests))
         rows.append(row | {"verdict": str(decided)})
@@ -87,14 +93,19 @@ def claims_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
 
 
 def claim_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """One row per claim, as people read it: claim, and for each of `STRENGTHS` the verdicts of its tests."""
+    """One row per claim, as people read it: claim, and for each of `STRENGTHS` the verdicts of its tests.
+
+    Where some claims are tested in the confirmation, those that only the pilot tests say so.
+    """
+    both = len(table) > 0 and len(set(table["study"])) > 1
     rows = []
     for claim in CLAIMS:
         cells = []
         for strength in STRENGTHS:
             part = table[(table["claim"] == claim) & (table["strength"] == strength)] if len(table) else table
             verdicts = Counter(part["verdict"]) if len(part) else {}
-            cells.append(", ".join(_counted(name, verdicts, len(part)) for name in verdicts) or "no runs yet")
+            said = ", ".join(_counted(name, verdicts, len(part)) for name in verdicts) or "no runs yet"
+            cells.append(f"{said} (pilot)" if both and set(part["study"]) == {"pilot"} else said)
         rows.append((claim, *cells))
     return rows
 

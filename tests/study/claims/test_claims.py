@@ -6,17 +6,18 @@ import pytest
 
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision
 from amir_grpo.study.claims.table import CLAIMS, claim_rows, claims_table
-from amir_grpo.study.figures import STUDY_FIGURES
+from amir_grpo.study.figures import CLAIM_FIGURES, STUDY_FIGURES
 from amir_grpo.study.plan import read_plan
+from amir_grpo.study.results import Studies
 from amir_grpo.study.shared_scores import TEMPERATURES
-from tests.study.made_up import made_up_study
+from tests.study.made_up import made_up_studies, made_up_study
 
 PLAN = read_plan()
 NEW, OLD = "clean/mixture-0.6", "clean/grpo"
 
 
 @pytest.fixture(scope="module")
-def study():
+def studies():
     arms = {
         "clean/base": -1.5,
         OLD: 0.5,
@@ -28,11 +29,16 @@ def study():
         "nuisance/grpo": 0.3,
         "nuisance/mixture-0.6": {"logit": 0.6, "share": 0.6},
     }
-    return made_up_study(arms)
+    return made_up_studies(arms)
 
 
-def test_what_the_advantages_do_not_have_is_held_against_five_percent(study):
-    table = supervision.supervision_table(study, ["clean/published", NEW]).set_index("arm")
+@pytest.fixture(scope="module")
+def study(studies):
+    return studies.main
+
+
+def test_what_the_advantages_do_not_have_is_held_against_five_percent(studies, study):
+    table = supervision.supervision_table(studies, ["clean/published", NEW]).set_index("arm")
     assert table["share"].to_numpy() == pytest.approx([0.3, 60.0])
     assert table.loc[NEW, "residual_share"] == pytest.approx(12.05, abs=0.05)
     assert supervision.residual_beyond(study, NEW).estimate == pytest.approx(7.05, abs=0.05)
@@ -61,19 +67,19 @@ def test_values_at_an_entropy_lie_between_those_of_the_temperatures():
     assert boundary.at_entropy(rows, 0.9, "margin") == 0.1
 
 
-def test_wrong_completions_are_compared_on_problems_that_both_answer_wrong(study):
+def test_wrong_completions_are_compared_on_problems_that_both_answer_wrong(studies, study):
     found = length_bias.wrong_length_gain(study, NEW, OLD)
     assert found.estimate == pytest.approx(2.0)  # 40 tokens against 38
     assert found.runs == 6
-    table = length_bias.slope_table(study).set_index("about")
+    table = length_bias.slope_table(studies).set_index("about")
     assert table["slope"].to_list() == [-1.0, -1.0]
     assert table["theory"].to_numpy() == pytest.approx([-1.0, -1.0])
     assert length_bias.theoretical_slope("dr_grpo", 0.0) == 0
     assert -1 < length_bias.theoretical_slope("dr_grpo", 0.6) < 0
 
 
-def test_coverage_is_held_against_grpo_of_another_seed(study):
-    table = coverage.coverage_table(study, ["clean/published", NEW], PLAN.margin, PLAN.alpha)
+def test_coverage_is_held_against_grpo_of_another_seed(studies, study):
+    table = coverage.coverage_table(studies, ["clean/published", NEW], PLAN.margin, PLAN.alpha)
     one = table[(table["k"] == 1)].set_index("about")
     new, other = (study.solved(arm) for arm in (NEW, "clean/grpo-again"))
     by_hand = np.mean([(new[run] * (1 - other[run])).mean() for run in new])
@@ -94,8 +100,8 @@ def test_without_a_second_draw_the_next_seed_of_the_base_policy_is_the_other():
     assert coverage.others(made_up_study({OLD: 0.5})) == {}
 
 
-def test_all_tests_that_are_shown_share_one_level(study):
-    table = claims_table(study, PLAN)
+def test_all_tests_that_are_shown_share_one_level(studies):
+    table = claims_table(studies, PLAN)
     assert set(table["claim"]) == set(CLAIMS)
     rows = {claim: cells for claim, *cells in claim_rows(table)}
     assert rows["Richer supervision"] == ["refuted", "supported"]
@@ -106,9 +112,19 @@ def test_all_tests_that_are_shown_share_one_level(study):
     assert not set(between["verdict"]) & {"supported", "refuted"}
 
 
-def test_every_figure_is_drawn_within_its_edges(study):
-    for name, draw in STUDY_FIGURES.items():
-        figure = draw(study, PLAN)
+def test_a_claim_that_only_the_pilot_tests_says_so_beside_those_of_the_confirmation(study):
+    confirmation = made_up_study({OLD: 0.5, "clean/published": {"logit": 0.5, "share": 0.003}}, "confirmation")
+    table = claims_table(Studies((confirmation, study)), PLAN)
+    rows = {claim: cells for claim, *cells in claim_rows(table)}
+    assert rows["Richer supervision"] == ["refuted", "supported (pilot)"]
+    assert set(table.loc[table["claim"] == CLAIMS[3], "study"]) == {"pilot"}, "it has no GRPO of another seed"
+
+
+def test_every_figure_is_drawn_within_its_edges(studies):
+    claims = claims_table(studies, PLAN)
+    drawn = {name: draw(studies, PLAN) for name, draw in STUDY_FIGURES.items()}
+    drawn |= {name: draw(studies, PLAN, claims) for name, draw in CLAIM_FIGURES.items()}
+    for name, figure in drawn.items():
         figure.canvas.draw()
         width, height = figure.bbox.size
         box = figure.get_tightbbox()
