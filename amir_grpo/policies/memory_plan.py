@@ -43,10 +43,13 @@ class MemoryPlan:
     Attributes:
         settings: The settings of the training.
         parts: GiB on each GPU, by part: weights, adapters, gradients, optimizer, activations, logits, KV cache,
-            generation logits, CUDA context. Activations and logits as they are at the peak of the training pass.
+            generation logits, CUDA context. Activations and logits as they are at the peak of the training pass; KV cache
+            and generation logits are 0 where vLLM draws.
         parameters: Number of parameters of the policy, without the adapter.
         trained: Number of parameters of the adapter.
         layers: Number of decoder layers.
+        completion_cache: GiB that the KV cache holds for one completion at full length, prompt included.
+        backend: What trains, transformers or unsloth.
     """
 
     settings: Settings
@@ -54,6 +57,8 @@ class MemoryPlan:
     parameters: int
     trained: int
     layers: int
+    completion_cache: float
+    backend: str
 
     @property
     def training(self) -> float:
@@ -75,8 +80,14 @@ class MemoryPlan:
         return sum(self.parts[name] for name in ("weights", "adapters", "gradients", "optimizer", "CUDA context"))
 
     def fits(self, card: Card) -> bool:
-        """Whether the peak leaves a twentieth of the card's memory for fragmentation."""
-        return self.peak <= 0.95 * card.memory
+        """Whether the peak leaves a twentieth of the card's memory for fragmentation, beside what vLLM sets aside."""
+        return self.peak <= (0.95 - self._vllms_share) * card.memory
+
+    @property
+    def _vllms_share(self) -> float:
+        """The share of the card that vLLM takes for rollouts where it runs on the GPUs that train."""
+        s = self.settings
+        return s.vllm_gpu_memory_utilization if s.use_vllm and s.vllm_mode == "colocate" else 0.0
 
     def step_seconds(self, card: Card, gpus: int = 1) -> float:
         """Seconds per optimizer step if every completion is as long as allowed. Rough: see the module's constants.
@@ -87,15 +98,17 @@ class MemoryPlan:
                 gradients, which they exchange, are too small to count.
         """
         s = self.settings
-        completions = _rollout(s) / gpus
-        tokens = completions * (s.max_prompt_length + s.max_completion_length)
+        trained = s.micro_batch * s.gradient_accumulation_steps / gpus
+        tokens = trained * (s.max_prompt_length + s.max_completion_length)
         # forward, the backward of the activations and, with checkpointing, forward once more; weights have no gradient
         passes = 6 if s.gradient_checkpointing else 4
         train = passes * self.parameters * tokens / (_TRAIN_SHARE * card.tflops * 1e12)
-        decode = s.max_completion_length * self._token_seconds(card, completions, s.max_completion_length)
-        return (
-            train + self._prefill_seconds(card, completions) + decode * s.gradient_accumulation_steps / s.micro_batches
-        )
+        drawn = _rollout(s) / gpus
+        engine = "vllm" if s.use_vllm else "transformers"
+        decode = s.max_completion_length * self._token_seconds(card, drawn, s.max_completion_length, engine)
+        # TRL's generate, which draws under Unsloth, computes a prompt again for each of its completions
+        prompts = drawn if self.backend == "unsloth" and not s.use_vllm else drawn / s.num_generations
+        return train + (self._prefill_seconds(card, prompts) + decode) * trained / drawn
 
     def hours(self, card: Card, gpus: int = 1) -> float:
         """Hours of one method's training."""
@@ -104,7 +117,9 @@ class MemoryPlan:
     def evaluation_hours(
         self, card: Card, sizes: Mapping[str, int], gpus: int = 1, engine: str = "transformers"
     ) -> float:
-        """Hours to evaluate the base policy and both methods, if every completion is as long as allowed. As rough.
+        """Hours to evaluate the base policy and both methods, if every prompt and completion is as long as allowed.
+
+        As rough as `step_seconds`.
 
         Args:
             card: What computes.
@@ -114,25 +129,30 @@ class MemoryPlan:
         """
         s = self.settings
         length = s.eval_max_new_tokens
-        rows = s.eval_token_budget // (s.max_prompt_length + length) if engine == "transformers" else _VLLM_ROWS
         seconds = []
         for benchmark in s.benchmarks:
-            completions = min(sizes[benchmark], s.eval_limit or sizes[benchmark]) * (
-                s.num_samples + 1
-            )  # one is greedy
-            batches = math.ceil(completions / rows)
-            token = self._token_seconds(card, min(rows, completions), length, engine)
-            seconds += [batches * length * token + self._prefill_seconds(card, completions / (s.num_samples + 1))] * 3
+            problems = min(sizes[benchmark], s.eval_limit or sizes[benchmark])
+            work = 0.0
+            for samples in (s.num_samples, 1):  # one is greedy
+                if engine == "vllm":
+                    at_once = min(_VLLM_ROWS, problems * samples)
+                else:  # as many whole problems as the budget allows, one at least
+                    width = (s.max_prompt_length + length) * samples
+                    at_once = min(max(1, s.eval_token_budget // width), problems) * samples
+                batches = math.ceil(problems * samples / at_once) if problems else 0
+                work += batches * length * self._token_seconds(card, at_once, length, engine)
+                work += self._prefill_seconds(card, problems)
+            seconds += [work] * 3
         busy = [0.0] * gpus
         for work in sorted(seconds, reverse=True):
             busy[busy.index(min(busy))] += work
         return max(busy) / 3600
 
     def _token_seconds(self, card: Card, rows: float, length: int, engine: str = "transformers") -> float:
-        """Seconds to draw a token of some completions at once: weights are read, and half of what the cache will hold."""
+        """Seconds to draw a token of some completions at once: the weights are read, and what the cache holds half way."""
         s = self.settings
-        longer = (s.max_prompt_length + length) / (s.max_prompt_length + s.max_completion_length)
-        cache = self.parts["KV cache"] / _rollout(s) * rows * longer / 2
+        held = (s.max_prompt_length + length / 2) / (s.max_prompt_length + s.max_completion_length)
+        cache = self.completion_cache * rows * held
         read = (self.parts["weights"] + cache) * GIB / (_READ_SHARE * card.bandwidth * 1e9)
         return max(read, self.layers * _LAYER_SECONDS[engine])
 
@@ -144,6 +164,8 @@ class MemoryPlan:
         if self.fits(card):
             return ""
         s = self.settings
+        if self._vllms_share and self.peak <= 0.95 * card.memory:
+            return "lower vllm_gpu_memory_utilization, or set use_vllm=False"
         if self.parts["weights"] > 0.6 * card.memory and not s.load_in_4bit:
             return "load_in_4bit=True, or take a smaller model_name"
         if self.rollout > self.training:
@@ -198,7 +220,8 @@ def _plan(settings_as_json: str, bf16: bool, bits: int, backend: str) -> MemoryP
     moments = 2 * (1 if "8bit" in settings.optim else _ADAPTER)
     lengths = settings.max_prompt_length, settings.max_completion_length
     peak = peak_of_a_pass(policy, micro_batch, *lengths, backend, on_gpu=bits == 16)
-    at_once = _rollout(settings)
+    at_once = 0 if settings.use_vllm else _rollout(settings)
+    cache = _cache_of_a_completion(config, settings) * width
     parts = {
         "weights": weights,
         "adapters": trained * _ADAPTER,
@@ -206,7 +229,7 @@ def _plan(settings_as_json: str, bf16: bool, bits: int, backend: str) -> MemoryP
         "optimizer": trained * moments,
         "activations": max(0.0, peak.total - peak.logits - trained * policy_width(policy)),
         "logits": peak.logits,
-        "KV cache": at_once * _cache_of_a_completion(config, settings) * width,
+        "KV cache": at_once * cache,
         "generation logits": at_once * config.vocab_size * _DRAWN,
     }
     in_gib = {name: value / GIB for name, value in parts.items()}
@@ -216,6 +239,8 @@ def _plan(settings_as_json: str, bf16: bool, bits: int, backend: str) -> MemoryP
         total,
         trained,
         config.num_hidden_layers,
+        cache / GIB,
+        backend,
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import selective_log_softmax
 
@@ -16,7 +17,8 @@ from amir_grpo.cli import main
 from amir_grpo.policies.cards import CARDS, GIB, Card
 from amir_grpo.policies.loading import lora_config
 from amir_grpo.policies.memory_plan import hours_table, plan, profile_for
-from amir_grpo.policies.meta_pass import config_of
+from amir_grpo.policies.meta_pass import config_of, peak_of_a_pass, policy_on_meta
+from amir_grpo.policies.sampling import _batches
 from amir_grpo.results.published import published_sizes
 from amir_grpo.settings import PROFILES, settings_of
 
@@ -220,6 +222,65 @@ def test_more_gpus_take_less_time_and_never_less_than_their_share():
     # three policies on gsm8k are the three longest works: more than three GPUs wait for one of them
     gsm8k = made.evaluation_hours(card, sizes | dict.fromkeys(list(sizes)[1:], 0), gpus=8)
     assert table["evaluation"].iloc[-1] == pytest.approx(gsm8k)
+
+
+FAST = Card("everything at once", 1e9, 1e18, 1e18)  # what is left is a wait for each token
+
+
+def changed(**changes):
+    shape = {"per_device_train_batch_size": 4, "num_generations": 4, "gradient_accumulation_steps": 4}
+    return plan(settings_of("sandbox", shape | changes), bits=32)
+
+
+@pytest.mark.parametrize("card", [CARDS["T4"], FAST], ids=lambda card: card.name)
+def test_a_completion_is_drawn_and_trained_once_however_steps_and_rollouts_are_cut(card):
+    plain = changed().step_seconds(card)
+    two_rollouts = changed(gradient_accumulation_steps=8, steps_per_generation=4)
+    assert two_rollouts.step_seconds(card) == pytest.approx(2 * plain)
+    half_a_rollout, whole = changed(steps_per_generation=8), changed(gradient_accumulation_steps=8)
+    assert 2 * half_a_rollout.step_seconds(card) == pytest.approx(whole.step_seconds(card))
+    # a rollout alone is what memory holds
+    assert two_rollouts.parts == changed().parts
+    assert half_a_rollout.parts == whole.parts
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_operations_of_a_step_are_within_10_percent_of_those_that_are_counted(checkpointing):
+    """By PyTorch's counter, which sees matrix products alone."""
+    changes = {"gradient_checkpointing": checkpointing, "per_device_train_batch_size": 8, "num_generations": 8}
+    s = settings_of("sandbox-large", changes | {"gradient_accumulation_steps": 1, "lora_rank": 1})
+    policy, *_ = policy_on_meta(s, torch.bfloat16)
+    with FlopCounterMode(display=False) as counter:
+        peak_of_a_pass(policy, s.micro_batch, s.max_prompt_length, s.max_completion_length, "transformers", True)
+    made, slow = plan(s), Card("slow", 1e9, 1e-3, 1e18)
+    prefill = 2 * made.parameters * s.max_prompt_length / (0.35e9)  # of one prompt
+    assert (made.step_seconds(slow) - prefill) * 0.35e9 == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+@pytest.mark.parametrize("budget", [1, 5000, 65_536])
+@pytest.mark.parametrize("problems", [0, 1, 37])
+def test_the_evaluation_waits_for_the_batches_that_are_drawn(budget, problems):
+    """Even where the budget does not hold one completion."""
+    made = changed(eval_token_budget=budget, benchmarks=["chain6"], eval_limit=None)
+    s = made.settings
+    prompts = {str(n): [0] * s.max_prompt_length for n in range(problems)}
+    length = s.eval_max_new_tokens
+    batches = sum(len(list(_batches(prompts, samples, length, budget))) for samples in (s.num_samples, 1))
+    token = made.layers * 0.8e-3
+    assert made.evaluation_hours(FAST, {"chain6": problems}) * 3600 == pytest.approx(3 * batches * length * token)
+
+
+def test_vllm_sets_memory_aside_beside_the_training():
+    alone, beside = changed(), changed(use_vllm=True, dtype="auto", device="auto", vllm_gpu_memory_utilization=0.6)
+    assert beside.parts["KV cache"] == beside.parts["generation logits"] == 0
+    assert beside.peak == alone.training
+    card = dataclasses.replace(FAST, memory=2 * alone.peak)
+    assert alone.fits(card)
+    assert beside.ways_out(card).startswith("lower vllm_gpu_memory_utilization")
+    server = changed(
+        use_vllm=True, dtype="auto", device="auto", vllm_mode="server", vllm_server_base_url="http://gpu:8000"
+    )
+    assert server.fits(card)
 
 
 def test_the_documented_hours_are_the_plans():
