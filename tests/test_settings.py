@@ -83,6 +83,10 @@ def test_rollouts_by_vllm_reach_trl(tmp_path, mode):
         name: value for name, value in changes.items() if name != "report_to"
     }
     assert config.report_to == ["tensorboard"]
+    grpo = training.trainer_config("grpo", settings_of("sandbox", changes | on_gpu), tmp_path)
+    for each in (config, grpo):  # else whole completions, and their preferences, would be dropped
+        assert each.vllm_importance_sampling_correction
+        assert each.vllm_importance_sampling_mode == "token_truncate"
 
 
 def test_paper_settings_reach_trl(tmp_path):

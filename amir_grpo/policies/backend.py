@@ -13,7 +13,7 @@ from amir_grpo.system.shipped import install_command
 
 _INSTALL = f"{install_command('gpu')} (Linux, NVIDIA GPU)"
 # Unsloth rewrites TRL by regular expressions, another way in each version: 2026.10.7 normalises bnpo as dapo, and breaks
-# an evaluation after a training in one process. The gradient under its trainer is tested for this one alone.
+# an evaluation after a training in one process. The gradient under its trainer is tested for this version alone.
 UNSLOTH_VERSION = "2026.10.9"
 
 
@@ -66,7 +66,7 @@ def _transformers(why: str) -> Backend:
 
 
 def _is_on_gpu(unsloth: ModuleType | None) -> bool:
-    """Whether it is Unsloth proper; its backend for machines without a GPU leaves TRL as it is."""
+    """Whether this is Unsloth for GPUs; its backend for CPUs leaves TRL as it is."""
     return unsloth is not None and getattr(unsloth, "DEVICE_TYPE", "cuda") != "cpu"
 
 

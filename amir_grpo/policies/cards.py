@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -41,11 +42,12 @@ CARDS = {
 
 
 def card_here() -> Card | None:
-    """The GPU of this process, None without one. Its speed is taken from the most similar card that is known."""
+    """The GPU of this process, None without one. Its speed is that of the known card of its name, or of similar memory."""
     if not torch.cuda.is_available():
         return None
     name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
-    known = [card for card in CARDS.values() if card.name.split("-")[0] in name]
+    words = re.split(r"[\s-]+", name)  # an L40S is no L4
+    known = [card for card in CARDS.values() if card.name.split("-")[0] in words]
     like = min(known or CARDS.values(), key=lambda card: abs(card.memory - memory))
     return Card(name, memory, like.tflops, like.bandwidth, torch.cuda.is_bf16_supported(including_emulation=False))
 

@@ -253,9 +253,10 @@ def load_by_unsloth(
 
 
 def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
-    """Cast the trained weights to float32: a loss scaler cannot unscale gradients in 16 bits.
+    """Cast the trained weights to float32, also where TRL has made them bfloat16, as it does with those of a 4-bit policy.
 
-    Needed for float16, on cards without bfloat16, where TRL casts the adapters of a 4-bit policy to bfloat16.
+    In bfloat16, steps at a small learning rate would be rounded away; and where the policy computes in float16, the loss
+    scaler cannot unscale gradients in 16 bits.
     """
     for parameter in policy.parameters():
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Give back memory that is held for nothing."""
+"""Give back memory that nothing uses any more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def free_memory() -> None:
-    """Collect what refers to itself alone, and hand the GPU's cached blocks back: vLLM and other processes count them."""
+    """Collect unreachable cycles, and return PyTorch's cached blocks to the GPU, for vLLM and other processes."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -81,10 +81,10 @@ class MemoryPlan:
 
     def fits(self, card: Card) -> bool:
         """Whether the peak leaves a twentieth of the card's memory for fragmentation, beside what vLLM sets aside."""
-        return self.peak <= (0.95 - self._vllms_share) * card.memory
+        return self.peak <= (0.95 - self._vllm_share) * card.memory
 
     @property
-    def _vllms_share(self) -> float:
+    def _vllm_share(self) -> float:
         """The share of the card that vLLM takes for rollouts where it runs on the GPUs that train."""
         s = self.settings
         return s.vllm_gpu_memory_utilization if s.use_vllm and s.vllm_mode == "colocate" else 0.0
@@ -164,7 +164,7 @@ class MemoryPlan:
         if self.fits(card):
             return ""
         s = self.settings
-        if self._vllms_share and self.peak <= 0.95 * card.memory:
+        if self._vllm_share and self.peak <= 0.95 * card.memory:
             return "lower vllm_gpu_memory_utilization, or set use_vllm=False"
         if self.parts["weights"] > 0.6 * card.memory and not s.load_in_4bit:
             return "load_in_4bit=True, or take a smaller model_name"

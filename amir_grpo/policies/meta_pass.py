@@ -61,7 +61,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 # Rows of logits that Unsloth's fused projection holds at once, for vocabularies above 76,000 (its fused_linear_rows).
-_UNSLOTHS_ROWS = 512
+_UNSLOTH_ROWS = 512
 
 
 def policy_width(policy: torch.nn.Module) -> int:
@@ -154,7 +154,7 @@ def _logps_by_trl(policy: PreTrainedModel, inputs: dict[str, Any], completion: i
     logits = policy(**inputs, logits_to_keep=completion + 1).logits.float()[:, :-1][:, -completion:]
     ids = inputs["input_ids"][:, -completion:]
     if on_gpu:
-        return _TRLsKernel.apply(logits)
+        return _TRLKernel.apply(logits)
     selected = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     return selected - torch.stack([row.logsumexp(-1) for row in logits])  # each of the two has a gradient of its own
 
@@ -163,10 +163,10 @@ def _logps_by_unsloth(policy: PreTrainedModel, inputs: dict[str, Any], completio
     """(N, T), from the last hidden states: logits of some rows at a time, whose gradient goes into the same buffer."""
     hidden = policy.get_base_model().base_model(**inputs).last_hidden_state
     vocabulary = policy.get_output_embeddings().weight.shape[0]
-    return _UnslothsChunks.apply(hidden[:, -completion - 1 : -1], vocabulary)
+    return _UnslothChunks.apply(hidden[:, -completion - 1 : -1], vocabulary)
 
 
-class _TRLsKernel(torch.autograd.Function):
+class _TRLKernel(torch.autograd.Function):
     """What TRL's kernel keeps and writes."""
 
     @staticmethod
@@ -180,13 +180,13 @@ class _TRLsKernel(torch.autograd.Function):
         return torch.empty_like(ctx.saved_tensors[0], memory_format=torch.contiguous_format)
 
 
-class _UnslothsChunks(torch.autograd.Function):
+class _UnslothChunks(torch.autograd.Function):
     """What Unsloth's fused projection keeps and writes where the output head is not trained: the hidden states' gradient,
     already in the forward pass."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, vocabulary: int) -> Tensor:
-        torch.empty(min(_UNSLOTHS_ROWS, hidden.shape[0] * hidden.shape[1]), vocabulary, dtype=torch.float32)
+        torch.empty(min(_UNSLOTH_ROWS, hidden.shape[0] * hidden.shape[1]), vocabulary, dtype=torch.float32)
         ctx.save_for_backward(torch.empty_like(hidden))
         return torch.empty(hidden.shape[:-1], dtype=torch.float32)
 

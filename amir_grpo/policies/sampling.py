@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from amir_grpo.policies.engines import Drawn, Engine, Request, stream
+from amir_grpo.policies.memory import free_memory
 from amir_grpo.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ class _Shrinking:
                         "Lower eval_max_new_tokens, load the policy in 4 bits, or use a smaller one."
                     ) from error
                 self._most = size // 2
-            gc.collect()  # outside of the except block, which holds the failed batch's tensors
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()  # outside of the except block, which holds the failed batch's tensors
         if len(requests) > 1:
             middle = len(requests) // 2
             return self.generate(requests[:middle]) + self.generate(requests[middle:])

@@ -95,7 +95,10 @@ def _begin(seen: SimpleQueue) -> None:
 
 
 def run_jobs(what: str, do: Callable[[Work], None], jobs: Sequence[Work], executor: Executor) -> None:
-    """Do every job, side by side, behind one progress bar; a failure cancels what has not begun, and is raised.
+    """Do every job, side by side, behind one progress bar.
+
+    A failure is raised, and cancels what has not begun. On a cluster it cancels what runs, too, which resumes when the same
+    is started again.
 
     Args:
         what: What is done, for the progress bar.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread, current_thread, main_thread
 
-_PATIENCE = 3.0  # seconds until what does not let itself be interrupted, such as waiting for another process, is left
+_PATIENCE = 3.0  # seconds; then the process ends, even inside of something that cannot be interrupted
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

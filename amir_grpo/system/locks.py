@@ -14,8 +14,7 @@ from filelock import FileLock, Timeout
 
 from amir_grpo.system.files import write_text
 
-# Seconds: the notebook of a command that was killed notices within one, and ends.
-_PATIENCE = 5
+_PATIENCE = 5  # seconds; the notebook of a command that was killed ends within one, and releases its locks
 
 
 class Busy(RuntimeError):
@@ -27,7 +26,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     """Hold `<folder>/.locks/<work>` while the block runs.
 
     The lock is the operating system's and ends with its holder, so that none outlives a killed process. A file beside it
-    names the holder, for the message that others get; one without a lock is left over, and is replaced.
+    names the holder, for the message that others get. Without a lock such a file is left over, and is replaced.
 
     Args:
         folder: The run folder.

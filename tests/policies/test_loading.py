@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from amir_grpo import cli
 from amir_grpo.choices import LORA_TARGETS
-from amir_grpo.policies import backend, loading
+from amir_grpo.policies import backend, cards, loading
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run, resolve_profile
@@ -101,6 +102,37 @@ def test_another_version_of_unsloth_is_not_taken(machine, before_trl, monkeypatc
     )
     with pytest.raises(ValueError, match=r"pip install unsloth==2026.10.9 unsloth_zoo==2026.10.9"):
         start_backend("unsloth")
+
+
+@pytest.mark.parametrize(("command", "wanted"), [("train", ["unsloth"]), ("evaluate", []), ("plan", [])])
+def test_unsloth_is_imported_for_a_training_alone(monkeypatch, command, wanted):
+    imported = []
+    monkeypatch.setattr(cli, "import_early", imported.append)
+    with pytest.raises(SystemExit):
+        cli.main([command, "--backend", "unsloth", "--no_such_option", "1"])
+    assert imported == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "like"),
+    [
+        ("Tesla T4", 14.6, "T4"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40GB"),
+        ("NVIDIA A100 80GB PCIe", 79.2, "A100-80GB"),
+        ("NVIDIA H100 80GB HBM3", 79.2, "H100"),
+        ("NVIDIA L40S", 44.4, "A100-40GB"),  # by its memory, and not an L4
+    ],
+)
+def test_a_card_is_known_by_its_name_or_else_by_its_memory(machine, monkeypatch, name, memory, like):
+    machine(gpu=True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory * cards.GIB)
+    )
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    here = cards.card_here()
+    assert (here.name, here.memory) == (name, pytest.approx(memory))
+    assert (here.tflops, here.bandwidth) == (cards.CARDS[like].tflops, cards.CARDS[like].bandwidth)
 
 
 def test_the_tested_version_of_unsloth_is_the_one_that_is_installed():

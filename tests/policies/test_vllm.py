@@ -149,8 +149,16 @@ def test_a_t4_draws_in_float16(asked, monkeypatch):
     assert ask(asked)["LLM"][1]["dtype"] == "float16"
 
 
-def adapter(folder, rank, **more):
+def test_it_takes_nine_tenths_of_what_others_have_left_of_the_gpu(asked, monkeypatch):
+    """vLLM's own default is 0.9 of the whole, which fails after a training in the same process."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40, 80))
+    monkeypatch.setattr(loading, "compute_dtype", lambda loading: torch.bfloat16)
+    assert ask(asked)["LLM"][1]["gpu_memory_utilization"] == 0.45
 
+
+def adapter(folder, rank, **more):
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank, **more}))
     return PolicySource("base", folder)
