@@ -5,7 +5,7 @@ RUN_DIR ?= runs/$(PROFILE)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test test-long test-browser test-clean docs lint lock figures notebooks publish base-policies evidence evidence-large clean
+.PHONY: setup reproduce test test-long test-endurance test-browser test-clean docs lint lock figures notebooks publish base-policies evidence evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -22,9 +22,13 @@ reproduce: setup
 test: setup
 	$(RUN) -m pytest -n 2 --dist loadgroup
 
-# whole commands killed at random moments, and other tests of minutes
+# what the suite tests at one point, at all of them: settings of the math libraries, sharded weights, more kills
 test-long: setup
-	$(RUN) -m pytest -m long
+	$(RUN) -m pytest -n 2 --dist loadgroup -m long
+
+# whole commands killed at twenty random moments, and the committed notebooks against a whole fresh run: an hour and more
+test-endurance: setup
+	$(RUN) -m pytest -m endurance
 
 # every notebook in JupyterLab, the report and the docs, in Chromium: the system's, or else the one that Playwright brings
 test-browser: setup

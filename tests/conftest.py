@@ -1,5 +1,6 @@
 """What several test modules share: a tiny sandbox policy, made once a session."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -93,6 +94,17 @@ def complete_run(runs, tiny_settings):
     save_results(run, results)
     write_report(run, results)
     return run
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Forks processes that have imported everything: none waits for torch, and a kill hits work and not imports.
+
+    Tests that use it belong to the xdist group "server", so that it imports once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["amir_grpo.runs.training", "amir_grpo.runs.showing", "amir_grpo.policies.engines"])
+    return context
 
 
 ROOT = Path(__file__).parents[1]

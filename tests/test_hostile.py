@@ -1,17 +1,13 @@
 """Untrusted text: what a policy or a data set says reaches no interpreter, no path and no output as anything but text."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
-import yaml
 
 from amir_grpo import cli
 from amir_grpo import problems as problem_sets
@@ -21,6 +17,7 @@ from amir_grpo.results import formatting, report
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.settings import settings_of
+from tests.cells import run_cells
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
@@ -238,7 +235,7 @@ def test_code_that_comes_with_a_policy_is_not_run(base, tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_the_notebook_that_shows_problems_shows_them_as_text(base, tmp_path):
+def test_the_notebook_that_shows_problems_shows_them_as_text(base, tmp_path, monkeypatch):
     questions = [text.replace("\x00", "") for text in HOSTILE]
     gsm8k = tmp_path / "mirror" / "gsm8k"
     gsm8k.mkdir(parents=True)
@@ -246,21 +243,13 @@ def test_the_notebook_that_shows_problems_shows_them_as_text(base, tmp_path):
     (gsm8k / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mirror(tmp_path / "mirror", *({"question": text, "answer": "<b>2</b>"} for text in questions))
     settings = {"model_name": str(base), "dataset_name": "gsm8k", "benchmarks": ["amc23"], "num_samples": 2, "ks": [1]}
-    parameters = {"profile": "smoke", "run_dir": str(tmp_path / "run"), "overrides": settings | {"eval_limit": 3}}
-    out = tmp_path / "out.ipynb"
-    papermill = [sys.executable, "-m", "papermill", "-k", "python3", "--parameters_yaml", yaml.safe_dump(parameters)]
-    done = subprocess.run(
-        [*papermill, ROOT / "notebooks" / "00_base_policy.ipynb", out],
-        env=os.environ | {"AMIR_GRPO_DATA": str(tmp_path / "mirror")},
-        capture_output=True,
-        text=True,
+    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path / "mirror"))
+    data, printed = run_cells(
+        "00_base_policy", profile="smoke", run_dir=str(tmp_path / "run"), overrides=settings | {"eval_limit": 3}
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    outputs = [output for cell in json.loads(out.read_text())["cells"] for output in cell.get("outputs", ())]
-    pages = ["".join(output["data"].get("text/html", "")) for output in outputs if "data" in output]
+    pages = [output.get("text/html", "") for output in data]
     assert any("&lt;script&gt;alert(1)" in page for page in pages), "the hostile problems are shown"
     for page in pages:
         assert not re.search(r"<script|<iframe|<img|<b>", page)
-    texts = ["".join(output.get("text", "")) for output in outputs]
-    assert any("<script>alert(1)" in text for text in texts), "so is the first prompt, as plain text"
-    assert not any("\x1b" in text for text in texts)
+    assert "<script>alert(1)" in printed, "so is the first prompt, as plain text"
+    assert "\x1b" not in printed

@@ -16,6 +16,10 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
+from amir_grpo import cli
+from amir_grpo.runs import reproduce
+from amir_grpo.runs.run import open_run
+from tests.cells import run_cells
 from tools import gallery
 
 ROOT = Path(__file__).parents[1]
@@ -187,7 +191,9 @@ def assert_shows_the_same(executed, committed):
                 assert content == kept, where
 
 
-@pytest.mark.parametrize("name", READ_EVIDENCE)
+@pytest.mark.parametrize(
+    "name", [READ_EVIDENCE[0], *(pytest.param(n, marks=pytest.mark.long) for n in READ_EVIDENCE[1:])]
+)
 def test_notebooks_of_the_evidence_show_what_is_committed(name, tmp_path):
     out = tmp_path / f"{name}.ipynb"
     done = run("papermill", f"notebooks/{name}.ipynb", out, "-k", "python3")
@@ -195,7 +201,7 @@ def test_notebooks_of_the_evidence_show_what_is_committed(name, tmp_path):
     assert_shows_the_same(out, ROOT / "notebooks" / out.name)
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(3600)
 def test_a_fresh_run_shows_what_is_committed(tmp_path):
     """The default profile from its beginning to the report, then each notebook as it was committed: from what is there."""
@@ -228,38 +234,30 @@ def test_another_number_or_figure_is_not_the_same(tmp_path):
 
 
 def test_a_notebook_of_the_evidence_says_what_is_missing(tmp_path):
-    done = run(
-        "papermill",
-        "notebooks/06_claims.ipynb",
-        tmp_path / "out.ipynb",
-        "-k",
-        "python3",
-        "-p",
-        "results_dir",
-        tmp_path,
-    )
-    assert done.returncode != 0
-    assert "holds no results of a study: `make evidence` makes them" in done.stderr
+    with pytest.raises(FileNotFoundError, match="holds no results of a study: `make evidence` makes them"):
+        run_cells("06_claims", results_dir=str(tmp_path))
 
 
 def test_a_second_reproduce_repeats_no_stage(reproduced):
     folder, _ = reproduced
     kept = [*folder.glob("samples/*/*.parquet"), *folder.glob("*/adapter_model.safetensors"), *folder.glob("scores/*")]
     before = {path: path.stat().st_mtime_ns for path in kept}
-    done = run("amir_grpo", "evaluate", "--profile", "smoke", "--run_dir", folder, *SMALL)
-    assert done.returncode == 0, done.stderr
+    cli.main(["evaluate", "--profile", "smoke", "--run_dir", str(folder), *SMALL])
     assert {path: path.stat().st_mtime_ns for path in kept} == before
 
 
-def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path):
+def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(reproduced[0], tmp_path / "run")
-    (folder / "samples" / "base" / "chain7.parquet").write_bytes(b"half")
-    done = run("amir_grpo", "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL)
-    assert done.returncode == 2
-    assert f"{folder / 'samples' / 'base' / 'chain7.parquet'} cannot be read" in done.stderr
-    assert "Delete it" in done.stderr
-    assert f"See {folder / 'notebooks' / '00_base_policy.ipynb'}." in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 3, done.stderr
+    (folder / "samples" / "grpo" / "chain7.parquet").write_bytes(b"half")
+    monkeypatch.setattr(reproduce, "_STAGES", [[("04_coverage", {})]])  # the quickest
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["reproduce", "--profile", "smoke", "--run_dir", str(folder), *SMALL])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{folder / 'samples' / 'grpo' / 'chain7.parquet'} cannot be read" in said
+    assert "Delete it" in said
+    assert f"See {folder / 'notebooks' / '04_coverage.ipynb'}." in said
+    assert len(said.strip().splitlines()) <= 3, said
 
 
 def test_changed_settings_are_refused_in_a_notebook(reproduced, tmp_path):
@@ -276,34 +274,41 @@ def test_changed_settings_are_refused_in_a_notebook(reproduced, tmp_path):
 
 
 def test_an_unknown_setting_is_refused_in_a_notebook(tmp_path):
-    done = run(
-        "papermill",
-        ROOT / "notebooks" / "01_train.ipynb",
-        tmp_path / "out.ipynb",
-        *("-p", "profile", "smoke", "-p", "run_dir", tmp_path / "run", "-p", "max_step", "2", "-k", "python3"),
-    )
-    assert done.returncode != 0
-    assert "Unknown setting 'max_step'. Did you mean 'max_steps'?" in done.stderr
+    with pytest.raises(ValueError, match=r"Unknown setting 'max_step'\. Did you mean 'max_steps'\?"):
+        run_cells("01_train", profile="smoke", run_dir=str(tmp_path / "run"), max_step=2)
     assert not (tmp_path / "run").exists()
 
 
+def assert_trained_the_same(folder, alone):
+    """Same base policy, seed, data order and settings: the training is the one of `reproduce`, number by number."""
+    columns = ["step", "reward", "loss", "grad_norm", "completions/mean_length"]
+    logs = [pd.read_csv(run / "grpo" / "log.csv")[columns] for run in (alone, folder)]
+    pd.testing.assert_frame_equal(*logs, check_exact=True)
+
+
+def test_a_method_trained_alone_is_trained_the_same(reproduced):
+    folder, _ = reproduced  # its base policy is in the cache beside it
+    small = {name.lstrip("-"): int(value) for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
+    alone = open_run("smoke", folder.parent / "alone", small)
+    alone.train("grpo")
+    assert_trained_the_same(folder, alone.folder)
+
+
+@pytest.mark.long
 def test_train_alone_with_papermill_from_the_notebooks_folder(reproduced, tmp_path):
-    folder, _ = reproduced  # its base policy is in the cache beside it, so this is quick
+    folder, _ = reproduced
     small = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
     parameters = [f for name, value in small.items() for f in ("-p", name.lstrip("-"), value)]
     done = run(
         "papermill",
         "01_train.ipynb",
         tmp_path / "out.ipynb",
-        *("-p", "method", "grpo", "-p", "profile", "smoke", "-p", "run_dir", folder.parent / "alone"),
+        *("-p", "method", "grpo", "-p", "profile", "smoke", "-p", "run_dir", folder.parent / "by papermill"),
         *(*parameters, "-k", "python3"),
         cwd=ROOT / "notebooks",
     )
     assert done.returncode == 0, done.stderr
-    # same base, seed, data order and settings: the training is the one of `reproduce`, number by number
-    columns = ["step", "reward", "loss", "grad_norm", "completions/mean_length"]
-    alone = pd.read_csv(folder.parent / "alone" / "grpo" / "log.csv")[columns]
-    pd.testing.assert_frame_equal(alone, pd.read_csv(folder / "grpo" / "log.csv")[columns], check_exact=True)
+    assert_trained_the_same(folder, folder.parent / "by papermill")
 
 
 def test_notebooks_hold_no_logic_of_their_own():

@@ -2,20 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import LlamaForCausalLM
 from trl import GRPOTrainer, TrlParser
 
+from amir_grpo import microbatches
+from amir_grpo.system.processes import leave_process_group
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
-from tests.test_trainer import make_trainer, off_by, parameters, policy  # noqa: F401
-
-HERE = Path(__file__)
+from tests.test_trainer import TOKENIZER, make_trainer, off_by, parameters, policy, sgd_gradient  # noqa: F401
 
 
 def logged(trainer, key):
@@ -176,73 +173,80 @@ def test_resumed_equals_uninterrupted(policy, tmp_path, schedule):  # noqa: F811
     assert logged(resumed, "preference/lambda") == logged(whole, "preference/lambda")
 
 
-def test_two_processes_make_the_update_of_one(policy, tmp_path):  # noqa: F811
-    """16 completions on one process against 8 on each of two (gloo), trimmed, with the groups of 16 spread over both."""
-    script = tmp_path / "step.py"
-    script.write_text(
-        textwrap.dedent("""
-        import os, sys, torch
-        from transformers import LlamaForCausalLM
-        from amir_grpo import microbatches
-        from amir_grpo.system.processes import leave_process_group
-        from tests.test_trainer import make_trainer, sgd_gradient
+class _Given(AmirGRPOTrainer):
+    """Trains on completions that are given: 16 rows, whatever number of processes they are spread over."""
 
-        def reward(completions, completion_ids, **columns):
-            return [0.5 * (sum(ids) % 4) for ids in completion_ids]
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.model.generate = self._given
 
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        microbatches._SLICE_ROWS = 4
+    def _sampling_tells_logps(self):
+        return False
+
+    def _given(self, input_ids, attention_mask, generation_config):
+        torch.manual_seed(5)
+        mine = slice(self.accelerator.process_index * len(input_ids), None)
+        ids, lengths = torch.randint(4, 20, (16, 12))[mine], torch.randint(3, 12, (16,))[mine]
+        ids, lengths = ids[: len(input_ids)], lengths[: len(input_ids)]
+        ids[torch.arange(12)[None] >= lengths[:, None]] = TOKENIZER.eos_token_id
+        return torch.cat([input_ids, ids], dim=1)
+
+
+def sum_of_ids(completions, completion_ids, **columns):
+    return [0.5 * (sum(ids) % 4) for ids in completion_ids]
+
+
+def updates(policy, folder, processes):  # noqa: F811
+    """By loss type the gradient of one step and what was logged of the preference."""
+    found = {}
+    for loss_type in ("grpo", "dapo"):
         trainer = make_trainer(
-            LlamaForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2], reward=reward, max_steps=1, num_generations=16,
-            loss_type=sys.argv[4], per_device_train_batch_size=16 // processes,
+            policy,
+            folder,
+            _Given,
+            reward=sum_of_ids,
+            max_steps=1,
+            num_generations=16,
+            loss_type=loss_type,
+            per_device_train_batch_size=16 // processes,
             trim_micro_batches=processes == 2,
         )
-        # every process draws with the same stream by row, so that the completions do not depend on their number
-        generate = trainer.model.generate
-        def drawn(input_ids, attention_mask, generation_config):
-            torch.manual_seed(5)
-            rows = len(input_ids)
-            ids = torch.randint(4, 20, (16, 12))[trainer.accelerator.process_index * rows:][:rows]
-            lengths = torch.randint(3, 12, (16,))[trainer.accelerator.process_index * rows:][:rows]
-            ids[torch.arange(12)[None] >= lengths[:, None]] = 2
-            return torch.cat([input_ids, ids], dim=1)
-        type(trainer)._sampling_tells_logps = lambda self: False
-        trainer.model.generate = drawn
         gradient = sgd_gradient(trainer)
-        if trainer.accelerator.is_main_process:
-            row = [r for r in trainer.state.log_history if "reward" in r][0]
-            torch.save((gradient, {k: row[k] for k in row if k.startswith("preference/")}), sys.argv[3])
-        leave_process_group()
-        """)
-    )
+        rows = [row for row in trainer.state.log_history if "reward" in row]
+        logged = {key: value for row in rows[:1] for key, value in row.items() if key.startswith("preference/")}
+        found[loss_type] = gradient, logged
+    return found
+
+
+def one_of_two(rank, folder):
+    """What a launcher starts twice."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    microbatches._SLICE_ROWS = 4
+    found = updates(LlamaForCausalLM.from_pretrained(folder / "policy"), folder / "out", 2)
+    if rank == 0:
+        torch.save(found, folder / "two.pt")
+    leave_process_group()
+
+
+@pytest.mark.xdist_group("server")
+def test_two_processes_make_the_update_of_one(policy, server, tmp_path):  # noqa: F811
+    """16 completions on one process against 8 on each of two (gloo), trimmed, with the groups of 16 spread over both."""
     policy.save_pretrained(tmp_path / "policy")
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(HERE.parents[1]),
-    }
-    for loss_type in ("grpo", "dapo"):
-        results = []
-        for processes in (1, 2):
-            out = tmp_path / f"{loss_type}-{processes}.pt"
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    *(launcher if processes == 2 else []),
-                    *(script, tmp_path / "policy", tmp_path / "out", out, loss_type),
-                ],
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stderr[-3000:]
-            results.append(torch.load(out))
-        (one, log_one), (two, log_two) = results
-        assert log_one["preference/pairs"] > 10
-        assert log_two == pytest.approx(log_one, rel=1e-4)
-        assert off_by(two, one) < 1e-5
+    processes = [server.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    one = updates(policy, tmp_path / "out", 1)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    two = torch.load(tmp_path / "two.pt")
+    for loss_type, (gradient, logged) in one.items():
+        assert logged["preference/pairs"] > 10
+        assert two[loss_type][1] == pytest.approx(logged, rel=1e-4)
+        assert off_by(two[loss_type][0], gradient) < 1e-5
 
 
 def test_command_line_shows_and_reads_the_options(capsys):

@@ -24,6 +24,7 @@ from transformers import (
 from amir_grpo.policies.float64 import compute_in_float64, merged_adapters, round_to_float32
 from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import Loading
+from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import first_difference
 
 SHAPE = {
@@ -151,7 +152,6 @@ run.samples(["grpo", "amir_grpo"], ["chain3"])
 print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
 """
 LIBRARIES = {
-    "native": {},
     "AVX2": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -165,30 +165,43 @@ LIBRARIES = {
 }
 
 
-def run_under(libraries, threads, base, tiny_settings, folder):
-    """A short run in a process of its own, under one setting of the math libraries; returns what it ran with."""
+@pytest.fixture(scope="module")
+def here(runs, base, tiny_settings):
+    """A short run in this process, with the libraries as they come: trained, saved and evaluated."""
+    run = open_run("smoke", runs / "libraries as they come", tiny_settings | {"benchmarks": ["chain3"]})
+    run.samples(["grpo", "amir_grpo"], ["chain3"])
+    return run.folder
+
+
+def check_same_run(here, base, tiny_settings, folder, libraries, threads):
+    """The same run in a process of its own, under one setting of the math libraries: equal by `verify`."""
     shutil.copytree(base, folder / "base")
     changes = {**tiny_settings, "benchmarks": ["chain3"]}
     code = textwrap.dedent(RUN).replace("sys.argv[1])", f"sys.argv[1], {changes!r})")
-    environment = {**os.environ, **LIBRARIES[libraries], "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    threaded = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, **LIBRARIES.get(libraries, {}), **threaded}
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder), str(threads)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.split()[-2:]
+    capability, ran_with = done.stdout.split()[-2:]
+    assert ran_with == str(threads)
+    assert libraries in ("native", capability)
+    assert first_difference(here, folder) is None
+    for method in ("grpo", "amir_grpo"):
+        adapters = [f / method / "adapter_model.safetensors" for f in (here, folder)]
+        assert adapters[0].read_bytes() == adapters[1].read_bytes(), "to the byte"
+        assert {weight.dtype for weight in load_file(adapters[0]).values()} == {torch.float32}
 
 
-@pytest.mark.slow
-def test_a_run_is_the_same_under_every_setting_of_the_math_libraries(base, tiny_settings, tmp_path):
-    """Trained, saved, reread and evaluated: equal by `verify`, adapters to the byte."""
-    first = tmp_path / "native 1"
-    run_under("native", 1, base, tiny_settings, first)
-    for libraries, threads in (("native", 2), ("AVX2", 1), ("AVX2", 2), ("DEFAULT", 1), ("DEFAULT", 2)):
-        folder = tmp_path / f"{libraries} {threads}"
-        ran = run_under(libraries, threads, base, tiny_settings, folder)
-        assert ran == [libraries if libraries != "native" else ran[0], str(threads)]
-        assert first_difference(first, folder) is None, folder.name
-        for method in ("grpo", "amir_grpo"):
-            adapters = [f / method / "adapter_model.safetensors" for f in (first, folder)]
-            assert adapters[0].read_bytes() == adapters[1].read_bytes()
-            assert {weight.dtype for weight in load_file(adapters[0]).values()} == {torch.float32}
+def test_a_run_is_the_same_without_vector_instructions_and_on_two_threads(here, base, tiny_settings, tmp_path):
+    """What is furthest from this process; the settings between them are tested by `make test-long`."""
+    check_same_run(here, base, tiny_settings, tmp_path / "run", "DEFAULT", 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("libraries", "threads"), [("native", 2), ("AVX2", 1), ("AVX2", 2), ("DEFAULT", 1)])
+def test_a_run_is_the_same_under_every_setting_of_the_math_libraries(
+    here, base, tiny_settings, tmp_path, libraries, threads
+):
+    check_same_run(here, base, tiny_settings, tmp_path / "run", libraries, threads)

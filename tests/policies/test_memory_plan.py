@@ -39,7 +39,8 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_shapes_have_the_published_number_of_parameters(name, parameters):
-    planned = plan(settings_of("paper-qwen3b", {"model_name": name}))
+    own = [profile for profile in GPU_PROFILES[1:] if settings_of(profile).model_name == name]  # in 16 bits
+    planned = plan(settings_of(own[0]) if own else settings_of("paper-qwen3b", {"model_name": name}))
     assert planned.parameters == pytest.approx(parameters, rel=0.01 if "gemma" in name else 0)
     assert planned.parts["weights"] == pytest.approx(2 * parameters / GIB, rel=0.01)
 
@@ -68,7 +69,7 @@ def peak_of_the_allocator(work):
     return peak
 
 
-@pytest.mark.parametrize(("checkpointing", "micro_batch"), [(True, 8), (False, 8), (True, 16)])
+@pytest.mark.parametrize(("checkpointing", "micro_batch"), [(True, 4), (False, 4), (True, 8)])
 def test_memory_of_the_training_pass_is_within_15_percent_of_what_is_measured(checkpointing, micro_batch):
     s = settings(checkpointing, micro_batch)
     planned = plan(s, bits=32)

@@ -21,6 +21,7 @@ from amir_grpo.runs import side_by_side
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.runs.showing import results_of, write_report
+from amir_grpo.system import executors
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,9 +231,10 @@ def test_one_engine_for_all_policies_of_a_run_and_room_for_the_longest(open_tiny
     assert built[1].room.lora_rank == 65
 
 
-@pytest.mark.slow
-def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings, monkeypatch):
+@pytest.mark.xdist_group("server")
+def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings, server, monkeypatch):
     """Each the completions of a policy on a benchmark, at once: with a GPU for each where there are several."""
+    monkeypatch.setattr(executors, "get_context", {"spawn": server}.__getitem__)  # no imports to wait for
     one = open_tiny()
     expected = {greedy: one.samples(["base", "grpo"], greedy=greedy) for greedy in (False, True)}
     two = open_run("sandbox", runs / "by two", tiny_settings | {"eval_limit": 2})

@@ -1,7 +1,8 @@
 """Killed at random moments and started again, a stage ends with what an undisturbed one ends with."""
 
+import contextlib
+import ctypes
 import json
-import multiprocessing
 import random
 import shutil
 import signal
@@ -18,17 +19,19 @@ from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import first_difference
 from amir_grpo.study.results import load_study
 
-# one worker of xdist, so that what the module shares is made once
-pytestmark = pytest.mark.xdist_group("interruption")
+pytestmark = pytest.mark.xdist_group("server")
 
 # (stage, what it does); each asks for the ones before it, which are complete in its starting folder
 STAGES = ("train", "evaluate", "report")
-ROUNDS, KILLS = 4, 5  # of each stage: 20 random moments
+KILLS = 5  # random moments before a stage is left to itself
+NEW_MOUNTS = 0x00020000  # CLONE_NEWNS: os.unshare comes with Python 3.12
 PARTS = ("*.part", "*/*.part", "*/*/*.part")
 
 
 def work(stage, folder, settings):
-    """One stage of a run, in a process of its own."""
+    """One stage of a run, in a process of its own; none: nothing."""
+    if not stage:
+        return
     import torch
 
     from amir_grpo.runs.run import open_run
@@ -42,14 +45,6 @@ def work(stage, folder, settings):
         run.samples()
     else:
         save_results(run, results_of(run))
-
-
-@pytest.fixture(scope="module")
-def server():
-    """Forks processes that have imported everything, so that a kill hits work and not imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["amir_grpo.runs.training", "amir_grpo.runs.showing", "amir_grpo.policies.engines"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def do(server, stage, folder, settings, seconds=None):
 def undisturbed(server, settings, runs, base):
     """For each stage the folder before it, the folder after it, and how long it took."""
     found, before = {}, runs / "undisturbed 0"
-    do(server, "train", runs / "warm", settings)  # the first fork pays for the server's imports
+    do(server, None, runs, settings)  # the first fork pays for the server's imports
     before.mkdir()
     for number, stage in enumerate(STAGES, start=1):
         after = runs / f"undisturbed {number}"
@@ -92,18 +87,27 @@ def undisturbed(server, settings, runs, base):
     return found
 
 
+def check_killed(server, settings, undisturbed, folder, stage, moments):
+    before, after, seconds = undisturbed[stage]
+    shutil.copytree(before, folder)
+    for _ in range(KILLS):
+        do(server, stage, folder, settings, seconds * moments.random())
+    do(server, stage, folder, settings)
+    assert first_difference(after, folder) is None
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_random_moments_and_started_again_it_ends_with_the_same(server, settings, undisturbed, runs, stage):
-    before, after, seconds = undisturbed[stage]
-    moments = random.Random(stage)
-    for number in range(ROUNDS):
-        folder = runs / f"killed {stage} {number}"
-        shutil.copytree(before, folder)
-        for _ in range(KILLS):
-            do(server, stage, folder, settings, seconds * moments.random())
-        do(server, stage, folder, settings)
-        assert first_difference(after, folder) is None
-        shutil.rmtree(folder)
+    check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, random.Random(stage))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_twenty_moments_it_ends_with_the_same(server, settings, undisturbed, runs, stage):
+    moments = random.Random(f"twenty of {stage}")
+    for _ in range(4):
+        check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, moments)
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_taken_for_whole(server, settings, undisturbed, runs):
@@ -182,34 +186,32 @@ def test_a_base_policy_with_a_flipped_byte_is_named_and_taken_anew(settings, und
     assert first_difference(after, folder) is None
 
 
-# argv: folder of the undisturbed run, a folder to mount a small disk on, the settings; each stage meets the full disk
-FULL_DISK = """
-import json, shutil, subprocess, sys
-from pathlib import Path
-import torch
-from amir_grpo.runs import opening
-from amir_grpo.runs.run import open_run
-from amir_grpo.runs import training
-from amir_grpo.runs import verify
-torch.set_num_threads(1)
-undisturbed, disk, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
-opening._LEAST_DISK, training.bytes_to_come = 0, lambda *_: 0  # or it would not begin
-shutil.copytree(undisturbed / "base", disk / "run" / "base")
-run = open_run("sandbox", disk / "run", settings)
-filler = disk / "filler"
-for work in (lambda: run.logs(), lambda: run.samples(), lambda: run.scores()):
-    for free in (0, 30_000, 300_000):
-        filler.unlink(missing_ok=True)
-        filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - free))
-        try:
-            work()
-        except OSError as error:
-            print(error)
-    filler.unlink()
-    work()
-print("difference:", verify.first_difference(undisturbed, disk / "run"))
-"""
+def meet_full_disk(undisturbed, disk, settings, said):
+    """A run on a disk of 16 MB, mounted for this process alone; each stage meets it full three times, then goes on."""
+    import torch
+
+    from amir_grpo.runs import opening, training
+
+    torch.set_num_threads(1)
+    assert ctypes.CDLL(None).unshare(NEW_MOUNTS) == 0
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
+    opening._LEAST_DISK, training.bytes_to_come = 0, lambda *_: 0  # or it would not begin
+    shutil.copytree(undisturbed / "base", disk / "run" / "base")
+    run = open_run("sandbox", disk / "run", settings)
+    filler = disk / "filler"
+    with said.open("w") as out, contextlib.redirect_stdout(out):
+        for stage in (run.logs, run.samples, run.scores):
+            for free in (0, 30_000, 300_000):
+                filler.unlink(missing_ok=True)
+                filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - free))
+                try:
+                    stage()
+                except OSError as error:
+                    print(error)
+            filler.unlink()
+            stage()
+        print("difference:", first_difference(undisturbed, disk / "run"))
 
 
 def test_a_full_disk_is_said_and_loses_nothing(server, settings, undisturbed, runs, tmp_path):
@@ -222,14 +224,16 @@ def test_a_full_disk_is_said_and_loses_nothing(server, settings, undisturbed, ru
     shutil.copytree(after, only_these, ignore=shutil.ignore_patterns("tables", "figures"))
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = [*namespace, sys.executable, "-c", FULL_DISK, only_these, disk, json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count(f"The disk of {disk / 'run'} is full") >= 4
-    assert done.stdout.splitlines()[-1] == "difference: None"
+    said = tmp_path / "said"
+    process = server.Process(target=meet_full_disk, args=(only_these, disk, settings, said))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert said.read_text().count(f"The disk of {disk / 'run'} is full") >= 4
+    assert said.read_text().splitlines()[-1] == "difference: None"
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 def test_evidence_killed_at_random_moments_ends_with_the_same_results(tmp_path):
     """Its command with two workers, at 20 random moments."""
     changes = (
@@ -245,7 +249,7 @@ def test_evidence_killed_at_random_moments_ends_with_the_same_results(tmp_path):
     begin = time.perf_counter()
     assert start(tmp_path / "whole").wait() == 0
     seconds, moments = time.perf_counter() - begin, random.Random(1)
-    for number in range(ROUNDS):
+    for number in range(4):
         folder = tmp_path / f"killed {number}"
         for _ in range(KILLS):
             process = start(folder)
@@ -263,7 +267,7 @@ def test_evidence_killed_at_random_moments_ends_with_the_same_results(tmp_path):
         shutil.rmtree(folder)
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 def test_reproduce_killed_twice_at_random_moments_ends_with_the_same(tmp_path):
     """The whole command at the smoke profile, at 20 random moments; minutes."""
     command = [sys.executable, "-m", "amir_grpo", "reproduce", "--profile", "smoke", "--run_dir"]

@@ -24,12 +24,13 @@ SETTINGS = {
     "max_completion_length": 24,
     "reward_margin": 0.1,
 }
-# Five seconds are promised; a busy machine may take longer over them.
-PATIENCE = 5 * 4
+# An ordinary end takes seconds. Whoever is left by then trains on: a training without end is in the midst of its steps.
+GUARD = 120
+WITHOUT_END = {"max_steps": 5000, "save_total_limit": 20}
 
 
-def start(folder, environment):
-    words = [f"--{name}={value}" for name, value in SETTINGS.items()]
+def start(folder, environment, **changes):
+    words = [f"--{name}={value}" for name, value in (SETTINGS | changes).items()]
     return subprocess.Popen(
         [sys.executable, *TORCHRUN, "-m", "amir_grpo", "train", "--run_dir", str(folder), *words],
         env=os.environ | environment | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -63,7 +64,7 @@ def kill(launcher, whom):
     (launcher if whom == "launcher" else ranks[whom]).kill()
     said = []
     while not all(ended(process) for process in everyone):
-        assert time.perf_counter() - begin < PATIENCE, [p.cmdline() for p in everyone if not ended(p)]
+        assert time.perf_counter() - begin < GUARD, [p.cmdline() for p in everyone if not ended(p)]
         time.sleep(0.05)
     said, _ = launcher.communicate(timeout=60)
     return time.perf_counter() - begin, said
@@ -75,22 +76,20 @@ def wait_for_checkpoints(launcher, folder, number):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
-def test_a_killed_process_or_launcher_leaves_nobody_behind_and_the_training_goes_on(runs):
+def test_a_killed_launcher_or_process_leaves_nobody_behind_and_the_training_goes_on(runs):
     folder = runs / "killed in several processes"
-    for whom in (1, "launcher"):
-        launcher = start(folder, {})
-        wait_for_checkpoints(launcher, folder, 1)
-        _, said = kill(launcher, whom)
-        if whom != "launcher":
-            assert said.count("amir_grpo train: ") == 1, said[-3000:]
-    launcher = start(folder, {})
-    said, _ = launcher.communicate()
-    assert launcher.returncode == 0, said[-3000:]
-    assert (folder / "amir_grpo" / "stage.json").is_file()
+    launcher = start(folder, {}, **WITHOUT_END)
+    wait_for_checkpoints(launcher, folder, 1)
+    kill(launcher, "launcher")
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("amir_grpo/checkpoints/*/rollouts.parquet")}
+    launcher = start(folder, {}, **WITHOUT_END)
+    wait_for_checkpoints(launcher, folder, len(made) + 1)
+    _, said = kill(launcher, 1)
+    assert said.count("amir_grpo train: ") == 1, said[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "it went on, and did not begin again"
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_killed_at_twenty_moments_it_ends_with_the_same(kind, runs):
     environment = {"ddp": {}, "fsdp": FSDP}[kind]

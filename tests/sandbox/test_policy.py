@@ -142,7 +142,7 @@ def test_base_policy_is_made_of_its_spec_alone(tmp_path):
         torch.manual_seed(number)  # whatever was random before
         torch.set_num_threads(3 - number)  # and however many threads there were
         folder = tmp_path / str(number)
-        make_base_policy(SandboxSpec(seed=seed, warmup_steps=20), folder)
+        make_base_policy(SandboxSpec(seed=seed, warmup_steps=6), folder)
         assert torch.get_num_threads() == 3 - number
         weights.append(load_file(folder / "model.safetensors"))
     first, again, other = weights

@@ -153,12 +153,28 @@ def check_same(one, several):
         np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_train_as_one_by_ddp_and_by_fsdp(runs, tmp_path):
-    script = tmp_path / "same_rollouts.py"
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "same_rollouts.py"
+    path.write_text(SAME_ROLLOUTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def one(runs, tmp_path_factory):
+    """What one process trains."""
+    script = tmp_path_factory.mktemp("one") / "same_rollouts.py"
     script.write_text(SAME_ROLLOUTS)
-    one = trained(runs, script, "one", 1, {})
-    for name, environment in (("ddp", {}), ("fsdp", FSDP)):
-        check_same(one, trained(runs, script, name, 2, environment))
+    return trained(runs, script, "one", 1, {})
+
+
+def test_two_processes_train_as_one(runs, script, one):
+    check_same(one, trained(runs, script, "ddp", 2, {}))
+
+
+@pytest.mark.long
+def test_two_processes_with_sharded_weights_train_as_one(runs, script, one):
+    check_same(one, trained(runs, script, "fsdp", 2, FSDP))
 
 
 @pytest.mark.skipif(
