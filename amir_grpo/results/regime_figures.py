@@ -8,16 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amir_grpo.choices import POLICY_NAMES
-from amir_grpo.results.style import COLOURS, NEUTRAL, OTHER_COLOURS, add_footnote, add_title, new_figure, styled
-
-_COLOURS = {name: COLOURS[policy] for policy, name in POLICY_NAMES.items()} | {"base policy": COLOURS["base"]}
-
-
-def _colours(labels: list[str]) -> dict[str, str]:
-    """A colour for each label: the methods' own, and the others in order, again from the first where there are many."""
-    others = [label for label in labels if label not in _COLOURS]
-    free = (COLOURS["amir_grpo"], *OTHER_COLOURS)
-    return _COLOURS | {label: free[place % len(free)] for place, label in enumerate(others)}
+from amir_grpo.results.style import NEUTRAL, add_footnote, add_title, arm_colours, new_figure, styled
 
 
 @styled
@@ -43,7 +34,7 @@ def entropy_figure(curves: pd.DataFrame, title: str = "") -> Figure:
     """
     figure = new_figure(6.6, 2.8)
     panels = figure.subplots(1, 2)
-    colours = _colours(list(curves["about"].unique()))
+    colours = arm_colours(curves["about"])
     for panel, column, scale, label in zip(
         panels, ("margin", "accuracy"), (1, 100), ("margin (nats per token)", "pair accuracy (%)"), strict=True
     ):
@@ -74,7 +65,7 @@ def cosine_figure(measured: pd.DataFrame, predicted: pd.DataFrame, title: str = 
     regimes = list(predicted["regime"].unique())
     figure = new_figure(0.8 + 1.75 * len(regimes), 3.2)
     panels = figure.subplots(1, len(regimes), sharex=True, sharey=True, squeeze=False)[0]
-    colours = _colours(list(dict.fromkeys(predicted["about"])))
+    colours = arm_colours(predicted["about"])
     for panel, regime in zip(panels, regimes, strict=True):
         _cosines(panel, predicted[predicted["regime"] == regime], colours, "-")
         _cosines(panel, measured[measured["regime"] == regime], colours, "o")

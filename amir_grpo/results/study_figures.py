@@ -11,14 +11,12 @@ from amir_grpo.choices import POLICY_NAMES
 from amir_grpo.results.style import (
     COLOURS,
     NEUTRAL,
-    OTHER_COLOURS,
     add_footnote,
     add_title,
+    arm_colours,
     new_figure,
     styled,
 )
-
-ABOUT_COLOURS = {name: COLOURS[policy] for policy, name in POLICY_NAMES.items()}
 
 # What an update consists of: what the preference term adds, what of it the advantages hold already, and the advantages.
 _TERM_NEW, _TERM_KNOWN, _ADVANTAGES = COLOURS["amir_grpo"], "#9db7d8", "#f6d79a"
@@ -141,19 +139,20 @@ def identity_figure(weights: pd.DataFrame, title: str = "") -> Figure:
 
 
 @styled
-def length_weight_figure(table: pd.DataFrame, title: str = "") -> Figure:
+def length_weight_figure(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
     """How hard the update pushes on a token of a wrong completion, by its length; a line per arm, named at its end.
 
     `table`: columns about, length (tokens), relative (to the shortest completions) and, optionally, relative_low and
-    relative_high. 1: no length bias.
+    relative_high. 1: no length bias. `note`: in small print below.
     """
-    figure = new_figure(5.4, 2.9)
+    figure = new_figure(6.2, 3.2)
     axes = figure.subplots()
     axes.axhline(1, color="#777777", linewidth=0.8, linestyle=":")
     ends = []
-    for index, about in enumerate(table["about"].unique()):
+    for about, colour in arm_colours(table["about"]).items():
         part = table[table["about"] == about].sort_values("length")
-        colour = ABOUT_COLOURS.get(about, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+        if not len(part):
+            continue
         if "relative_low" in part:
             axes.fill_between(part["length"], part["relative_low"], part["relative_high"], color=colour, alpha=0.15,
                               linewidth=0)  # fmt: skip
@@ -162,11 +161,12 @@ def length_weight_figure(table: pd.DataFrame, title: str = "") -> Figure:
             part["length"], part["relative"], color=colour, marker="o", markersize=2 + width / 2, linewidth=width
         )
         ends.append((part["relative"].iloc[-1], part["length"].iloc[-1], about, colour))
-    axes.set(xlabel="tokens of a wrong completion", ylabel="push per token, relative to short ones", ylim=(0, None))
+    axes.set(xlabel="tokens of a wrong completion", ylabel="push per token\n(the shortest: 1)", ylim=(0, None))
     lowest = -np.inf
     for height, length, about, colour in sorted(ends):
         lowest = max(height, lowest + 0.065 * axes.get_ylim()[1])  # names do not cover one another
         axes.annotate(about, (length, lowest), xytext=(6, 0), textcoords="offset points", va="center", color=colour,
                       annotation_clip=False)  # fmt: skip
+    add_footnote(figure, note)
     add_title(figure, title)
     return figure

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import wraps
 from html import escape
@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from amir_grpo.choices import SIGNIFICANCE
+from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.system.files import atomic_write
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
@@ -107,7 +107,7 @@ def add_title(figure: Figure, title: str) -> None:
 
 def add_footnote(figure: Figure, text: str) -> None:
     """Put a note in small print below all panels, broken into lines that fit the figure."""
-    figure.supxlabel(fill(text, int(21 * figure.get_figwidth())), x=0.01, ha="left", **SMALL_PRINT)
+    figure.supxlabel(fill(text, int(20 * figure.get_figwidth())), x=0.01, ha="left", **SMALL_PRINT)
 
 
 def add_note(axes: Axes, text: str) -> None:
@@ -125,6 +125,19 @@ def gain_marker(gain: float, p_value: float) -> str:
 def policy_colour(policy: str, index: int = 0) -> str:
     """The colour of a policy; one of `OTHER_COLOURS`, by its index, where it is none of the three."""
     return COLOURS.get(policy, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+
+
+def arm_colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each arm of a study by its label: those of AMIR-GRPO are blue, GRPO and the base policy have their own,
+    and the others follow in order, again from the first where there are many."""
+    colours = {"base policy": COLOURS["base"], POLICY_NAMES["grpo"]: COLOURS["grpo"]}
+    blues, others = [COLOURS["amir_grpo"], OTHER_COLOURS[2]], [*OTHER_COLOURS]
+    for label in dict.fromkeys(labels):
+        if label not in colours:
+            free = blues if label.startswith(POLICY_NAMES["amir_grpo"]) and blues else others
+            colours[label] = free.pop(0)
+            others = [colour for colour in others if colour != colours[label]] or [*OTHER_COLOURS]
+    return colours
 
 
 def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
