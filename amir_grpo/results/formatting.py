@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results import tables
 from amir_grpo.settings import Settings
 
@@ -20,11 +20,19 @@ LONG_TABLE = 16
 _SETTINGS_SHOWN = ("model_name", "dataset_name", "num_generations", "lambda_reg", "beta_dpo", "reward_margin")
 
 
-def gain_colour(gain: float) -> str:
-    """Blue for a gain, orange for a loss, grey for none or for what prints as 0.0."""
-    if np.isnan(gain) or abs(gain) < 0.05:
+def gain_colour(gain: float, p_value: float) -> str:
+    """The colour of a gain in a table, as in the figures: blue above 0, orange below, grey unless it is significant."""
+    if not p_value < SIGNIFICANCE:
         return "#555555"
     return GAIN_COLOUR if gain > 0 else LOSS_COLOUR
+
+
+def _gains_coloured(table: Styler, p_values: pd.Series) -> Styler:
+    def colours(gains: pd.Series) -> list[str]:
+        pairs = zip(gains, p_values, strict=True)
+        return [f"color: {gain_colour(gain, p_value)}; font-weight: bold" for gain, p_value in pairs]
+
+    return table.apply(colours, subset=["gain"])
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -132,12 +140,12 @@ def style_texts(table: pd.DataFrame, precision: int = 2) -> Styler:
 
 
 def style_main_table(table: pd.DataFrame) -> Styler:
-    """The main table (ours or the published one) for a notebook: gains coloured by sign, intervals, text escaped."""
+    """The main table (ours or the published one) for a notebook: clear gains coloured, intervals, text escaped."""
     table = tables.with_gain(table).reset_index(drop=True)
     shown = table[
         ["benchmark", "k", "model", *[c for c in ("base",) if c in table], "grpo", "amir_grpo", "gain"]
     ].copy()
-    caption = "pass@k in percent; gain: AMIR-GRPO minus GRPO in percentage points, blue above 0, orange below."
+    caption = "pass@k in percent; gain: AMIR-GRPO minus GRPO in percentage points."
     if "gain_low" in table:
         shown["95 % interval"] = [
             f"{signed(low)} to {signed(high)}" for low, high in zip(table["gain_low"], table["gain_high"], strict=True)
@@ -147,23 +155,20 @@ def style_main_table(table: pd.DataFrame) -> Styler:
         caption += (
             f" Interval over problems; p: paired sign-flip test, corrected for the {len(table)} rows (Holm);"
             f" n = {', '.join(map(str, table['samples'].unique()))} samples per problem."
+            f" A gain is grey unless p < {SIGNIFICANCE}."
         )
     names = POLICY_NAMES | {"base": "base"}
     shown = shown.rename(columns=names)
     numbers = {
         name: lambda value: "–" if np.isnan(value) else f"{value:.1f}" for name in names.values() if name in shown
     }
-    return (
-        # one call: a second format would undo the first one's escaping
-        shown.style.format(numbers | {"gain": signed}, escape="html")
-        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
-        .hide(axis="index")
-        .set_caption(caption)
-    )
+    # one call: a second format would undo the first one's escaping
+    style = shown.style.format(numbers | {"gain": signed}, escape="html").hide(axis="index").set_caption(caption)
+    return _gains_coloured(style, table["p_holm"] if "p_holm" in table else pd.Series(np.nan, table.index))
 
 
 def style_comparisons(comparisons: pd.DataFrame) -> Styler:
-    """A comparison table for a notebook: gains coloured by sign, intervals and corrected p-values, text escaped."""
+    """A comparison table for a notebook: clear gains coloured, intervals and corrected p-values, text escaped."""
     shown = comparisons[["benchmark", "quantity"]].copy()
     named_ones = named(comparisons)
     shown["policy"], shown["against"] = named_ones["new"], named_ones["old"]
@@ -171,10 +176,8 @@ def style_comparisons(comparisons: pd.DataFrame) -> Styler:
     ends = zip(comparisons["gain_low"], comparisons["gain_high"], strict=True)
     shown["95 % interval"] = [f"{signed(low)} to {signed(high)}" for low, high in ends]
     shown["p (Holm)"] = [p_text(p) for p in comparisons["p_holm"]]
-    return (
-        shown.style.format({"gain": signed}, escape="html")
-        .map(lambda gain: f"color: {gain_colour(gain)}; font-weight: bold", subset=["gain"])
-        .hide(axis="index")
+    return _gains_coloured(
+        shown.style.format({"gain": signed}, escape="html").hide(axis="index"), comparisons["p_holm"]
     )
 
 

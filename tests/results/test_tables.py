@@ -290,6 +290,7 @@ def test_published_says_what_is_missing(tmp_path):
 def test_style_main_table_escapes_and_colours(samples):
     table = tables.main_table(samples, ks=(1,), model="<script>alert(1)</script>")
     table.loc[1, "gain"] = -3.0
+    table["p_holm"] = 0.01
     html = formatting.style_main_table(table).to_html()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
@@ -308,7 +309,7 @@ def test_style_main_table_draws_the_published_table():
     assert "+11.9" in html
 
 
-def test_signed_and_colour_agree_on_what_prints_as_zero():
+def test_signed_shows_no_minus_zero():
     assert [formatting.signed(value) for value in (1.25, -0.2, 0.04, -0.04, np.nan)] == [
         "+1.2",
         "−0.2",
@@ -316,7 +317,13 @@ def test_signed_and_colour_agree_on_what_prints_as_zero():
         "0.0",
         "–",
     ]
-    assert formatting.gain_colour(0.04) == formatting.gain_colour(np.nan) != formatting.gain_colour(0.06)
+
+
+def test_a_gain_in_a_table_is_grey_unless_it_is_significant():
+    grey = formatting.gain_colour(np.nan, np.nan)
+    assert [formatting.gain_colour(gain, p) for gain, p in ((3.0, 0.05), (-3.0, 0.5), (3.0, np.nan))] == [grey] * 3
+    assert formatting.gain_colour(0.3, 0.01) == formatting.GAIN_COLOUR != grey
+    assert formatting.gain_colour(-0.3, 0.01) == formatting.LOSS_COLOUR != grey
 
 
 def test_shared_margin_gain_by_hand_and_where_nothing_is_right():
