@@ -89,8 +89,8 @@ def update_figure(advantages: NDArray, bonuses: Mapping[float, NDArray], right: 
         panel.set_title(f"λ = {strength:g}: {share_text(advantages, bonus)}", fontweight="normal", fontsize=8.5)
     panels[0].set_ylabel("what multiplies ∇ℓ")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.2)
-    shares = [f"{share_text(advantages, bonus)} at λ = {strength:g}" for strength, bonus in bonuses.items()]
-    add_title(figure, f"The preference term is {', '.join(shares)} of the update")
+    strength, bonus = next(iter(bonuses.items()))
+    add_title(figure, f"The preference term is {share_text(advantages, bonus)} of the update at λ = {strength:g}")
     return figure
 
 

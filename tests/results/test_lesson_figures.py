@@ -71,6 +71,7 @@ def test_the_preference_is_stacked_on_the_advantage_or_stands_on_its_own_side():
     assert first.get_title() == f"λ = 1: {100 * share:.2g} %"
     assert lesson_figures.share_of(ADVANTAGES, bonus) == pytest.approx(share)
     assert second.get_title() != first.get_title()
+    assert title(figure) == f"The preference term is {100 * share:.2g} % of the update at λ = 1"
     assert inside(figure)
 
 
