@@ -16,8 +16,10 @@ from amir_grpo.study.results import Studies, StudyResults
 # A test of the plan -> (when, who, than whom); the sentence has them in this order.
 _SAID = {
     "published": ("", "AMIR-GRPO exactly as published", "GRPO"),
-    "nuisance": ("with noise in the reward below its margin ", "a preference term of 60 % of the update", "GRPO"),
+    "clean": ("", "with 60 % of the update the preference term", "GRPO"),
+    "nuisance": ("with noise in the reward below its margin ", "it", "GRPO"),
     "outliers": ("with rare outliers in the reward ", "it", "Dr. GRPO"),
+    "outliers-clipped": ("there ", "Dr. GRPO on a clipped reward", "the preference term"),
 }
 
 
@@ -25,7 +27,8 @@ def finding(study: StudyResults, plan: Plan) -> str:
     """The finding of a study in one sentence with its scope, computed from the tests of the plan."""
     found = outcomes(study, plan)
     by_name = {outcome.test.name: outcome for outcome in found}
-    runs = max((o.comparison.runs for o in found if o.comparison), default=0)
+    made = sorted({o.comparison.runs for o in found if o.comparison})
+    runs = f"{made[0]} to {made[-1]}" if len(made) > 1 else f"{made[0] if made else 0}"
     bases = max((o.comparison.bases for o in found if o.comparison), default=0)
     policies = "a policy" if bases == 1 else f"{bases} base policies"
     scope = f"On arithmetic chains, with {policies} of 0.1M parameters and {runs} runs per arm"
@@ -54,6 +57,8 @@ def _told(outcome: Outcome, margin: float) -> str:
         return "cannot be told from"
     if outcome.test.hypothesis is Hypothesis.GREATER:
         return "beats" if outcome.verdict is Verdict.SUPPORTED else "falls behind"
+    if outcome.test.hypothesis is Hypothesis.NOT_GREATER and outcome.verdict is Verdict.SUPPORTED:
+        return f"gains less than {margin:g} points over"
     return f"differs by more than {margin:g} points from"
 
 

@@ -115,7 +115,7 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
             continue
         gains = gains_by_run(*(study.solved(arm) for arm in arms))["gain"] * _POINTS
         row = {"test": test.name, "runs": len(gains), "spread": gains.std(ddof=1)}
-        row["planned"] = len(plan.run_grid("confirmation", test.regime))
+        row["planned"] = min(len(plan.run_grid("confirmation", arm)) for arm in arms)
         seeds = row["planned"] // bases
         for end, spreads in (("seeds", (row["spread"], 0.0)), ("bases", (0.0, row["spread"]))):
             error = design_error(bases, seeds, *spreads)

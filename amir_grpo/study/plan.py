@@ -27,12 +27,11 @@ _FREEZE: dict[str, Any] = {"frozen": True, "commit": "", "date": ""}
 
 @dataclass(frozen=True)
 class Regime:
-    """A kind of reward, the arms that are trained with it, and how often each is in the confirmation."""
+    """A kind of reward, and the arms that are trained with it: how often each is in the confirmation, by its name."""
 
     name: str
     about: str
-    arms: tuple[str, ...]
-    runs: int
+    arms: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,15 @@ class Plan:
     regimes: tuple[Regime, ...]
     tests: tuple[Test, ...]
 
-    def run_grid(self, study: str, regime: str) -> list[tuple[int, int]]:
-        """The (base policy, seed) of the runs of each arm of a regime: seeds go round the base policies.
+    def run_grid(self, study: str, path: str) -> list[tuple[int, int]]:
+        """The (base policy, seed) of the runs of an arm: seeds go round the base policies.
 
         Args:
             study: pilot or confirmation.
-            regime: Its name. One that the plan does not have is in the pilot alone.
+            path: The arm, as `regime/arm`. One that the plan does not have is in the pilot alone.
         """
-        runs = {r.name: r.runs for r in self.regimes}.get(regime, 0) if study == "confirmation" else self.pilot_runs
+        planned = {f"{regime.name}/{arm}": runs for regime in self.regimes for arm, runs in regime.arms.items()}
+        runs = planned.get(path, 0) if study == "confirmation" else self.pilot_runs
         return [(place % self.base_policies, self.first_seeds[study] + place) for place in range(runs)]
 
 
@@ -131,7 +131,7 @@ def _plan(found: Mapping[str, Any]) -> Plan:
         base_policies=runs["base_policies"],
         first_seeds={study: runs["first_seed"][study] for study in ("pilot", "confirmation")},
         pilot_runs=runs["pilot"],
-        regimes=tuple(Regime(**{**entry, "arms": tuple(entry["arms"])}) for entry in found["regime"]),
+        regimes=tuple(Regime(**entry) for entry in found["regime"]),
         tests=tuple(Test(**{**entry, "hypothesis": Hypothesis(entry["hypothesis"])}) for entry in found["test"]),
     )
 
@@ -163,11 +163,11 @@ def _check(plan: Plan) -> None:
 
 
 def _check_runs(plan: Plan) -> None:
-    counts = {"the pilot": plan.pilot_runs} | {f"regime {r.name!r}": r.runs for r in plan.regimes}
-    for what, count in counts.items():
+    counts = {f"{regime.name}/{arm}": runs for regime in plan.regimes for arm, runs in regime.arms.items()}
+    for what, count in {"the pilot": plan.pilot_runs, **counts}.items():
         if plan.base_policies < 1 or count < 1 or count % plan.base_policies:
             raise ValueError(f"{what}: {count} runs do not divide over {plan.base_policies} base policies.")
-    grids = [plan.run_grid("pilot", ""), *(plan.run_grid("confirmation", r.name) for r in plan.regimes)]
+    grids = [plan.run_grid("pilot", ""), *(plan.run_grid("confirmation", path) for path in counts)]
     pilot, *confirmation = ({seed for _, seed in grid} for grid in grids)
     if both := pilot & set().union(*confirmation):
         raise ValueError(f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart.")

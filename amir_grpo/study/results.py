@@ -125,7 +125,7 @@ def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
     made = study.runs.groupby("path").size()
     complete = []
     for path, runs in made.items():
-        wanted = plan.run_grid("confirmation", path.partition("/")[0])
+        wanted = plan.run_grid("confirmation", path)
         if ARMS[path].method == BASE or runs >= len(wanted) > 0:
             complete.append(path)
     if all(ARMS[path].method == BASE for path in complete):

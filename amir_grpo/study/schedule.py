@@ -104,7 +104,7 @@ def runs_in_order(
     check_names("study", [study], STUDIES)
     (untrained,), *blocks = arms_in_order(plan, study)
     check_names("arm", arms, [untrained, *(path for block in blocks for path in block)])
-    grids = {path: plan.run_grid(study, ARMS[path].regime) for block in blocks for path in block}
+    grids = {path: plan.run_grid(study, path) for block in blocks for path in block}
     longest = max(grids.values(), key=len)
     check_names("seed", map(str, seeds), [str(seed) for _, seed in longest])
     chosen = [(base, seed) for base, seed in longest if not seeds or seed in seeds]

@@ -14,14 +14,15 @@ from amir_grpo.study.plan import PLAN, check_frozen, read_plan, run_sequence, se
 UNFROZEN = re.sub(r'(commit|date) = "[^"]*"', r'\1 = ""', PLAN.read_text(encoding="utf-8")).replace(
     "frozen = true", "frozen = false"
 )
-ORDER = ["two-step", "published", "nuisance", "nuisance-correctness", "outliers", "above-margin", "permuted"]
+ORDER = ["two-step", "published", "outliers", "outliers-clipped", "above-margin", "permuted"]
+ORDER += ["nuisance-correctness", "nuisance", "clean"]
 
 
 def made(estimate, standard_error=0.1):
     return Comparison(estimate, standard_error, 5, bases=6, runs=24, problems=1200)
 
 
-ALL_SHOWN = dict(zip(ORDER, map(made, (1.9, 0.0, 0.6, 0.05, 1.0, -0.05, 0.0)), strict=True))
+ALL_SHOWN = dict(zip(ORDER, map(made, (1.9, 0.0, 1.0, 0.8, -0.05, 0.0, 0.6, 0.6, 0.05)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,13 @@ def test_the_plan_says_what_the_study_was_designed_to_test(plan):
 
 @pytest.mark.parametrize(("study", "first"), [("confirmation", 1000), ("pilot", 0)])
 def test_seeds_spread_evenly_over_the_base_policies(plan, study, first):
-    for regime in plan.regimes:
-        grid = plan.run_grid(study, regime.name)
-        assert len(grid) == (regime.runs if study == "confirmation" else 6)
+    for regime, arm, runs in ((r.name, arm, runs) for r in plan.regimes for arm, runs in r.arms.items()):
+        grid = plan.run_grid(study, f"{regime}/{arm}")
+        assert len(grid) == (runs if study == "confirmation" else 6)
         assert [seed for _, seed in grid] == list(range(first, first + len(grid)))
         assert set(np.bincount([base for base, _ in grid])) == {len(grid) // 6}
         assert {base for base, _ in grid[:6]} == set(range(6))
-    assert plan.run_grid("confirmation", "partial") == []
+    assert plan.run_grid("confirmation", "partial/grpo") == []
 
 
 def test_a_sequence_in_which_everything_is_shown(plan):
@@ -64,10 +65,10 @@ def test_a_sequence_in_which_everything_is_shown(plan):
     assert {outcome.why for outcome in outcomes} == {""}
 
 
-@pytest.mark.parametrize("failing", range(7))
+@pytest.mark.parametrize("failing", range(len(ORDER)))
 def test_nothing_is_tested_after_a_test_that_is_not_shown(plan, failing):
     outcomes = run_sequence(plan, ALL_SHOWN | {ORDER[failing]: made(0.3, 0.5)})
-    assert [outcome.tested for outcome in outcomes] == [place <= failing for place in range(7)]
+    assert [outcome.tested for outcome in outcomes] == [place <= failing for place in range(len(ORDER))]
     assert {outcome.verdict for outcome in outcomes[failing:]} == {Verdict.UNDECIDED}
     for outcome in outcomes[failing + 1 :]:
         assert outcome.why.startswith("Not tested: ")
@@ -77,14 +78,14 @@ def test_nothing_is_tested_after_a_test_that_is_not_shown(plan, failing):
 
 
 def test_a_refuted_test_ends_the_sequence_with_its_own_verdict(plan):
-    outcomes = run_sequence(plan, ALL_SHOWN | {"nuisance": made(-2.0)})
+    outcomes = run_sequence(plan, ALL_SHOWN | {"outliers": made(-2.0)})
     assert outcomes[2].verdict is Verdict.REFUTED
     assert not outcomes[3].tested
 
 
 def test_a_test_without_data_ends_the_sequence(plan):
     outcomes = run_sequence(plan, {"two-step": ALL_SHOWN["two-step"], "nuisance": ALL_SHOWN["nuisance"]})
-    assert [outcome.tested for outcome in outcomes] == [True] + [False] * 6
+    assert [outcome.tested for outcome in outcomes] == [True] + [False] * 8
     assert outcomes[1].why == "There are no data."
 
 
@@ -115,9 +116,9 @@ def test_verdicts_are_computed_from_the_file(tmp_path, plan, old, new, test, bef
 
 def test_the_order_is_that_of_the_file(plan):
     turned = replace(plan, tests=(plan.tests[0], *reversed(plan.tests[1:])))
-    outcomes = run_sequence(turned, ALL_SHOWN | {"permuted": made(2.0)})
+    outcomes = run_sequence(turned, ALL_SHOWN | {"clean": made(2.0)})
     assert [outcome.test.name for outcome in outcomes] == [ORDER[0], *reversed(ORDER[1:])]
-    assert [outcome.tested for outcome in outcomes] == [True, True] + [False] * 5
+    assert [outcome.tested for outcome in outcomes] == [True, True] + [False] * 7
 
 
 def test_a_comparison_that_no_test_asks_for_is_refused(plan):
@@ -130,9 +131,9 @@ def test_the_table_has_every_test_with_its_estimate_and_what_it_could_have_detec
     assert list(table["test"]) == ORDER
     low, high = ALL_SHOWN["two-step"].interval(0.95)
     assert table.loc[0, ["gain", "gain_low", "gain_high", "verdict"]].to_list() == [1.9, low, high, "supported"]
-    assert table["detectable"].to_list() == [made(0, e).detectable() for e in (0.1, 0.5, *[0.1] * 5)]
+    assert table["detectable"].to_list() == [made(0, e).detectable() for e in (0.1, 0.5, *[0.1] * 7)]
     assert table["gain"].notna().all()
-    assert table["tested"].to_list() == [True, True] + [False] * 5
+    assert table["tested"].to_list() == [True, True] + [False] * 7
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_the_table_has_every_test_with_its_estimate_and_what_it_could_have_detec
         ([("frozen = false", "frozen = true"), ('commit = ""', f'commit = "{"a" * 40}"')], "date ''"),
         ([("{ pilot = 0,", "{ pilot = 998,")], "seed 1000 is one of the pilot and of the confirmation"),
         ([("base_policies = 6", "base_policies = 5")], "the pilot: 6 runs do not divide over 5 base policies"),
-        ([("runs = ", "runs = 7 # ")], "regime 'clean': 7 runs do not divide over 6 base policies"),
+        ([("{ grpo = ", "{ dr_grpo = 7, grpo = ")], "clean/dr_grpo: 7 runs do not divide over 6 base policies"),
         ([('new = "published"', 'new = "share-0.1"')], "test 'published': no arm 'share-0.1' in regime 'clean'"),
         ([('regime = "nuisance"', 'regime = "noise"')], "no regime 'noise'"),
         ([("gate = true", "gate = false")], "is the gate"),

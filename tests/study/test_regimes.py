@@ -31,7 +31,7 @@ def test_the_published_arm_has_the_published_settings():
 
 def test_a_study_that_is_stopped_holds_complete_tests_first(tmp_path):
     runs = runs_in_order(PLAN, "confirmation", tmp_path)
-    trainings = sum(len(regime.arms) * regime.runs for regime in PLAN.regimes)
+    trainings = sum(sum(regime.arms.values()) for regime in PLAN.regimes)
     assert len({(run.arm.path, run.seed) for run in runs}) == len(runs) == PLAN.base_policies + trainings
     paths = [run.arm.path for run in runs]
     ends = []
