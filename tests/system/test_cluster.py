@@ -18,6 +18,8 @@ from amir_grpo.system.locks import Busy
 
 ROOT = Path(__file__).parents[2]
 
+GUARD = 600  # seconds until what should end in a few is taken to hang
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -51,7 +53,7 @@ def test_a_job_that_is_killed_is_submitted_again_and_an_error_comes_back_as_it_w
     wrong = Piece(tmp_path, "wrong", error=ValueError)
     with executor_of(local) as executor:
         futures = [executor.submit(note, piece) for piece in (good, killed, wrong)]
-        wait(futures, timeout=120)
+        wait(futures, timeout=GUARD)
     assert [piece.begun() for piece in (good, killed, wrong)] == [1, 3, 1]
     assert futures[0].result() is futures[1].result() is None
     with pytest.raises(ValueError, match=r"wrong is wrong.\nMend it."):
@@ -76,12 +78,12 @@ def test_a_preempted_job_goes_on(local, tmp_path):
     """submitit tells a job by a signal that it will end; the job is put into the queue again."""
     with executor_of(local) as executor:
         future = executor.submit(_wait_for_the_second_time, Piece(tmp_path, "preempted"))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + GUARD
         while not list(tmp_path.glob("preempted *")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         executor._waiting[0].job._interrupt()
-        assert future.result(timeout=90) == "the second time"
+        assert future.result(timeout=GUARD) == "the second time"
 
 
 def _wait_for_the_second_time(piece):
@@ -94,7 +96,7 @@ def _wait_for_the_second_time(piece):
 def test_what_is_busy_is_tried_again(local, tmp_path):
     """The lock of a machine that died may outlive it for a while."""
     with executor_of(local) as executor:
-        assert executor.submit(_busy_at_first, Piece(tmp_path, "busy")).result(timeout=90) == "free"
+        assert executor.submit(_busy_at_first, Piece(tmp_path, "busy")).result(timeout=GUARD) == "free"
 
 
 def _busy_at_first(piece):
@@ -157,7 +159,7 @@ def wait_for_the_word(piece):
 
 
 def until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + GUARD
     while not condition():
         assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.05)
@@ -184,7 +186,7 @@ def test_a_job_that_an_earlier_process_has_left_is_waited_for(left, jobs, tmp_pa
     with executor_of(jobs) as executor:
         future = executor.submit(wait_for_the_word, left)
         (tmp_path / "left.ends").touch()
-        assert future.result(timeout=60) == "7"
+        assert future.result(timeout=GUARD) == "7"
     assert left.begun() == 1
 
 
@@ -195,7 +197,7 @@ def test_a_number_that_slurm_has_given_to_another_job_is_not_waited_for(left, jo
     (slurm / "7").write_text(name)
     (tmp_path / "left.ends").touch()
     with executor_of(jobs) as executor:
-        assert executor.submit(wait_for_the_word, left).result(timeout=60) == "8"
+        assert executor.submit(wait_for_the_word, left).result(timeout=GUARD) == "8"
 
 
 def test_a_job_that_is_left_with_other_settings_is_refused_by_its_number(left, jobs, slurm):
@@ -218,7 +220,7 @@ def test_a_queue_that_does_not_answer_at_the_start_is_asked_again(left, jobs, sl
     monkeypatch.setattr(cluster.time, "sleep", lambda s: ((slurm / "silent").unlink(missing_ok=True), plain(s)))
     (tmp_path / "left.ends").touch()
     with executor_of(jobs) as executor:
-        assert executor.submit(wait_for_the_word, left).result(timeout=60) == "7"
+        assert executor.submit(wait_for_the_word, left).result(timeout=GUARD) == "7"
 
 
 @pytest.mark.parametrize("how", ["it fails", "it is gone"])
@@ -237,7 +239,7 @@ def test_a_queue_that_does_not_answer_for_a_while_ends_nothing(slurm, jobs, tmp_
             said += capsys.readouterr().err
             time.sleep(0.1)
         (tmp_path / "patient.ends").touch()
-        assert future.result(timeout=60) == "7"
+        assert future.result(timeout=GUARD) == "7"
     assert said.count("squeue") == 2, "once each"
 
 
@@ -249,7 +251,7 @@ def test_a_job_that_is_cancelled_goes_on_in_another_and_it_is_said(slurm, jobs, 
         os.system("scancel 7")
         begun(piece, 2)
         (tmp_path / "cancelled.ends").touch()
-        assert future.result(timeout=60) == "8"
+        assert future.result(timeout=GUARD) == "8"
     said = capsys.readouterr().err
     assert "job 7 has ended without a result (killed, cancelled" in said
     assert "goes on as job 8, 2 of at most 10; Ctrl-C ends" in said
