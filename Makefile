@@ -22,7 +22,7 @@ reproduce: setup
 test: setup
 	$(RUN) -m pytest -n 2 --dist loadgroup
 
-# what the suite tests at one point, at all of them: settings of the math libraries, sharded weights, more kills
+# what the suite tests at one point, at all of them: math libraries, sharded weights, kills; and a reproduction from the wheel
 test-long: setup
 	$(RUN) -m pytest -n 2 --dist loadgroup -m long
 

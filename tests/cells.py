@@ -5,30 +5,37 @@ from pathlib import Path
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_output
 from papermill.translators import PythonTranslator
 from traitlets.config import Config
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def run_cells(name, **parameters):
-    """Run a notebook with parameters, as papermill would inject them; the error of a cell is raised.
-
-    Returns:
-        What the cells show: the data of each output by its type, and all that they print.
-    """
-    injected, data, printed = PythonTranslator.codify(parameters, "Parameters"), [], ""
+def executed(path: Path, **parameters) -> NotebookNode:
+    """Run a notebook with parameters, as papermill injects them: a copy that holds its outputs. A cell's error is raised."""
+    notebook = nbformat.read(path, as_version=4)
+    first = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    source = PythonTranslator.codify(parameters, "Parameters")
+    notebook.cells.insert(first + 1, new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     try:
-        for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
-            if cell.cell_type != "code":
-                continue
-            for source in (cell.source, *([injected] if "parameters" in cell.metadata.get("tags", []) else [])):
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
                 with shell.display_trap, capture_output() as shown:
-                    result = shell.run_cell(source, store_history=True)
+                    result = shell.run_cell(cell.source, store_history=True)
                 result.raise_error()
-                data += [output.data for output in shown.outputs]
-                printed += shown.stdout
+                cell.outputs = [new_output("stream", text=shown.stdout)] if shown.stdout else []
+                cell.outputs += [new_output("display_data", output.data) for output in shown.outputs]
     finally:
         InteractiveShell.clear_instance()
-    return data, printed
+    return notebook
+
+
+def run_cells(name: str, **parameters) -> tuple[list[NotebookNode], str]:
+    """Run one of the project's notebooks: the data of each output by its type, and all that the cells print."""
+    cells = [cell for cell in executed(NOTEBOOKS / f"{name}.ipynb", **parameters).cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    return [output.data for output in outputs if "data" in output], printed

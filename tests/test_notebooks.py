@@ -1,6 +1,10 @@
-"""The notebooks as users run them: all of them by `reproduce` at the smoke profile, and each alone by papermill."""
+"""The notebooks as users run them: all of them by `reproduce` at the smoke profile, and each alone by papermill.
+
+In the suite `reproduce` runs them in this process; `make test-long` runs the whole command from a wheel.
+"""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -19,7 +23,8 @@ from matplotlib.image import imread
 from amir_grpo import cli
 from amir_grpo.runs import reproduce
 from amir_grpo.runs.run import open_run
-from tests.cells import run_cells
+from amir_grpo.system.executors import InlineExecutor
+from tests.cells import executed, run_cells
 from tools import gallery
 
 ROOT = Path(__file__).parents[1]
@@ -66,13 +71,39 @@ def test_committed_notebooks_are_tidy_so_that_a_difference_means_something(tmp_p
         assert (folder / path.name).read_text() == path.read_text(), path.name
 
 
-@pytest.fixture(scope="module")
-def reproduced(tmp_path_factory, installed):
-    """A run folder filled by `reproduce --profile smoke` from a wheel alone, in an empty folder; what it printed."""
+def execute_here(notebook):
+    """In place of papermill and a kernel."""
+    path = notebook.run_folder / "notebooks" / f"{notebook.label}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(executed(notebook.path, **notebook.parameters), path)
+    return 0.0
+
+
+def reproduce_here(command):
+    """The command in this process, its notebooks too; what it prints."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
+        patch.setattr(reproduce, "_execute", execute_here)
+        patch.setattr(reproduce, "ThreadPoolExecutor", lambda workers: InlineExecutor())
+        cli.main([str(word) for word in command])
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("from a wheel", marks=pytest.mark.long)])
+def reproduced(request, tmp_path_factory):
+    """A run folder filled by `reproduce --profile smoke`, and what it printed.
+
+    From a wheel alone it runs in an empty folder, each notebook in a kernel of its own.
+    """
     empty = tmp_path_factory.mktemp("runs")
     folder = empty / "smoke run"  # the space is on purpose
-    command = "amir_grpo", "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL
-    done = run(*command, cwd=empty, PYTHONPATH=str(installed))
+    command = "reproduce", "--profile", "smoke", "--run_dir", folder, *SMALL
+    if request.param == "here":
+        return folder, reproduce_here(command)
+    installed = request.getfixturevalue("installed")
+    done = run("amir_grpo", *command, cwd=empty, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
@@ -295,6 +326,7 @@ def test_a_method_trained_alone_is_trained_the_same(reproduced):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("reproduced", ["from a wheel"], indirect=True)
 def test_train_alone_with_papermill_from_the_notebooks_folder(reproduced, tmp_path):
     folder, _ = reproduced
     small = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
