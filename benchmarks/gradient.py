@@ -4,6 +4,10 @@ One rollout of whole groups is one micro-batch. The trainer's gradient is taken 
 (GRPO's own); L_pref is written out over the pairs, on a forward pass of its own. The tests do the same with the trainers of
 the suite, on a CPU in float32. Here it is whatever trains: Unsloth's trainer on its kernels, in 16 bits as in float32.
 `benchmarks/gpu.py` runs it.
+
+Unsloth packs rows into one sequence, and checks by itself that the policy keeps them apart; random weights, to which all
+tokens are about as likely, pass that check in any case. Where a gradient is far off, UNSLOTH_GRPO_SEQ_PACKING=0 with
+UNSLOTH_GRPO_PREFIX_GROUPER=0 tells whether that is why.
 """
 
 from __future__ import annotations
@@ -63,7 +67,9 @@ def gradient_row(
 @contextmanager
 def _computing_in(dtype: torch.dtype) -> Iterator[None]:
     """While the block runs, policies are loaded and trained in a dtype that may not be the device's usual one."""
+    mixed = {torch.float32: "no", torch.bfloat16: "bf16"}[dtype]
     with (
+        patch.dict(os.environ, {"ACCELERATE_MIXED_PRECISION": mixed}),  # which Unsloth reads
         patch.object(loading, "compute_dtype", lambda *_: dtype),
         patch.object(trl_config, "compute_dtype", lambda *_: dtype),
     ):
