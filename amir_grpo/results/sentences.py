@@ -97,5 +97,37 @@ def margin_sentence(gain: dict[str, float]) -> str:
     return f"{text}."
 
 
+def knobs_sentence(gains: pd.DataFrame) -> str:
+    """How many settings and rivals differ clearly from what they change, and which differs most.
+
+    Args:
+        gains: A table of gains (`amir_grpo.study.gains.gain_table`) on one group of benchmarks.
+    """
+    clear = gains[gains["p_holm"] < SIGNIFICANCE]
+    text = f"{len(clear)} of {len(gains)} comparisons are clear (p < {SIGNIFICANCE}, Holm)"
+    if len(clear):
+        most = clear.loc[clear["gain"].abs().idxmax()]
+        text += f"; the largest difference is {most['about']}, {signed(most['gain'])} points"
+    return f"{text}."
+
+
+def alignment_sentence(predictions: pd.DataFrame, gains: pd.DataFrame) -> str:
+    """Whether theory predicts how much of an update is about correctness, and whether more of it makes a better policy.
+
+    Args:
+        predictions: Arms against GRPO with the same rewards (`amir_grpo.study.regime_tables.prediction_table`).
+        gains: Of the same arms (`amir_grpo.study.gains.gain_table`), on one group of benchmarks.
+    """
+    off = (predictions["measured"] - predictions["cosine"]).abs().max()
+    better = predictions[predictions["measured"] > predictions["grpo_measured"]]
+    found = gains.merge(better[["regime", "arm"]], left_on=["regime", "new"], right_on=["regime", "arm"])
+    clear = found["p_holm"] < SIGNIFICANCE
+    up, down = (int((clear & (sign * found["gain"] > 0)).sum()) for sign in (1, -1))
+    return (
+        f"Theory predicts how much of an update is about correctness to within {off:.2f}. In {len(found)} of "
+        f"{len(predictions)} arms that is more than in GRPO's: {up} of these clearly end above GRPO, {down} clearly below."
+    )
+
+
 def _tries(k: str) -> str:
     return "one try" if k == "1" else f"{k} tries"

@@ -33,6 +33,7 @@ def finding(study: StudyResults, plan: Plan) -> str:
     policies = "a policy" if bases == 1 else f"{bases} base policies"
     scope = f"On arithmetic chains, with {policies} of 0.1M parameters and {runs} runs per arm"
     kind = "frozen tests" if study.name == "confirmation" else "exploratory pilot, which confirms nothing"
+    kind += f"; gains in points of pass@1, with {100 * (1 - plan.alpha):g} % intervals"
     parts = [_clause(by_name[name], plan, *words) for name, words in _SAID.items() if name in by_name]
     return f"{scope} ({kind}): {'; '.join(parts)}."
 
@@ -42,8 +43,7 @@ def _clause(outcome: Outcome, plan: Plan, when: str, who: str, whom: str) -> str
         return f"{when}{who} has not been compared with {whom} yet"
     low, high = outcome.comparison.interval(1 - plan.alpha)
     gain, low, high = (signed(value, 2) for value in (outcome.comparison.estimate, low, high))
-    numbers = f"{gain} points of pass@1, 95 % interval {low} to {high}"
-    return f"{when}{who} {_told(outcome, plan.margin)} {whom} ({numbers})"
+    return f"{when}{who} {_told(outcome, plan.margin)} {whom} ({gain} [{low}, {high}])"
 
 
 def _told(outcome: Outcome, margin: float) -> str:
@@ -54,7 +54,7 @@ def _told(outcome: Outcome, margin: float) -> str:
     if outcome.verdict is Verdict.UNDECIDED and outcome.test.hypothesis is Hypothesis.EQUIVALENT:
         return "is not shown to be equivalent to"
     if outcome.verdict is Verdict.UNDECIDED:
-        return "cannot be told from"
+        return "is not distinguishable from"
     if outcome.test.hypothesis is Hypothesis.GREATER:
         return "beats" if outcome.verdict is Verdict.SUPPORTED else "falls behind"
     if outcome.test.hypothesis is Hypothesis.NOT_GREATER and outcome.verdict is Verdict.SUPPORTED:

@@ -53,3 +53,24 @@ def test_sentences_of_coverage_and_margin():
         "p < 0.001), for these two policies: +0.05 % of GRPO's margin, within the ±1 % that count as equal." in small
     )
     assert "nothing can be said" in sentences.margin_sentence(gain | {"gain": np.nan})
+
+
+def test_the_sentence_of_the_knobs_names_the_largest_clear_difference():
+    gains = pd.DataFrame({"about": ["a − b", "c − b", "d − b"], "gain": [-4.0, 1.5, 9.0], "p_holm": [0.01, 0.04, 0.2]})
+    assert sentences.knobs_sentence(gains) == (
+        "2 of 3 comparisons are clear (p < 0.05, Holm); the largest difference is a − b, −4.0 points."
+    )
+    assert sentences.knobs_sentence(gains[2:]) == "0 of 1 comparisons are clear (p < 0.05, Holm)."
+
+
+def test_the_sentence_of_the_regimes_counts_the_better_aligned_arms_that_end_better():
+    predictions = pd.DataFrame(
+        {"regime": "noise", "arm": ["a", "b", "c"], "cosine": [0.9, 0.8, 0.3], "measured": [0.85, 0.8, 0.31]}
+    ).assign(grpo_measured=0.5)
+    gains = pd.DataFrame(
+        {"regime": "noise", "new": ["a", "b", "c"], "gain": [1.0, -1.0, -9.0], "p_holm": [0.9, 0.01, 0.0]}
+    )
+    text = sentences.alignment_sentence(predictions, gains)
+    assert "to within 0.05" in text
+    assert "In 2 of 3 arms" in text
+    assert text.endswith("0 of these clearly end above GRPO, 1 clearly below.")
