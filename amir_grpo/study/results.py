@@ -16,7 +16,7 @@ from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.study.inference import Comparison, compare
 from amir_grpo.study.kept_runs import TABLES, KeptRun, read_run
 from amir_grpo.study.plan import Plan
-from amir_grpo.study.regimes import ARMS, BASE
+from amir_grpo.study.regimes import ARMS, BASE, REGIMES
 
 NAMES = ["regime", "arm", "seed", "base"]
 # Settings that all runs of a study share: what they are evaluated on.
@@ -87,9 +87,10 @@ class Studies:
 
     @property
     def paths(self) -> list[str]:
-        """Every arm that has runs, as `regime/arm`, in the order of `ARMS`."""
+        """Every arm that has runs, as `regime/arm`, regime by regime, in the order of `ARMS`."""
         found = {path for study in self.ordered for path in study.runs["path"]}
-        return sorted(found, key=lambda path: list(ARMS).index(path) if path in ARMS else len(ARMS))
+        places = {path: (list(REGIMES).index(arm.regime), place) for place, (path, arm) in enumerate(ARMS.items())}
+        return sorted(found, key=lambda path: places.get(path, (len(REGIMES), path)))
 
     def having(self, *paths: str) -> list[StudyResults]:
         """The studies that have the arms, in order."""
@@ -122,14 +123,10 @@ def kept_studies(plan: Plan, folder: Path | None = None) -> Studies:
 
 def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
     """A study without the arms that lack some of the confirmation's runs; the base policies stay."""
-    made = study.runs.groupby("path").size()
-    complete = []
-    for path, runs in made.items():
-        wanted = plan.run_grid("confirmation", path)
-        if ARMS[path].method == BASE or runs >= len(wanted) > 0:
-            complete.append(path)
-    if all(ARMS[path].method == BASE for path in complete):
-        complete = []
+    made = study.runs[study.runs["method"] != BASE].groupby("path").size()
+    complete = [path for path, runs in made.items() if runs >= len(plan.run_grid("confirmation", path)) > 0]
+    if complete:
+        complete += study.runs.loc[study.runs["method"] == BASE, "path"].unique().tolist()
     tables = {
         name: table[(table["regime"] + "/" + table["arm"]).isin(complete)].reset_index(drop=True)
         for name, table in study.tables.items()
