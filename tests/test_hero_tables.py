@@ -5,33 +5,36 @@ import pandas as pd
 import pytest
 
 from amir_grpo.study.kept_runs import KeptRun, keep_run
+from amir_grpo.study.plan import read_plan
+from tests.study.made_up import kept_run
 from tools import hero
 from tools.readme import findings_lines
 
-PROBLEMS = 40
+PLAN = read_plan()
+LOGITS = {"clean/base": -1.5, "clean/grpo": 0.0, "clean/published": 1.5}
 
 
-def write_run(folder, arm, seed, rate, parting=None):
-    """A kept run whose rollouts differ from `parting` on; `rate`: share of right completions of 8."""
-    draws = np.random.default_rng([seed, int(1000 * rate)])
-    problems = pd.DataFrame(
-        {"benchmark": "b", "problem": range(PROBLEMS), "correct": draws.binomial(8, rate, PROBLEMS)}
-    )
+def rollouts(parting=None):
+    """A record of ten rollouts that differs from `parting` on."""
     step = np.arange(1, 11)
     reward = step + (0.5 * (step >= parting) if parting else 0)
-    rollouts = pd.DataFrame(
-        {"reward": reward, "right": 0.5, "tokens_right": 20.0, "tokens_wrong": np.nan, "share": 0.004}
+    return pd.DataFrame(
+        {"rollout": step, "reward": reward, "right": 0.5, "tokens_right": 20.0, "tokens_wrong": np.nan, "share": 0.004}
     )
-    record = {"arm": arm, "seed": seed, "base": seed % 6, "settings": {"num_samples": 8}}
-    keep_run(folder / f"clean.{arm}.seed{seed}.zip", KeptRun(record, {"problems": problems, "rollouts": rollouts}))
 
 
-def write_study(folder, seeds):
-    folder.mkdir(parents=True)
-    for seed in seeds:
-        write_run(folder, "base", seed, 0.1)
-        write_run(folder, "grpo", seed, 0.5)
-        write_run(folder, "published", seed, 0.9, parting=3 + seed % 6)
+def write_study(folder, study, seeds, first=0):
+    """Runs of the base policy (one per base policy), GRPO and AMIR-GRPO as published, which part at steps 3 to 8."""
+    made = []
+    for path, logit in LOGITS.items():
+        for place in seeds if path != "clean/base" else range(6):
+            run = kept_run(path, first + place, place % 6, logit, study=study)
+            drawn = rollouts(3 + place % 6 if path == "clean/published" else None)
+            made.append(KeptRun(run.record, run.tables | ({"rollouts": drawn} if path != "clean/base" else {})))
+            name = f"{path.replace('/', '.')}.seed{first + place}.zip"
+            folder.mkdir(parents=True, exist_ok=True)
+            keep_run(folder / name, made[-1])
+    return made
 
 
 def write_sandbox(folder):
@@ -44,26 +47,27 @@ def write_sandbox(folder):
 
 def test_a_study_is_taken_as_soon_as_it_has_a_pair_from_each_base_policy(tmp_path):
     write_sandbox(tmp_path / "sandbox")
-    write_study(tmp_path / "pilot", range(5))
-    assert "seed 0" in hero.evidence(tmp_path).scope
-    write_run(tmp_path / "pilot", "base", 5, 0.1)
-    write_run(tmp_path / "pilot", "grpo", 5, 0.5)
-    write_run(tmp_path / "pilot", "published", 5, 0.9, parting=8)
-    assert "6 pairs of trainings from 6 base policies; exploratory" in hero.evidence(tmp_path).scope
-    write_study(tmp_path / "confirmation", range(12))
-    assert "12 pairs of trainings from 6 base policies. " in hero.evidence(tmp_path).scope
+    assert "seed 0" in hero.evidence(tmp_path, PLAN).scope
+    write_study(tmp_path / "pilot", "pilot", range(5))
+    assert "seed 0" in hero.evidence(tmp_path, PLAN).scope
+    write_study(tmp_path / "pilot", "pilot", range(6))
+    assert "6 pairs of trainings from 6 base policies; exploratory" in hero.evidence(tmp_path, PLAN).scope
+    write_study(tmp_path / "confirmation", "confirmation", range(12), first=1000)
+    assert "12 pairs of trainings from 6 base policies. " in hero.evidence(tmp_path, PLAN).scope
 
 
 def test_the_numbers_are_means_over_the_runs(tmp_path):
-    write_study(tmp_path / "pilot", range(6))
-    found = hero.evidence(tmp_path)
-    runs = {arm: hero._runs(tmp_path / "pilot", name) for arm, name in hero._ARMS.items()}
-    means = {arm: np.mean([run.tables["problems"]["correct"].mean() / 8 for run in by_seed.values()])
-             for arm, by_seed in runs.items()}  # fmt: skip
-    (row,) = found.levels.to_dict("records")
-    for arm, mean in means.items():
-        assert row[arm] == pytest.approx(100 * mean)
-    assert row["gain"] == pytest.approx(100 * (means["amir_grpo"] - means["grpo"]))
+    made = write_study(tmp_path / "pilot", "pilot", range(6))
+    found = hero.evidence(tmp_path, PLAN)
+    assert list(found.levels["benchmark"]) == ["chain6", "chain7", "chain8"]
+    row = found.levels.iloc[1]
+    means = {}
+    for arm in ("base", "grpo", "published"):
+        tables = [run.tables["problems"] for run in made if run.record["arm"] == arm]
+        rates = [table.loc[table["benchmark"] == "chain7", "correct"].mean() / 8 for table in tables]
+        means[arm] = 100 * np.mean(rates)
+    assert row[["base", "grpo", "amir_grpo"]].to_list() == pytest.approx(list(means.values()))
+    assert row["gain"] == pytest.approx(means["published"] - means["grpo"])
     assert row["gain_low"] < row["gain"] < row["gain_high"]
     assert row["p"] < 0.001
     assert found.share == 0.004
@@ -71,4 +75,4 @@ def test_the_numbers_are_means_over_the_runs(tmp_path):
     assert "0.4 % of the update" in text
     # the pairs part at 3, 4, … 8
     assert "both trainings draw the same completions for the first 4 of 10 steps (median of 6 pairs)" in text
-    assert "1 is distinguishable from 0" in text
+    assert "3 are distinguishable from 0" in text

@@ -53,7 +53,7 @@ def draw(results: Path, published: Path, out: Path) -> list[Path]:
             published_noise.pooled_table(noise),
             f"Published: {beyond} of {len(noise)} gains exceed the noise of their own evaluation",
         ),
-        "hero": evidence(results.parent).figure(),
+        "hero": evidence(results.parent, plan).figure(),
         "main": figures.main_figure(kept["main"], findings.main_title(kept["main"])),
         "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
         "coverage": figures.coverage_figure(kept["coverage"], findings.coverage_title(kept["coverage"])),
@@ -150,8 +150,8 @@ def main() -> None:
     atomic_write(
         results.parent / "base_policies.csv", lambda part: bases.to_csv(part, index=False, float_format="%.4f")
     )
-    write_findings(root / "README.md", findings_lines(evidence(results.parent)))
     plan = read_plan()
+    write_findings(root / "README.md", findings_lines(evidence(results.parent, plan)))
     studies = kept_studies(plan)
     for name, table in study_tables(studies, plan).items():
         atomic_write(

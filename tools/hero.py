@@ -1,12 +1,12 @@
 """What the top of the README says: from the confirmation, the pilot, or else from the kept run of the sandbox.
 
-The runs of a study are taken as soon as there are as many pairs of GRPO and AMIR-GRPO as published as a p-value needs.
+A study is taken if it has as many pairs of GRPO and AMIR-GRPO as published as a p-value needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from amir_grpo import metrics
 from amir_grpo.results.hero import hero_figure, same_batches
 from amir_grpo.results.tables import preference_share
-from amir_grpo.study.inference import MIN_UNITS, compare
-from amir_grpo.study.kept_runs import KeptRun, read_run
-from amir_grpo.study.schedule import STUDIES
+from amir_grpo.study.gains import gain
+from amir_grpo.study.inference import MIN_UNITS
+from amir_grpo.study.plan import Plan
+from amir_grpo.study.results import StudyResults, kept_studies
 
-_ARMS = {"base": "clean.base", "grpo": "clean.grpo", "amir_grpo": "clean.published"}
+_BASE, _GRPO, _PUBLISHED = "clean/base", "clean/grpo", "clean/published"
 _SAME = ["reward", "right", "tokens_right", "tokens_wrong"]  # of a rollout: equal where its completions are
 _LIMITS = (
     "Evidence about this small policy (0.1M parameters, arithmetic chains); none about the paper's 3B to 7B models."
@@ -41,16 +42,16 @@ class Evidence:
         return hero_figure(self.share, self.twins, self.levels, self.scope)
 
 
-def evidence(results: Path) -> Evidence:
+def evidence(results: Path, plan: Plan) -> Evidence:
     """The best that is kept.
 
     Args:
         results: The folder of all kept results, data/results.
+        plan: Says when an arm of the confirmation is complete.
     """
-    for study in reversed(STUDIES):  # the confirmation before the pilot
-        found = {arm: _runs(results / study, name) for arm, name in _ARMS.items()}
-        if len({found["amir_grpo"][seed].record["base"] for seed in _pairs(found)}) >= MIN_UNITS:
-            return of_study(found, study)
+    study = kept_studies(plan, results).first(_BASE, _GRPO, _PUBLISHED) if any(results.glob("pilot/*.zip")) else None
+    if study is not None and gain(study, _PUBLISHED, _GRPO).bases >= MIN_UNITS:
+        return of_study(study)
     return of_run({name: pd.read_csv(results / "sandbox" / f"{name}.csv") for name in ("main", "log")})
 
 
@@ -65,61 +66,28 @@ def of_run(kept: Mapping[str, pd.DataFrame]) -> Evidence:
     return Evidence(share, twins, levels, scope)
 
 
-def of_study(found: Mapping[str, Mapping[int, KeptRun]], study: str) -> Evidence:
-    """From the runs of a study: GRPO and AMIR-GRPO as published, paired by seed.
-
-    Args:
-        found: For base, grpo and amir_grpo the kept runs, by seed.
-        study: Its name.
-    """
-    seeds = _pairs(found)
-    old, new = ([found[arm][seed] for seed in seeds] for arm in ("grpo", "amir_grpo"))
+def of_study(study: StudyResults) -> Evidence:
+    """From the runs of a study: GRPO and AMIR-GRPO as published, paired by base policy and seed."""
+    rollouts = {path: study.by_run("rollouts", path) for path in (_GRPO, _PUBLISHED)}
+    pairs = sorted(set(rollouts[_GRPO]) & set(rollouts[_PUBLISHED]))
+    old, new = ([rollouts[path][pair] for pair in pairs] for path in (_GRPO, _PUBLISHED))
     twins = [
-        same_batches(a.tables["rollouts"][_SAME], b.tables["rollouts"][_SAME]).assign(run=seed)
-        for seed, a, b in zip(seeds, old, new, strict=True)
+        same_batches(a[_SAME], b[_SAME]).assign(run=seed) for (_, seed), a, b in zip(pairs, old, new, strict=True)
     ]
-    share = float(np.median([run.tables["rollouts"]["share"].median() for run in new]))
-    untrained = {run.record["base"]: run for run in found["base"].values()}
-    rows = []
-    for benchmark in new[0].tables["problems"]["benchmark"].unique():
-        rates = [_by_base(runs, benchmark) for runs in (new, old)]
-        gain = compare(*rates)
-        low, high = gain.interval()
-        before = [_rates(untrained[base], benchmark).mean() for base in {run.record["base"] for run in new}]
-        row = {"benchmark": benchmark, "base": np.mean(before), "grpo": np.nanmean(rates[1]), "p": gain.p_value}
-        row |= {"amir_grpo": np.nanmean(rates[0]), "gain": gain.estimate, "gain_low": low, "gain_high": high}
-        rows.append(row)
+    share = float(np.median([table["share"].median() for table in new]))
+    apart = {name: [name] for names in study.benchmarks.values() for name in names}
+    alone, rows = replace(study, benchmarks=apart), []
+    for benchmark in apart:
+        found = gain(alone, _PUBLISHED, _GRPO, benchmark)
+        (low, high), row = found.interval(), {"benchmark": benchmark, "p": found.p_value, "gain": found.estimate}
+        for policy, path in (("base", _BASE), ("grpo", _GRPO), ("amir_grpo", _PUBLISHED)):
+            solved = alone.solved(path, benchmark)
+            row[policy] = 100 * np.mean(
+                [rates.mean() for run, rates in solved.items() if policy == "base" or run in pairs]
+            )
+        rows.append(row | {"gain_low": low, "gain_high": high})
     levels = pd.DataFrame(rows).assign(p=lambda table: metrics.holm(table["p"]))
-    about = "; exploratory, before the study was frozen" if study == "pilot" else ""
-    scope = f"AMIR-GRPO as published, {len(seeds)} pairs of trainings from {gain.bases} base policies{about}. "
-    scope += f"2: the median pair. Intervals: new base policies, seeds and problems. {_LIMITS}"
+    about = "; exploratory, before the study was frozen" if study.name == "pilot" else ""
+    scope = f"AMIR-GRPO as published, {len(pairs)} pairs of trainings from {found.bases} base policies{about}. "
+    scope += f"Intervals: new base policies, seeds and problems. {_LIMITS}"
     return Evidence(share, pd.concat(twins), levels, scope)
-
-
-def _runs(folder: Path, name: str) -> dict[int, KeptRun]:
-    runs = [read_run(path) for path in sorted(folder.glob(f"{name}.seed*.zip"))]
-    return {run.record["seed"]: run for run in runs}
-
-
-def _pairs(found: Mapping[str, Mapping[int, KeptRun]]) -> list[int]:
-    return sorted(found["grpo"].keys() & found["amir_grpo"].keys())
-
-
-def _rates(run: KeptRun, benchmark: str) -> np.ndarray:
-    """pass@1 of each problem, in percent."""
-    problems = run.tables["problems"]
-    return (
-        100
-        * problems.loc[problems["benchmark"] == benchmark, "correct"].to_numpy()
-        / run.record["settings"]["num_samples"]
-    )
-
-
-def _by_base(runs: list[KeptRun], benchmark: str) -> np.ndarray:
-    """(bases, seeds of a base, problems), NaN where a base has fewer seeds than another."""
-    bases = sorted({run.record["base"] for run in runs})
-    grouped = [[_rates(run, benchmark) for run in runs if run.record["base"] == base] for base in bases]
-    scores = np.full((len(bases), max(map(len, grouped)), len(grouped[0][0])), np.nan)
-    for place, rates in enumerate(grouped):
-        scores[place, : len(rates)] = rates
-    return scores

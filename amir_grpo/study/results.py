@@ -101,23 +101,22 @@ class Studies:
         return next(iter(self.having(*paths)), None)
 
 
-def kept_studies(plan: Plan, folder: Path | None = None) -> Studies:
-    """The studies whose results came with the package: the confirmation's complete arms where there are any, and the pilot.
+def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
+    """The studies whose results are kept: the confirmation's complete arms where there are any, and the pilot.
 
     Until an arm has all the runs that the plan gives it, the confirmation is not read, so that nothing is decided earlier.
 
     Args:
-        folder: Holds the results of one study, which is then the only one; None: those of the package.
+        results: Holds the folders pilot and confirmation; None: the package's own, data/results.
 
     Raises:
         FileNotFoundError: If there are no results.
     """
-    if folder is not None:
-        return Studies((load_study(folder),))
-    pilot = load_study(kept_results("pilot"))
-    if not any(kept_results("confirmation").glob("*.zip")):
-        return Studies((pilot,))
-    confirmation = complete_arms(load_study(kept_results("confirmation")), plan)
+    folders = [results / name if results else kept_results(name) for name in ("confirmation", "pilot")]
+    if not any(folders[0].glob("*.zip")):
+        return Studies((load_study(folders[1]),))
+    confirmation = complete_arms(load_study(folders[0]), plan)
+    pilot = load_study(folders[1])
     return Studies((confirmation, pilot) if len(confirmation.runs) else (pilot,))
 
 
