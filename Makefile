@@ -77,9 +77,9 @@ publish: notebooks
 base-policies: setup
 	$(RUN) -m amir_grpo.sandbox.make
 
-# the runs behind the claims, test by test: the pilot, then the confirmation once the plan is frozen. About 100 s of CPU time per
-# run, 90 and 360 runs: hours; shows the time left, and goes on where it stopped. Kept results are not made again: to make all
-# again, add to EVIDENCE: --results runs/again
+# the runs behind the claims, test by test: the pilot, then the confirmation. About 100 s of CPU time per run, 260 and 150 runs: hours;
+# shows the time left, and goes on where it stopped. Kept results are not made again: to make all again, add to EVIDENCE:
+# --results runs/again
 EVIDENCE ?=
 evidence: setup
 	$(RUN) -m amir_grpo evidence --study pilot $(EVIDENCE)

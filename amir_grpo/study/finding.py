@@ -33,7 +33,8 @@ def finding(study: StudyResults, plan: Plan) -> str:
     policies = "a policy" if bases == 1 else f"{bases} base policies"
     scope = f"On arithmetic chains, with {policies} of 0.1M parameters and {runs} runs per arm"
     kind = "frozen tests" if study.name == "confirmation" else "exploratory pilot, which confirms nothing"
-    kind += f"; gains in points of pass@1, with {100 * (1 - plan.alpha):g} % intervals"
+    kind += f"; gains in points of pass@1, with {100 * (1 - plan.alpha):g} % intervals, "
+    kind += f"{100 * (1 - 2 * plan.alpha):g} % where they are held against a margin"
     parts = [_clause(by_name[name], plan, *words) for name, words in _SAID.items() if name in by_name]
     return f"{scope} ({kind}): {'; '.join(parts)}."
 
@@ -41,7 +42,8 @@ def finding(study: StudyResults, plan: Plan) -> str:
 def _clause(outcome: Outcome, plan: Plan, when: str, who: str, whom: str) -> str:
     if outcome.comparison is None:
         return f"{when}{who} has not been compared with {whom} yet"
-    low, high = outcome.comparison.interval(1 - plan.alpha)
+    tails = 1 if outcome.test.hypothesis is Hypothesis.GREATER else 2
+    low, high = outcome.comparison.interval(1 - tails * plan.alpha)
     gain, low, high = (signed(value, 2) for value in (outcome.comparison.estimate, low, high))
     return f"{when}{who} {_told(outcome, plan.margin)} {whom} ({gain} [{low}, {high}])"
 
