@@ -57,7 +57,7 @@ def write_findings(page: Path, lines: str) -> None:
 
 def study_parts(studies: Studies, plan: Plan) -> dict[str, str]:
     """What the study says, in a sentence and five rows, by the name of its marks."""
-    return {"study": "\n".join([finding(studies.main, plan), "", *claim_lines(claims_table(studies, plan))])}
+    return {"study": "\n".join([finding(studies, plan), "", *claim_lines(claims_table(studies, plan))])}
 
 
 def with_parts(text: str, parts: dict[str, str]) -> str:

@@ -188,10 +188,7 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     if options.study == "confirmation":
         check_frozen(plan)
     make_runs(runs, results, cluster_of(options, folder) or options.workers)
-    study = load_study(results)
-    if options.study == "confirmation":
-        study = complete_arms(study, plan)
-    print("\n".join(report_lines(study, plan)))
+    print("\n".join(report_lines(complete_arms(load_study(results), plan), plan)))
     print(f"\nResults: {results}")
 
 

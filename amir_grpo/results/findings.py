@@ -86,7 +86,7 @@ def main_title(main: pd.DataFrame) -> str:
         return f"Of {len(main)} gains of AMIR-GRPO over GRPO, {up} are above 0 and {down} below"
     if up or down:
         return f"AMIR-GRPO is {'above' if up else 'below'} GRPO in {up or down} of {len(main)} comparisons"
-    return "AMIR-GRPO and GRPO end in the same place: no gain is distinguishable from 0"
+    return "No gain of AMIR-GRPO over GRPO is distinguishable from 0"
 
 
 def coverage_title(coverage: pd.DataFrame) -> str:

@@ -107,7 +107,8 @@ def _ends(axes: Axes, levels: pd.DataFrame) -> None:
         axes.annotate(interval, (1.03, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
                       color="#444444" if row["p"] >= SIGNIFICANCE else colour)  # fmt: skip
     clear = levels.loc[levels["p"] < SIGNIFICANCE, "gain"]
-    title = "3  They end in the same place"
+    reach = levels[["gain_low", "gain_high"]].abs().to_numpy().max()
+    title = f"3  They end within {np.ceil(10 * reach) / 10:.1f} points"
     if len(clear):
         title = f"3  AMIR-GRPO ends {'higher' if clear.mean() > 0 else 'lower'} in {len(clear)} of {len(levels)}"
     axes.set_title(title, **_TITLE)

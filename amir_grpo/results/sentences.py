@@ -124,7 +124,7 @@ def alignment_sentence(predictions: pd.DataFrame, gains: pd.DataFrame) -> str:
     clear = found["p_holm"] < SIGNIFICANCE
     up, down = (int((clear & (sign * found["gain"] > 0)).sum()) for sign in (1, -1))
     return (
-        f"Theory predicts how much of an update is about correctness to within {off:.2f}. In {len(found)} of "
+        f"How much of an update is about correctness differs from the theory by at most {off:.2f}. In {len(found)} of "
         f"{len(predictions)} arms that is more than in GRPO's: {up} of these clearly end above GRPO, {down} clearly below."
     )
 

@@ -67,9 +67,11 @@ class _Make:
         path = path_of(run, self.results)
         if not path.exists():
             keep_run(path, make_run(run, self.bases.get(run.base)))
-            _throw_away(run)
-        elif _differing(path, _train_and_draw(run)):  # a base policy, on whose completions others are measured
+        elif run.arm.method == BASE and _differing(
+            path, _train_and_draw(run)
+        ):  # others are measured on its completions
             raise ValueError(f"{path} is of other completions than {run.label} has now: give another results folder.")
+        _throw_away(run)
 
 
 def _throw_away(run: StudyRun) -> None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from amir_grpo.results import comparison_figures, regime_figures, study_figures
 from amir_grpo.study.claims import coverage, length_bias, supervision, variants
 from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows
+from amir_grpo.study.exploration import KNOBS, exploratory_gains, rows_of
 from amir_grpo.study.gains import gain_table, outcomes
 from amir_grpo.study.plan import Plan, sequence_table
 from amir_grpo.study.regime_tables import PASS_RATES, arms_of_regimes, measured_cosines
@@ -21,27 +22,6 @@ from amir_grpo.study.results import TRAINED, Studies, about
 from amir_grpo.study.theory import cosine_table
 
 _GRPO = "clean/grpo"
-# Settings and rivals, each against GRPO of its regime or the arm that it changes: (new, old).
-KNOBS = [
-    ("clean/group-4", _GRPO),
-    ("clean/group-16", _GRPO),
-    ("clean/lr-x2", _GRPO),
-    ("clean/published-schedule", _GRPO),
-    ("clean/mixture-0.6", _GRPO),
-    ("clean/share-0.6", "clean/mixture-0.6"),
-    ("clean/mixture-0.6-permuted", _GRPO),
-    ("clean/mixture-0.6-linear", "clean/mixture-0.6"),
-    ("clean/mixture-0.6-beta-10", "clean/mixture-0.6"),
-    ("clean/group-4-mixture", "clean/group-4"),
-    ("clean/group-16-mixture", "clean/group-16"),
-    ("nuisance/dr_grpo", "nuisance/grpo"),
-    ("nuisance/correctness-only", "nuisance/grpo"),
-    ("nuisance/grpo-unscaled", "nuisance/grpo"),
-    ("nuisance/uniform-dropped", "nuisance/grpo"),
-    ("outliers/dr_grpo", "outliers/grpo"),
-    ("outliers/dr_grpo-clipped", "outliers/grpo"),
-    ("outliers/mixture-0.6", "outliers/grpo"),
-]
 
 
 def sequence_figure(studies: Studies, plan: Plan) -> Figure:
@@ -49,9 +29,7 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
     study = studies.main
     found = outcomes(study, plan)
     table = sequence_table(plan, found)
-    columns = ["gain", "gain_low", "gain_high", "p_value", "detectable"]
-    table = table.reindex(columns=[*table.columns, *(column for column in columns if column not in table)])
-    shown = _with_titles(table.rename(columns={"p_value": "p"})).assign(
+    shown = _with_titles(table.assign(p=table["p_value"].where(table["tested"]))).assign(
         about=[
             f"{about(f'{row.regime}/{row.new}')} − {about(f'{row.regime}/{row.old}')}" for row in table.itertuples()
         ]
@@ -82,13 +60,15 @@ def supervision_bars(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figu
 
 def entropy_curves(studies: Studies) -> pd.DataFrame:
     """Claim 2: margin, accuracy and entropy by temperature at the end of the training, means over runs and benchmarks."""
+    trained = [_GRPO, *STRENGTHS.values()]
+    study = studies.with_most(*trained)
+    runs = set.intersection(*(set(study.by_run("boundary", arm)) for arm in trained if study.has(arm)))
     frames = []
-    for arm in ("clean/base", _GRPO, *STRENGTHS.values()):
-        if (study := studies.first(arm)) is not None:
-            part = study.part("boundary", arm)
-            part = part[part["step"] == part.groupby(["base", "seed"])["step"].transform("max")]
-            means = part.groupby("temperature")[["margin", "accuracy", "entropy"]].mean().reset_index()
-            frames.append(means.assign(about=about(arm)))
+    for arm in ("clean/base", *filter(study.has, trained)):
+        parts = [part for run, part in study.by_run("boundary", arm).items() if run in runs or arm == "clean/base"]
+        last = pd.concat([part[part["step"] == part["step"].max()] for part in parts])
+        means = last.groupby("temperature")[["margin", "accuracy", "entropy"]].mean().reset_index()
+        frames.append(means.assign(about=about(arm)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -127,9 +107,9 @@ def variant_gains(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
 
 def knob_gains(studies: Studies, plan: Plan) -> Figure:
     """Knobs and rivals: each against what it changes."""
-    table = gain_table(studies, KNOBS, plan, ks=(1,))
-    shown = table[table["benchmarks"] == TRAINED] if len(table) else table
-    clear = int((shown["p_holm"] < plan.alpha).sum()) if len(shown) else 0
+    table = rows_of(exploratory_gains(studies, plan), KNOBS)
+    shown = table[table["benchmarks"] == TRAINED]
+    clear = int((shown["p_holm"] < plan.alpha).sum())
     return gains_figure(table, plan, f"Knobs and rivals: {clear} of {len(shown)} differ clearly (exploratory)")
 
 

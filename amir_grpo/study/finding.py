@@ -8,7 +8,7 @@ import pandas as pd
 
 from amir_grpo.results.formatting import rounded, signed
 from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_table
-from amir_grpo.study.gains import outcomes
+from amir_grpo.study.gains import gain, outcomes
 from amir_grpo.study.inference import Hypothesis, Verdict
 from amir_grpo.study.plan import Outcome, Plan, sequence_table
 from amir_grpo.study.results import Studies, StudyResults
@@ -21,47 +21,85 @@ _SAID = {
     "outliers": ("with rare outliers in the reward ", "it", "Dr. GRPO"),
     "outliers-clipped": ("there ", "Dr. GRPO on a clipped reward", "the preference term"),
 }
+# A test of the plan -> (new, old): GRPO against the same rival, for what of a gain is the preference term's own.
+_GRPO_ITSELF = {"outliers": ("outliers/grpo", "outliers/dr_grpo")}
 
 
-def finding(study: StudyResults, plan: Plan) -> str:
-    """The finding of a study in one sentence with its scope, computed from the tests of the plan."""
-    found = outcomes(study, plan)
-    by_name = {outcome.test.name: outcome for outcome in found}
-    made = sorted({o.comparison.runs for o in found if o.comparison})
-    runs = f"{made[0]} to {made[-1]}" if len(made) > 1 else f"{made[0] if made else 0}"
-    bases = max((o.comparison.bases for o in found if o.comparison), default=0)
+def finding(studies: Studies, plan: Plan) -> str:
+    """The finding of the studies in one sentence with its scope, computed from the tests of the plan.
+
+    A test whose runs the confirmation does not have yet is quoted from the pilot, and said to be.
+    """
+    main = studies.main
+    found = {outcome.test.name: outcome for outcome in outcomes(main, plan)}
+    before = {outcome.test.name: outcome for outcome in outcomes(studies.ordered[-1], plan)}
+    comparisons = [outcome.comparison for outcome in found.values() if outcome.comparison]
+    runs = sorted({comparison.runs for comparison in comparisons} or {0})
+    bases = max((comparison.bases for comparison in comparisons), default=0)
     policies = "a policy" if bases == 1 else f"{bases} base policies"
-    scope = f"On arithmetic chains, with {policies} of 0.1M parameters and {runs} runs per arm"
-    kind = "frozen tests" if study.name == "confirmation" else "exploratory pilot, which confirms nothing"
+    counted = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else runs[0]
+    scope = f"On arithmetic chains, with {policies} of 0.1M parameters and {counted} runs per arm"
+    kind = "frozen tests" if main.name == "confirmation" else "exploratory pilot, which confirms nothing"
     kind += f"; gains in points of pass@1, with {100 * (1 - plan.alpha):g} % intervals, "
-    kind += f"{100 * (1 - 2 * plan.alpha):g} % where they are held against a margin"
-    parts = [_clause(by_name[name], plan, *words) for name, words in _SAID.items() if name in by_name]
+    kind += f"{100 * (1 - 2 * plan.alpha):g} % where a verdict is about a margin"
+    gate = next(outcome for outcome in found.values() if outcome.test.gate)
+    parts = (
+        [] if gate.shown or gate.comparison is None else ["the positive control was not shown, so that no null counts"]
+    )
+    for name, words in _SAID.items():
+        if name not in found:
+            continue
+        if quoted := found[name].comparison is None and before[name].comparison is not None:
+            found[name] = before[name]
+        clause = _clause(found[name], plan, *words) + _as_grpo_does(studies, plan, found[name])
+        parts.append(f"{clause} in the pilot, not confirmed yet" if quoted else clause)
     return f"{scope} ({kind}): {'; '.join(parts)}."
 
 
 def _clause(outcome: Outcome, plan: Plan, when: str, who: str, whom: str) -> str:
     if outcome.comparison is None:
         return f"{when}{who} has not been compared with {whom} yet"
-    tails = 1 if outcome.test.hypothesis is Hypothesis.GREATER else 2
+    not_greater = outcome.test.hypothesis is Hypothesis.NOT_GREATER and outcome.verdict is not Verdict.REFUTED
+    tails = 2 if not_greater or outcome.verdict is Verdict.EQUIVALENT else 1
     low, high = outcome.comparison.interval(1 - tails * plan.alpha)
     gain, low, high = (signed(value, 2) for value in (outcome.comparison.estimate, low, high))
     return f"{when}{who} {_told(outcome, plan.margin)} {whom} ({gain} [{low}, {high}])"
 
 
 def _told(outcome: Outcome, margin: float) -> str:
-    if outcome.verdict is Verdict.EQUIVALENT:
-        return f"is equivalent, within ±{margin:g} points, to"
+    verdict, hypothesis = outcome.verdict, outcome.test.hypothesis
     if not outcome.tested:
         return "was not tested against"
-    if outcome.verdict is Verdict.UNDECIDED and outcome.test.hypothesis is Hypothesis.EQUIVALENT:
-        return "is not shown to be equivalent to"
-    if outcome.verdict is Verdict.UNDECIDED:
-        return "is not distinguishable from"
-    if outcome.test.hypothesis is Hypothesis.GREATER:
-        return "beats" if outcome.verdict is Verdict.SUPPORTED else "falls behind"
-    if outcome.test.hypothesis is Hypothesis.NOT_GREATER and outcome.verdict is Verdict.SUPPORTED:
-        return f"gains less than {margin:g} points over"
+    if verdict is Verdict.EQUIVALENT:
+        return f"is equivalent, within ±{margin:g} points, to"
+    if hypothesis is Hypothesis.NOT_GREATER:
+        said = {Verdict.SUPPORTED: "gains less", Verdict.REFUTED: "gains more"}.get(
+            verdict, "is not shown to gain less"
+        )
+        return f"{said} than {margin:g} points over"
+    if verdict is Verdict.UNDECIDED:
+        return (
+            "is not shown to be equivalent to"
+            if hypothesis is Hypothesis.EQUIVALENT
+            else "is not distinguishable from"
+        )
+    if hypothesis is Hypothesis.GREATER:
+        return "beats" if verdict is Verdict.SUPPORTED else "falls behind"
     return f"differs by more than {margin:g} points from"
+
+
+def _as_grpo_does(studies: Studies, plan: Plan, outcome: Outcome) -> str:
+    """That GRPO beats the same rival, where the preference term does and GRPO does, too; else nothing."""
+    pair = _GRPO_ITSELF.get(outcome.test.name)
+    study = studies.first(*pair) if pair and outcome.shown else None
+    if study is None:
+        return ""
+    itself = gain(study, *pair)
+    return (
+        f", as GRPO itself does ({signed(itself.estimate, 2)})"
+        if itself.p_value < plan.alpha and itself.estimate > 0
+        else ""
+    )
 
 
 def claim_lines(claims: pd.DataFrame) -> list[str]:
@@ -85,9 +123,10 @@ def verdict_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def report_lines(study: StudyResults, plan: Plan) -> list[str]:
     """What one study says, as lines of text: its finding, the tests of the plan, the tests of the claims."""
+    studies = Studies((study,))
     if not len(study.runs):
         return ["No arm has all the runs yet that the plan gives it, and nothing is read before."]
     tests = sequence_table(plan, outcomes(study, plan))
     columns = ["test", "gain", "gain_low", "gain_high", "p_value", "detectable", "runs", "verdict", "why"]
-    lines = [finding(study, plan), "", rounded(tests.reindex(columns=columns), 3).to_string(index=False)]
-    return [*lines, "", verdict_rows(claims_table(Studies((study,)), plan)).to_string(index=False)]
+    lines = [finding(studies, plan), "", rounded(tests[columns], 3).to_string(index=False)]
+    return [*lines, "", verdict_rows(claims_table(studies, plan)).to_string(index=False)]

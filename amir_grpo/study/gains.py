@@ -8,11 +8,21 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo.metrics import holm
-from amir_grpo.study.inference import Comparison, design_error, detectable_gain, equivalence_power
+from amir_grpo.study.inference import (
+    COLUMNS,
+    Comparison,
+    Hypothesis,
+    design_error,
+    detectable_gain,
+    equivalence_power,
+    not_greater_power,
+)
 from amir_grpo.study.plan import Outcome, Plan, Test, judge_alone, run_sequence
 from amir_grpo.study.results import LONGER, TRAINED, Studies, StudyResults, about, compared, gains_by_run
 
 _POINTS = 100.0
+_POWER_IF_EQUAL = {Hypothesis.EQUIVALENT: equivalence_power, Hypothesis.NOT_GREATER: not_greater_power}
+_GAINS = ["study", "regime", "new", "old", "about", "benchmarks", "quantity", "new_percent", "old_percent", *COLUMNS]
 
 
 def test_arms(test: Test) -> tuple[str, str]:
@@ -72,15 +82,13 @@ def gain_table(
                     row[name] = _POINTS * float(np.mean([solved[arm][key].mean() for key in shared]))
                 found = compared(solved[new], solved[old]).scaled(_POINTS)
                 rows.append(row | found.columns(plan.margin, plan.alpha, plan.power))
-    table = pd.DataFrame(rows)
-    if len(table):
-        table["p_holm"] = holm(table["p_value"])
-    return table
+    table = pd.DataFrame(rows, columns=_GAINS)
+    return table.assign(p_holm=holm(table["p_value"]))
 
 
 def level_table(studies: Studies) -> pd.DataFrame:
     """pass@1 of every arm: columns study, regime, arm, about, runs, trained, longer, spread (standard deviation over the
-    runs, of the trained lengths); percent."""
+    runs, of the trained lengths) and seed_spread (the same over the seeds of a base policy, NaN with one each); percent."""
     rows = []
     for path in studies.paths:
         study = studies.first(path)
@@ -92,7 +100,9 @@ def level_table(studies: Studies) -> pd.DataFrame:
         row |= {"trained": _POINTS * np.mean(levels[TRAINED])}
         row |= {"longer": _POINTS * np.mean(levels[LONGER]) if levels[LONGER] else np.nan}
         spread = np.std(levels[TRAINED], ddof=1) if len(levels[TRAINED]) > 1 else np.nan
-        rows.append(row | {"spread": _POINTS * spread})
+        by_base = pd.DataFrame([(base, values.mean()) for (base, _), values in study.solved(path).items()])
+        within = by_base.groupby(0)[1].var(ddof=1).mean()  # of base policies with one seed there is none
+        rows.append(row | {"spread": _POINTS * spread, "seed_spread": _POINTS * np.sqrt(within)})
     return pd.DataFrame(rows)
 
 
@@ -105,7 +115,7 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
     Returns:
         One row per test: test, runs, spread (standard deviation of a run's gain, points), planned (runs of the
         confirmation), and for either end (_seeds, _bases) detectable (the smallest gain found at the plan's power, points)
-        and equivalence (the chance to find two equal arms equivalent).
+        and shown_if_equal (the chance to show what the test says where the arms are equal; NaN for "greater").
     """
     bases = plan.base_policies
     rows = []
@@ -120,6 +130,7 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
         for end, spreads in (("seeds", (row["spread"], 0.0)), ("bases", (0.0, row["spread"]))):
             error = design_error(bases, seeds, *spreads)
             row[f"detectable_{end}"] = detectable_gain(error, bases - 1, plan.alpha, plan.power)
-            row[f"equivalence_{end}"] = equivalence_power(error, bases - 1, plan.margin, plan.alpha)
+            chance = _POWER_IF_EQUAL.get(test.hypothesis)
+            row[f"shown_if_equal_{end}"] = chance(error, bases - 1, plan.margin, plan.alpha) if chance else np.nan
         rows.append(row)
     return pd.DataFrame(rows)

@@ -37,6 +37,18 @@ ALPHA, POWER = SIGNIFICANCE, 0.8
 # Flipping the signs of n differences, the test that assumes least, has no p-value below 2^(1-n): with fewer than 6, no
 # result could be significant at 0.05 but by the assumed shape of the distribution.
 MIN_UNITS = 6
+# Of a table of comparisons, see `Comparison.columns`.
+COLUMNS = (
+    "gain",
+    "gain_low",
+    "gain_high",
+    "gain_inner_low",
+    "gain_inner_high",
+    "p_value",
+    "p_equivalent",
+    "detectable",
+)
+COLUMNS += ("bases", "runs", "problems", "no_test")
 
 
 @dataclass(frozen=True)
@@ -95,15 +107,10 @@ class Comparison:
     def columns(self, margin: float, alpha: float = ALPHA, power: float = POWER) -> dict[str, float | int | str]:
         """A table row: gain, gain_low, gain_high (1 - α), gain_inner_low, gain_inner_high (1 - 2α, which the margin is held
         against), p_value, p_equivalent, detectable, bases, runs, problems and no_test."""
-        (low, high), (inner_low, inner_high) = self.interval(1 - alpha), self.interval(1 - 2 * alpha)
-        row = {"gain": self.estimate, "gain_low": low, "gain_high": high}
-        row |= {"gain_inner_low": inner_low, "gain_inner_high": inner_high}
-        row |= {
-            "p_value": self.p_value,
-            "p_equivalent": self.p_equivalent(margin),
-            "detectable": self.detectable(alpha, power),
-        }
-        return row | {"bases": self.bases, "runs": self.runs, "problems": self.problems, "no_test": self.no_test}
+        ends = (*self.interval(1 - alpha), *self.interval(1 - 2 * alpha))
+        p_values = (self.p_value, self.p_equivalent(margin), self.detectable(alpha, power))
+        values = (self.estimate, *ends, *p_values, self.bases, self.runs, self.problems, self.no_test)
+        return dict(zip(COLUMNS, values, strict=True))
 
     def _p_above(self, bound: float) -> float:
         """One-sided p-value of "the gain is at most `bound`"."""
@@ -246,6 +253,13 @@ def equivalence_power(standard_error: float, freedom: int, margin: float, alpha:
         return 1.0
     room = margin / standard_error - stats.t.ppf(1 - alpha, freedom) * _scales(freedom)
     return float(np.mean(np.maximum(2 * stats.norm.cdf(room) - 1, 0)))
+
+
+def not_greater_power(standard_error: float, freedom: int, margin: float, alpha: float = ALPHA) -> float:
+    """The chance that the gain of one of two equal arms is found to be below the margin."""
+    if standard_error == 0:
+        return 1.0
+    return float(np.mean(stats.norm.cdf(margin / standard_error - stats.t.ppf(1 - alpha, freedom) * _scales(freedom))))
 
 
 def _scales(freedom: int) -> NDArray[np.float64]:

@@ -1,8 +1,9 @@
 """The plan of the study, read from `plan.toml`, and the fixed sequence of its tests.
 
 In a fixed sequence every test has the whole level α, and the first that does not show its hypothesis ends it: those after
-it are not tested. That keeps the chance of any false finding at α without a correction. The gate comes first: where the
-positive control is not shown, no absence of a difference is interpreted.
+it are not tested. That keeps the chance that anything false is shown at α without a correction; what the test that ends
+the sequence says instead, such as "refuted", describes. The gate comes first: where the positive control is not shown, no
+absence of a difference is interpreted.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from amir_grpo.study.inference import Comparison, Hypothesis, Verdict, shown_by, verdict
+from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, Verdict, shown_by, verdict
 from amir_grpo.system.provenance import file_at
 
 PLAN = Path(__file__).with_name("plan.toml")
@@ -226,7 +228,8 @@ def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outc
         outcomes.append(_judge(plan, test, comparison))
         if not outcomes[-1].shown:
             gate = "The gate, " if test.gate else ""
-            ended = f"Not tested: {gate}test {test.name!r}{',' if gate else ''} was not shown."
+            failed = "was not shown" if outcomes[-1].tested else "has no complete runs"
+            ended = f"Not tested: {gate}test {test.name!r}{',' if gate else ''} {failed}."
     return outcomes
 
 
@@ -246,13 +249,15 @@ def _judge(plan: Plan, test: Test, comparison: Comparison | None) -> Outcome:
 
 
 def sequence_table(plan: Plan, outcomes: list[Outcome]) -> pd.DataFrame:
-    """One row a test, in order: test, about, regime, new, old, hypothesis, `Comparison.columns`, tested, verdict, why."""
+    """One row a test, in order: test, about, regime, new, old, hypothesis, `Comparison.columns` (NaN without runs),
+    tested, verdict ("not tested" where its turn did not come), why."""
     rows = []
     for outcome in outcomes:
         test = outcome.test
         row: dict[str, Any] = {"test": test.name, "about": test.about, "regime": test.regime, "new": test.new}
         row |= {"old": test.old, "hypothesis": str(test.hypothesis)}
-        if outcome.comparison is not None:
-            row |= outcome.comparison.columns(plan.margin, plan.alpha, plan.power)
-        rows.append(row | {"tested": outcome.tested, "verdict": str(outcome.verdict), "why": outcome.why})
+        found = outcome.comparison
+        row |= found.columns(plan.margin, plan.alpha, plan.power) if found else dict.fromkeys(COLUMNS, np.nan)
+        said = str(outcome.verdict) if outcome.tested else "not tested"
+        rows.append(row | {"tested": outcome.tested, "verdict": said, "why": outcome.why})
     return pd.DataFrame(rows)

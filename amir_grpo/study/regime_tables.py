@@ -9,11 +9,13 @@ import pandas as pd
 
 from amir_grpo.study.gains import gain
 from amir_grpo.study.plan import Plan
-from amir_grpo.study.results import Studies, about
+from amir_grpo.study.results import Studies, StudyResults, about
 from amir_grpo.study.theory import cosine_table
 
 PASS_RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _BIN = 0.1  # of pass rates
+_PREDICTIONS = ["study", "regime", "arm", "about", "pass_rate", "cosine", "grpo_cosine", "measured", "grpo_measured"]
+_PREDICTIONS += ["gain", "gain_low", "gain_high", "runs"]
 
 
 def arms_of_regimes(plan: Plan) -> list[str]:
@@ -29,8 +31,8 @@ def measured_cosines(studies: Studies, arms: Sequence[str]) -> pd.DataFrame:
     """
     frames = []
     for arm in arms:
-        if (study := studies.first(arm)) is not None:
-            rows = study.part("rollouts", arm).dropna(subset=["cosine_update"])
+        rows = _beside(studies, arms, arm).part("rollouts", arm).dropna(subset=["cosine_update"])
+        if len(rows):
             found = rows.groupby((rows["right"] / _BIN).astype(int)).agg(
                 pass_rate=("right", "mean"), cosine=("cosine_update", "mean"), rollouts=("right", "size")
             )
@@ -39,12 +41,18 @@ def measured_cosines(studies: Studies, arms: Sequence[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
+def _beside(studies: Studies, arms: Sequence[str], arm: str) -> StudyResults:
+    """The study from which the arms of one regime are shown beside one another."""
+    regime = arm.partition("/")[0]
+    return studies.with_most(*(path for path in arms if path.partition("/")[0] == regime))
+
+
 def prediction_table(studies: Studies, plan: Plan) -> pd.DataFrame:
     """Theory beside measurement: one row per regime and arm that is compared with GRPO of its regime.
 
-    Columns study, regime, arm, about, pass_rate (mean over all rollouts of GRPO), cosine and grpo_cosine (predicted at
-    that pass rate), measured and grpo_measured (the same, mean over rollouts), gain, gain_low, gain_high (pass@1, points),
-    runs.
+    Columns study, regime, arm, about, pass_rate (mean over GRPO's rollouts in the runs that both have), cosine and
+    grpo_cosine (predicted at that pass rate), measured and grpo_measured (the same, mean over rollouts), gain, gain_low,
+    gain_high (pass@1, points), runs.
     """
     rows = []
     for arm in arms_of_regimes(plan):
@@ -52,8 +60,10 @@ def prediction_table(studies: Studies, plan: Plan) -> pd.DataFrame:
         grpo = f"{regime}/grpo"
         if name == "grpo" or (study := studies.first(arm, grpo)) is None:
             continue
-        cosines = [study.part("rollouts", path)["cosine_update"].mean() for path in (arm, grpo)]
-        rate = float(study.part("rollouts", grpo)["right"].mean())
+        tables = [study.by_run("rollouts", path) for path in (arm, grpo)]
+        runs = sorted(set(tables[0]) & set(tables[1]))
+        cosines = [pd.concat([table[run] for run in runs])["cosine_update"].mean() for table in tables]
+        rate = float(pd.concat([tables[1][run] for run in runs])["right"].mean())
         predicted = cosine_table([arm, grpo], [rate])["cosine"]
         found = gain(study, arm, grpo)
         low, high = found.interval(1 - plan.alpha)
@@ -65,7 +75,7 @@ def prediction_table(studies: Studies, plan: Plan) -> pd.DataFrame:
             "grpo_measured": cosines[1],
         }
         rows.append(row | {"gain": found.estimate, "gain_low": low, "gain_high": high, "runs": found.runs})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_PREDICTIONS)
 
 
 def uniform_table(studies: Studies, arms: Sequence[str]) -> pd.DataFrame:
@@ -73,8 +83,8 @@ def uniform_table(studies: Studies, arms: Sequence[str]) -> pd.DataFrame:
     groups), uniform_share (of the update); means over rollouts and runs, percent."""
     rows = []
     for arm in arms:
-        if (study := studies.first(arm)) is not None:
-            part = study.part("rollouts", arm)
+        part = _beside(studies, arms, arm).part("rollouts", arm)
+        if len(part):
             row = {"regime": arm.partition("/")[0], "about": about(arm)}
             rows.append(row | {name: 100 * float(np.nanmean(part[name])) for name in ("mixed", "uniform_share")})
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ from amir_grpo.runs.locations import kept_results
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.study.inference import Comparison, compare
 from amir_grpo.study.kept_runs import TABLES, KeptRun, read_run
-from amir_grpo.study.plan import Plan
+from amir_grpo.study.plan import Plan, check_frozen
 from amir_grpo.study.regimes import ARMS, BASE, REGIMES
 
 NAMES = ["regime", "arm", "seed", "base"]
@@ -100,28 +100,53 @@ class Studies:
         """The first study that has the arms; None where none has."""
         return next(iter(self.having(*paths)), None)
 
+    def with_most(self, *paths: str) -> StudyResults:
+        """The first of the studies that have the largest number of the arms: for what shows them beside one another."""
+        return max(self.ordered, key=lambda study: sum(map(study.has, paths)))
+
 
 def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
-    """The studies whose results are kept: the confirmation's complete arms where there are any, and the pilot.
-
-    Until an arm has all the runs that the plan gives it, the confirmation is not read, so that nothing is decided earlier.
+    """The studies whose results are kept: the confirmation's complete arms, once a test of the plan has all its runs, and
+    the pilot.
 
     Args:
         results: Holds the folders pilot and confirmation; None: the package's own, data/results.
 
     Raises:
         FileNotFoundError: If there are no results.
+        ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
     """
     folders = [results / name if results else kept_results(name) for name in ("confirmation", "pilot")]
-    if not any(folders[0].glob("*.zip")):
-        return Studies((load_study(folders[1]),))
-    confirmation = complete_arms(load_study(folders[0]), plan)
     pilot = load_study(folders[1])
-    return Studies((confirmation, pilot) if len(confirmation.runs) else (pilot,))
+    if not any(folders[0].glob("*.zip")):
+        return Studies((pilot,))
+    confirmation = complete_arms(load_study(folders[0]), plan)
+    tested = any(confirmation.has(f"{test.regime}/{test.new}", f"{test.regime}/{test.old}") for test in plan.tests)
+    return Studies((confirmation, pilot) if tested else (pilot,))
+
+
+def studies_in(folder: Path, plan: Plan) -> Studies:
+    """The study of one folder as the only one.
+
+    Raises:
+        FileNotFoundError: If the folder holds no results.
+        ValueError: If it is a confirmation of which no arm has all its runs yet.
+    """
+    study = complete_arms(load_study(folder), plan)
+    if not len(study.runs):
+        raise ValueError(f"No arm of the confirmation in {folder} has all its runs yet, and nothing is read before.")
+    return Studies((study,))
 
 
 def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
-    """A study without the arms that lack some of the confirmation's runs; the base policies stay."""
+    """A confirmation without the arms that lack some of their runs, so that nothing is decided earlier; a pilot as it is.
+
+    Raises:
+        ValueError: If it is a confirmation, and the plan is not the one that was frozen for it.
+    """
+    if study.name != "confirmation":
+        return study
+    check_frozen(plan)
     made = study.runs[study.runs["method"] != BASE].groupby("path").size()
     complete = [path for path, runs in made.items() if runs >= len(plan.run_grid("confirmation", path)) > 0]
     if complete:

@@ -10,7 +10,7 @@ from amir_grpo.results import findings
 @pytest.mark.parametrize(
     ("gains", "p_values", "title"),
     [
-        ([0.3, -0.4], [0.8, 0.06], "AMIR-GRPO and GRPO end in the same place: no gain is distinguishable from 0"),
+        ([0.3, -0.4], [0.8, 0.06], "No gain of AMIR-GRPO over GRPO is distinguishable from 0"),
         ([3.0, -0.4], [0.01, 0.2], "AMIR-GRPO is above GRPO in 1 of 2 comparisons"),
         ([-3.0, -0.4], [0.01, 0.2], "AMIR-GRPO is below GRPO in 1 of 2 comparisons"),
         ([3.0, -4.0], [0.01, 0.01], "Of 2 gains of AMIR-GRPO over GRPO, 1 are above 0 and 1 below"),

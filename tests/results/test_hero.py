@@ -48,7 +48,7 @@ def test_the_hero_says_what_its_tables_hold(levels):
     assert titles == [
         "1  The added term is tiny",
         "2  Nothing differs for 5 steps",
-        "3  They end in the same place",
+        "3  They end within 3.0 points",
     ]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert "preference term: 0.25 %" in texts

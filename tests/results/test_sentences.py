@@ -71,6 +71,6 @@ def test_the_sentence_of_the_regimes_counts_the_better_aligned_arms_that_end_bet
         {"regime": "noise", "new": ["a", "b", "c"], "gain": [1.0, -1.0, -9.0], "p_holm": [0.9, 0.01, 0.0]}
     )
     text = sentences.alignment_sentence(predictions, gains)
-    assert "to within 0.05" in text
+    assert "differs from the theory by at most 0.05" in text
     assert "In 2 of 3 arms" in text
     assert text.endswith("0 of these clearly end above GRPO, 1 clearly below.")

@@ -9,6 +9,7 @@ import pytest
 
 from amir_grpo.study.inference import Comparison, Verdict
 from amir_grpo.study.plan import PLAN, check_frozen, read_plan, run_sequence, sequence_table
+from amir_grpo.system.provenance import file_at
 
 # The plan as it was before it was frozen.
 UNFROZEN = re.sub(r'(commit|date) = "[^"]*"', r'\1 = ""', PLAN.read_text(encoding="utf-8")).replace(
@@ -175,6 +176,12 @@ def test_a_frozen_plan_is_read(tmp_path):
     plan = read_plan(rewritten(tmp_path, *changes))
     assert plan.frozen
     assert (plan.commit, plan.date) == ("0a" * 20, "2026-11-22")
+
+
+def test_the_plan_of_the_study_is_the_one_that_was_frozen(plan):
+    if file_at(plan.commit, PLAN) is None:
+        pytest.skip("git does not know the commit at which the plan was frozen")
+    check_frozen(plan)
 
 
 def test_a_frozen_plan_is_what_it_was_at_its_commit(tmp_path):

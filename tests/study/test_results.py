@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from amir_grpo.study.claims.table import claims_table
-from amir_grpo.study.finding import claim_lines, finding, verdict_rows
+from amir_grpo.study.finding import _SAID, _clause, claim_lines, finding, verdict_rows
 from amir_grpo.study.gains import gain, gain_table, level_table, outcomes, power_table
-from amir_grpo.study.inference import compare
+from amir_grpo.study.inference import Comparison, compare
 from amir_grpo.study.kept_runs import keep_run, read_run
-from amir_grpo.study.plan import read_plan
-from amir_grpo.study.results import Studies, complete_arms, load_study
+from amir_grpo.study.plan import judge_alone, read_plan
+from amir_grpo.study.results import Studies, complete_arms, load_study, studies_in
 from tests.study.made_up import PROBLEMS, kept_run, made_up_study
 
 PLAN = read_plan()
@@ -121,17 +121,72 @@ def test_power_follows_from_the_spread_of_the_runs():
     assert row["detectable_seeds"] == pytest.approx(row["detectable_bases"] / np.sqrt(planned / 6))
 
 
+@pytest.mark.parametrize(
+    ("test", "gain", "error", "said"),
+    [
+        ("published", 0.05, 0.1, "is equivalent, within ±0.5 points, to GRPO (+0.05 [−0.15, +0.25])"),
+        ("published", 0.4, 0.3, "is not shown to be equivalent to GRPO (+0.40 [−0.37, +1.17])"),
+        ("published", 2.0, 0.1, "differs by more than 0.5 points from GRPO (+2.00 [+1.74, +2.26])"),
+        ("clean", 0.0, 0.1, "the preference term gains less than 0.5 points over GRPO (+0.00 [−0.20, +0.20])"),
+        ("clean", 0.6, 0.15, "is not shown to gain less than 0.5 points over GRPO (+0.60 [+0.30, +0.90])"),
+        ("clean", 2.0, 0.1, "the preference term gains more than 0.5 points over GRPO (+2.00 [+1.74, +2.26])"),
+        ("nuisance", 0.0, 0.5, "it is not distinguishable from GRPO (+0.00 [−1.29, +1.29])"),
+        ("nuisance", 0.0, 0.1, "it is equivalent, within ±0.5 points, to GRPO (+0.00 [−0.20, +0.20])"),
+        ("nuisance", -2.0, 0.1, "it falls behind GRPO (−2.00 [−2.26, −1.74])"),
+    ],
+)  # fmt: skip
+def test_a_clause_gives_the_verdict_and_the_interval_that_it_rests_on(test, gain, error, said):
+    """t quantiles with 5 degrees of freedom: 2.571 at 95 %, 2.015 at 90 %."""
+    comparison = Comparison(gain, error, 5, bases=6, runs=6, problems=800)
+    (outcome,) = (o for o in judge_alone(PLAN, {test: comparison}) if o.test.name == test)
+    assert said in _clause(outcome, PLAN, *_SAID[test])
+
+
+def test_a_gain_that_grpo_has_too_is_said_to_be_no_merit_of_the_pairs():
+    arms = {"outliers/grpo": 1.0, "outliers/dr_grpo": 0.0, "outliers/mixture-0.6": 1.0}
+    assert "it beats Dr. GRPO" in (text := finding(Studies((made_up_study(arms),)), PLAN))
+    assert ", as GRPO itself does (+" in text
+    own = made_up_study(arms | {"outliers/grpo": 0.0})
+    assert "as GRPO itself does" not in finding(Studies((own,)), PLAN)
+
+
+def test_a_test_that_the_confirmation_lacks_is_quoted_from_the_pilot():
+    pilot = made_up_study(
+        {"clean/grpo": 0.5, "clean/published": 0.5, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
+    )
+    confirmation = made_up_study(
+        {"clean/grpo": 0.5, "clean/two-step-grpo": 1.0, "clean/published": 0.5}, "confirmation"
+    )
+    text = finding(Studies((confirmation, pilot)), PLAN)
+    assert "frozen tests" in text
+    assert "it beats GRPO (" in text
+    assert text.count("in the pilot, not confirmed yet") >= 1
+
+
+def test_a_confirmation_without_a_complete_arm_is_not_read(tmp_path):
+    few = [
+        kept_run("clean/grpo", 1000, 0, 0.5, study="confirmation"),
+        kept_run("clean/base", 1000, 0, -1, study="confirmation"),
+    ]
+    for run in few:
+        keep_run(tmp_path / f"{run.record['arm']}.zip", run)
+    with pytest.raises(ValueError, match="has all its runs yet, and nothing is read before"):
+        studies_in(tmp_path, PLAN)
+
+
 def test_the_finding_says_what_the_tests_say():
     published = {"logit": 0.5, "share": 0.003}
     arms = {"clean/grpo": 0.5, "clean/published": published, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
     study = made_up_study(arms)
-    text = finding(study, PLAN)
+    text = finding(Studies((study,)), PLAN)
     assert "exploratory pilot, which confirms nothing" in text
     assert "with noise in the reward below its margin it beats GRPO" in text
     assert "it has not been compared with Dr. GRPO yet" in text
     worse = made_up_study(arms | {"nuisance/mixture-0.6": -1.0})
-    assert "below its margin it falls behind GRPO" in finding(worse, PLAN)
+    assert "below its margin it falls behind GRPO" in finding(Studies((worse,)), PLAN)
     clean = made_up_study({"clean/grpo": 0.5, "clean/mixture-0.6": 0.4})
-    assert "with 60 % of the update the preference term gains less than 0.5 points over GRPO" in finding(clean, PLAN)
+    assert "with 60 % of the update the preference term gains less than 0.5 points over GRPO" in finding(
+        Studies((clean,)), PLAN
+    )
     assert verdict_rows(pd.DataFrame()).empty
     assert len(claim_lines(claims_table(Studies((study,)), PLAN))) == 2 + 5

@@ -31,8 +31,7 @@ def slope_table(studies: Studies) -> pd.DataFrame:
     """
     rows = []
     for arm, (loss, share) in ARMS.items():
-        found = studies.first(arm)
-        tables = found.by_run("lengths", arm) if found else {}
+        tables = studies.with_most(*ARMS).by_run("lengths", arm)
         slopes = {run: float(table["slope"].iloc[0]) for run, table in tables.items()}
         slopes = {run: slope for run, slope in slopes.items() if np.isfinite(slope)}
         if slopes:
@@ -54,9 +53,9 @@ def weight_table(studies: Studies) -> pd.DataFrame:
     relative, relative_low, relative_high (mean and range of the runs), theory."""
     frames = []
     for arm, (loss, share) in ARMS.items():
-        if (study := studies.first(arm)) is None:
+        part = studies.with_most(*ARMS).part("lengths", arm)
+        if not len(part):
             continue
-        part = study.part("lengths", arm)
         wide = part.pivot_table(index=["base", "seed"], columns="tokens", values="relative")
         wide = wide.loc[:, _REFERENCE:].div(wide[_REFERENCE], axis=0)
         found = wide.agg(["mean", "min", "max"]).T.set_axis(["relative", "relative_low", "relative_high"], axis=1)

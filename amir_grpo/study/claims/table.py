@@ -25,6 +25,9 @@ CLAIMS = (
 STRENGTHS = {"as published": "clean/published", "60 % of the update": "clean/mixture-0.6"}
 _GRPO = "clean/grpo"
 _K = 8  # of coverage: all samples of a problem
+_BOUNDARY = ("margin at equal entropy", "pair accuracy at equal entropy")
+# How many tests there are, those without runs included, so that a verdict does not change when others get theirs.
+DECLARED = len(STRENGTHS) * (3 + len(_BOUNDARY)) + sum(map(len, variants.PAIRS.values()))
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def claim_tests(studies: Studies, plan: Plan) -> Iterator[ClaimTest]:
         found = supervision.residual_beyond(study, arm)
         yield ClaimTest(CLAIMS[0], test, strength, study.name, "points", found, supervision.MARGIN)
     for strength, (arm, study) in has.items():
-        for quantity in ("margin at equal entropy", "pair accuracy at equal entropy"):
+        for quantity in _BOUNDARY:
             found, _, smallest = boundary.boundary_gain(study, arm, _GRPO, quantity)
             test, unit = f"{quantity}, on the base policy's completions", boundary.QUANTITIES[quantity][3]
             yield ClaimTest(CLAIMS[1], test, strength, study.name, unit, found, smallest)
@@ -75,7 +78,7 @@ def claim_tests(studies: Studies, plan: Plan) -> Iterator[ClaimTest]:
 def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
     """Every test of the claims with its verdict.
 
-    One correction for all that is shown together: verdicts are at the plan's α divided by the number of rows.
+    One correction for all: verdicts are at the plan's α divided by `DECLARED`.
 
     Returns:
         Columns claim, test, strength, study, unit, those of `inference.Comparison.columns` (intervals at the plan's α), and
@@ -87,7 +90,7 @@ def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
         row = {"claim": test.claim, "test": test.test, "strength": test.strength, "study": test.study}
         row["unit"] = test.unit
         row |= test.comparison.columns(test.margin, plan.alpha, plan.power)
-        decided = verdict(test.comparison, test.margin, alpha=plan.alpha / len(tests))
+        decided = verdict(test.comparison, test.margin, alpha=plan.alpha / DECLARED)
         rows.append(row | {"verdict": str(decided)})
     return pd.DataFrame(rows)
 

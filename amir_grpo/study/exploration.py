@@ -1,0 +1,61 @@
+"""What is compared beside the tests of the plan: exploratory, with one correction for all, wherever a row is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from amir_grpo.study.gains import gain_table
+from amir_grpo.study.plan import Plan
+from amir_grpo.study.regime_tables import arms_of_regimes
+from amir_grpo.study.results import Studies
+
+Pair = tuple[str, str]  # the new arm and the old one, as `regime/arm`
+# Settings and rivals, each against GRPO of its regime or the arm that it changes: (new, old).
+KNOBS: list[Pair] = [
+    ("clean/group-4", "clean/grpo"),
+    ("clean/group-16", "clean/grpo"),
+    ("clean/lr-x2", "clean/grpo"),
+    ("clean/published-schedule", "clean/grpo"),
+    ("clean/mixture-0.6", "clean/grpo"),
+    ("clean/share-0.6", "clean/mixture-0.6"),
+    ("clean/mixture-0.6-permuted", "clean/grpo"),
+    ("clean/mixture-0.6-linear", "clean/mixture-0.6"),
+    ("clean/mixture-0.6-beta-10", "clean/mixture-0.6"),
+    ("clean/group-4-mixture", "clean/group-4"),
+    ("clean/group-16-mixture", "clean/group-16"),
+    ("nuisance/dr_grpo", "nuisance/grpo"),
+    ("nuisance/correctness-only", "nuisance/grpo"),
+    ("nuisance/grpo-unscaled", "nuisance/grpo"),
+    ("nuisance/uniform-dropped", "nuisance/grpo"),
+    ("outliers/dr_grpo", "outliers/grpo"),
+    ("outliers/dr_grpo-clipped", "outliers/grpo"),
+    ("outliers/mixture-0.6", "outliers/grpo"),
+]
+# What is simpler than pairs and may do the same.
+RIVALS: list[Pair] = [
+    ("nuisance/mixture-0.6", "nuisance/dr_grpo"),
+    ("nuisance/mixture-0.6", "nuisance/correctness-only"),
+    ("outliers/mixture-0.6", "outliers/dr_grpo"),
+    ("outliers/mixture-0.6", "outliers/dr_grpo-clipped"),
+]
+
+
+def against_grpo(plan: Plan) -> list[Pair]:
+    """The arms that one theory covers, each against GRPO with the same rewards."""
+    pairs = [(path, f"{path.partition('/')[0]}/grpo") for path in arms_of_regimes(plan)]
+    return [(new, old) for new, old in pairs if new != old]
+
+
+def exploratory_gains(studies: Studies, plan: Plan) -> pd.DataFrame:
+    """`gain_table` in pass@1 of all exploratory pairs that have runs, with one correction for all."""
+    return gain_table(studies, list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS])), plan, ks=(1,))
+
+
+def rows_of(gains: pd.DataFrame, pairs: Sequence[Pair]) -> pd.DataFrame:
+    """The rows of some pairs, in their order."""
+    found = list(zip(gains["regime"] + "/" + gains["new"], gains["regime"] + "/" + gains["old"], strict=True))
+    return gains.iloc[[place for pair in pairs for place, row in enumerate(found) if row == pair]].reset_index(
+        drop=True
+    )
