@@ -10,7 +10,16 @@ from matplotlib.figure import Figure
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.formatting import signed
-from amir_grpo.results.style import COLOURS, NEUTRAL, SMALL_PRINT, add_footnote, add_title, new_figure, styled
+from amir_grpo.results.style import (
+    COLOURS,
+    NEUTRAL,
+    SMALL_PRINT,
+    add_footnote,
+    add_title,
+    arm_colours,
+    new_figure,
+    styled,
+)
 
 SIGNIFICANT = "#1a1a1a"
 _OFF_AXIS = 6.0  # a gain this many times as far out as the middle one is an arrow at the edge
@@ -109,10 +118,11 @@ def facing_bars_figure(table: pd.DataFrame, title: str = "", names: Mapping[str,
     """
     figure = new_figure(6.0, 0.95 + 0.55 * len(table))
     axes = figure.subplots()
+    colours = arm_colours(table["new"]) | COLOURS
     for y, row in enumerate(table.to_dict("records")):
         for side, end in ((-1, "old"), (1, "new")):
             value = row[f"only_{end}"]
-            axes.barh(y + 0.12, side * value, height=0.5, color=COLOURS.get(row[end], "#bdbdbd"))
+            axes.barh(y + 0.12, side * value, height=0.5, color=colours.get(row[end], "#bdbdbd"))
             low, high = (row.get(f"only_{end}_{bound}", np.nan) for bound in ("low", "high"))
             if np.isfinite(low):
                 axes.hlines(y + 0.12, side * low, side * high, color="black", linewidth=1)

@@ -91,12 +91,14 @@ def length_lines(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
 
 def coverage_bars(studies: Studies, plan: Plan, claims: pd.DataFrame, k: int = 8) -> Figure:
     """Claim 4: what only one of two policies solves, and what chance gives."""
-    table = coverage.coverage_table(studies, [*STRENGTHS.values(), _GRPO], plan.margin, plan.alpha)
+    table = coverage.coverage_table(studies, list(STRENGTHS.values()), plan.margin, plan.alpha)
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[3])
-    table = table[table["k"] == k]
-    shown = table.assign(new=table["about"], old="another GRPO")[["old", "new", "only_old", "only_new"]]
-    return comparison_figures.facing_bars_figure(shown, claim_title(claims, CLAIMS[3]))
+    rows: list[dict[str, str | float]] = []
+    for row in table[table["k"] == k].to_dict("records"):  # each arm above GRPO in the same runs
+        for new, ours, theirs in ((row["about"], "only_new", "only_old"), (about(_GRPO), "null", "null_old")):
+            rows.append({"old": "another GRPO", "new": new, "only_new": row[ours], "only_old": row[theirs]})
+    return comparison_figures.facing_bars_figure(pd.DataFrame(rows), claim_title(claims, CLAIMS[3]))
 
 
 def variant_gains(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:

@@ -243,7 +243,7 @@ def judge_alone(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outco
 
 def _judge(plan: Plan, test: Test, comparison: Comparison | None) -> Outcome:
     if comparison is None:
-        return Outcome(test, None, False, Verdict.UNDECIDED, "There are no data.")
+        return Outcome(test, None, False, Verdict.UNDECIDED, "It has no complete runs yet.")
     found = verdict(comparison, plan.margin, test.hypothesis, plan.alpha)
     return Outcome(test, comparison, True, found, comparison.no_test)
 

@@ -87,7 +87,7 @@ def test_a_refuted_test_ends_the_sequence_with_its_own_verdict(plan):
 def test_a_test_without_data_ends_the_sequence(plan):
     outcomes = run_sequence(plan, {"two-step": ALL_SHOWN["two-step"], "nuisance": ALL_SHOWN["nuisance"]})
     assert [outcome.tested for outcome in outcomes] == [True] + [False] * 8
-    assert outcomes[1].why == "There are no data."
+    assert outcomes[1].why == "It has no complete runs yet."
 
 
 def test_too_few_base_policies_decide_nothing(plan):

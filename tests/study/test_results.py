@@ -62,14 +62,14 @@ def test_arms_without_a_run_in_common_are_not_compared():
     study = made_up_study({"clean/grpo": 0.5, "clean/two-step-grpo": 0.5})
     study.runs.loc[study.runs["arm"] == "grpo", "seed"] += 50
     assert not study.has("clean/two-step-grpo", "clean/grpo")
-    assert outcomes(study, PLAN)[0].why == "There are no data."
+    assert outcomes(study, PLAN)[0].why == "It has no complete runs yet."
 
 
 def test_the_pilot_is_read_test_by_test_and_the_confirmation_in_sequence():
     arms = {"clean/grpo": 0.5, "clean/two-step-grpo": 0.5, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
     pilot = {o.test.name: o for o in outcomes(made_up_study(arms), PLAN)}
     assert pilot["nuisance"].verdict == "supported"
-    assert pilot["published"].why == "There are no data."
+    assert pilot["published"].why == "It has no complete runs yet."
     confirmation = {o.test.name: o for o in outcomes(made_up_study(arms, "confirmation"), PLAN)}
     assert confirmation["nuisance"].verdict == "undecided", "the gate was not shown"
 
@@ -83,7 +83,7 @@ def test_the_confirmation_is_read_arm_by_arm_once_all_runs_of_an_arm_are_there()
     begun = complete_arms(replace(whole, runs=whole.runs[~late]), PLAN)
     assert set(begun.runs["path"]) == {"clean/base", "clean/grpo"}
     assert begun.part("problems", "clean/two-step-grpo").empty
-    assert outcomes(begun, PLAN)[0].why == "There are no data."
+    assert outcomes(begun, PLAN)[0].why == "It has no complete runs yet."
     bases = whole.runs["arm"] == "base"
     assert complete_arms(replace(whole, runs=whole.runs[bases]), PLAN).runs.empty
 
