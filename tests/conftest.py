@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import hypothesis
@@ -104,6 +105,7 @@ def server():
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["amir_grpo.runs.training", "amir_grpo.runs.showing", "amir_grpo.policies.engines"])
+    forkserver.ensure_running()  # now, not within a test that has hidden all progress bars
     return context
 
 

@@ -117,7 +117,7 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
 
 
 def test_readme_says_what_the_kept_results_say():
-    lines = readme.findings_lines(hero.evidence(ROOT / "data" / "results"))
+    lines = readme.findings_lines(hero.evidence(ROOT / "data" / "results", read_plan()))
     assert f"{readme.BEGIN}\n\n{lines}\n\n{readme.END}" in README, "run python -m tools.gallery"
 
 

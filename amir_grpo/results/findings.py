@@ -131,6 +131,8 @@ def margins_are_equal(gain: Mapping[str, float]) -> bool:
 
 def relative_margin(gain: Mapping[str, float]) -> str:
     """A difference of margins in percent of GRPO's, as +0.05 %; `gain` as of `tables.shared_margin_gain`."""
+    if not gain["level"]:  # of a policy that finds all completions of a problem equally likely
+        return f"{signed(gain['gain'], 2)} nats"
     return f"{signed(100 * gain['gain'] / abs(gain['level']), 2)} %"
 
 
