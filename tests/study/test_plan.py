@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from amir_grpo.choices import SIGNIFICANCE
 from amir_grpo.study.inference import Comparison, Verdict
 from amir_grpo.study.plan import PLAN, check_frozen, read_plan, run_sequence, sequence_table
 from amir_grpo.system.provenance import file_at
@@ -44,6 +45,7 @@ def rewritten(tmp_path, *changes):
 def test_the_plan_says_what_the_study_was_designed_to_test(plan):
     assert [test.name for test in plan.tests] == ORDER
     assert (plan.alpha, plan.margin, plan.power) == (0.05, 0.5, 0.8)
+    assert plan.alpha == SIGNIFICANCE  # by which tables and figures colour
     assert (plan.quantity, plan.benchmarks) == ("pass@1", "trained lengths")
 
 
