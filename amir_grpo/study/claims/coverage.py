@@ -61,9 +61,9 @@ def coverage_table(studies: Studies, arms: Sequence[str], plan_margin: float, al
     only_new − null. All over the runs that the arm and both GRPOs have; an arm without such runs is left out."""
     rows = []
     for arm in arms:
+        if (study := study_of_coverage(studies, arm)) is None:
+            continue
         for k in (1, 4, 8):
-            if (study := study_of_coverage(studies, arm)) is None:
-                continue
             solved = study.solved(arm, TRAINED, k), study.solved(_REFERENCE, TRAINED, k), others(study, TRAINED, k)
             shared = set.intersection(*map(set, solved))
             new, grpo, other = ({run: scores[run] for run in shared} for scores in solved)

@@ -29,9 +29,9 @@ def slope_table(studies: Studies) -> pd.DataFrame:
     Columns about, slope, slope_low, slope_high (of log weight on log length: -1 is full dilution, 0 none), theory (of the
     loss alone: what the preference term makes of it depends on its share of the weight), runs.
     """
-    rows = []
+    study, rows = studies.with_most(*ARMS), []
     for arm, (loss, share) in ARMS.items():
-        tables = studies.with_most(*ARMS).by_run("lengths", arm)
+        tables = study.by_run("lengths", arm)
         slopes = {run: float(table["slope"].iloc[0]) for run, table in tables.items()}
         slopes = {run: slope for run, slope in slopes.items() if np.isfinite(slope)}
         if slopes:
@@ -51,9 +51,9 @@ def theoretical_slope(loss: str, share: float, shortest: float = 20.0, longest: 
 def weight_table(studies: Studies) -> pd.DataFrame:
     """Weight of a token by length, relative to completions of 20 to 24 tokens: columns about, length (middle of the bin),
     relative, relative_low, relative_high (mean and range of the runs), theory."""
-    frames = []
+    study, frames = studies.with_most(*ARMS), []
     for arm, (loss, share) in ARMS.items():
-        part = studies.with_most(*ARMS).part("lengths", arm)
+        part = study.part("lengths", arm)
         if not len(part):
             continue
         wide = part.pivot_table(index=["base", "seed"], columns="tokens", values="relative")
