@@ -8,7 +8,7 @@ import pandas as pd
 
 from amir_grpo.results.formatting import rounded, signed
 from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_table
-from amir_grpo.study.gains import gain, outcomes
+from amir_grpo.study.gains import gain, outcomes, test_arms
 from amir_grpo.study.inference import Hypothesis, Verdict
 from amir_grpo.study.plan import Outcome, Plan, sequence_table
 from amir_grpo.study.results import Studies, StudyResults
@@ -95,11 +95,10 @@ def _as_grpo_does(studies: Studies, plan: Plan, outcome: Outcome) -> str:
     if study is None:
         return ""
     itself = gain(study, *pair)
-    return (
-        f", as GRPO itself does ({signed(itself.estimate, 2)})"
-        if itself.p_value < plan.alpha and itself.estimate > 0
-        else ""
-    )
+    if not (itself.p_value < plan.alpha and itself.estimate > 0):
+        return ""
+    where = "" if study is studies.first(*test_arms(outcome.test)) else f" in the {study.name}"
+    return f", as GRPO itself does{where} ({signed(itself.estimate, 2)})"
 
 
 def claim_lines(claims: pd.DataFrame) -> list[str]:

@@ -150,6 +150,17 @@ def test_a_gain_that_grpo_has_too_is_said_to_be_no_merit_of_the_pairs():
     assert "as GRPO itself does" not in finding(Studies((own,)), PLAN)
 
 
+def test_a_gain_of_grpo_that_only_the_pilot_has_is_not_shown_as_the_confirmations():
+    sure = {"clean/grpo": 0.0, "clean/two-step-grpo": 1.0, "clean/published": 0.0}  # the tests before it are shown
+    arms = {"outliers/dr_grpo": 0.0, "outliers/mixture-0.6": 1.0}
+    pilot = made_up_study(arms | {"outliers/grpo": 1.0})
+    itself = gain(pilot, "outliers/grpo", "outliers/dr_grpo").estimate
+    for own, said in (({}, " in the pilot"), ({"outliers/grpo": 1.0}, "")):
+        confirmation = made_up_study(sure | arms | own, "confirmation")
+        text = finding(Studies((confirmation, pilot)), replace(PLAN, margin=2.0))
+        assert f", as GRPO itself does{said} (+{itself:.2f})" in text
+
+
 def test_a_test_that_the_confirmation_lacks_is_quoted_from_the_pilot():
     pilot = made_up_study(
         {"clean/grpo": 0.5, "clean/published": 0.5, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
