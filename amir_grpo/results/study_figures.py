@@ -140,7 +140,7 @@ def identity_figure(weights: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def length_weight_figure(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
-    """How hard the update pushes on a token of a wrong completion, by its length; a line per arm, named at its end.
+    """How hard the update pushes on a token, by the length of its completion; a line per arm, named at its end.
 
     `table`: columns about, length (tokens), relative (to the shortest completions) and, optionally, relative_low and
     relative_high. 1: no length bias. `note`: in small print below.
@@ -161,7 +161,7 @@ def length_weight_figure(table: pd.DataFrame, title: str = "", note: str = "") -
             part["length"], part["relative"], color=colour, marker="o", markersize=2 + width / 2, linewidth=width
         )
         ends.append((part["relative"].iloc[-1], part["length"].iloc[-1], about, colour))
-    axes.set(xlabel="tokens of a wrong completion", ylabel="push per token\n(the shortest: 1)", ylim=(0, None))
+    axes.set(xlabel="tokens of a completion", ylabel="push per token\n(the shortest: 1)", ylim=(0, None))
     lowest = -np.inf
     for height, length, about, colour in sorted(ends):
         lowest = max(height, lowest + 0.065 * axes.get_ylim()[1])  # names do not cover one another

@@ -84,7 +84,7 @@ def length_lines(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
         return regime_figures.empty_figure(CLAIMS[2])
     longest = table[table["length"] == table["length"].max()].set_index("about")["relative"]
     said = " and ".join(f"{100 * weight:.0f} % ({name})" for name, weight in longest.items())
-    note = f"A token of the longest wrong completions is pushed {said} as hard as one of the shortest. "
+    note = f"A token of the longest completions is pushed {said} as hard as one of the shortest. "
     note += "The verdict is about what became of it: whether wrong completions are shorter."
     return study_figures.length_weight_figure(table, claim_title(claims, CLAIMS[2]), note)
 

@@ -27,7 +27,7 @@ def slope_table(studies: Studies) -> pd.DataFrame:
     """How the weight of a token falls with the length of its completion, within groups and equal rewards.
 
     Columns about, slope, slope_low, slope_high (of log weight on log length: -1 is full dilution, 0 none), theory (of the
-    loss alone: what the preference term makes of it depends on its share of the weight), runs.
+    loss with the preference term at its part of the weight), runs.
     """
     study, rows = studies.with_most(*ARMS), []
     for arm, (loss, share) in ARMS.items():
@@ -49,7 +49,7 @@ def theoretical_slope(loss: str, share: float, shortest: float = 20.0, longest: 
 
 
 def weight_table(studies: Studies) -> pd.DataFrame:
-    """Weight of a token by length, relative to completions of 20 to 24 tokens: columns about, length (middle of the bin),
+    """Weight of a token by length, relative to completions of 20 to 23 tokens: columns about, length (middle of the bin),
     relative, relative_low, relative_high (mean and range of the runs), theory."""
     study, frames = studies.with_most(*ARMS), []
     for arm, (loss, share) in ARMS.items():
