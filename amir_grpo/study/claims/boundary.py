@@ -53,7 +53,7 @@ def boundary_gain(
         for kept, numbers in zip(values, found, strict=True):
             kept[run] = scale * float(np.mean(numbers))
     level = float(np.mean(list(values[1].values())))
-    smallest = MARGIN_SHARE * level if column == "margin" else ACCURACY_MARGIN
+    smallest = MARGIN_SHARE * abs(level) if column == "margin" else ACCURACY_MARGIN
     return compared(*values), level, smallest
 
 

@@ -61,6 +61,14 @@ def test_a_margin_that_a_temperature_explains_vanishes_at_equal_entropy():
     )  # what is left is that of interpolating between temperatures
 
 
+def test_a_policy_that_prefers_wrong_completions_is_compared_all_the_same():
+    """As after a few steps on a few problems: the smallest difference of interest is a size, whatever the margin's sign."""
+    study = made_up_study({OLD: {"logit": 0.5, "margin": -0.2}, NEW: {"logit": 0.5, "share": 0.6, "margin": -0.2}})
+    _, level, smallest = boundary.boundary_gain(study, NEW, OLD, "margin")
+    assert (level, smallest) == (pytest.approx(-200), pytest.approx(2))
+    assert len(claims_table(Studies((study,)), PLAN))
+
+
 def test_values_at_an_entropy_lie_between_those_of_the_temperatures():
     rows = pd.DataFrame({"entropy": [0.1, 0.3], "margin": [0.5, 0.1], "temperature": [0.5, 1.0]})
     assert boundary.at_entropy(rows, 0.2, "margin") == pytest.approx(0.3)
