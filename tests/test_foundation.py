@@ -116,20 +116,14 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
             assert not found or name == "tests/test_foundation.py", f"{name} holds {found.group()}"
 
 
-def test_readme_says_what_the_kept_results_say():
-    lines = readme.findings_lines(hero.evidence(ROOT / "data" / "results", read_plan()))
-    assert f"{readme.BEGIN}\n\n{lines}\n\n{readme.END}" in README, "run python -m tools.gallery"
-
-
-def test_the_findings_of_the_readme_follow_the_numbers(tmp_path):
+def test_the_findings_of_the_readme_follow_the_numbers():
     main = pd.DataFrame({"benchmark": "b", "k": [1, 2], "base": 10.0, "grpo": 50.0, "amir_grpo": [53.0, 60.0]})
     main = main.assign(gain=[3.0, -1.0], p_holm=[0.01, 0.5])
     log = pd.DataFrame({"method": ["grpo"] * 3 + ["amir_grpo"] * 3, "step": [1, 2, 3] * 2, "reward_std": 1.0})
     log = log.assign(reward=[1, 2, 3, 1, 2, 4], **{"preference/share": [None] * 3 + [0.6] * 3})
-    page = tmp_path / "README.md"
-    page.write_text(f"above\n{readme.BEGIN}\nstale\n{readme.END}\nbelow\n")
-    readme.write_findings(page, readme.findings_lines(hero.of_run({"main": main, "log": log})))
-    text = " ".join(page.read_text().split())
+    page = "above\n<!-- findings -->\nstale\n<!-- end of findings -->\nbelow\n"
+    lines = readme.findings_lines(hero.of_run({"main": main, "log": log}))
+    text = " ".join(readme.with_parts(page, {"findings": lines}).split())
     assert "the preference term is 60 % of the update" in text
     assert "the first 2 of 3 steps" in text
     assert "10.0 % before training, 50.0 % with GRPO, 53.0 % with AMIR-GRPO" in text
@@ -185,9 +179,13 @@ def test_the_page_of_results_reads_the_published_table_as_its_noise_allows():
     assert parts["up to 46 problems"] > 0.5 * equal.loc["all", "gain"]
 
 
-def test_readme_says_of_the_study_what_its_results_say():
+def test_readme_says_what_the_kept_results_say():
     """`make figures` writes these parts."""
-    assert readme.with_parts(README, readme.study_parts(kept_studies(read_plan()), read_plan())) == README
+    plan = read_plan()
+    studies = kept_studies(plan)
+    kept = {name: pd.read_csv(ROOT / "data" / "results" / "sandbox" / f"{name}.csv") for name in ("main", "log")}
+    parts = readme.computed_parts(studies, plan, hero.evidence(studies, kept))
+    assert readme.with_parts(README, parts) == README
 
 
 def test_the_tables_that_docs_and_reports_show_are_those_of_the_kept_study():

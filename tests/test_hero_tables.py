@@ -6,6 +6,7 @@ import pytest
 
 from amir_grpo.study.kept_runs import KeptRun, keep_run
 from amir_grpo.study.plan import read_plan
+from amir_grpo.study.results import kept_studies
 from tests.study.made_up import kept_run
 from tools import hero
 from tools.readme import findings_lines
@@ -37,28 +38,29 @@ def write_study(folder, study, seeds, first=0):
     return made
 
 
-def write_sandbox(folder):
-    folder.mkdir(parents=True)
+def kept_run_of_the_sandbox():
     log = pd.DataFrame({"method": ["grpo", "amir_grpo"], "step": 1, "reward": 1.0, "reward_std": 1.0})
-    log.assign(**{"preference/share": [None, 0.1]}).to_csv(folder / "log.csv", index=False)
+    log = log.assign(**{"preference/share": [None, 0.1]})
     main = {"benchmark": ["b"], "k": 1, "base": 1.0, "grpo": 2.0, "amir_grpo": 3.0, "gain": 1.0, "p_holm": 0.5}
-    pd.DataFrame(main).to_csv(folder / "main.csv", index=False)
+    return {"main": pd.DataFrame(main), "log": log}
+
+
+def evidence(folder):
+    return hero.evidence(kept_studies(PLAN, folder), kept_run_of_the_sandbox())
 
 
 def test_a_study_is_taken_as_soon_as_it_has_a_pair_from_each_base_policy(tmp_path):
-    write_sandbox(tmp_path / "sandbox")
-    assert "seed 0" in hero.evidence(tmp_path, PLAN).scope
     write_study(tmp_path / "pilot", "pilot", range(5))
-    assert "seed 0" in hero.evidence(tmp_path, PLAN).scope
+    assert "seed 0" in evidence(tmp_path).scope
     write_study(tmp_path / "pilot", "pilot", range(6))
-    assert "6 pairs of trainings from 6 base policies; exploratory" in hero.evidence(tmp_path, PLAN).scope
+    assert "6 pairs of trainings from 6 base policies; exploratory" in evidence(tmp_path).scope
     write_study(tmp_path / "confirmation", "confirmation", range(12), first=1000)
-    assert "12 pairs of trainings from 6 base policies. " in hero.evidence(tmp_path, PLAN).scope
+    assert "12 pairs of trainings from 6 base policies. " in evidence(tmp_path).scope
 
 
 def test_the_numbers_are_means_over_the_runs(tmp_path):
     made = write_study(tmp_path / "pilot", "pilot", range(6))
-    found = hero.evidence(tmp_path, PLAN)
+    found = evidence(tmp_path)
     assert list(found.levels["benchmark"]) == ["chain6", "chain7", "chain8"]
     row = found.levels.iloc[1]
     means = {}

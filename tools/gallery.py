@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from amir_grpo.results import figures, findings, published_noise, study_figures, style, training_figures
 from amir_grpo.results.published import published_sizes, published_table
@@ -20,8 +22,8 @@ from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of
-from amir_grpo.study.claims.table import CLAIMS, claims_table
-from amir_grpo.study.figures import CLAIM_FIGURES, STUDY_FIGURES
+from amir_grpo.study.claims.table import claims_table
+from amir_grpo.study.figures import figures_of_study
 from amir_grpo.study.finding import verdict_rows
 from amir_grpo.study.gains import level_table, outcomes, power_table
 from amir_grpo.study.plan import Plan, read_plan, sequence_table
@@ -30,51 +32,36 @@ from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
 from tools.docs_tables import with_tables
 from tools.hero import evidence
-from tools.readme import findings_lines, study_parts, with_parts, write_findings
+from tools.readme import computed_parts, with_parts
 
 PROFILE = "sandbox"
 
 
-def draw(results: Path, published: Path, out: Path) -> list[Path]:
-    """Draw the published figures and those of the kept results into `out`, PNG and SVG; returns the PNGs."""
-    kept = {path.stem: pd.read_csv(path) for path in results.glob("*.csv")}
-    log, plan = kept["log"], read_plan()
-    studies = kept_studies(plan)
-    claims = claims_table(studies, plan)
-    identity = pd.read_csv(results.parent / "identity.csv")
-    kept["coverage"].attrs["problems"] = int(kept["main"].query("k == 1")["problems"].sum())
-    share = log[log["method"] == "amir_grpo"]
-    noise = published_noise.noise_table(published_table("table1", published), published_sizes(published))
+def published_figures(folder: Path) -> dict[str, Figure]:
+    """The figures of the paper's tables; `folder` holds them."""
+    noise = published_noise.noise_table(published_table("table1", folder), published_sizes(folder))
     beyond = published_noise.beyond_noise(noise)["implied"]
-    counts, margin = published_table("coverage", published), published_table("margin", published)
-    drawn = {
-        "main_published": study_figures.noise_figure(
-            noise,
-            published_noise.pooled_table(noise),
-            f"Published: {beyond} of {len(noise)} gains exceed the noise of their own evaluation",
-        ),
-        "hero": evidence(results.parent, plan).figure(),
-        "main": figures.main_figure(kept["main"], findings.main_title(kept["main"])),
+    counts, margin = published_table("coverage", folder), published_table("margin", folder)
+    title = f"Published: {beyond} of {len(noise)} gains exceed the noise of their own evaluation"
+    return {
+        "main_published": study_figures.noise_figure(noise, published_noise.pooled_table(noise), title),
         "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
-        "coverage": figures.coverage_figure(kept["coverage"], findings.coverage_title(kept["coverage"])),
         "margin_published": figures.margin_figure(margin, title=findings.PUBLISHED_MARGIN_TITLE),
-        "margin": figures.margin_figure(
-            kept["margins"], kept["margin_summary"], findings.margin_title(kept["margins"])
-        ),
+    }
+
+
+def run_figures(kept: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """The figures of the kept run; `kept`: its tables by name."""
+    main, coverage, margins, log = (kept[name] for name in ("main", "coverage", "margins", "log"))
+    coverage.attrs["problems"] = int(main.query("k == 1")["problems"].sum())
+    share = log[log["method"] == "amir_grpo"]
+    return {
+        "main": figures.main_figure(main, findings.main_title(main)),
+        "coverage": figures.coverage_figure(coverage, findings.coverage_title(coverage)),
+        "margin": figures.margin_figure(margins, kept["margin_summary"], findings.margin_title(margins)),
         "reward": training_figures.reward_figure(log, findings.reward_title(log)),
         "share": training_figures.share_figure(share, findings.share_title(share["preference/share"])),
-        "identity": study_figures.identity_figure(
-            identity, "The preference weights are wins − losses until β is large"
-        ),
-        **{name: figure(studies, plan) for name, figure in STUDY_FIGURES.items()},
-        **{
-            name: figure(studies, plan, claims)
-            for (name, figure), claim in zip(CLAIM_FIGURES.items(), CLAIMS, strict=True)
-            if claim in set(claims["claim"])
-        },
     }
-    out.mkdir(exist_ok=True)
-    return [style.save_figure(figure, out / name)[0] for name, figure in drawn.items()]
 
 
 def study_tables(studies: Studies, plan: Plan) -> dict[str, pd.DataFrame]:
@@ -140,28 +127,36 @@ def main() -> None:
         tidy(arguments.tidy)
         return
     root = project_root()
-    results = root / "data" / "results" / PROFILE
+    results = root / "data" / "results"
     if arguments.keep:
         run = open_run(run_dir=arguments.keep)
-        keep_results(run, results_of(run), results)
-    for path in draw(results, root / "data" / "published", root / "figures"):
-        print(path.relative_to(root))
-    bases = base_policy_table(root / "data" / "results" / "pilot")
-    atomic_write(
-        results.parent / "base_policies.csv", lambda part: bases.to_csv(part, index=False, float_format="%.4f")
-    )
+        keep_results(run, results_of(run), results / PROFILE)
+    kept = {path.stem: pd.read_csv(path) for path in (results / PROFILE).glob("*.csv")}
     plan = read_plan()
-    write_findings(root / "README.md", findings_lines(evidence(results.parent, plan)))
-    studies = kept_studies(plan)
+    studies = kept_studies(plan, results)
+    top = evidence(studies, kept)
+    title = "The preference weights are wins − losses until β is large"
+    drawn = published_figures(root / "data" / "published") | run_figures(kept) | figures_of_study(studies, plan)
+    drawn |= {
+        "hero": top.figure(),
+        "identity": study_figures.identity_figure(pd.read_csv(results / "identity.csv"), title),
+    }
+    (root / "figures").mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        print(style.save_figure(figure, root / "figures" / name)[0].relative_to(root))
+    _write_csv(base_policy_table(results / "pilot"), results / "base_policies.csv", "%.4f")
     for name, table in study_tables(studies, plan).items():
-        atomic_write(
-            results.parent / f"{name}.csv", lambda part, t=table: t.to_csv(part, index=False, float_format="%.6g")
-        )
-    write_text(root / "README.md", with_parts((root / "README.md").read_text(), study_parts(studies, plan)))
+        _write_csv(table, results / f"{name}.csv", "%.6g")
+    parts = computed_parts(studies, plan, top)
+    write_text(root / "README.md", with_parts((root / "README.md").read_text(encoding="utf-8"), parts))
     for page in sorted((root / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
         if (computed := with_tables(text, root)) != text:
             write_text(page, computed)
+
+
+def _write_csv(table: pd.DataFrame, path: Path, digits: str) -> None:
+    atomic_write(path, lambda part: table.to_csv(part, index=False, float_format=digits))
 
 
 if __name__ == "__main__":

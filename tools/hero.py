@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,7 @@ from amir_grpo.results.hero import hero_figure, same_batches
 from amir_grpo.results.tables import preference_share
 from amir_grpo.study.gains import gain
 from amir_grpo.study.inference import MIN_UNITS
-from amir_grpo.study.plan import Plan
-from amir_grpo.study.results import StudyResults, kept_studies
+from amir_grpo.study.results import Studies, StudyResults
 
 _BASE, _GRPO, _PUBLISHED = "clean/base", "clean/grpo", "clean/published"
 _SAME = ["reward", "right", "tokens_right", "tokens_wrong"]  # of a rollout: equal where its completions are
@@ -42,21 +40,16 @@ class Evidence:
         return hero_figure(self.share, self.twins, self.levels, self.scope)
 
 
-def evidence(results: Path, plan: Plan) -> Evidence:
-    """The best that is kept.
-
-    Args:
-        results: The folder of all kept results, data/results.
-        plan: Says when an arm of the confirmation is complete.
-    """
-    study = kept_studies(plan, results).first(_BASE, _GRPO, _PUBLISHED) if any(results.glob("pilot/*.zip")) else None
+def evidence(studies: Studies, run: Mapping[str, pd.DataFrame]) -> Evidence:
+    """The best that is kept: of the studies, or of the one run; `run`: as of `of_run`."""
+    study = studies.first(_BASE, _GRPO, _PUBLISHED)
     if study is not None and gain(study, _PUBLISHED, _GRPO).bases >= MIN_UNITS:
         return of_study(study)
-    return of_run({name: pd.read_csv(results / "sandbox" / f"{name}.csv") for name in ("main", "log")})
+    return of_run(run)
 
 
 def of_run(kept: Mapping[str, pd.DataFrame]) -> Evidence:
-    """From the kept results of one run of each method: tables main and log."""
+    """From the kept results of one run of both methods: tables main and log."""
     log = kept["log"]
     drawn = {method: rows[["reward", "reward_std"]] for method, rows in log.groupby("method")}
     twins = same_batches(drawn["grpo"], drawn["amir_grpo"]).assign(run=0)

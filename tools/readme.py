@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -15,8 +14,6 @@ from amir_grpo.study.finding import claim_lines, finding
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.results import Studies
 from tools.hero import Evidence
-
-BEGIN, END = "<!-- computed: python -m tools.gallery -->", "<!-- end of what is computed -->"
 
 
 def findings_lines(found: Evidence) -> str:
@@ -41,23 +38,10 @@ def findings_lines(found: Evidence) -> str:
     )
 
 
-def write_findings(page: Path, lines: str) -> None:
-    """Put the lines into their place in a page.
-
-    Raises:
-        ValueError: If the page does not have the two marks.
-    """
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} lacks {BEGIN} and {END}.")
-    page.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}", encoding="utf-8")
-
-
-def study_parts(studies: Studies, plan: Plan) -> dict[str, str]:
-    """What the study says, in a sentence and five rows, by the name of its marks."""
-    return {"study": "\n".join([finding(studies, plan), "", *claim_lines(claims_table(studies, plan))])}
+def computed_parts(studies: Studies, plan: Plan, found: Evidence) -> dict[str, str]:
+    """What the README has from the kept results, by the names of its marks: the findings, and what the study says."""
+    study = [finding(studies, plan), "", *claim_lines(claims_table(studies, plan))]
+    return {"findings": findings_lines(found), "study": "\n".join(study)}
 
 
 def with_parts(text: str, parts: dict[str, str]) -> str:

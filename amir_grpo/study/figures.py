@@ -1,6 +1,6 @@
-"""The figures of the study by name, each a function of its results and its plan; for the gallery and the notebooks alike.
+"""The figures of the study, from its results and its plan; for the gallery and the notebooks alike.
 
-Titles state the finding, and are computed like it.
+Titles state the finding, and are computed like it. `claims` is a `claims_table` throughout.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from amir_grpo.results import comparison_figures, regime_figures, study_figures
 from amir_grpo.study.claims import coverage, length_bias, supervision, variants
-from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows
+from amir_grpo.study.claims.table import CLAIMS, SAMPLES, STRENGTHS, claim_rows, claims_table
 from amir_grpo.study.exploration import KNOBS, exploratory_gains, rows_of
 from amir_grpo.study.gains import gain_table, outcomes
 from amir_grpo.study.plan import Plan, sequence_table
@@ -44,12 +44,12 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
 
 
 def claim_title(claims: pd.DataFrame, claim: str) -> str:
-    """A claim and the verdicts of its tests, as of `claims_table`."""
+    """A claim and the verdicts of its tests."""
     rows = {name: verdicts for name, *verdicts in claim_rows(claims)}
     return f"{claim}: " + "; ".join(f"{how}, {said}" for how, said in zip(STRENGTHS, rows[claim], strict=True))
 
 
-def supervision_bars(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
+def supervision_bars(studies: Studies, claims: pd.DataFrame) -> Figure:
     """Claim 1: what the preference term is of the update, and what of it the advantages do not have."""
     table = supervision.supervision_table(studies, list(STRENGTHS.values()))
     if not len(table):
@@ -72,12 +72,12 @@ def entropy_curves(studies: Studies) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def boundary_curves(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
+def boundary_curves(studies: Studies, claims: pd.DataFrame) -> Figure:
     """Claim 2: margins against entropy."""
     return regime_figures.entropy_figure(entropy_curves(studies), claim_title(claims, CLAIMS[1]))
 
 
-def length_lines(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
+def length_lines(studies: Studies, claims: pd.DataFrame) -> Figure:
     """Claim 3: the weight of a token against the length of its completion."""
     table = length_bias.weight_table(studies)
     if not len(table):
@@ -89,13 +89,13 @@ def length_lines(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
     return study_figures.length_weight_figure(table, claim_title(claims, CLAIMS[2]), note)
 
 
-def coverage_bars(studies: Studies, plan: Plan, claims: pd.DataFrame, k: int = 8) -> Figure:
+def coverage_bars(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
     """Claim 4: what only one of two policies solves, and what chance gives."""
     table = coverage.coverage_table(studies, list(STRENGTHS.values()), plan.margin, plan.alpha)
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[3])
     rows: list[dict[str, str | float]] = []
-    for row in table[table["k"] == k].to_dict("records"):  # each arm above GRPO in the same runs
+    for row in table[table["k"] == SAMPLES].to_dict("records"):  # each arm above GRPO in the same runs
         for new, ours, theirs in ((row["about"], "only_new", "only_old"), (about(_GRPO), "null", "null_old")):
             rows.append({"old": "another GRPO", "new": new, "only_new": row[ours], "only_old": row[theirs]})
     return comparison_figures.facing_bars_figure(pd.DataFrame(rows), claim_title(claims, CLAIMS[3]))
@@ -138,16 +138,22 @@ def _with_titles(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(regime=table["regime"].map(TITLES))
 
 
-# Of the claims, with their tests as of `claims_table`.
-CLAIM_FIGURES: dict[str, Callable[..., Figure]] = {
-    "claim_supervision": supervision_bars,
-    "claim_boundary": boundary_curves,
-    "claim_length": length_lines,
-    "claim_coverage": coverage_bars,
-    "claim_variants": variant_gains,
-}
-STUDY_FIGURES: dict[str, Callable[[Studies, Plan], Figure]] = {
-    "tests": sequence_figure,
-    "knobs": knob_gains,
-    "regimes": regime_cosines,
-}
+def figures_of_study(studies: Studies, plan: Plan) -> dict[str, Figure]:
+    """Every figure by the name of its file, but for those of claims of which no test has runs."""
+    claims = claims_table(studies, plan)
+    of_claims: dict[str, Callable[[], Figure]] = {
+        "claim_supervision": lambda: supervision_bars(studies, claims),
+        "claim_boundary": lambda: boundary_curves(studies, claims),
+        "claim_length": lambda: length_lines(studies, claims),
+        "claim_coverage": lambda: coverage_bars(studies, plan, claims),
+        "claim_variants": lambda: variant_gains(studies, plan, claims),
+    }
+    drawn = {
+        "tests": sequence_figure(studies, plan),
+        "knobs": knob_gains(studies, plan),
+        "regimes": regime_cosines(studies, plan),
+    }
+    tested = set(claims["claim"])
+    return drawn | {
+        name: draw() for claim, (name, draw) in zip(CLAIMS, of_claims.items(), strict=True) if claim in tested
+    }

@@ -24,7 +24,7 @@ CLAIMS = (
 # How strong the preference term is -> the arm.
 STRENGTHS = {"as published": "clean/published", "60 % of the update": "clean/mixture-0.6"}
 _GRPO = "clean/grpo"
-_K = 8  # of coverage: all samples of a problem
+SAMPLES = 8  # of a problem, all of which coverage takes
 _BOUNDARY = ("margin at equal entropy", "pair accuracy at equal entropy")
 # How many tests there are, those without runs included, so that a verdict does not change when others get theirs.
 DECLARED = len(STRENGTHS) * (3 + len(_BOUNDARY)) + sum(map(len, variants.PAIRS.values()))
@@ -65,8 +65,8 @@ def claim_tests(studies: Studies, plan: Plan) -> Iterator[ClaimTest]:
         yield ClaimTest(CLAIMS[2], test, strength, study.name, "tokens", found, length_bias.MARGIN)
     for strength, arm in STRENGTHS.items():
         if (study := coverage.study_of_coverage(studies, arm)) is not None:
-            test = f"problems solved with {_K} samples that another GRPO does not solve, beyond GRPO's"
-            found = coverage.coverage_gain(study, arm, _K)
+            test = f"problems solved with {SAMPLES} samples that another GRPO does not solve, beyond GRPO's"
+            found = coverage.coverage_gain(study, arm, SAMPLES)
             yield ClaimTest(CLAIMS[3], test, strength, study.name, "points", found, plan.margin)
     for strength, pairs in zip(STRENGTHS, variants.PAIRS.values(), strict=True):
         for new, old in pairs:

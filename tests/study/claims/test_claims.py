@@ -6,7 +6,7 @@ import pytest
 
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision
 from amir_grpo.study.claims.table import CLAIMS, claim_rows, claims_table
-from amir_grpo.study.figures import CLAIM_FIGURES, STUDY_FIGURES
+from amir_grpo.study.figures import figures_of_study
 from amir_grpo.study.plan import read_plan
 from amir_grpo.study.results import Studies
 from amir_grpo.study.shared_scores import TEMPERATURES
@@ -129,9 +129,8 @@ def test_a_claim_that_only_the_pilot_tests_says_so_beside_those_of_the_confirmat
 
 
 def test_every_figure_is_drawn_within_its_edges(studies):
-    claims = claims_table(studies, PLAN)
-    drawn = {name: draw(studies, PLAN) for name, draw in STUDY_FIGURES.items()}
-    drawn |= {name: draw(studies, PLAN, claims) for name, draw in CLAIM_FIGURES.items()}
+    drawn = figures_of_study(studies, PLAN)
+    assert len(drawn) == 3 + len(CLAIMS)
     for name, figure in drawn.items():
         figure.canvas.draw()
         width, height = figure.bbox.size
