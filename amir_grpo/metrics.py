@@ -45,7 +45,7 @@ class Gain(Interval):
     p_value: float
 
     def columns(self, name: str = "gain", scale: float = 1.0) -> dict[str, float]:
-        """The gain as part of a table's row: as of an interval, and p_value."""
+        """The gain as part of a table's row: that of its interval, and p_value."""
         return super().columns(name, scale) | {"p_value": self.p_value}
 
 

@@ -178,7 +178,7 @@ def lambda_of_mixture(share: float, advantage_sum: float, weight_sum: float) -> 
 
     The update of that is (1 - share) times the gradient of L_GRPO + λ' L_pref with λ' = `lambda_of_share`: the same
     objective as at that share, scaled so that, up to what cancels between the parts, the update keeps GRPO's size.
-    Arguments as of `lambda_of_share`.
+    Arguments as in `lambda_of_share`.
     """
     return share * advantage_sum / weight_sum
 

@@ -41,7 +41,7 @@ class Evidence:
 
 
 def evidence(studies: Studies, run: Mapping[str, pd.DataFrame]) -> Evidence:
-    """The best that is kept: of the studies, or of the one run; `run`: as of `of_run`."""
+    """The best that is kept: of the studies, or of the one run; `run`: as `of_run` takes it."""
     study = studies.first(_BASE, _GRPO, _PUBLISHED)
     if study is not None and gain(study, _PUBLISHED, _GRPO).bases >= MIN_UNITS:
         return of_study(study)

@@ -181,7 +181,7 @@ class VLLMEngine:
     it all requests at once. The engine is built once for a base; `use` changes the adapter.
 
     Args:
-        base, adapter, loading: As of `load_engine`.
+        base, adapter, loading: As in `load_engine`.
         tokenizer: Of the base.
         room: What it is built for.
 

@@ -26,7 +26,7 @@ _LOGITS = 2**28
 
 
 def draw_completions(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
-    """Draw `num_samples` completions for each problem; options and columns as of `draw_batches`.
+    """Draw `num_samples` completions for each problem; options and columns as in `draw_batches`.
 
     Returns:
         One row per completion, in the order of `problems` and of the samples.

@@ -16,7 +16,7 @@ _GREY = "#8c8c8c"
 def comparisons_figure(comparisons: pd.DataFrame) -> Figure:
     """Gains of every policy over every other, with their 95 % intervals: a panel for each two, on one axis.
 
-    `comparisons`: as of `amir_grpo.results.tables.comparison_table`. A clear gain (Holm-corrected p < 0.05) is black, every
+    `comparisons`: from `amir_grpo.results.tables.comparison_table`. A clear gain (Holm-corrected p < 0.05) is black, every
     other one grey.
     """
     two = list(dict.fromkeys(zip(comparisons["new"], comparisons["old"], strict=True)))

@@ -167,7 +167,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
 
     Args:
         margins: Columns method, margin and, where there are two readings, reading; or method, mean, low and high.
-        summary: As of `tables.margin_summary`, for the intervals.
+        summary: From `tables.margin_summary`, for the intervals.
     """
     ranges = "margin" not in margins.columns
     readings = list(margins["reading"].unique()) if "reading" in margins.columns else []
@@ -231,7 +231,7 @@ def _margin_mean(axes: Axes, y: float, mean: float, method: str) -> None:
 def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Reliability diagram: how often completions that state a confidence are right, one panel per policy.
 
-    `table`: as of `tables.reliability_table`. Below each panel's diagonal a policy is overconfident. Bars are 95 %
+    `table`: from `tables.reliability_table`. Below each panel's diagonal a policy is overconfident. Bars are 95 %
     intervals over problems, the area of a point stands for the number of completions.
     """
     names = list(dict.fromkeys(table["policy"]))

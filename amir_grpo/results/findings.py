@@ -124,13 +124,13 @@ PUBLISHED_MARGIN_TITLE = "Published: AMIR-GRPO's mean margin is larger, by less 
 def margins_are_equal(gain: Mapping[str, float]) -> bool:
     """Whether the interval of a difference of margins lies within the smallest one of interest, whatever its p-value.
 
-    `gain`: as of `tables.shared_margin_gain`.
+    `gain`: from `tables.shared_margin_gain`.
     """
     return max(abs(gain["gain_low"]), abs(gain["gain_high"])) < MARGIN_SHARE * abs(gain["level"])
 
 
 def relative_margin(gain: Mapping[str, float]) -> str:
-    """A difference of margins in percent of GRPO's, as +0.05 %; `gain` as of `tables.shared_margin_gain`."""
+    """A difference of margins in percent of GRPO's, as +0.05 %; `gain` from `tables.shared_margin_gain`."""
     if not gain["level"]:  # of a policy that finds all completions of a problem equally likely
         return f"{signed(gain['gain'], 2)} nats"
     return f"{signed(100 * gain['gain'] / abs(gain['level']), 2)} %"

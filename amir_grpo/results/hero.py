@@ -45,7 +45,7 @@ def hero_figure(share: float, twins: pd.DataFrame, levels: pd.DataFrame, scope: 
 
     Args:
         share: Of the update that the preference term is, 0 to 1.
-        twins: Columns run (a seed), step, same: as of `same_batches`, for each pair of runs.
+        twins: Columns run (a seed), step, same: from `same_batches`, for each pair of runs.
         levels: Columns benchmark, base, grpo, amir_grpo (pass@1, percent), gain, gain_low, gain_high (points), p.
         scope: What this is evidence of, and of what not.
     """

@@ -93,7 +93,7 @@ def claims(findings: pd.DataFrame, study: pd.DataFrame | None) -> list[dict[str,
     """What the run and the study say of each claim, side by side; the claims in the order of the study, the rest first.
 
     Args:
-        findings: As of `amir_grpo.results.findings.findings_table`.
+        findings: From `amir_grpo.results.findings.findings_table`.
         study: Columns claim ("2. Sharper decision boundary"), test, result, verdict; None for none.
     """
     rows = findings.to_dict("records")

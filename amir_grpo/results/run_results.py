@@ -69,7 +69,7 @@ class RunResults(EvaluationResults):
     """What a run of both methods shows.
 
     Attributes:
-        scores: Log-probabilities under both methods, as of `tables.margin_table`.
+        scores: Log-probabilities under both methods, as `tables.margin_table` takes them.
         logs: The training logs of both methods, with a column method.
         questions: Of the problems, by their ids.
         profile: Name of the run's profile, for titles.

@@ -33,8 +33,8 @@ def noise_figure(noise: pd.DataFrame, pooled: pd.DataFrame, title: str = "") -> 
     holds 0, and has the colour of the method that is ahead elsewhere.
 
     Args:
-        noise: As of `published_noise.noise_table`.
-        pooled: As of `published_noise.pooled_table`; its rows of k = 1 over all benchmarks are drawn below.
+        noise: From `published_noise.noise_table`.
+        pooled: From `published_noise.pooled_table`; its rows of k = 1 over all benchmarks are drawn below.
     """
     models = list(noise["model"].unique())
     cells = noise[["benchmark", "k", "problems"]].drop_duplicates()

@@ -71,7 +71,7 @@ def problem_results(
     truncated and formatted (numbers of completions), logprob_per_token (mean over completions, nats) and seed.
 
     Args:
-        samples, greedy: Completions, as of `amir_grpo.runs.run.Run.samples`.
+        samples, greedy: Completions, from `amir_grpo.runs.run.Run.samples`.
         problems: id, question and answer of each, by benchmark.
     """
     key = ["policy", "benchmark", "problem_id"]
@@ -110,7 +110,7 @@ def render_data_card(record: Mapping[str, Any], table: pd.DataFrame, calibrated:
 
     Args:
         record: Of the run (`amir_grpo.system.provenance.record_of`).
-        table: As of `problem_results`.
+        table: From `problem_results`.
         calibrated: Whether completions state a confidence.
     """
     solved = table.assign(percent=100 * table["correct"] / table["samples"])

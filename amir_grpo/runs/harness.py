@@ -1,7 +1,7 @@
 """Completions in the form in which EleutherAI's lm-evaluation-harness logs samples, for those who read them with its tools.
 
     <policy>/results_<date>.json              what each benchmark came to
-    <policy>/samples_<benchmark>_<date>.jsonl a line for each problem, as of `--log_samples`
+    <policy>/samples_<benchmark>_<date>.jsonl a line for each problem, as `--log_samples` writes it
 
 The harness makes these lines to be read by `datasets.load_dataset("json", …)`. Their form is that of its version 0.4.13
 (`lm_eval.result_schema`).
@@ -72,8 +72,8 @@ def harness_results(
 
     Args:
         policy: The policy's name.
-        samples: Entries as of `harness_samples`, by benchmark.
-        generation: As of `harness_samples`.
+        samples: Entries from `harness_samples`, by benchmark.
+        generation: As in `harness_samples`.
         seed: Of the random streams of the completions.
     """
     results = {}

@@ -78,7 +78,7 @@ def compared_with_kept(run: Run, results: RunResults, kept: Path) -> str | None:
     Args:
         run: A complete run.
         results: What it shows.
-        kept: The kept results, as of `keep_results`.
+        kept: The kept results, as `keep_results` wrote them.
     """
     if not (kept / "provenance.json").is_file():
         return None

@@ -279,7 +279,7 @@ class Run:
 
         Args:
             sources: Policies by the names that the column policy is to show.
-            benchmarks, greedy, workers: As of `samples`.
+            benchmarks, greedy, workers: As in `samples`.
         """
         benchmarks = list(benchmarks or self.settings.benchmarks)
         folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}

@@ -39,7 +39,7 @@ def workers_for(evaluation: Evaluation, names: Iterable[str], benchmarks: Iterab
 
     Args:
         evaluation: Of the run.
-        names, benchmarks: As of `Evaluation.completions`.
+        names, benchmarks: As in `Evaluation.completions`.
         workers: As asked for; 0: one per visible GPU, or one where policies run on the CPU.
     """
     missing = len(_missing(evaluation, names, benchmarks))
@@ -54,7 +54,7 @@ def draw_side_by_side(
     """Draw what is not complete by worker processes; where one is enough, this process is left to draw when it is asked.
 
     Args:
-        evaluation, benchmarks, workers: As of `workers_for`.
+        evaluation, benchmarks, workers: As in `workers_for`.
         sources: What to load, by the policies' names.
 
     Raises:

@@ -51,7 +51,7 @@ def write_stage(path: Path, started: str, **more: Any) -> None:
 
     Args:
         path: The record, JSON.
-        started: Time in UTC, as of `amir_grpo.system.provenance.now`.
+        started: Time in UTC, from `amir_grpo.system.provenance.now`.
         **more: Further entries.
     """
     write_text(path, to_json({"started": started, "ended": now(), **more, "provenance": provenance()}))

@@ -202,7 +202,7 @@ def _train(
 def run_trainer(
     method: str, settings: Settings, config: GRPOConfig, base: str, problems: Dataset, backend: Backend
 ) -> GRPOTrainer:
-    """The trainer of a run, with the policy and a fresh adapter loaded; arguments as of `train` and `trainer_config`."""
+    """The trainer of a run, with the policy and a fresh adapter loaded; arguments as in `train` and `trainer_config`."""
     set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
     tokenizer = load_tokenizer(base, settings.trust_remote_code)  # small, and tells what cannot be trained

@@ -102,7 +102,7 @@ def _as_grpo_does(studies: Studies, plan: Plan, outcome: Outcome) -> str:
 
 
 def claim_lines(claims: pd.DataFrame) -> list[str]:
-    """A Markdown table of the five claims with the verdicts of their tests; `claims`: as of `claims_table`."""
+    """A Markdown table of the five claims with the verdicts of their tests; `claims`: from `claims_table`."""
     rows: list[Sequence[str]] = [("claim", *STRENGTHS), ("---",) * (1 + len(STRENGTHS))]
     rows += claim_rows(claims)
     return ["| " + " | ".join(row) + " |" for row in rows]

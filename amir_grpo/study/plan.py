@@ -236,7 +236,7 @@ def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outc
 def judge_alone(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
     """Each test of the plan by itself, as an exploratory study is read: nothing is confirmed, and no test ends another.
 
-    Arguments as of `run_sequence`.
+    Arguments as in `run_sequence`.
     """
     return [_judge(plan, test, comparisons.get(test.name)) for test in plan.tests]
 

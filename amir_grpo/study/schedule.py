@@ -96,7 +96,7 @@ def runs_in_order(
     Args:
         study: One of `STUDIES`.
         arms, seeds: Only these, and the base policies that they need. Empty: all.
-        folder, overrides, profile: As of `StudyRun`.
+        folder, overrides, profile: As in `StudyRun`.
 
     Raises:
         ValueError: If an arm or a seed is none of the study's, with all that are.
@@ -124,7 +124,7 @@ def single_run(
     overrides: Mapping[str, Any] | None = None,
     profile: str = PROFILE,
 ) -> StudyRun:
-    """One run of a study by its name, `regime/arm/seed`; the other arguments as of `runs_in_order`.
+    """One run of a study by its name, `regime/arm/seed`; the other arguments as in `runs_in_order`.
 
     Raises:
         ValueError: If the study has no such run.

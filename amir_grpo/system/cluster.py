@@ -244,7 +244,7 @@ class ClusterExecutor(Executor):
 
         Args:
             each: What is waited for.
-            queue: As of `_queue`.
+            queue: From `_queue`.
         """
         path = each.job.paths.result_pickle
         if path.exists():

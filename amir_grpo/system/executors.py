@@ -61,7 +61,7 @@ def executor_of(workers: int | Cluster, gpus: Sequence[str] = ()) -> Iterator[Ex
 
     Args:
         workers: Number of processes of this machine; 0: one per GPU given, or else per core; 1: this process. Or a cluster.
-        gpus: As of `visible_gpus`: each worker sees one of them, in turn. Empty: all see what this process sees.
+        gpus: From `visible_gpus`: each worker sees one of them, in turn. Empty: all see what this process sees.
     """
     if workers == 1:
         yield InlineExecutor()
