@@ -49,6 +49,7 @@ def simulated_rewards(
     """Correctness (0 or 1) and reward of simulated completions: (rollouts, prompts, G) each.
 
     `settings`: num_generations, nuisance, nuisance_size, nuisance_rate, reward_clip and reward_terms of a run.
+    Raises ValueError for a nuisance that depends on what a completion says.
     """
     group = settings["num_generations"]
     shape = (rollouts, _PROMPTS, group)
@@ -64,6 +65,8 @@ def simulated_rewards(
         reward = reward + size * (2 * generator.random(shape) - 1)
     elif settings["nuisance"] == "outliers":
         reward = reward + size * (generator.random(shape) < settings["nuisance_rate"])
+    elif settings["nuisance"] != "none":
+        raise ValueError(f"A {settings['nuisance']} nuisance depends on what a completion says: it is not simulated.")
     if settings["reward_clip"] is not None:
         reward = np.minimum(reward, settings["reward_clip"])
     return correct, reward

@@ -18,6 +18,11 @@ from amir_grpo.study.theory import (
 )
 
 
+def test_a_nuisance_that_is_not_simulated_is_refused():
+    with pytest.raises(ValueError, match="A partial nuisance depends on what a completion says"):
+        predicted_cosine("partial/grpo", 0.3)
+
+
 def test_wins_minus_losses_are_the_weights_of_the_linear_loss():
     reward = np.random.default_rng(0).normal(0, 2, (5, 16, 8))
     flat = torch.from_numpy(reward.reshape(-1))
