@@ -112,7 +112,7 @@ def verdict_rows(table: pd.DataFrame) -> pd.DataFrame:
     """`claims_table` as text: columns claim, test, result, verdict, study; one row per test."""
     rows = []
     for number, claim in enumerate(CLAIMS, 1):
-        for row in table[table["claim"] == claim].to_dict("records") if len(table) else []:
+        for row in table[table["claim"] == claim].to_dict("records"):
             gain, low, high = (signed(row[name], 2) for name in ("gain", "gain_low", "gain_high"))
             test = f"{row['test']} ({row['strength']})"
             result = f"{gain} {row['unit']} [{low}, {high}]"

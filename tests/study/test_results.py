@@ -199,5 +199,7 @@ def test_the_finding_says_what_the_tests_say():
     assert "with 60 % of the update the preference term gains less than 0.5 points over GRPO" in finding(
         Studies((clean,)), PLAN
     )
-    assert verdict_rows(pd.DataFrame()).empty
+    nothing = claims_table(Studies((made_up_study({"clean/grpo": 0.5}),)), PLAN)
+    assert verdict_rows(nothing).empty
+    assert "| Less length bias | no runs yet | no runs yet |" in claim_lines(nothing)
     assert len(claim_lines(claims_table(Studies((study,)), PLAN))) == 2 + 5

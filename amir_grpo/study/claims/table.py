@@ -10,7 +10,7 @@ import pandas as pd
 
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision, variants
 from amir_grpo.study.gains import gain
-from amir_grpo.study.inference import Comparison, verdict
+from amir_grpo.study.inference import COLUMNS, Comparison, verdict
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.results import Studies, about
 
@@ -28,6 +28,8 @@ SAMPLES = 8  # of a problem, all of which coverage takes
 _BOUNDARY = ("margin at equal entropy", "pair accuracy at equal entropy")
 # How many tests there are, those without runs included, so that a verdict does not change when others get theirs.
 DECLARED = len(STRENGTHS) * (3 + len(_BOUNDARY)) + sum(map(len, variants.PAIRS.values()))
+
+_COLUMNS = ["claim", "test", "strength", "study", "unit", *COLUMNS, "verdict"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
         row |= test.comparison.columns(test.margin, plan.alpha, plan.power)
         decided = verdict(test.comparison, test.margin, alpha=plan.alpha / DECLARED)
         rows.append(row | {"verdict": str(decided)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def claim_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -100,13 +102,13 @@ def claim_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
 
     Where some claims are tested in the confirmation, those that only the pilot tests say so.
     """
-    both = len(table) > 0 and len(set(table["study"])) > 1
+    both = len(set(table["study"])) > 1
     rows = []
     for claim in CLAIMS:
         cells = []
         for strength in STRENGTHS:
-            part = table[(table["claim"] == claim) & (table["strength"] == strength)] if len(table) else table
-            verdicts = Counter(part["verdict"]) if len(part) else {}
+            part = table[(table["claim"] == claim) & (table["strength"] == strength)]
+            verdicts = Counter(part["verdict"])
             said = ", ".join(_counted(name, verdicts, len(part)) for name in verdicts) or "no runs yet"
             cells.append(f"{said} (pilot)" if both and set(part["study"]) == {"pilot"} else said)
         rows.append((claim, *cells))
