@@ -17,7 +17,7 @@ from amir_grpo.results.hero import hero_figure, same_batches
 from amir_grpo.results.tables import preference_share
 from amir_grpo.study.gains import gain
 from amir_grpo.study.inference import MIN_UNITS
-from amir_grpo.study.results import Studies, StudyResults
+from amir_grpo.study.results import Studies, StudyResults, shared_runs
 
 _BASE, _GRPO, _PUBLISHED = "clean/base", "clean/grpo", "clean/published"
 _SAME = ["reward", "right", "tokens_right", "tokens_wrong"]  # of a rollout: equal where its completions are
@@ -62,7 +62,7 @@ def of_run(kept: Mapping[str, pd.DataFrame]) -> Evidence:
 def of_study(study: StudyResults) -> Evidence:
     """From the runs of a study: GRPO and AMIR-GRPO as published, paired by base policy and seed."""
     rollouts = {path: study.by_run("rollouts", path) for path in (_GRPO, _PUBLISHED)}
-    pairs = sorted(set(rollouts[_GRPO]) & set(rollouts[_PUBLISHED]))
+    pairs = shared_runs(*rollouts.values())
     old, new = ([rollouts[path][pair] for pair in pairs] for path in (_GRPO, _PUBLISHED))
     twins = [
         same_batches(a[_SAME], b[_SAME]).assign(run=seed) for (_, seed), a, b in zip(pairs, old, new, strict=True)

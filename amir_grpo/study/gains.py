@@ -18,7 +18,7 @@ from amir_grpo.study.inference import (
     not_greater_power,
 )
 from amir_grpo.study.plan import Outcome, Plan, Test, judge_alone, run_sequence
-from amir_grpo.study.results import LONGER, TRAINED, Studies, StudyResults, about, compared, gains_by_run
+from amir_grpo.study.results import LONGER, TRAINED, Studies, StudyResults, about, compared, gains_by_run, shared_runs
 
 _POINTS = 100.0
 _POWER_IF_EQUAL = {Hypothesis.EQUIVALENT: equivalence_power, Hypothesis.NOT_GREATER: not_greater_power}
@@ -70,7 +70,7 @@ def gain_table(
         for group in (TRAINED, LONGER):
             for k in ks if study.benchmarks[group] else ():
                 solved = {arm: study.solved(arm, group, k) for arm in (new, old)}
-                shared = set(solved[new]) & set(solved[old])
+                shared = shared_runs(*solved.values())
                 row = {
                     "study": study.name,
                     "regime": new.partition("/")[0],

@@ -9,7 +9,7 @@ import pandas as pd
 
 from amir_grpo.study.gains import gain
 from amir_grpo.study.plan import Plan
-from amir_grpo.study.results import Studies, StudyResults, about
+from amir_grpo.study.results import Studies, StudyResults, about, shared_runs
 from amir_grpo.study.theory import cosine_table
 
 PASS_RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -61,7 +61,7 @@ def prediction_table(studies: Studies, plan: Plan) -> pd.DataFrame:
         if name == "grpo" or (study := studies.first(arm, grpo)) is None:
             continue
         tables = [study.by_run("rollouts", path) for path in (arm, grpo)]
-        runs = sorted(set(tables[0]) & set(tables[1]))
+        runs = shared_runs(*tables)
         cosines = [pd.concat([table[run] for run in runs])["cosine_update"].mean() for table in tables]
         rate = float(pd.concat([tables[1][run] for run in runs])["right"].mean())
         predicted = cosine_table([arm, grpo], [rate])["cosine"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ NAMES = ["regime", "arm", "seed", "base"]
 _SHARED = ("model_name", "benchmarks", "eval_limit", "num_samples")
 _PROBLEM = ["benchmark", "problem"]
 TRAINED, LONGER = "trained lengths", "longer problems"
+Score = NDArray[np.float64] | float  # of a run: one number per problem, or a single one
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,12 @@ def _check_one_study(kept: Sequence[KeptRun]) -> None:
             raise ValueError(f"{a} and {b} were evaluated on different problems: runs are paired by problem.")
 
 
-def compared(new: dict[tuple[int, int], NDArray], old: dict[tuple[int, int], NDArray]) -> Comparison:
+def shared_runs(*arms: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The runs that all arms have, by (base, seed), sorted."""
+    return sorted(set.intersection(*map(set, arms)))
+
+
+def compared(new: Mapping[tuple[int, int], Score], old: Mapping[tuple[int, int], Score]) -> Comparison:
     """`compare` for two arms given by (base, seed) as arrays of one score per problem, or of a single number.
 
     Runs that one of them lacks are left out.
@@ -221,7 +227,7 @@ def compared(new: dict[tuple[int, int], NDArray], old: dict[tuple[int, int], NDA
     Raises:
         ValueError: If they share no run.
     """
-    keys = sorted(set(new) & set(old))
+    keys = shared_runs(new, old)
     if not keys:
         raise ValueError("The two arms have no run of the same base policy and seed: make more runs.")
     by_base = {base: [key for key in keys if key[0] == base] for base in sorted({base for base, _ in keys})}
@@ -233,12 +239,10 @@ def compared(new: dict[tuple[int, int], NDArray], old: dict[tuple[int, int], NDA
     return compare(*layout)
 
 
-def gains_by_run(new: dict[tuple[int, int], NDArray], old: dict[tuple[int, int], NDArray]) -> pd.DataFrame:
+def gains_by_run(new: Mapping[tuple[int, int], Score], old: Mapping[tuple[int, int], Score]) -> pd.DataFrame:
     """The gain of each run that both arms have: columns base, seed, gain."""
-    keys = sorted(set(new) & set(old))
-    return pd.DataFrame(
-        [(*key, float(np.mean(new[key]) - np.mean(old[key]))) for key in keys], columns=["base", "seed", "gain"]
-    )
+    rows = [(*run, float(np.mean(new[run]) - np.mean(old[run]))) for run in shared_runs(new, old)]
+    return pd.DataFrame(rows, columns=["base", "seed", "gain"])
 
 
 def about(path: str) -> str:
@@ -246,6 +250,6 @@ def about(path: str) -> str:
     return ARMS[path].about if path in ARMS else path
 
 
-def level(values: dict[tuple[int, int], float]) -> Comparison:
+def level(values: Mapping[tuple[int, int], float]) -> Comparison:
     """The mean of one number per run, with its interval, as the gain over 0."""
     return compared(values, dict.fromkeys(values, 0.0))

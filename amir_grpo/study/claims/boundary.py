@@ -14,7 +14,7 @@ import pandas as pd
 
 from amir_grpo.results.verdicts import MARGIN_SHARE
 from amir_grpo.study.inference import Comparison
-from amir_grpo.study.results import Studies, StudyResults, about, compared
+from amir_grpo.study.results import Studies, StudyResults, about, compared, shared_runs
 
 # What is compared -> (column, at equal entropy, scale, unit).
 QUANTITIES = {
@@ -38,23 +38,25 @@ def boundary_gain(
             make the same number of steps.
     """
     column, equal_entropy, scale, _ = QUANTITIES[quantity]
-    values: tuple[dict, dict] = ({}, {})
     tables = study.by_run("boundary", new), study.by_run("boundary", old)
-    for run in sorted(set(tables[0]) & set(tables[1])):
-        found: tuple[list, list] = ([], [])
-        parts = [table[run] for table in tables]
-        parts = [part[part["step"] == _step(part, done)] for part in parts]
-        for benchmark in parts[1]["benchmark"].unique():
-            ours, theirs = (part[part["benchmark"] == benchmark].sort_values("temperature") for part in parts)
-            plain = theirs[theirs["temperature"] == 1].iloc[0]
-            found[1].append(plain[column])
-            entropy = plain["entropy"] if equal_entropy else _at(ours, "entropy")
-            found[0].append(at_entropy(ours, entropy, column))
-        for kept, numbers in zip(values, found, strict=True):
-            kept[run] = scale * float(np.mean(numbers))
-    level = float(np.mean(list(values[1].values())))
+    ours, theirs = {}, {}
+    for run in shared_runs(*tables):
+        values = _by_benchmark(*(_at_step(table[run], done) for table in tables), column, equal_entropy)
+        ours[run], theirs[run] = scale * np.mean(values, axis=0)
+    level = float(np.mean(list(theirs.values())))
     smallest = MARGIN_SHARE * abs(level) if column == "margin" else ACCURACY_MARGIN
-    return compared(*values), level, smallest
+    return compared(ours, theirs), level, smallest
+
+
+def _by_benchmark(new: pd.DataFrame, old: pd.DataFrame, column: str, equal_entropy: bool) -> list[tuple[float, float]]:
+    """A column of both policies on each benchmark: the old one's own, the new one's own or at the old one's entropy."""
+    values = []
+    for benchmark in old["benchmark"].unique():
+        ours, theirs = (rows[rows["benchmark"] == benchmark].sort_values("temperature") for rows in (new, old))
+        own = [rows[rows["temperature"] == 1].iloc[0] for rows in (ours, theirs)]
+        entropy = own[1 if equal_entropy else 0]["entropy"]
+        values.append((at_entropy(ours, entropy, column), own[1][column]))
+    return values
 
 
 def at_entropy(rows: pd.DataFrame, entropy: float, column: str) -> float:
@@ -82,11 +84,7 @@ def boundary_table(studies: Studies, pairs: Sequence[tuple[str, str]], alpha: fl
     return pd.DataFrame(rows)
 
 
-def _step(rows: pd.DataFrame, done: float) -> int:
-    """The checkpoint nearest to that share of the training."""
+def _at_step(rows: pd.DataFrame, done: float) -> pd.DataFrame:
+    """The rows of the checkpoint nearest to that share of the training."""
     steps = rows["step"].unique()
-    return int(steps[np.argmin(np.abs(steps - done * steps.max()))])
-
-
-def _at(rows: pd.DataFrame, column: str) -> float:
-    return float(rows.loc[rows["temperature"] == 1, column].iloc[0])
+    return rows[rows["step"] == steps[np.argmin(np.abs(steps - done * steps.max()))]]

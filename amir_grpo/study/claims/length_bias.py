@@ -9,7 +9,7 @@ import pandas as pd
 
 from amir_grpo.study.inference import Comparison
 from amir_grpo.study.length_weight import theoretical_weight
-from amir_grpo.study.results import TRAINED, Studies, StudyResults, about, compared, level
+from amir_grpo.study.results import TRAINED, Studies, StudyResults, about, compared, level, shared_runs
 from amir_grpo.study.summaries import LENGTH_EDGES
 
 _REFERENCE = 20  # lower end of the bin that weights are relative to: few completions are shorter
@@ -42,10 +42,10 @@ def slope_table(studies: Studies) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def theoretical_slope(loss: str, share: float, shortest: float = 20.0, longest: float = 64.0) -> float:
-    """Slope of log weight on log length between two lengths, by `theoretical_weight` with the shortest as reference."""
-    weight = float(theoretical_weight(loss, longest, shortest, share))
-    return float(np.log(weight) / np.log(longest / shortest))
+def theoretical_slope(loss: str, share: float) -> float:
+    """Slope of log weight on log length from the reference to the longest bin, by `theoretical_weight`."""
+    longest = LENGTH_EDGES[-1]
+    return float(np.log(theoretical_weight(loss, longest, _REFERENCE, share)) / np.log(longest / _REFERENCE))
 
 
 def weight_table(studies: Studies) -> pd.DataFrame:
@@ -72,15 +72,16 @@ def wrong_length_gain(study: StudyResults, new: str, old: str) -> Comparison:
     On problems of the trained lengths that both policies of a run answer wrong at least once, so that difficulty is fixed.
     """
     tables = study.by_run("problems", new), study.by_run("problems", old)
-    values: tuple[dict, dict] = ({}, {})
-    for run in sorted(set(tables[0]) & set(tables[1])):
+    ours, theirs = {}, {}
+    for run in shared_runs(*tables):
         parts = [table[run] for table in tables]
         parts = [p[p["benchmark"].isin(study.benchmarks[TRAINED])].set_index(["benchmark", "problem"]) for p in parts]
         wrong = [study.samples - part["correct"] for part in parts]
         both = (wrong[0] > 0) & (wrong[1] > 0)
-        for kept, part, number in zip(values, parts, wrong, strict=True):
-            kept[run] = -float((part["tokens_wrong"] / number)[both].mean())
-    return compared(*values)
+        ours[run], theirs[run] = (
+            float((part["tokens_wrong"] / number)[both].mean()) for part, number in zip(parts, wrong, strict=True)
+        )
+    return compared(theirs, ours)
 
 
 def wrong_length_table(studies: Studies, pairs: Sequence[tuple[str, str]], alpha: float) -> pd.DataFrame:
