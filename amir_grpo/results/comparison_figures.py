@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
+from amir_grpo.choices import SIGNIFICANCE
 from amir_grpo.results.formatting import signed
 from amir_grpo.results.style import (
-    COLOURS,
     NEUTRAL,
     SMALL_PRINT,
     add_footnote,
@@ -29,34 +28,27 @@ _OFF_AXIS = 6.0  # a gain this many times as far out as the middle one is an arr
 def comparison_figure(
     table: pd.DataFrame,
     title: str = "",
-    names: Mapping[str, str] = POLICY_NAMES,
     margin: float | None = None,
     over: str = "new base policies and seeds",
 ) -> Figure:
     """Gains with 95 % intervals, one row per comparison on one axis; black where significant, grey elsewhere.
 
     Args:
-        table: Columns new, old, gain, gain_low, gain_high (points), p; in the order shown. Optional: regime, which heads
-            the rows that share it; about, the label of a row in place of "new − old"; verdict, in words at the right;
-            detectable, the smallest gain that the comparison could have shown, drawn as a pair of ticks. A gain far beyond
-            the others (GRPO over the base policy) becomes an arrow with its number.
+        table: Columns about (the label of a row), gain, gain_low, gain_high (points), p; in the order shown. Optional:
+            regime, which heads the rows that share it; verdict, in words at the right; detectable, the smallest gain that
+            the comparison could have shown, drawn as a pair of ticks. A gain far beyond the others (GRPO over the base
+            policy) becomes an arrow with its number.
         title: The finding.
-        names: How the arms of new and old are called.
         margin: Half the width of the band within which two arms count as equivalent, in points.
         over: What the intervals are for.
     """
     rows = table.to_dict("records")
-    places, heads, place = [], {}, 0.0
-    for index, row in enumerate(rows):
-        if "regime" in row and (index == 0 or row["regime"] != rows[index - 1]["regime"]):
-            heads[place] = row["regime"]
-            place += 1
-        places.append(place)
-        place += 1
+    places, heads = _places(rows)
     ends = [max(abs(row["gain_low"]), abs(row["gain_high"])) for row in rows if np.isfinite(row["gain_low"])]
     ends = [end for end in ends if end < _OFF_AXIS * np.median(ends)]
     reach = 1.1 * max([*ends, 1.5 * (margin or 0), 0.1])
-    figure = new_figure(6.6, 1.0 + 0.23 * max(place, 1))
+    lines = len(rows) + len(heads)
+    figure = new_figure(6.6, 1.0 + 0.23 * max(lines, 1))
     axes = figure.subplots()
     if margin:
         axes.axvspan(-margin, margin, color="#ececec", linewidth=0)
@@ -66,9 +58,8 @@ def comparison_figure(
     for y, head in heads.items():
         axes.annotate(str(head), (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0),
                       textcoords="offset points", ha="right", va="center", fontweight="bold")  # fmt: skip
-    labels = [row.get("about") or f"{_name(names, row['new'])} − {_name(names, row['old'])}" for row in rows]
-    axes.set_yticks(places, labels)
-    axes.set(xlim=(-reach, reach), ylim=(place - 0.4, -0.6), xlabel="gain in pass@1 (points)")
+    axes.set_yticks(places, table["about"])
+    axes.set(xlim=(-reach, reach), ylim=(lines - 0.4, -0.6), xlabel="gain in pass@1 (points)")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
@@ -79,6 +70,18 @@ def comparison_figure(
     add_footnote(figure, note)
     add_title(figure, title)
     return figure
+
+
+def _places(rows: Sequence[Mapping]) -> tuple[list[float], dict[float, str]]:
+    """Where each row stands, and above the first of each regime its head."""
+    places, heads, place = [], {}, 0.0
+    for index, row in enumerate(rows):
+        if "regime" in row and (index == 0 or row["regime"] != rows[index - 1]["regime"]):
+            heads[place] = row["regime"]
+            place += 1
+        places.append(place)
+        place += 1
+    return places, heads
 
 
 def _comparison(axes, y: float, row: Mapping, reach: float) -> None:
@@ -101,35 +104,26 @@ def _comparison(axes, y: float, row: Mapping, reach: float) -> None:
     axes.annotate(f"{signed(row['gain'], 2)}{verdict}", (1.02, y), ha="left", color=colour, **text)
 
 
-def _name(names: Mapping[str, str], arm: str) -> str:
-    return names.get(arm, arm)
-
-
 @styled
-def facing_bars_figure(table: pd.DataFrame, title: str = "", names: Mapping[str, str] = POLICY_NAMES) -> Figure:
+def facing_bars_figure(table: pd.DataFrame, title: str = "") -> Figure:
     """Problems that only one of two policies solves, as facing bars: one row per pair, the older policy to the left.
 
     Args:
-        table: Columns old, new, only_old, only_new (percent of the problems), and for each of the two, optionally, the ends
-            of its interval `<name>_low` and `<name>_high`. The pair of interest and, below it, what chance gives: GRPO
-            and GRPO of another seed.
+        table: Columns old, new (names of policies), only_old, only_new (percent of the problems). Below a pair of interest
+            what chance gives: GRPO and GRPO of another seed.
         title: The finding.
-        names: How old and new are called.
     """
     figure = new_figure(6.0, 0.95 + 0.55 * len(table))
     axes = figure.subplots()
-    colours = arm_colours(table["new"]) | COLOURS
+    colours = arm_colours(table["new"])
     for y, row in enumerate(table.to_dict("records")):
         for side, end in ((-1, "old"), (1, "new")):
             value = row[f"only_{end}"]
             axes.barh(y + 0.12, side * value, height=0.5, color=colours.get(row[end], "#bdbdbd"))
-            low, high = (row.get(f"only_{end}_{bound}", np.nan) for bound in ("low", "high"))
-            if np.isfinite(low):
-                axes.hlines(y + 0.12, side * low, side * high, color="black", linewidth=1)
             place = {"ha": "right" if side < 0 else "left", "textcoords": "offset points"}
-            axes.annotate(f"{value:.2f} %", (side * np.nanmax([value, high]), y + 0.12), xytext=(4 * side, 0),
+            axes.annotate(f"{value:.2f} %", (side * value, y + 0.12), xytext=(4 * side, 0),
                           va="center", fontweight="bold", **place)  # fmt: skip
-            axes.annotate(f"only {_name(names, row[end])}", (0, y - 0.14), xytext=(5 * side, 0), va="bottom",
+            axes.annotate(f"only {row[end]}", (0, y - 0.14), xytext=(5 * side, 0), va="bottom",
                           **SMALL_PRINT, **place)  # fmt: skip
     axes.axvline(0, color="#333333", linewidth=0.8)
     most = 1.35 * table.select_dtypes("number").to_numpy(dtype=float).max() if len(table) else 1.0
@@ -137,6 +131,5 @@ def facing_bars_figure(table: pd.DataFrame, title: str = "", names: Mapping[str,
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    add_footnote(figure, "Lines: 95 % intervals for new seeds." if "only_new_low" in table else "")
     add_title(figure, title)
     return figure

@@ -112,9 +112,9 @@ def _sentence(across: pd.DataFrame) -> str:
 def _gains(runs: Sequence[FinishedRun]) -> Any:
     first = pd.concat([run.main.query("k == k.min()").assign(about=run.name) for run in runs], ignore_index=True)
     order = {name: place for place, name in enumerate(first["benchmark"].unique())}
-    rows = first.assign(new="amir_grpo", old="grpo", regime=first["benchmark"], p=first["p_holm"])
+    rows = first.assign(regime=first["benchmark"], p=first["p_holm"])
     rows = rows.sort_values("benchmark", key=lambda column: column.map(order), kind="stable")
-    rows = rows[["about", "regime", "new", "old", "gain", "gain_low", "gain_high", "p"]]
+    rows = rows[["about", "regime", "gain", "gain_low", "gain_high", "p"]]
     return comparison_figure(rows, "Gain of AMIR-GRPO over GRPO, by run", over="new problems")
 
 

@@ -6,17 +6,17 @@ from matplotlib.colors import to_hex
 from amir_grpo.results import comparison_figures, study_figures, style
 from tests.results.test_figures import inside
 
-COLUMNS = ["regime", "new", "old", "gain", "gain_low", "gain_high", "p", "verdict", "detectable"]
+COLUMNS = ["regime", "about", "gain", "gain_low", "gain_high", "p", "verdict", "detectable"]
 
 
 @pytest.fixture
 def tests():
     return pd.DataFrame(
         [
-            ("clean", "two-step", "grpo", 2.31, 0.56, 4.07, 0.02, "supported", 0.9),
-            ("clean", "published", "grpo", -0.02, -0.30, 0.26, 0.80, "equivalent", 0.6),
-            ("nuisance", "share-0.6", "grpo", np.nan, np.nan, np.nan, np.nan, None, np.nan),
-            ("clean", "grpo", "base", 52.0, 48.0, 56.0, 0.0001, "supported", np.nan),
+            ("clean", "two steps − GRPO", 2.31, 0.56, 4.07, 0.02, "supported", 0.9),
+            ("clean", "published − GRPO", -0.02, -0.30, 0.26, 0.80, "equivalent", 0.6),
+            ("nuisance", "share 0.6 − GRPO", np.nan, np.nan, np.nan, np.nan, None, np.nan),
+            ("clean", "GRPO − base policy", 52.0, 48.0, 56.0, 0.0001, "supported", np.nan),
         ],
         columns=COLUMNS,
     )
@@ -27,7 +27,7 @@ def points(axes, marker="o"):
 
 
 def test_a_gain_is_grey_unless_it_is_significant(tests):
-    figure = comparison_figures.comparison_figure(tests, "Finding", {"grpo": "GRPO"}, margin=0.5)
+    figure = comparison_figures.comparison_figure(tests, "Finding", margin=0.5)
     (axes,) = figure.axes
     colours = [to_hex(line.get_color()) for line in points(axes)]
     assert colours == [comparison_figures.SIGNIFICANT, style.NEUTRAL]
@@ -36,27 +36,27 @@ def test_a_gain_is_grey_unless_it_is_significant(tests):
     assert {"clean", "nuisance", "+2.31  supported", "−0.02  equivalent", "no runs yet", "+52.00  supported"} <= set(
         texts
     )
-    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["two-step − GRPO", "published − GRPO"]
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["two steps − GRPO", "published − GRPO"]
     assert axes.get_xlim()[1] < 10, "a gain far out squeezes all others"
     assert [tuple(line.get_xdata()) for line in points(axes, "|")] == [(-0.9, 0.9), (-0.6, 0.6)]
     assert inside(figure)
 
 
 def test_comparisons_without_a_regime_or_a_verdict(tests):
-    table = tests.head(2).drop(columns=["regime", "verdict", "detectable"]).assign(about=["first", "second"])
+    table = tests.head(2).drop(columns=["regime", "verdict", "detectable"])
     figure = comparison_figures.comparison_figure(table)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first", "second"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["two steps − GRPO", "published − GRPO"]
     assert inside(figure)
 
 
 def test_facing_bars_are_as_long_as_their_shares():
     table = pd.DataFrame(
-        {"old": "grpo", "new": ["amir_grpo", "GRPO, another seed"], "only_old": [2.0, 2.5], "only_new": [3.0, 2.5]}
+        {"old": "another GRPO", "new": ["AMIR-GRPO", "GRPO"], "only_old": [2.0, 2.5], "only_new": [3.0, 2.5]}
     )
     figure = comparison_figures.facing_bars_figure(table)
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [-2.0, 3.0, -2.5, 2.5]
-    assert {"only GRPO", "only AMIR-GRPO", "only GRPO, another seed", "2.50 %"} <= {t.get_text() for t in axes.texts}
+    assert {"only another GRPO", "only AMIR-GRPO", "only GRPO", "2.50 %"} <= {t.get_text() for t in axes.texts}
     assert inside(figure)
 
 
