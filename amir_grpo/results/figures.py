@@ -178,8 +178,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
     places, names = [], []
     for index, (reading, method) in enumerate(rows):
         y = index + 0.9 * (index // 2)
-        part = margins[margins["method"] == method]
-        part = part if reading is None else part[part["reading"] == reading]
+        part = _read_by(margins, method, reading)
         places.append(y)
         if ranges:
             names.append(POLICY_NAMES[method])
@@ -187,20 +186,12 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
             axes.hlines(y, row["low"], row["high"], color=COLOURS[method], linewidth=1.2)
             _margin_mean(axes, y, row["mean"], method)
             continue
-        values = part["margin"].to_numpy(dtype=float)
-        names.append(f"{POLICY_NAMES[method]} ({len(values)} problem{'s' * (len(values) != 1)})")
-        if not len(values):
+        names.append(f"{POLICY_NAMES[method]} ({len(part)} problem{'s' * (len(part) != 1)})")
+        if len(part):
+            _margins(axes, y, part, None if summary is None else _read_by(summary, method, reading), method)
+        else:
             axes.annotate("no problem has both right and wrong completions", (0.03, y), fontsize=7, va="center",
                           xycoords=("axes fraction", "data"))  # fmt: skip
-            continue
-        axes.hlines(y, *np.quantile(values, (0.25, 0.75)), color=COLOURS[method], linewidth=1.2)
-        if summary is not None:
-            match = summary[summary["method"] == method]
-            match = match if reading is None else match[match["reading"] == reading]
-            ends = match[["mean_low", "mean_high"]].to_numpy(dtype=float)
-            if len(ends) and np.isfinite(ends).all():
-                axes.hlines(y, *ends[0], color=COLOURS[method], linewidth=5, alpha=0.45)
-        _margin_mean(axes, y, values.mean(), method)
     for index, reading in enumerate(readings):
         axes.annotate(READINGS.get(reading, reading), (0, places[2 * index] - 0.8), ha="right", va="center",
                       xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
@@ -219,6 +210,22 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame | None = None, ti
     add_footnote(figure, "Bars: lowest to highest margin; point: mean." if ranges else note)
     add_title(figure, title)
     return figure
+
+
+def _read_by(table: pd.DataFrame, method: str, reading: str | None) -> pd.DataFrame:
+    """The rows of a method, and of a reading where there are two."""
+    return table[(table["method"] == method) & (True if reading is None else table["reading"] == reading)]
+
+
+def _margins(axes: Axes, y: float, margins: pd.DataFrame, summary: pd.DataFrame | None, method: str) -> None:
+    """The middle half of the margins, the interval of their mean where it is known, and the mean."""
+    values = margins["margin"].to_numpy(dtype=float)
+    axes.hlines(y, *np.quantile(values, (0.25, 0.75)), color=COLOURS[method], linewidth=1.2)
+    if summary is not None:
+        ends = summary[["mean_low", "mean_high"]].to_numpy(dtype=float)
+        if len(ends) and np.isfinite(ends).all():
+            axes.hlines(y, *ends[0], color=COLOURS[method], linewidth=5, alpha=0.45)
+    _margin_mean(axes, y, values.mean(), method)
 
 
 def _margin_mean(axes: Axes, y: float, mean: float, method: str) -> None:

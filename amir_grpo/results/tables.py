@@ -260,26 +260,7 @@ def margin_table(scores: pd.DataFrame) -> pd.DataFrame:
     by_sampler = scores.groupby("sampler", sort=False, observed=True)["scorer"].nunique()
     common = by_sampler.index[by_sampler == len(scorers)] if len(scorers) > 1 else []
     shared = scores[scores["sampler"].isin(common)]
-    if len(shared):
-        completions = ["sampler", "benchmark", "problem_id"]
-        sizes = shared.groupby([*completions, "scorer"], observed=True)["correct"].agg(["size", "sum"]).reset_index()
-        spread = sizes.groupby(completions, observed=True).agg(
-            scorers=("scorer", "size"),
-            least=("size", "min"),
-            most=("size", "max"),
-            right=("sum", "min"),
-            top=("sum", "max"),
-        )
-        same = (
-            (spread["scorers"] == len(scorers))
-            & (spread["least"] == spread["most"])
-            & (spread["right"] == spread["top"])
-        )
-        if not same.all():
-            raise ValueError(
-                f"the completions of {tuple(spread.index[~same][0])} differ between the scorers "
-                f"{', '.join(scorers)}.\nScore the same completions with every policy."
-            )
+    _check_scored_alike(shared, scorers)
     frames = []
     for reading, part in (("own", scores[scores["scorer"] == scores["sampler"]]), ("shared", shared)):
         for (method, benchmark), group in part.groupby(["scorer", "benchmark"], sort=False, observed=True):
@@ -297,6 +278,20 @@ def margin_table(scores: pd.DataFrame) -> pd.DataFrame:
             )
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True)[MARGIN_COLUMNS] if frames else pd.DataFrame(columns=MARGIN_COLUMNS)
+
+
+def _check_scored_alike(shared: pd.DataFrame, scorers: Sequence[str]) -> None:
+    """Raise ValueError where scorers have another number of completions of a problem, or of right ones."""
+    problem = ["sampler", "benchmark", "problem_id"]
+    counts = shared.groupby([*problem, "scorer"], observed=True)["correct"].agg(["size", "sum"]).reset_index()
+    by_problem = counts.groupby(problem, observed=True)
+    least, most = by_problem[["size", "sum"]].min(), by_problem[["size", "sum"]].max()
+    same = (by_problem["scorer"].size() == len(scorers)) & (least == most).all(axis=1)
+    if not same.all():
+        raise ValueError(
+            f"the completions of {tuple(same.index[~same][0])} differ between the scorers "
+            f"{', '.join(scorers)}.\nScore the same completions with every policy."
+        )
 
 
 def margin_summary(margins: pd.DataFrame) -> pd.DataFrame:
