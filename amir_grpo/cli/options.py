@@ -109,7 +109,9 @@ class EvidenceOptions(ClusterOptions):
     results: str | None = field(
         default=None, metadata={"help": "Gets the results, a file per run. Default: data/results/<study>."}
     )
-    workers: int = field(default=0, metadata={"help": "Runs side by side. 0: one per core."})
+    workers: int = field(
+        default=0, metadata={"help": "Runs side by side. 0: one per visible GPU, or else one per core."}
+    )
 
 
 @dataclass
