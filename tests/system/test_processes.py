@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.numpy import load_file
 
+from tests.launching import exit_code, forked, started
+
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 # The command line, with rollouts that do not depend on which process draws them: each row has a random stream of its
 # own, from its prompt, its place in the group, and how many rollouts there were before.
@@ -108,8 +107,8 @@ def zero(stage):
     }
 
 
-def launch(script, folder, processes, environment, **more):
-    """Train AMIR-GRPO for three steps of 16 completions, 16 / processes on each."""
+def trained(start, runs, script, name, processes, environment, **more):
+    """The adapter, the log, the sorted rollouts and the output of three steps of 16 completions, 16 / processes on each."""
     settings = more | {
         "per_device_train_batch_size": 16 // processes,
         "sandbox_warmup_steps": 120,
@@ -119,27 +118,16 @@ def launch(script, folder, processes, environment, **more):
         "reward_margin": 0.1,
         "lambda_reg": 5.0,
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    launcher = TORCHRUN if processes == 2 else []
-    return subprocess.run(
-        [sys.executable, *launcher, *script, "train", "--run_dir", str(folder), *words],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-def trained(runs, script, name, processes, environment, **more):
-    """The adapter, the log and the sorted rollouts of a training."""
-    folder = runs / f"trained by {name}"
-    done = launch([str(script)], folder, processes, environment, **more)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Adapter and log") == 1, "one process speaks"
+    words = [word for setting, value in settings.items() for word in (f"--{setting}", str(value))]
+    folder, said = runs / f"trained by {name}", runs / f"said by {name}"
+    process = start(script, ["train", "--run_dir", str(folder), *words], processes, environment, said)
+    assert exit_code(process) == 0, said.read_text()[-3000:]
+    assert said.read_text().count("Adapter and log") == 1, "one process speaks"
     assert json.loads((folder / "amir_grpo" / "stage.json").read_text())["processes"] == processes
     log = pd.read_csv(folder / "amir_grpo" / "log.csv")
     rows = pd.read_parquet(folder / "amir_grpo" / "rollouts.parquet")
     rows = rows.sort_values(list(rows.columns[:-1]), ignore_index=True)
-    return load_file(folder / "amir_grpo" / "adapter_model.safetensors"), log, rows, done.stderr
+    return load_file(folder / "amir_grpo" / "adapter_model.safetensors"), log, rows, said.read_text()
 
 
 def check_same(one, several):
@@ -153,28 +141,29 @@ def check_same(one, several):
         np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / "same_rollouts.py"
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "same_rollouts.py"
     path.write_text(SAME_ROLLOUTS)
     return path
 
 
 @pytest.fixture(scope="module")
-def one(runs, tmp_path_factory):
+def one(server, runs, script):
     """What one process trains."""
-    script = tmp_path_factory.mktemp("one") / "same_rollouts.py"
-    script.write_text(SAME_ROLLOUTS)
-    return trained(runs, script, "one", 1, {})
+    return trained(partial(forked, server), runs, script, "one", 1, {})
 
 
-def test_two_processes_train_as_one(runs, script, one):
-    check_same(one, trained(runs, script, "ddp", 2, {}))
+@pytest.mark.xdist_group("server")
+def test_two_processes_train_as_one(server, runs, script, one):
+    check_same(one, trained(partial(forked, server), runs, script, "two", 2, {}))
 
 
 @pytest.mark.long
-def test_two_processes_with_sharded_weights_train_as_one(runs, script, one):
-    check_same(one, trained(runs, script, "fsdp", 2, FSDP))
+@pytest.mark.xdist_group("server")
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_started_by_torchrun_train_as_one(kind, runs, script, one):
+    check_same(one, trained(started, runs, script, kind, 2, {"ddp": {}, "fsdp": FSDP}[kind]))
 
 
 @pytest.mark.skipif(
@@ -188,8 +177,8 @@ def test_two_processes_train_as_one_by_deepspeed(runs, tmp_path, stage):
     scripts[2].write_text(
         SAME_ROLLOUTS.replace("main(sys.argv[1:])", ON_A_CPU + TELL_THE_STAGE + "main(sys.argv[1:])")
     )
-    one = trained(runs, scripts[1], f"one beside {stage}", 1, {}, dtype="auto")
-    several = trained(runs, scripts[2], f"zero {stage}", 2, zero(stage), dtype="auto")
+    one = trained(started, runs, scripts[1], f"one beside {stage}", 1, {}, dtype="auto")
+    several = trained(started, runs, scripts[2], f"zero {stage}", 2, zero(stage), dtype="auto")
     assert f"DistributedType.DEEPSPEED {stage}" in several[-1]
     check_same(one, several)
 
