@@ -1,5 +1,6 @@
 """What several test modules share: a tiny sandbox policy, made once a session."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -14,6 +15,9 @@ import pytest
 # Read when torch is imported, here and in what the tests start: workers share the cores, and leave those they wait on.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# jsonschema compiles a grammar of internet addresses for seconds when nbformat imports it, where it finds one
+sys.modules.setdefault("rfc3987_syntax", None)
 
 # how long an example takes says how busy the machine is
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -39,7 +43,10 @@ def runs(tmp_path_factory, tiny_spec):
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")
-    base_policy(tiny_spec, folder / ".cache")
+    ours = tmp_path_factory.getbasetemp()
+    session = ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours  # shared by all workers
+    made = base_policy(tiny_spec, session / "bases")
+    shutil.copytree(made, folder / ".cache" / made.name)
     return folder
 
 
@@ -97,6 +104,16 @@ def complete_run(runs, tiny_settings):
     return run
 
 
+# by what the tests run there
+_IMPORTED_LATE = (
+    "amir_grpo.cli",
+    "amir_grpo.policies.engines",
+    "amir_grpo.study.results",
+    "torch.distributed.launcher.api",
+    "tests.frozen",
+)
+
+
 @pytest.fixture(scope="session")
 def server():
     """Forks processes that have imported everything: none waits for torch, and a kill hits work and not imports.
@@ -104,7 +121,7 @@ def server():
     Tests that use it belong to the xdist group "server", so that it imports once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["amir_grpo.runs.training", "amir_grpo.runs.showing", "amir_grpo.policies.engines"])
+    context.set_forkserver_preload(["pytest", "amir_grpo.runs.training", "amir_grpo.runs.showing", *_IMPORTED_LATE])
     forkserver.ensure_running()  # now, not within a test that has hidden all progress bars
     return context
 
@@ -137,6 +154,12 @@ def installed(wheel, tmp_path_factory):
     done = subprocess.run([*pip, str(wheel)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: looking for garbage in it after each training takes longer than a tiny training."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):
