@@ -26,6 +26,8 @@ from amir_grpo.sandbox import base as base_policies
 from amir_grpo.settings import PROFILES
 from amir_grpo.study import experiment
 
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("any input")
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
 often = settings(
     max_examples=EXAMPLES,

@@ -18,6 +18,8 @@ from amir_grpo.runs import (
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.sandbox import base as base_policies
 
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("bad input")
 TRAIN, EVALUATE, REPRODUCE, EVIDENCE, VERIFY = "train", "evaluate", "reproduce", "evidence", "verify"
 
 # what is given on the command line, and what the message must hold

@@ -18,6 +18,9 @@ from amir_grpo.runs.run import open_run
 from amir_grpo.sandbox.problems import chain_answer, load_sandbox
 from amir_grpo.settings import Settings, settings_of
 
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("cli")
+
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
 WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
 WITHOUT = {

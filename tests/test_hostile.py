@@ -19,6 +19,8 @@ from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.settings import settings_of
 from tests.cells import run_cells
 
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("hostile")
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
     "<script>alert(1)</script><think>x</think><answer>\\boxed{2}</answer>",
@@ -49,11 +51,17 @@ def answers(engine, problems, num_samples, **options):
         )
 
 
-@pytest.fixture
-def hostile(runs, tiny_settings, monkeypatch, request):
-    monkeypatch.setattr(sampling, "draw_batches", answers)
-    changes = {"benchmarks": ["chain3"], "eval_limit": 8}
-    return open_run("sandbox", runs / f"hostile {request.node.name[:20]}", tiny_settings | changes)
+CHANGES = {"benchmarks": ["chain3"], "eval_limit": 8}
+
+
+@pytest.fixture(scope="module")
+def hostile(runs, tiny_settings):
+    """A run whose policies have said what is hostile."""
+    run = open_run("sandbox", runs / "hostile", tiny_settings | CHANGES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "draw_batches", answers)
+        results_of(run)
+    return run
 
 
 def test_the_report_shows_text_as_text(hostile):
@@ -138,8 +146,10 @@ OUTLETS = {
 }
 
 
-def test_every_outlet_shows_hostile_text_as_text(hostile, hostile_problems, tmp_path, capsys):
+def test_every_outlet_shows_hostile_text_as_text(runs, tiny_settings, hostile_problems, tmp_path, monkeypatch, capsys):
     """Everything that is written and printed from training to export, found by looking at what is there."""
+    monkeypatch.setattr(sampling, "draw_batches", answers)
+    hostile = open_run("sandbox", runs / "every outlet", tiny_settings | CHANGES)
     results = results_of(hostile)
     save_results(hostile, results)
     write_report(hostile, results)

@@ -97,8 +97,14 @@ def check_update(policy, folder, **changes):  # noqa: F811
     return plain, trimmed
 
 
-@pytest.mark.parametrize("level", IMPORTANCE_SAMPLING_LEVELS)
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def losses():
+    """Every loss at one of the levels, in turns; at each in `make test-long`."""
+    for number, loss_type in enumerate(LOSS_TYPES):
+        for place, level in enumerate(IMPORTANCE_SAMPLING_LEVELS):
+            yield pytest.param(loss_type, level, marks=() if (number + place) % 2 == 0 else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("loss_type", "level"), losses())
 def test_the_update_is_that_of_untrimmed_micro_batches(exact, tmp_path, loss_type, level):
     check_update(exact, tmp_path, loss_type=loss_type, importance_sampling_level=level)
 

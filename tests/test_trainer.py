@@ -194,10 +194,16 @@ def check_gradient(policy, folder, strategy="all", cap=None, reference=None, pef
     return amir
 
 
-@pytest.mark.parametrize("with_reference", [False, True], ids=["reference-free", "reference"])
-@pytest.mark.parametrize("strategy", ["all", "topk"])
-@pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def objectives():
+    """Every loss with every two of the other choices; all three at once in `make test-long`."""
+    for loss_type, level, strategy, with_reference in itertools.product(
+        LOSS_TYPES, ("token", "sequence"), ("all", "topk"), (False, True)
+    ):
+        odd = (level == "sequence") ^ (strategy == "topk") ^ with_reference
+        yield pytest.param(loss_type, level, strategy, with_reference, marks=pytest.mark.long if odd else ())
+
+
+@pytest.mark.parametrize(("loss_type", "level", "strategy", "with_reference"), objectives())
 def test_gradient_is_that_of_the_explicit_objective(policy, tmp_path, loss_type, level, strategy, with_reference):
     changes = {"loss_type": loss_type, "importance_sampling_level": level, "peft": with_reference}
     if loss_type == "cispo":  # clamps the ratio at epsilon_high; at its usual value the ratio 1 is below it

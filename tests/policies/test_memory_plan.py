@@ -40,9 +40,14 @@ PUBLISHED = {
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_shapes_have_the_published_number_of_parameters(name, parameters):
     own = [profile for profile in GPU_PROFILES[1:] if settings_of(profile).model_name == name]  # in 16 bits
-    planned = plan(settings_of(own[0]) if own else settings_of("paper-qwen3b", {"model_name": name}))
-    assert planned.parameters == pytest.approx(parameters, rel=0.01 if "gemma" in name else 0)
-    assert planned.parts["weights"] == pytest.approx(2 * parameters / GIB, rel=0.01)
+    rel = 0.01 if "gemma" in name else 0
+    if own:
+        planned = plan(settings_of(own[0]))
+        assert planned.parameters == pytest.approx(parameters, rel=rel)
+        assert planned.parts["weights"] == pytest.approx(2 * parameters / GIB, rel=0.01)
+    else:  # planned like its larger sister
+        *_, shaped = policy_on_meta(settings_of("paper-qwen3b", {"model_name": name}), torch.bfloat16)
+        assert shaped == pytest.approx(parameters, rel=rel)
 
 
 def settings(checkpointing, micro_batch):
@@ -69,7 +74,9 @@ def peak_of_the_allocator(work):
     return peak
 
 
-@pytest.mark.parametrize(("checkpointing", "micro_batch"), [(True, 4), (False, 4), (True, 8)])
+@pytest.mark.parametrize(
+    ("checkpointing", "micro_batch"), [(True, 4), (False, 4), pytest.param(True, 8, marks=pytest.mark.long)]
+)
 def test_memory_of_the_training_pass_is_within_15_percent_of_what_is_measured(checkpointing, micro_batch):
     s = settings(checkpointing, micro_batch)
     planned = plan(s, bits=32)
@@ -187,18 +194,36 @@ def rows_under(heading):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_the_documented_sums_are_those_of_the_plans_and_add_up():
+BACKENDS = {"transformers": "transformers", "Unsloth": "unsloth"}
+
+
+def sums():
+    """Each row of the table; of Unsloth one that another test plans, too, and the others in `make test-long`."""
+    for name, backend in itertools.product(GPU_PROFILES, BACKENDS):
+        is_long = backend == "Unsloth" and name != "paper-qwen3b"
+        yield pytest.param(name, backend, marks=pytest.mark.long if is_long else ())
+
+
+@pytest.mark.parametrize(("name", "backend"), sums())
+def test_the_documented_sums_are_those_of_the_plans(name, backend):
+    (cells,) = (row[2:] for row in rows_under("### The sums, part by part") if row[:2] == [name, backend])
+    made = plan(settings_of(name), backend=BACKENDS[backend])
+    shown = [made.parts[part] for part in ("weights", "activations", "logits", "KV cache", "generation logits")]
+    of_the_adapter = sum(made.parts[part] for part in ("adapters", "gradients", "optimizer"))
+    expected = [shown[0], of_the_adapter, *shown[1:3], made.training, *shown[3:], made.rollout]
+    assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051)
+    weights, adapter, activations, logits, training, cache, generation, rollout = expected
+    assert training == pytest.approx(weights + adapter + activations + logits + 0.6)
+    assert rollout == pytest.approx(weights + adapter + cache + generation + 0.6)
+
+
+def test_the_documented_sums_add_up():
     rows = rows_under("### The sums, part by part")
-    assert [row[:2] for row in rows] == [[p, b] for p in GPU_PROFILES for b in ("transformers", "Unsloth")]
+    assert [tuple(row[:2]) for row in rows] == list(itertools.product(GPU_PROFILES, BACKENDS))
     for name, backend, *cells in rows:
-        made = plan(settings_of(name), backend=backend.lower())
-        shown = [made.parts[part] for part in ("weights", "activations", "logits", "KV cache", "generation logits")]
-        of_the_adapter = sum(made.parts[part] for part in ("adapters", "gradients", "optimizer"))
-        expected = [shown[0], of_the_adapter, *shown[1:3], made.training, *shown[3:], made.rollout]
-        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051), (name, backend)
-        weights, adapter, activations, logits, training, cache, generation, rollout = expected
-        assert training == pytest.approx(weights + adapter + activations + logits + 0.6)
-        assert rollout == pytest.approx(weights + adapter + cache + generation + 0.6)
+        weights, adapter, activations, logits, training, cache, generation, rollout = map(float, cells)
+        assert training == pytest.approx(weights + adapter + activations + logits + 0.6, abs=0.26), (name, backend)
+        assert rollout == pytest.approx(weights + adapter + cache + generation + 0.6, abs=0.26), (name, backend)
 
 
 def test_what_each_backend_keeps_of_a_logit():

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("server")
 
 # (stage, what it does); each asks for the ones before it, which are complete in its starting folder
 STAGES = ("train", "evaluate", "report")
-KILLS = 5  # random moments before a stage is left to itself
+FEW, KILLS = 3, 5  # random moments before a stage is left to itself
 NEW_MOUNTS = 0x00020000  # CLONE_NEWNS: os.unshare comes with Python 3.12
 PARTS = ("*.part", "*/*.part", "*/*/*.part")
 
@@ -87,10 +87,10 @@ def undisturbed(server, settings, runs, base):
     return found
 
 
-def check_killed(server, settings, undisturbed, folder, stage, moments):
+def check_killed(server, settings, undisturbed, folder, stage, moments, kills):
     before, after, seconds = undisturbed[stage]
     shutil.copytree(before, folder)
-    for _ in range(KILLS):
+    for _ in range(kills):
         do(server, stage, folder, settings, seconds * moments.random())
     do(server, stage, folder, settings)
     assert first_difference(after, folder) is None
@@ -99,7 +99,7 @@ def check_killed(server, settings, undisturbed, folder, stage, moments):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_random_moments_and_started_again_it_ends_with_the_same(server, settings, undisturbed, runs, stage):
-    check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, random.Random(stage))
+    check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, random.Random(stage), FEW)
 
 
 @pytest.mark.long
@@ -107,7 +107,7 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same(server
 def test_killed_at_twenty_moments_it_ends_with_the_same(server, settings, undisturbed, runs, stage):
     moments = random.Random(f"twenty of {stage}")
     for _ in range(4):
-        check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, moments)
+        check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, moments, KILLS)
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_taken_for_whole(server, settings, undisturbed, runs):

@@ -1,16 +1,15 @@
 """Opening a run folder: it keeps its own settings, what is given anew is compared with them, and one process at a time."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from multiprocessing.connection import wait
 
 import pytest
 
 from amir_grpo.runs.run import open_run
 from amir_grpo.settings import settings_of
-from amir_grpo.system.locks import locked
+from amir_grpo.system.locks import Busy, locked
 
 
 def test_config_holds_settings_and_provenance(open_tiny, tiny_settings):
@@ -186,47 +185,40 @@ def test_a_broken_configuration_is_named(tmp_path, content):
 
 # --- several processes ----------------------------------------------------------------------------------------------
 
-OPEN = """
-import sys
-from amir_grpo.runs.run import open_run
-from amir_grpo.system.locks import Busy
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    run = open_run("smoke", sys.argv[1], {"seed": int(sys.argv[2])})
-    with run._stage("training grpo"):
-        print("working with", run.settings.seed, flush=True)
-        sys.stdin.readline()
-        (run.folder / "grpo").mkdir()
-        (run.folder / "grpo" / "stage.json").write_text("{}")
-except (ValueError, Busy) as error:
-    print("refused:", error)
-"""
+
+def open_and_work(folder, seed, start, go_on, said):
+    """In a process of its own: open the folder and begin a stage, with one seed."""
+    start.wait()
+    try:
+        run = open_run("smoke", folder, {"seed": seed})
+        with run._stage("training grpo"):
+            said.write_text(f"working with {run.settings.seed}")
+            go_on.wait()
+            (run.folder / "grpo").mkdir()
+            (run.folder / "grpo" / "stage.json").write_text("{}")
+    except (ValueError, Busy) as error:
+        said.write_text(f"refused: {error}")
 
 
-def test_of_two_first_openers_at_once_one_works_and_the_other_is_refused(tmp_path):
+@pytest.mark.xdist_group("server")
+def test_of_two_first_openers_at_once_one_works_and_the_other_is_refused(server, tmp_path):
     """They are let go at the same moment; whoever begins its work first, the folder is configured as that one says."""
+    start, go_on, said = server.Barrier(2), server.Event(), [tmp_path / "first", tmp_path / "second"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN, tmp_path / "run", seed],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for seed in ("1", "2")
+        server.Process(target=open_and_work, args=(tmp_path / "run", seed, start, go_on, path))
+        for seed, path in enumerate(said, start=1)
     ]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
+        process.start()
+    wait([process.sentinel for process in processes], timeout=300)  # the one that is refused ends first
+    go_on.set()
     for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    note = [process.communicate("go on\n", timeout=600)[0] for process in processes]
-    working = [seed for seed, text in zip((1, 2), note, strict=True) if f"working with {seed}" in text]
-    assert len(working) == 1, note
+        process.join()
+    note = [path.read_text() for path in said]
+    (working,) = [seed for seed, text in enumerate(note, start=1) if text == f"working with {seed}"]
     (refused,) = (text for text in note if text.startswith("refused: "))
     assert "settings: seed was" in refused or "already in progress" in refused
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["seed"] == working[0]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["seed"] == working
 
 
 def test_settings_of_a_folder_in_which_work_goes_on_are_kept(tmp_path):
