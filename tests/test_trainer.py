@@ -255,6 +255,11 @@ def test_lambda_zero_is_grpo_bit_for_bit(policy, tmp_path, micro_batches):
     amir = make_trainer(policy, tmp_path, lambda_reg=0.0, trim_micro_batches=False, **shape)
     amir.train()
     assert torch.equal(parameters(grpo), parameters(amir))
+    assert not [name for row in amir.state.log_history for name in row if name.startswith("preference/")]
+
+
+def test_lambda_zero_keeps_no_reference(policy, tmp_path):
+    assert make_trainer(policy, tmp_path, lambda_reg=0.0, ref_free=False).ref_model is None
 
 
 def test_the_log_says_what_the_preference_term_did(policy, tmp_path):
@@ -318,6 +323,19 @@ def test_the_constructor_takes_what_its_parents_takes(policy, tmp_path):
     args = AmirGRPOConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     with pytest.raises(ValueError, match="No reward source"):  # TRL's own check: an environment may give the reward
         AmirGRPOTrainer(policy, args=args, processing_class=build_tokenizer())
+
+
+def test_without_a_config_the_folder_is_named_after_the_policy(policy, tmp_path, monkeypatch):
+    class OnCpu(AmirGRPOConfig):
+        def __init__(self, folder):
+            super().__init__(folder, use_cpu=True, bf16=False, report_to="none")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("amir_grpo.trainer.AmirGRPOConfig", OnCpu)
+    named = copy.deepcopy(policy)
+    named.config._name_or_path = "me/tiny"
+    trainer = AmirGRPOTrainer(named, graded, train_dataset=PROMPTS, processing_class=TOKENIZER)
+    assert trainer.args.output_dir == "tiny-AMIR-GRPO"
 
 
 def test_grpos_own_config_is_refused(policy, tmp_path):

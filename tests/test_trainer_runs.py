@@ -1,7 +1,9 @@
 """AmirGRPOTrainer over whole runs: rollouts used more than once, several processes, λ schedules, resuming."""
 
 import json
+import math
 import os
+from itertools import permutations
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from trl import GRPOTrainer, TrlParser
 from amir_grpo import microbatches
 from amir_grpo.system.processes import leave_process_group
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer
-from tests.test_trainer import TOKENIZER, make_trainer, off_by, parameters, policy, sgd_gradient  # noqa: F401
+from tests.test_trainer import PROMPTS, TOKENIZER, make_trainer, off_by, parameters, policy, sgd_gradient  # noqa: F401
 
 
 def logged(trainer, key):
@@ -58,6 +60,69 @@ def test_a_penalty_on_repetition_costs_a_forward_pass_and_keeps_the_gradient_exa
     assert trainer.sampled_logps is None
     assert trainer.scored == 2
     assert torch.equal(trainer.sampled, trainer.forward)
+
+
+NOT_PLAIN = {
+    "tools": [max],
+    "environment_factories": [object],
+    "rollout_func": print,
+    "use_vllm": True,
+    "use_transformers_continuous_batching": True,
+}
+
+
+def test_only_a_plain_rollout_of_a_training_tells_its_log_probabilities(policy, tmp_path, monkeypatch):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path)
+    trainer.model.train()
+    owners = dict.fromkeys(NOT_PLAIN, trainer) | {"generation_kwargs": trainer.args, "lambda_reg": trainer.args}
+    for name, value in (NOT_PLAIN | {"generation_kwargs": {"top_k": 5}, "lambda_reg": 0.0}).items():
+        assert trainer._sampling_tells_logps()
+        with monkeypatch.context() as patch:
+            patch.setattr(owners[name], name, value)
+            assert not trainer._sampling_tells_logps(), name
+    trainer.model.eval()
+    assert not trainer._sampling_tells_logps()
+
+
+def test_the_log_is_counted_from_the_pairs_of_the_rollout(policy, tmp_path):  # noqa: F811
+    """One by one, at rewards so small that no sum of the update reaches 1."""
+    margin, beta, lambda_reg = 0.0002, 1.3, 1e-4
+
+    def small(completions, completion_ids, **columns):
+        return [0.0005 * (sum(ids) % 4) for ids in completion_ids]
+
+    changes = {"reward_margin": margin, "beta_dpo": beta, "lambda_reg": lambda_reg, "scale_rewards": "none"}
+    trainer = make_trainer(policy, tmp_path, _Spy, reward=small, max_steps=1, **changes)
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "preference/pairs" in row]
+    logps = [values[mask].mean().item() for values, mask in zip(trainer.sampled, trainer.mask, strict=True)]
+    rewards = trainer._rewards.tolist()
+    pairs = [(i, j) for i, j in permutations(range(16), 2) if i // 4 == j // 4 and rewards[i] - rewards[j] > margin]
+    gaps = [logps[i] - logps[j] for i, j in pairs]
+    assert row["preference/pairs"] == len(pairs) > 3
+    assert 0 < row["preference/accuracy"] == pytest.approx(sum(gap > 0 for gap in gaps) / len(gaps))
+    assert row["preference/margin"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-5)
+    losses = [math.log1p(math.exp(-beta * gap)) for gap in gaps]
+    assert row["preference/loss"] == pytest.approx(sum(losses) / len(gaps), abs=1e-5)
+    weights = [0.0] * 16
+    for (i, j), gap in zip(pairs, gaps, strict=True):
+        pull = beta / len(pairs) / (1 + math.exp(beta * gap))
+        weights[i], weights[j] = weights[i] + pull, weights[j] - pull
+    preference = sum(abs(lambda_reg * 16 * weight) for weight in weights)
+    means = [sum(rewards[4 * group :][:4]) / 4 for group in range(4)]
+    update = preference + sum(abs(reward - means[i // 4]) for i, reward in enumerate(rewards))
+    assert update < 1
+    assert row["preference/share"] == pytest.approx(preference / update, rel=1e-3)
+
+
+def test_an_evaluation_looks_at_no_preference(policy, tmp_path, monkeypatch):  # noqa: F811
+    def never(output):
+        raise AssertionError("scored")
+
+    trainer = make_trainer(policy, tmp_path)
+    monkeypatch.setattr(trainer, "_score_preferences", never)
+    trainer.evaluate(PROMPTS)
+    assert any("eval_reward" in row for row in trainer.state.log_history)
 
 
 class _LearningRateZero(_Spy):
@@ -124,6 +189,14 @@ def test_share_schedule_keeps_the_share(policy, tmp_path):  # noqa: F811
     trainer.train()
     assert logged(trainer, "preference/share") == pytest.approx([0.3] * 3, rel=1e-4)
     assert len(set(logged(trainer, "preference/lambda"))) == 3
+
+
+def test_a_mixture_is_the_update_at_that_share_at_grpos_size(policy, tmp_path):  # noqa: F811
+    of_share, of_mixture = (
+        sgd_gradient(make_trainer(policy, tmp_path, lambda_schedule=schedule, preference_share=0.4, max_steps=1))
+        for schedule in ("share", "mixture")
+    )
+    assert off_by(of_mixture, 0.6 * of_share) < 1e-5
 
 
 def test_published_schedule_falls_to_its_floor_in_four_steps(policy, tmp_path):  # noqa: F811
