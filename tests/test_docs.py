@@ -263,12 +263,13 @@ def of_the_sandbox(arguments):
 
 
 def test_commands_on_the_sandbox_run(runs, tiny_settings, tmp_path, monkeypatch, capsys):
-    """In a folder that is no clone, as of an installed package; with a tiny policy and four problems a benchmark."""
+    """In a folder that is no clone, as of an installed package; with a tiny policy, a step and two problems a benchmark."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / ".cache").symlink_to(runs / ".cache")
     monkeypatch.chdir(tmp_path)
     short = []
-    for name, value in tiny_settings.items():
+    tiniest = {"max_steps": 1, "per_device_train_batch_size": 8, "eval_limit": 2}
+    for name, value in (tiny_settings | tiniest).items():
         short += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     for arguments, place in own_commands().items():
         if not of_the_sandbox(arguments):

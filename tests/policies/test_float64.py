@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -27,6 +26,8 @@ from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import first_difference
 
+# one worker of xdist, so that what the module shares is made once
+pytestmark = pytest.mark.xdist_group("float64")
 SHAPE = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -141,11 +142,16 @@ def test_saved_weights_are_rounded_once(tmp_path):
     assert path.read_bytes() == before
 
 
-# argv: the run's folder, threads
+# What a run imports before it trains, then the run; argv: its folder, threads.
 RUN = """
 import sys
-import torch
+import amir_grpo.cli, amir_grpo.runs.showing, amir_grpo.study.experiment
+import amir_grpo.policies.backend, amir_grpo.policies.engines, amir_grpo.policies.loading
+import amir_grpo.policies.memory_plan, amir_grpo.policies.sampling
+from amir_grpo import mine_pairs, preference_loss
 from amir_grpo.runs.run import open_run
+print("imported:", *sys.modules)
+import torch
 run = open_run("smoke", sys.argv[1])
 torch.set_num_threads(int(sys.argv[2]))
 run.samples(["grpo", "amir_grpo"], ["chain3"])
@@ -173,11 +179,11 @@ def here(runs, base, tiny_settings):
     return run.folder
 
 
-def check_same_run(here, base, tiny_settings, folder, libraries, threads):
-    """The same run in a process of its own, under one setting of the math libraries: equal by `verify`."""
+def made_elsewhere(base, tiny_settings, folder, libraries, threads):
+    """The same run in a process of its own, under one setting of the math libraries; what that printed."""
     shutil.copytree(base, folder / "base")
     changes = {**tiny_settings, "benchmarks": ["chain3"]}
-    code = textwrap.dedent(RUN).replace("sys.argv[1])", f"sys.argv[1], {changes!r})")
+    code = RUN.replace("sys.argv[1])", f"sys.argv[1], {changes!r})")
     threaded = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     environment = {**os.environ, **LIBRARIES.get(libraries, {}), **threaded}
     done = subprocess.run(
@@ -187,6 +193,11 @@ def check_same_run(here, base, tiny_settings, folder, libraries, threads):
     capability, ran_with = done.stdout.split()[-2:]
     assert ran_with == str(threads)
     assert libraries in ("native", capability)
+    return done.stdout
+
+
+def check_same_run(here, folder):
+    """Equal by `verify`, and the adapters to the byte."""
     assert first_difference(here, folder) is None
     for method in ("grpo", "amir_grpo"):
         adapters = [f / method / "adapter_model.safetensors" for f in (here, folder)]
@@ -194,9 +205,23 @@ def check_same_run(here, base, tiny_settings, folder, libraries, threads):
         assert {weight.dtype for weight in load_file(adapters[0]).values()} == {torch.float32}
 
 
-def test_a_run_is_the_same_without_vector_instructions_and_on_two_threads(here, base, tiny_settings, tmp_path):
-    """What is furthest from this process; the settings between them are tested by `make test-long`."""
-    check_same_run(here, base, tiny_settings, tmp_path / "run", "DEFAULT", 2)
+@pytest.fixture(scope="module")
+def furthest(base, tiny_settings, tmp_path_factory):
+    """The setting that is furthest from this process: the run's folder, and what its process printed."""
+    folder = tmp_path_factory.mktemp("furthest") / "run"
+    return folder, made_elsewhere(base, tiny_settings, folder, "DEFAULT", 2)
+
+
+def test_a_run_is_the_same_without_vector_instructions_and_on_two_threads(here, furthest):
+    """The settings between them are tested by `make test-long`."""
+    check_same_run(here, furthest[0])
+
+
+def test_what_a_run_imports_before_training_leaves_trl_alone(furthest):
+    """So that Unsloth can come first, in notebooks and on the command line."""
+    (imported,) = (line.split() for line in furthest[1].splitlines() if line.startswith("imported: "))
+    assert "amir_grpo.policies.engines" in imported
+    assert "trl" not in imported
 
 
 @pytest.mark.long
@@ -204,4 +229,5 @@ def test_a_run_is_the_same_without_vector_instructions_and_on_two_threads(here, 
 def test_a_run_is_the_same_under_every_setting_of_the_math_libraries(
     here, base, tiny_settings, tmp_path, libraries, threads
 ):
-    check_same_run(here, base, tiny_settings, tmp_path / "run", libraries, threads)
+    made_elsewhere(base, tiny_settings, tmp_path / "run", libraries, threads)
+    check_same_run(here, tmp_path / "run")

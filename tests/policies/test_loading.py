@@ -159,19 +159,6 @@ def test_transformers_after_unsloth_is_refused(machine, monkeypatch):
     assert start_backend("transformers") == Backend("transformers", "asked for")
 
 
-def test_what_a_run_imports_before_training_leaves_trl_alone():
-    """So that Unsloth can come first, in notebooks and on the command line."""
-    import subprocess
-
-    code = (
-        "import sys; from amir_grpo.runs.run import open_run; import amir_grpo.cli, amir_grpo.runs.showing; "
-        "import amir_grpo.policies.memory_plan, amir_grpo.policies.loading, amir_grpo.policies.engines; "
-        "import amir_grpo.policies.sampling, amir_grpo.study.experiment, amir_grpo.policies.backend; "
-        "from amir_grpo import mine_pairs, preference_loss; sys.exit('trl' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
     asked = {}
 
