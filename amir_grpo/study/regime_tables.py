@@ -15,7 +15,7 @@ from amir_grpo.study.theory import cosine_table
 PASS_RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _BIN = 0.1  # of pass rates
 _PREDICTIONS = ["study", "regime", "arm", "about", "pass_rate", "cosine", "grpo_cosine", "measured", "grpo_measured"]
-_PREDICTIONS += ["gain", "gain_low", "gain_high", "runs"]
+_PREDICTIONS += ["gain", "gain_low", "gain_high", "detectable", "runs"]
 
 
 def arms_of_regimes(plan: Plan) -> list[str]:
@@ -52,7 +52,7 @@ def prediction_table(studies: Studies, plan: Plan) -> pd.DataFrame:
 
     Columns study, regime, arm, about, pass_rate (mean over GRPO's rollouts in the runs that both have), cosine and
     grpo_cosine (predicted at that pass rate), measured and grpo_measured (the same, mean over rollouts), gain, gain_low,
-    gain_high (pass@1, points), runs.
+    gain_high (pass@1, points), detectable (the smallest gain found at the plan's power), runs.
     """
     rows = []
     for arm in arms_of_regimes(plan):
@@ -74,7 +74,8 @@ def prediction_table(studies: Studies, plan: Plan) -> pd.DataFrame:
             "measured": cosines[0],
             "grpo_measured": cosines[1],
         }
-        rows.append(row | {"gain": found.estimate, "gain_low": low, "gain_high": high, "runs": found.runs})
+        row |= {"gain": found.estimate, "gain_low": low, "gain_high": high}
+        rows.append(row | {"detectable": found.detectable(plan.alpha, plan.power), "runs": found.runs})
     return pd.DataFrame(rows, columns=_PREDICTIONS)
 
 
