@@ -20,7 +20,8 @@ from amir_grpo.system.files import atomic_write
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
 COLOURS = {"base": "#7a7a7a", "grpo": "#e69f00", "amir_grpo": "#0a4f8f"}
-OTHER_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#000000")
+LIGHT_BLUE = "#56b4e9"
+OTHER_COLOURS = ("#009e73", "#cc79a7", LIGHT_BLUE, "#000000")
 NEUTRAL = "#8a8a8a"  # of a difference that is not significant, and of what belongs to no method
 # GRPO's line is wide, AMIR-GRPO's a dashed one on top: both are seen where they coincide, and without colour.
 LINES = {
@@ -128,15 +129,17 @@ def policy_colour(policy: str, index: int = 0) -> str:
 
 
 def arm_colours(labels: Iterable[str]) -> dict[str, str]:
-    """A colour for each arm of a study by its label: those of AMIR-GRPO are blue, GRPO and the base policy have their own,
-    and the others follow in order, again from the first where there are many."""
+    """A colour for each arm of a study by its label: AMIR-GRPO is dark blue, and light blue where the label says at which
+    percentage of the update; GRPO and the base policy have their own, and the others follow in order, again from the first
+    where there are many."""
     colours = {"base policy": COLOURS["base"], POLICY_NAMES["grpo"]: COLOURS["grpo"]}
-    blues, others = [COLOURS["amir_grpo"], OTHER_COLOURS[2]], [*OTHER_COLOURS]
-    for label in dict.fromkeys(labels):
-        if label not in colours:
-            free = blues if label.startswith(POLICY_NAMES["amir_grpo"]) and blues else others
-            colours[label] = free.pop(0)
-            others = [colour for colour in others if colour != colours[label]] or [*OTHER_COLOURS]
+    others = [colour for colour in OTHER_COLOURS if colour != LIGHT_BLUE]
+    labels = list(dict.fromkeys(labels))
+    for label in labels:
+        if label.startswith(POLICY_NAMES["amir_grpo"]):
+            colours[label] = LIGHT_BLUE if "%" in label else COLOURS["amir_grpo"]
+    for place, label in enumerate(name for name in labels if name not in colours):
+        colours[label] = others[place % len(others)]
     return colours
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from amir_grpo.study.gains import gain_table
+from amir_grpo.metrics import holm
+from amir_grpo.study.gains import gain_table, outcomes, test_arms
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.regime_tables import arms_of_regimes
-from amir_grpo.study.results import Studies
+from amir_grpo.study.results import TRAINED, Studies
 
 Pair = tuple[str, str]  # the new arm and the old one, as `regime/arm`
 # Settings and rivals, each against GRPO of its regime or the arm that it changes: (new, old).
@@ -49,8 +50,19 @@ def against_grpo(plan: Plan) -> list[Pair]:
 
 
 def exploratory_gains(studies: Studies, plan: Plan) -> pd.DataFrame:
-    """`gain_table` in pass@1 of all exploratory pairs that have runs, with one correction for all."""
-    return gain_table(studies, list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS])), plan, ks=(1,))
+    """`gain_table` in pass@1 of all exploratory pairs that have runs, with one correction for all.
+
+    A row that is also a test of the confirmation has in p_holm the p-value that it has there, NaN where its turn did not
+    come: what corrects it is the fixed sequence.
+    """
+    table = gain_table(studies, list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS])), plan, ks=(1,))
+    confirmed = outcomes(studies.main, plan) if studies.main.name == "confirmation" else []
+    tested = {frozenset(test_arms(outcome.test)): outcome.tested for outcome in confirmed if outcome.comparison}
+    pairs = [frozenset(f"{row.regime}/{arm}" for arm in (row.new, row.old)) for row in table.itertuples()]
+    is_test = pd.Series([pair in tested for pair in pairs], table.index, dtype=bool) & (table["benchmarks"] == TRAINED)
+    had_its_turn = is_test & pd.Series([tested.get(pair, False) for pair in pairs], table.index, dtype=bool)
+    explored = holm(table["p_value"].mask(is_test))
+    return table.assign(p_holm=table["p_value"].where(had_its_turn, explored))
 
 
 def rows_of(gains: pd.DataFrame, pairs: Sequence[Pair]) -> pd.DataFrame:

@@ -34,10 +34,12 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
             f"{about(f'{row.regime}/{row.new}')} − {about(f'{row.regime}/{row.old}')}" for row in table.itertuples()
         ]
     )
-    said = sum(outcome.shown for outcome in found)
-    kind = "in their fixed order" if study.name == "confirmation" else "pilot, exploratory"
-    made = int(table["gain"].notna().sum())
-    title = f"{said} of the {made} tests with runs show what they say ({kind})"
+    said, made = sum(outcome.shown for outcome in found), int(table["gain"].notna().sum())
+    title = f"{said} of the {made} tests with runs show what they say"
+    if study.name != "confirmation":
+        title += " (pilot, exploratory)"
+    elif ended := [place for place, row in enumerate(found, 1) if row.tested and not row.shown]:
+        title += f"; test {ended[0]} does not, which ends the sequence"
     if made < len(table):
         title += f"; {len(table) - made} wait for theirs"
     return comparison_figures.comparison_figure(shown, title, margin=plan.margin)
@@ -46,6 +48,8 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
 def claim_title(claims: pd.DataFrame, claim: str) -> str:
     """A claim and the verdicts of its tests."""
     rows = {name: verdicts for name, *verdicts in claim_rows(claims)}
+    if len(set(rows[claim])) == 1:
+        return f"{claim}: {rows[claim][0]}, {' and with '.join(STRENGTHS)}"
     return f"{claim}: " + "; ".join(f"{how}, {said}" for how, said in zip(STRENGTHS, rows[claim], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What may be said of the study in one sentence and in five rows: text that the README must hold as it is computed."""
+"""What may be said of the study in a line per regime and in five rows: text that the README must hold as it is computed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_t
 from amir_grpo.study.gains import gain, outcomes, test_arms
 from amir_grpo.study.inference import Hypothesis, Verdict
 from amir_grpo.study.plan import Outcome, Plan, sequence_table
+from amir_grpo.study.regimes import TITLES
 from amir_grpo.study.results import Studies, StudyResults
 
-# A test of the plan -> (when, who, than whom); the sentence has them in this order.
+_TERM = "the preference term at 60 % of the update"
+# A test of the plan -> (who, than whom), in the order in which they are told.
 _SAID = {
-    "published": ("", "AMIR-GRPO exactly as published", "GRPO"),
-    "clean": ("", "with 60 % of the update the preference term", "GRPO"),
-    "nuisance": ("with noise in the reward below its margin ", "it", "GRPO"),
-    "outliers": ("with rare outliers in the reward ", "it", "Dr. GRPO"),
-    "outliers-clipped": ("there ", "Dr. GRPO on a clipped reward", "the preference term"),
+    "published": ("AMIR-GRPO exactly as published", "GRPO"),
+    "clean": (_TERM, "GRPO"),
+    "nuisance": (_TERM, "GRPO"),
+    "nuisance-correctness": (_TERM, "GRPO on correctness alone"),
+    "above-margin": (_TERM, "GRPO"),
+    "outliers": (_TERM, "Dr. GRPO"),
+    "outliers-clipped": ("Dr. GRPO on a clipped reward", _TERM),
 }
 # A test of the plan -> (new, old): GRPO against the same rival, for what of a gain is the preference term's own.
-_GRPO_ITSELF = {"outliers": ("outliers/grpo", "outliers/dr_grpo")}
+_GRPO_ITSELF = {
+    "nuisance-correctness": ("nuisance/grpo", "nuisance/correctness-only"),
+    "outliers": ("outliers/grpo", "outliers/dr_grpo"),
+}
 
 
 def finding(studies: Studies, plan: Plan) -> str:
-    """The finding of the studies in one sentence with its scope, computed from the tests of the plan.
+    """The finding of the studies as Markdown: its scope, and one line per regime, computed from the tests of the plan.
 
     A test whose runs the confirmation does not have yet is quoted from the pilot, and said to be.
     """
@@ -43,27 +50,31 @@ def finding(studies: Studies, plan: Plan) -> str:
     kind += f"; gains in points of pass@1, with {100 * (1 - plan.alpha):g} % intervals, "
     kind += f"{100 * (1 - 2 * plan.alpha):g} % where a verdict is about a margin"
     gate = next(outcome for outcome in found.values() if outcome.test.gate)
-    parts = (
-        [] if gate.shown or gate.comparison is None else ["the positive control was not shown, so that no null counts"]
-    )
+    unseen = "" if gate.shown or gate.comparison is None else " The positive control was not shown: no null counts."
+    told: dict[str, list[str]] = {}
     for name, words in _SAID.items():
         if name not in found:
             continue
         if quoted := found[name].comparison is None and before[name].comparison is not None:
             found[name] = before[name]
+        clauses = told.setdefault(TITLES[found[name].test.regime], [])
+        if any(_TERM in clause for clause in clauses):
+            words = tuple(word.replace(_TERM, "the preference term") for word in words)
         clause = _clause(found[name], plan, *words) + _as_grpo_does(studies, plan, found[name])
-        parts.append(f"{clause} in the pilot, not confirmed yet" if quoted else clause)
-    return f"{scope} ({kind}): {'; '.join(parts)}."
+        clauses.append(f"{clause} in the pilot, not confirmed yet" if quoted else clause)
+    lines = [f"- **{title[0].upper()}{title[1:]}**: {'; '.join(clauses)}." for title, clauses in told.items()]
+    return "\n".join([f"{scope} ({kind}).{unseen}", "", *lines])
 
 
-def _clause(outcome: Outcome, plan: Plan, when: str, who: str, whom: str) -> str:
+def _clause(outcome: Outcome, plan: Plan, who: str, whom: str) -> str:
     if outcome.comparison is None:
-        return f"{when}{who} has not been compared with {whom} yet"
+        return f"{who} has not been compared with {whom} yet"
     not_greater = outcome.test.hypothesis is Hypothesis.NOT_GREATER and outcome.verdict is not Verdict.REFUTED
     tails = 2 if not_greater or outcome.verdict is Verdict.EQUIVALENT else 1
     low, high = outcome.comparison.interval(1 - tails * plan.alpha)
     gain, low, high = (signed(value, 2) for value in (outcome.comparison.estimate, low, high))
-    return f"{when}{who} {_told(outcome, plan.margin)} {whom} ({gain} [{low}, {high}])"
+    ended = "" if outcome.tested else ", since the sequence of tests had ended"
+    return f"{who} {_told(outcome, plan.margin)} {whom}{ended} ({gain} [{low}, {high}])"
 
 
 def _told(outcome: Outcome, margin: float) -> str:

@@ -127,12 +127,12 @@ def test_power_follows_from_the_spread_of_the_runs():
         ("published", 0.05, 0.1, "is equivalent, within ±0.5 points, to GRPO (+0.05 [−0.15, +0.25])"),
         ("published", 0.4, 0.3, "is not shown to be equivalent to GRPO (+0.40 [−0.37, +1.17])"),
         ("published", 2.0, 0.1, "differs by more than 0.5 points from GRPO (+2.00 [+1.74, +2.26])"),
-        ("clean", 0.0, 0.1, "the preference term gains less than 0.5 points over GRPO (0.00 [−0.20, +0.20])"),
+        ("clean", 0.0, 0.1, "the update gains less than 0.5 points over GRPO (0.00 [−0.20, +0.20])"),
         ("clean", 0.6, 0.15, "is not shown to gain less than 0.5 points over GRPO (+0.60 [+0.30, +0.90])"),
-        ("clean", 2.0, 0.1, "the preference term gains more than 0.5 points over GRPO (+2.00 [+1.74, +2.26])"),
-        ("nuisance", 0.0, 0.5, "it is not distinguishable from GRPO (0.00 [−1.29, +1.29])"),
-        ("nuisance", 0.0, 0.1, "it is equivalent, within ±0.5 points, to GRPO (0.00 [−0.20, +0.20])"),
-        ("nuisance", -2.0, 0.1, "it falls behind GRPO (−2.00 [−2.26, −1.74])"),
+        ("clean", 2.0, 0.1, "the update gains more than 0.5 points over GRPO (+2.00 [+1.74, +2.26])"),
+        ("nuisance", 0.0, 0.5, "the update is not distinguishable from GRPO (0.00 [−1.29, +1.29])"),
+        ("nuisance", 0.0, 0.1, "the update is equivalent, within ±0.5 points, to GRPO (0.00 [−0.20, +0.20])"),
+        ("nuisance", -2.0, 0.1, "the update falls behind GRPO (−2.00 [−2.26, −1.74])"),
     ],
 )  # fmt: skip
 def test_a_clause_gives_the_verdict_and_the_interval_that_it_rests_on(test, gain, error, said):
@@ -144,7 +144,7 @@ def test_a_clause_gives_the_verdict_and_the_interval_that_it_rests_on(test, gain
 
 def test_a_gain_that_grpo_has_too_is_said_to_be_no_merit_of_the_pairs():
     arms = {"outliers/grpo": 1.0, "outliers/dr_grpo": 0.0, "outliers/mixture-0.6": 1.0}
-    assert "it beats Dr. GRPO" in (text := finding(Studies((made_up_study(arms),)), PLAN))
+    assert "the update beats Dr. GRPO" in (text := finding(Studies((made_up_study(arms),)), PLAN))
     assert ", as GRPO itself does (+" in text
     own = made_up_study(arms | {"outliers/grpo": 0.0})
     assert "as GRPO itself does" not in finding(Studies((own,)), PLAN)
@@ -170,7 +170,7 @@ def test_a_test_that_the_confirmation_lacks_is_quoted_from_the_pilot():
     )
     text = finding(Studies((confirmation, pilot)), PLAN)
     assert "frozen tests" in text
-    assert "it beats GRPO (" in text
+    assert "the update beats GRPO (" in text
     assert text.count("in the pilot, not confirmed yet") >= 1
 
 
@@ -191,15 +191,25 @@ def test_the_finding_says_what_the_tests_say():
     study = made_up_study(arms)
     text = finding(Studies((study,)), PLAN)
     assert "exploratory pilot, which confirms nothing" in text
-    assert "with noise in the reward below its margin it beats GRPO" in text
-    assert "it has not been compared with Dr. GRPO yet" in text
+    assert "- **Noise below the margin**: the preference term at 60 % of the update beats GRPO" in text
+    assert "the update has not been compared with Dr. GRPO yet" in text
     worse = made_up_study(arms | {"nuisance/mixture-0.6": -1.0})
-    assert "below its margin it falls behind GRPO" in finding(Studies((worse,)), PLAN)
+    assert "- **Noise below the margin**: the preference term at 60 % of the update falls behind GRPO" in finding(
+        Studies((worse,)), PLAN
+    )
     clean = made_up_study({"clean/grpo": 0.5, "clean/mixture-0.6": 0.4})
-    assert "with 60 % of the update the preference term gains less than 0.5 points over GRPO" in finding(
+    assert "the preference term at 60 % of the update gains less than 0.5 points over GRPO" in finding(
         Studies((clean,)), PLAN
     )
     nothing = claims_table(Studies((made_up_study({"clean/grpo": 0.5}),)), PLAN)
     assert verdict_rows(nothing).empty
     assert "| Less length bias | no runs yet | no runs yet |" in claim_lines(nothing)
     assert len(claim_lines(claims_table(Studies((study,)), PLAN))) == 2 + 5
+
+
+def test_a_test_after_the_end_of_the_sequence_is_said_to_be_untested():
+    equal = {"clean/grpo": 0.5, "clean/two-step-grpo": 0.5, "clean/published": 0.5}  # the positive control fails
+    study = made_up_study(equal, "confirmation")
+    text = finding(Studies((study, study)), PLAN)
+    assert "The positive control was not shown: no null counts." in text
+    assert "published was not tested against GRPO, since the sequence of tests had ended (" in text
