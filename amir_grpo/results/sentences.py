@@ -125,7 +125,8 @@ def alignment_sentence(predictions: pd.DataFrame, gains: pd.DataFrame) -> str:
     up, down = (int((clear & (sign * found["gain"] > 0)).sum()) for sign in (1, -1))
     return (
         f"How much of an update is about correctness differs from the theory by at most {off:.2f}. In {len(found)} of "
-        f"{len(predictions)} arms that is more than in GRPO's: {up} of these clearly end above GRPO, {down} clearly below."
+        f"{len(predictions)} arms that is more than in GRPO's; "
+        f"of these, clearly above GRPO in the end: {up}, clearly below: {down}."
     )
 
 

@@ -73,4 +73,4 @@ def test_the_sentence_of_the_regimes_counts_the_better_aligned_arms_that_end_bet
     text = sentences.alignment_sentence(predictions, gains)
     assert "differs from the theory by at most 0.05" in text
     assert "In 2 of 3 arms" in text
-    assert text.endswith("0 of these clearly end above GRPO, 1 clearly below.")
+    assert text.endswith("of these, clearly above GRPO in the end: 0, clearly below: 1.")
