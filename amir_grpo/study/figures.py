@@ -35,7 +35,7 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
         ]
     )
     said, made = sum(outcome.shown for outcome in found), int(table["gain"].notna().sum())
-    title = f"{said} of the {made} tests with runs show what they say"
+    title = f"{said} of the {made} tests{' with runs' if made < len(table) else ''} show what they say"
     if study.name != "confirmation":
         title += " (pilot, exploratory)"
     elif ended := [place for place, row in enumerate(found, 1) if row.tested and not row.shown]:
@@ -87,8 +87,8 @@ def length_lines(studies: Studies, claims: pd.DataFrame) -> Figure:
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[2])
     longest = table[table["length"] == table["length"].max()].set_index("about")["relative"]
-    said = " and ".join(f"{100 * weight:.0f} % ({name})" for name, weight in longest.items())
-    note = f"A token of the longest completions is pushed {said} as hard as one of the shortest. "
+    said = "; ".join(f"{name} {100 * weight:.0f} %" for name, weight in longest.items())
+    note = f"How hard a token of the longest completions is pushed, of one of the shortest: {said}. "
     note += "The verdict is about what became of it: whether wrong completions are shorter."
     return study_figures.length_weight_figure(table, claim_title(claims, CLAIMS[2]), note)
 
