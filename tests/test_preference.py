@@ -214,3 +214,11 @@ def test_permuted_rewards_are_those_of_the_group():
 
 def test_by_default_any_higher_reward_makes_a_pair():
     assert mine_pairs(torch.tensor([0.5, 0.4, 0.5, 0.5]), 2) == (torch.tensor([0]), torch.tensor([1]))
+
+
+def test_the_best_completion_is_one_with_a_reward():
+    """Neither a reward that is missing nor one of minus infinity is the best of its group, and others are kept."""
+    rewards = torch.tensor([torch.nan, 2.0, 0.0, -torch.inf])
+    pairs = mine_pairs(rewards, 4, 0.5, strategy="topk")
+    assert pairs.chosen.tolist() == [1, 1]
+    assert pairs.rejected.tolist() == [2, 3]
