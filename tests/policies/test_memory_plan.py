@@ -45,9 +45,17 @@ def test_shapes_have_the_published_number_of_parameters(name, parameters):
         planned = plan(settings_of(own[0]))
         assert planned.parameters == pytest.approx(parameters, rel=rel)
         assert planned.parts["weights"] == pytest.approx(2 * parameters / GIB, rel=0.01)
-    else:  # planned like its larger sister
+    else:  # planned in `make test-long`
         *_, shaped = policy_on_meta(settings_of("paper-qwen3b", {"model_name": name}), torch.bfloat16)
         assert shaped == pytest.approx(parameters, rel=rel)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"])
+def test_weights_of_policies_without_a_profile_in_16_bits(name):
+    planned = plan(settings_of("paper-qwen3b", {"model_name": name}))
+    assert planned.parameters == PUBLISHED[name]
+    assert planned.parts["weights"] == pytest.approx(2 * PUBLISHED[name] / GIB, rel=0.01)
 
 
 def settings(checkpointing, micro_batch):
