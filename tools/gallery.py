@@ -46,7 +46,7 @@ def published_figures(folder: Path) -> dict[str, Figure]:
     return {
         "main_published": study_figures.noise_figure(noise, published_noise.pooled_table(noise), title),
         "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
-        "margin_published": figures.margin_figure(margin, title=findings.PUBLISHED_MARGIN_TITLE),
+        "margin_published": figures.margin_figure(margin, title=findings.published_margin_title(margin)),
     }
 
 

@@ -73,10 +73,10 @@ def evaluation_sentence(comparisons: pd.DataFrame) -> str:
 
 def coverage_sentence(test: dict[str, float]) -> str:
     """What the two methods solve alone, from `amir_grpo.results.tables.coverage_test`."""
-    found = "more than" if test["p_value"] < SIGNIFICANCE else "no more than"
+    found = "more than chance would give" if test["p_value"] < SIGNIFICANCE else "a difference is not shown"
     return (
-        f"AMIR-GRPO alone solves {test['only_amir_grpo']} problems and GRPO alone {test['only_grpo']}: {found} chance would "
-        f"give (p {p_equals(test['p_value'])}), for these two policies."
+        f"AMIR-GRPO alone solves {test['only_amir_grpo']} problems and GRPO alone {test['only_grpo']}: {found} "
+        f"(p {p_equals(test['p_value'])}), for these two policies."
     )
 
 

@@ -27,7 +27,7 @@ def coverage(only_amir_grpo, only_grpo):
 @pytest.mark.parametrize(
     ("counts", "title"),
     [
-        ((3, 7), "AMIR-GRPO alone solves 3 problems, GRPO alone 7: no more than chance would give (p = 0.344)"),
+        ((3, 7), "AMIR-GRPO alone solves 3 problems, GRPO alone 7: a difference is not shown (p = 0.344)"),
         ((20, 2), "AMIR-GRPO alone solves 20 problems, GRPO alone 2 (p < 0.001)"),
         ((0, 0), "AMIR-GRPO and GRPO solve the same problems"),
     ],
@@ -50,10 +50,20 @@ def test_the_margin_title_is_of_the_shared_completions(gain, words):
     table = pd.concat(frames)
     assert words in findings.margin_title(table)
     other = table.assign(margin=np.where(problems % 2, 1, -1).tolist() * 2)
-    assert "indistinguishable" in findings.margin_title(other)
+    assert (
+        "a difference between the methods' margins on the same completions is not shown (p = "
+        in findings.margin_title(other)
+    )
     near = table.assign(margin=np.where(table["method"] == "grpo", 0.2, 0.2 + gain / 20 + 1e-6 * table["problem_id"]))
     assert findings.margin_title(near).endswith(f"equal to within 1 % ({'+' if gain > 0 else '−'}0.50 %)"), "p < 0.001"
     assert findings.margin_title(table.assign(reading="own")) == "Margins of right over wrong completions"
+
+
+def test_the_published_margins_are_told_without_a_verdict():
+    published = pd.DataFrame({"method": ["amir_grpo", "grpo"], "mean": [0.25, 0.05]})
+    title = "Published: AMIR-GRPO's mean margin is 0.2 nats per token larger; no interval is published"
+    assert findings.published_margin_title(published) == title
+    assert "0.2 nats per token smaller" in findings.published_margin_title(published.assign(mean=[0.05, 0.25]))
 
 
 def test_the_titles_of_a_training_say_where_it_began_and_ended():

@@ -41,7 +41,7 @@ def test_the_sentence_of_the_evaluation_counts_what_can_be_told():
 
 def test_sentences_of_coverage_and_margin():
     test = {"only_amir_grpo": 3, "only_grpo": 7, "p_value": 0.344}
-    assert "GRPO alone 7: no more than chance would give (p = 0.344)" in sentences.coverage_sentence(test)
+    assert "GRPO alone 7: a difference is not shown (p = 0.344)" in sentences.coverage_sentence(test)
     clear = sentences.coverage_sentence({"only_amir_grpo": 40, "only_grpo": 7, "p_value": 0.0001})
     assert "GRPO alone 7: more than chance would give (p < 0.001)" in clear
     gain = {"problems": 9, "level": 0.2, "gain": 0.004, "gain_low": -0.001, "gain_high": 0.009, "p_value": 0.1}
