@@ -48,14 +48,17 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 # The significance level of every test whose result is called clear.
 SIGNIFICANCE = 0.05
 
+_CLOSEST = 4  # names that a message gives in place of a long list
 
-def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
-    """Refuse names that are not valid; the message gives the nearest valid name and all of them.
+
+def check_names(kind: str, names: Iterable[str], valid: Iterable[str], listed: str = "") -> None:
+    """Refuse names that are not valid; the message gives the nearest valid name, and all of them or where they are listed.
 
     Args:
         kind: What they name, for the message: "profile", "benchmark", "loss_type".
         names: The names to check.
         valid: The names that there are.
+        listed: Where all are listed, of names that are too many for a message: it gives the closest few instead.
 
     Raises:
         ValueError: If one of `names` is not in `valid`.
@@ -65,7 +68,14 @@ def check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
         if name not in valid:
             nearest = difflib.get_close_matches(str(name), valid, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"Unknown {kind} {name!r}.{hint}\nValid: {', '.join(valid)}.")
+            raise ValueError(f"Unknown {kind} {name!r}.{hint}\n{_valid(str(name), valid, listed)}")
+
+
+def _valid(name: str, valid: list[str], listed: str) -> str:
+    if not listed:
+        return f"Valid: {', '.join(valid)}."
+    closest = ", ".join(difflib.get_close_matches(name, valid, n=_CLOSEST, cutoff=0.4))
+    return (f"Closest: {closest}. " if closest else "") + f"All of them: {listed}"
 
 
 @dataclass(frozen=True)

@@ -309,12 +309,12 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Set
     """The settings of a profile with some of them changed.
 
     Raises:
-        ValueError: If the profile or a setting is unknown (with the nearest name and all valid ones), or a value is of
+        ValueError: If the profile or a setting is unknown (with the nearest ones), or a value is of
             the wrong type or impossible.
     """
     check_names("profile", [profile], PROFILES)
     changes = {**PROFILES[profile], **(overrides or {})}
-    check_names("setting", changes, [f.name for f in fields(Settings)])
+    check_names("setting", changes, [f.name for f in fields(Settings)], "python -m amir_grpo train --help")
     kinds = typing.get_type_hints(Settings)
     return Settings(**{name: _split(value, kinds[name]) for name, value in changes.items()})
 

@@ -116,11 +116,15 @@ def test_what_is_wrong_is_said_with_exit_code_2(capsys, tmp_path, arguments, exp
     assert not (tmp_path / "run").exists(), "refused before anything is written"
 
 
-def test_unknown_setting_is_refused_with_the_list(capsys):
-    _, message = failure(capsys, "evaluate", "--seeed", "1")
+def test_unknown_setting_is_refused_with_the_closest_and_the_place_of_the_list(capsys):
+    _, message = failure(capsys, "evaluate", "--sede", "1")
     assert "Did you mean 'seed'?" in message
-    for field in fields(Settings):
-        assert field.name in message
+    closest, where = message.splitlines()[-1].split(". ")
+    assert {"seed", "base_seed"} <= set(closest.removeprefix("Closest: ").split(", "))
+    assert where == "All of them: python -m amir_grpo evaluate --help"
+    assert len(message) < 300
+    _, message = failure(capsys, "evaluate", "--zzz", "1")
+    assert message.splitlines()[-1] == "All of them: python -m amir_grpo evaluate --help"
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

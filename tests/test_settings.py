@@ -169,8 +169,8 @@ def test_unknown_profile_is_refused():
 def test_unknown_setting_is_refused():
     message = refusal(lamda_reg=0.1)
     assert "Did you mean 'lambda_reg'?" in message
-    for field in fields(Settings):
-        assert field.name in message
+    assert message.endswith("All of them: python -m amir_grpo train --help")
+    assert len(message) < 300
 
 
 def test_rollouts_by_vllm_from_4_bits_are_refused():

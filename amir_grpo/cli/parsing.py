@@ -35,7 +35,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, dict[
     """The command's own options, and the settings given on the command line (and no others).
 
     Raises:
-        ValueError: If something is no option of the command, with the nearest one and all of them.
+        ValueError: If something is no option of the command, with the nearest ones.
         SystemExit: For help, and where a value is not of its option's type.
     """
     parser = _parser(name, command)
@@ -43,7 +43,8 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, dict[
     parsed, unknown = parser.parse_known_args(arguments)
     valid = sorted({a.dest for a in parser._actions if a.dest != "help" and not a.dest.startswith("no_")})
     kind = "setting" if command.takes_settings else "option"
-    check_names(kind, [argument.lstrip("-").split("=")[0] for argument in unknown], valid)
+    listed = f"python -m amir_grpo {name} --help" if command.takes_settings else ""
+    check_names(kind, [argument.lstrip("-").split("=")[0] for argument in unknown], valid, listed)
     values = vars(parsed)
     own = {f.name for f in fields(command.options)}
     options = command.options(**{option: values[option] for option in own})
