@@ -87,7 +87,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
     with locked(run.folder, "reproduce"):
         with _executor(run, cluster) as (executor, gpus):
             executor.submit(run.check).result()
-            print(f"Executing the notebooks into {run.folder / 'notebooks'}:", flush=True)
+            print(_announcement(run.folder / "notebooks"), flush=True)
             for stage in _STAGES:
                 _execute_stage(
                     [
@@ -110,6 +110,13 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
     print(f"{'report:':<11}{page}")
     if comparison := compared_with_kept(run, results, kept_results(run.profile)):
         print(f"\n{comparison}")
+
+
+def _announcement(folder: Path) -> str:
+    """What is about to happen in `folder`: a command that goes on where another stopped executes every notebook again."""
+    before = len(list(folder.glob("*.ipynb")))
+    again = f", {before} of them again (what was trained, drawn and scored is read, not repeated)" if before else ""
+    return f"Executing the notebooks into {folder}{again}:"
 
 
 def _execute_stage(notebooks: list[_Notebook], executor: Executor, one_by_one: bool) -> None:

@@ -19,6 +19,13 @@ def write_executed(notebook, error):
     return path
 
 
+def test_notebooks_that_are_executed_again_are_announced(notebook):
+    folder = notebook.run_folder / "notebooks"
+    assert reproduce._announcement(folder) == f"Executing the notebooks into {folder}:"
+    write_executed(notebook, "an earlier error")
+    assert ", 1 of them again (what was trained" in reproduce._announcement(folder)
+
+
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(notebook, monkeypatch):
     executed = write_executed(notebook, "an earlier error")
     monkeypatch.setattr(reproduce, "_PAPERMILL", "raise SystemExit('the kernel has died')")
