@@ -16,6 +16,7 @@ from amir_grpo.results.formatting import signed
 from amir_grpo.results.style import COLOURS, add_footnote, gain_marker, new_figure, styled
 
 _STRIP = {"same completions": "#d4d4d4", "different": "#4d4d4d"}
+_DIGITS = 1  # of gains, in points
 _TITLE = {"fontsize": 8.2, "loc": "left", "pad": 22}
 
 
@@ -98,17 +99,19 @@ def first_differences(twins: pd.DataFrame) -> np.ndarray:
 
 
 def _ends(axes: Axes, levels: pd.DataFrame) -> None:
+    ends = ["gain", "gain_low", "gain_high"]
+    levels = levels.assign(**{end: levels[end].round(_DIGITS) for end in ends})  # the title is about what is printed
     for y, row in enumerate(levels.to_dict("records")):
         axes.plot([row["base"], max(row["grpo"], row["amir_grpo"])], [y, y], color="#cccccc", linewidth=2, zorder=1)
         for policy, mark in MARKS.items():
             axes.plot(row[policy], y, **mark, linestyle="", zorder=3)
         colour = gain_marker(row["gain"], row["p"])
-        interval = f"{signed(row['gain'])} [{signed(row['gain_low'])}, {signed(row['gain_high'])}]"
+        gain, low, high = (signed(row[end], _DIGITS) for end in ends)
+        interval = f"{gain} [{low}, {high}]"
         axes.annotate(interval, (1.03, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
                       color="#444444" if row["p"] >= SIGNIFICANCE else colour)  # fmt: skip
     clear = levels.loc[levels["p"] < SIGNIFICANCE, "gain"]
-    reach = levels[["gain_low", "gain_high"]].abs().to_numpy().max()
-    title = f"3  They end within {np.ceil(10 * reach) / 10:.1f} points"
+    title = f"3  They end within {levels[ends].abs().to_numpy().max():.{_DIGITS}f} points"
     if len(clear):
         title = f"3  AMIR-GRPO ends {'higher' if clear.mean() > 0 else 'lower'} in {len(clear)} of {len(levels)}"
     axes.set_title(title, **_TITLE)

@@ -57,6 +57,13 @@ def test_the_hero_says_what_its_tables_hold(levels):
     assert inside(figure)
 
 
+def test_the_title_of_the_ends_is_the_largest_end_that_is_printed(levels):
+    near = levels.assign(gain=0.01, gain_low=[-0.24, -0.17], gain_high=[0.21, 0.13], p=0.9)
+    axes = hero.hero_figure(0.0025, twins(5), near, "Scope.").axes[2]
+    assert {"0.0 [−0.2, +0.2]", "0.0 [−0.2, +0.1]"} <= {text.get_text() for text in axes.texts}
+    assert axes.get_title(loc="left") == "3  They end within 0.2 points"
+
+
 def test_the_hero_changes_its_titles_with_the_finding(levels):
     figure = hero.hero_figure(0.6, twins(0), levels.assign(p=[0.01, 0.4]), "Scope.")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
