@@ -106,7 +106,7 @@ def style_settings(settings: Settings) -> Styler:
     return style_texts(pd.DataFrame(rows, columns=["setting", "value", "meaning"]))
 
 
-def style_group(question: str, answers: list[str], completions: pd.DataFrame, precision: int = 2) -> Styler:
+def style_group(question: str, answers: list[str], completions: pd.DataFrame) -> Styler:
     """Completions of one problem for a notebook, below its question and its answer; all of it untrusted, and escaped.
 
     Args:
@@ -117,7 +117,7 @@ def style_group(question: str, answers: list[str], completions: pd.DataFrame, pr
     caption = html.escape(visible(f"{question}\nright: {' or '.join(answers)}"))
     if "correct" in completions:
         completions = completions.assign(correct=completions["correct"].map({True: "right", False: "wrong"}))
-    style = style_texts(completions, precision)
+    style = style_texts(completions)
     left = [
         {"selector": "caption", "props": "text-align: left; white-space: pre-wrap; font-weight: bold"},
         {"selector": "th", "props": "text-align: left"},
@@ -125,7 +125,7 @@ def style_group(question: str, answers: list[str], completions: pd.DataFrame, pr
     return style.set_caption(caption).set_table_styles(left)
 
 
-def style_texts(table: pd.DataFrame, precision: int = 2) -> Styler:
+def style_texts(table: pd.DataFrame) -> Styler:
     """A table with untrusted texts for a notebook: escaped, without mathematics being typeset, lines kept."""
     table = table.copy()
     texts = [c for c in table if pd.api.types.is_string_dtype(table[c]) or table[c].dtype == object]
@@ -133,7 +133,7 @@ def style_texts(table: pd.DataFrame, precision: int = 2) -> Styler:
         table[column] = [visible(value) if isinstance(value, str) else value for value in table[column]]
     return (
         table.style.hide(axis="index")
-        .format(precision=precision, escape="html")
+        .format(precision=2, escape="html")
         .set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
         .set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap", "max-width": "36em"})
     )

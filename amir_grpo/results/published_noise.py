@@ -126,12 +126,7 @@ def _failing(a: float, b: float, times: int) -> float:
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def noise_table(
-    published: pd.DataFrame,
-    sizes: Mapping[str, int],
-    sandbox_shares: tuple[float, float] = SANDBOX_SHARES,
-    samples: int = SAMPLES,
-) -> pd.DataFrame:
+def noise_table(published: pd.DataFrame, sizes: Mapping[str, int]) -> pd.DataFrame:
     """Each published gain with the standard error of its evaluation on the same problems.
 
     The samples of a cell serve every k, so that cells that differ in k alone are no independent evidence.
@@ -139,12 +134,11 @@ def noise_table(
     Args:
         published: Columns benchmark, k, model, grpo, amir_grpo (percent), with k = 1 and 2 for each benchmark and model.
         sizes: Problems of each benchmark.
-        sandbox_shares: The least and the greatest share to assume in "sandbox_low" and "sandbox_high".
 
     Returns:
         The published columns, gain, problems, grpo_share, amir_grpo_share (as pass@1 and pass@2 imply), and a standard
-        error for each of `NOISES`, largest first. "implied" takes the published shares; it is exact for k = 1, and of a
-        Beta distribution of the published pass@1 and pass@2 for k > 1.
+        error for each of `NOISES`, largest first. "sandbox_low" and "sandbox_high" take `SANDBOX_SHARES`, "implied" the
+        published shares; it is exact for k = 1, and of a Beta distribution of the published pass@1 and pass@2 for k > 1.
 
     Raises:
         ValueError: If a benchmark has no size, or a model's pass@1 or pass@2 on it is missing.
@@ -164,14 +158,14 @@ def noise_table(
         cell = row._asdict() | {"gain": row.amir_grpo - row.grpo, "problems": sizes[row.benchmark]}
         cell |= {"grpo_share": shares[0], "amir_grpo_share": shares[1]}
         values = np.array([row.grpo, row.amir_grpo]) / 100
-        cell["largest"] = _error([largest_variance(v, row.k, samples) for v in values], cell["problems"])
-        for noise, share in zip(NOISES[1:3], sandbox_shares[::-1], strict=True):
+        cell["largest"] = _error([largest_variance(v, row.k) for v in values], cell["problems"])
+        for noise, share in zip(NOISES[1:3], SANDBOX_SHARES[::-1], strict=True):
             cell[noise] = _error(
-                [estimate_variance(mean_of(v, share, row.k), share, row.k, samples) for v in values], cell["problems"]
+                [estimate_variance(mean_of(v, share, row.k), share, row.k) for v in values], cell["problems"]
             )
-        implied = [estimate_variance(m, s, row.k, samples) for m, s in zip(firsts, shares, strict=True)]
+        implied = [estimate_variance(m, s, row.k) for m, s in zip(firsts, shares, strict=True)]
         if row.k == 1:  # not cut to shares of at most 1
-            implied = list(np.maximum(seconds - firsts, 0) / samples)
+            implied = list(np.maximum(seconds - firsts, 0) / SAMPLES)
         rows.append(cell | {"implied": _error(implied, cell["problems"])})
     return pd.DataFrame(rows)
 

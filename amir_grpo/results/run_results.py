@@ -22,6 +22,8 @@ from amir_grpo.results.findings import (
 )
 from amir_grpo.results.formatting import visible
 
+_EXAMPLES = 3  # completions of either kind
+
 
 @dataclass(frozen=True)
 class EvaluationResults:
@@ -118,24 +120,22 @@ class RunResults(EvaluationResults):
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """The figures by the names of their files, each drawn when it is called."""
-        # a step that reuses a rollout has no reward of its own
-        logs = self.logs.dropna(subset=["reward"])
         own = {
             "main": lambda: figures.main_figure(self.main, main_title(self.main)),
             "coverage": lambda: figures.coverage_figure(self.coverage, coverage_title(self.coverage)),
             "margin": lambda: figures.margin_figure(self.margins, self.margin_summary, margin_title(self.margins)),
-            "reward": lambda: training_figures.reward_figure(logs, reward_title(logs)),
+            "reward": lambda: training_figures.reward_figure(self.logs, reward_title(self.logs)),
         }
         return own | super().figures()
 
 
-def examples(samples: pd.DataFrame, questions: Mapping[str, str], each: int = 3) -> list[dict[str, str]]:
+def examples(samples: pd.DataFrame, questions: Mapping[str, str]) -> list[dict[str, str]]:
     """Some right and some wrong completions of AMIR-GRPO: kind, problem, question and text of each."""
     own = samples[samples["policy"] == "amir_grpo"]
     return [
         _example(f"{POLICY_NAMES['amir_grpo']}, {label}", row, questions)
         for label, part in (("right", own[own["correct"]]), ("wrong", own[~own["correct"]]))
-        for row in part.drop_duplicates("problem_id").head(each).itertuples()
+        for row in part.drop_duplicates("problem_id").head(_EXAMPLES).itertuples()
     ]
 
 

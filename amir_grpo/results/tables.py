@@ -68,9 +68,7 @@ MAIN_COLUMNS = (
 ).split()
 
 
-def main_table(
-    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), seed: int = 0, model: str = "sandbox"
-) -> pd.DataFrame:
+def main_table(samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), model: str = "sandbox") -> pd.DataFrame:
     """The main table: one row for each benchmark and k, in percent; benchmarks in the order first met.
 
     Columns `MAIN_COLUMNS`. The gain is AMIR-GRPO minus GRPO, paired
@@ -83,8 +81,8 @@ def main_table(
         correct, n = _paired_counts(counts, benchmark)
         for k in ks:
             solved = {policy: metrics.pass_at_k(correct[policy], n, k) for policy in POLICIES}
-            gain = metrics.paired_gain(solved["amir_grpo"], solved["grpo"], seed=seed)
-            level = {policy: metrics.mean_interval(solved[policy], seed=seed) for policy in POLICIES}
+            gain = metrics.paired_gain(solved["amir_grpo"], solved["grpo"])
+            level = {policy: metrics.mean_interval(solved[policy]) for policy in POLICIES}
             row = {"benchmark": benchmark, "k": k, "model": model}
             row |= gain.columns(scale=100) | {"problems": len(correct["base"]), "samples": n}
             for policy in (*METHODS, "base"):
@@ -139,7 +137,7 @@ SUMMARY_COLUMNS += ["problems", "samples"]
 
 
 def policy_summary(
-    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None, seed: int = 0
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """What each policy does on each benchmark, one row per quantity: columns `SUMMARY_COLUMNS`, ends of 95 % intervals
     over problems.
@@ -162,13 +160,13 @@ def policy_summary(
         if greedy_counts is not None:
             one = greedy_counts[(greedy_counts["policy"] == policy) & (greedy_counts["benchmark"] == benchmark)]
             found["greedy"] = one["correct"].to_numpy(dtype=float)
-        intervals = {name: metrics.mean_interval(values, seed=seed) for name, values in found.items()}
+        intervals = {name: metrics.mean_interval(values) for name, values in found.items()}
         intervals["tokens"] = metrics.mean_interval(by_problem["tokens"].mean(), bounds=None)
         for name in ("truncated", "formatted"):
             if name in ours:
-                intervals[name] = metrics.mean_interval(by_problem[name].mean(), seed=seed)
+                intervals[name] = metrics.mean_interval(by_problem[name].mean())
         if "confidence" in ours:
-            intervals |= _calibration(ours, seed)
+            intervals |= _calibration(ours)
         for quantity, level in intervals.items():
             row = {"policy": policy, "benchmark": benchmark, "quantity": quantity}
             row |= level.columns("estimate", 1 if quantity in UNSCALED else 100)
@@ -176,14 +174,14 @@ def policy_summary(
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
-def _calibration(samples: pd.DataFrame, seed: int) -> dict[str, metrics.Interval]:
+def _calibration(samples: pd.DataFrame) -> dict[str, metrics.Interval]:
     states = samples["confidence"].notna()
     stated = samples[states]
     error = (stated["confidence"] - stated["correct"]) ** 2
     return {
-        "stated": metrics.mean_interval(states.groupby(samples["problem_id"]).mean(), seed=seed),
-        "brier": metrics.mean_interval(error.groupby(stated["problem_id"]).mean(), seed=seed),
-        "ece": metrics.calibration_error(stated["problem_id"], stated["confidence"], stated["correct"], seed=seed),
+        "stated": metrics.mean_interval(states.groupby(samples["problem_id"]).mean()),
+        "brier": metrics.mean_interval(error.groupby(stated["problem_id"]).mean()),
+        "ece": metrics.calibration_error(stated["problem_id"], stated["confidence"], stated["correct"]),
     }
 
 
@@ -213,7 +211,7 @@ COMPARISON_COLUMNS = (
 
 
 def comparison_table(
-    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None, seed: int = 0
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """Every two policies of a samples table, paired by problem: columns `COMPARISON_COLUMNS`.
 
@@ -231,7 +229,7 @@ def comparison_table(
         if greedy_counts is not None:
             solved["greedy"] = _paired_counts(greedy_counts, benchmark, names)[0]
         for (old, new), (quantity, values) in product(combinations(names, 2), solved.items()):
-            gain = metrics.paired_gain(values[new], values[old], seed=seed)
+            gain = metrics.paired_gain(values[new], values[old])
             row = {"benchmark": benchmark, "quantity": quantity, "new": new, "old": old}
             row |= {"new_percent": 100 * np.mean(values[new]), "old_percent": 100 * np.mean(values[old])}
             drawn = {"problems": len(values[new]), "samples": 1 if quantity == "greedy" else n}
@@ -350,8 +348,13 @@ def reward_ends(log: pd.DataFrame) -> RewardEnds:
         log: A training log, one row per step; a step that reuses a rollout has no reward of its own and is left out.
     """
     reward = log["reward"].dropna()
-    tenth = max(1, len(reward) // 10)
-    return RewardEnds(float(reward.head(tenth).mean()), float(reward.tail(tenth).mean()), tenth)
+    steps = reward_window(len(reward))
+    return RewardEnds(float(reward.head(steps).mean()), float(reward.tail(steps).mean()), steps)
+
+
+def reward_window(steps: int) -> int:
+    """How many steps one mean of rewards is taken over, in figures and sentences alike: a tenth of `steps`, at least 1."""
+    return max(1, steps // 10)
 
 
 def preference_share(log: pd.DataFrame) -> float:

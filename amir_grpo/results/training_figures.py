@@ -8,38 +8,49 @@ from scipy import stats
 
 from amir_grpo import metrics
 from amir_grpo.choices import POLICY_NAMES
-from amir_grpo.results.style import COLOURS, LINES, SMALL_PRINT, add_title, new_figure, policy_colour, styled
+from amir_grpo.results.style import (
+    COLOURS,
+    LINES,
+    SMALL_PRINT,
+    add_footnote,
+    add_title,
+    new_figure,
+    policy_colour,
+    styled,
+)
+from amir_grpo.results.tables import reward_window
+
+_BANDED = 4  # steps of a block from which on their scatter is shown: of fewer it says next to nothing
 
 
 @styled
-def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figure:
+def reward_figure(logs: pd.DataFrame, title: str = "") -> Figure:
     """Reward over training steps, one colour per method.
 
-    `logs`: columns method, step, reward (mean over the completions of the step), reward_std (over those completions),
-    completions (their number). Each step is a faint point. The line is the mean of blocks of neighbouring steps (about
-    `blocks` of them), the band its 95 % t-interval from the scatter of the steps in the block. The band covers the
-    noise of drawing prompts and completions within this one run; it says nothing about another seed, and in a block
-    where the reward still rises it is a little too wide. Where there is one block, a point and a bar stand for them.
+    `logs`: columns method, step, reward (mean over the completions of the step; a step that reuses a rollout has none, and
+    is left out). Each step is a faint point. The line is the mean of blocks of neighbouring steps, each of as many as
+    `tables.reward_ends` takes, so that it begins and ends with the numbers of `findings.reward_title`; the band is its 95 %
+    t-interval from the scatter of the steps in the block. The band covers the noise of drawing prompts and completions
+    within this one run; it says nothing about another seed, and in a block where the reward still rises it is a little too
+    wide.
     """
+    logs = logs.dropna(subset=["reward"])
     figure = new_figure(4.6, 2.9)
     axes = figure.subplots()
-    sizes, many = set(), False
+    sizes = set()
     for index, (method, run) in enumerate(logs.groupby("method", sort=False)):
         run = run.sort_values("step")
         steps, reward = run["step"].to_numpy(dtype=float), run["reward"].to_numpy(dtype=float)
         colour = policy_colour(method, index)
         dot = 2.5 if len(steps) > 20 else 6  # a few points are to be seen, too
         axes.plot(steps, reward, ".", color=colour, alpha=0.25, markersize=dot, markeredgewidth=0, zorder=1)
-        middle, mean, half, size = _block_means(steps, reward, blocks)
+        size = reward_window(len(steps))
         sizes.add(size)
-        many = many or len(middle) > 1
+        middle, mean, half = _block_means(steps, reward, size)
         label = POLICY_NAMES.get(method, method)
-        if len(middle) > 1:
-            axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0, zorder=2)
-            look = LINES.get(method, {"linewidth": 1.6})
-            axes.plot(middle, mean, color=colour, label=label, zorder=3, **look)
-        else:
-            axes.errorbar(middle, mean, np.nan_to_num(half), color=colour, fmt="o", capsize=3, label=label, zorder=3)
+        axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0, zorder=2)
+        look = LINES.get(method, {"linewidth": 1.6}) | ({} if len(middle) > 1 else {"marker": "o"})
+        axes.plot(middle, mean, color=colour, label=label, zorder=3, **look)
     axes.set_xlabel("training step")
     axes.set_ylabel("mean reward of a step")
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
@@ -49,37 +60,34 @@ def reward_figure(logs: pd.DataFrame, title: str = "", blocks: int = 20) -> Figu
     else:
         axes.text(0.5, 0.5, "no steps logged", transform=axes.transAxes, ha="center", va="center")
     if sizes:
-        least, most = min(sizes), max(sizes)
-        of = f"{least}" if least == most else f"{least} to {most}"
-        axes.annotate(
-            f"{'line' if many else 'point'}: mean of {of} steps; {'band' if many else 'bar'}: its 95 % t-interval "
-            "within one run"
-            if most > 1
-            else "each point one step of one run",
-            (1, 1.01),
-            xycoords="axes fraction",
-            ha="right",
-            va="bottom",
-            **SMALL_PRINT,
-        )
+        add_footnote(figure, _reward_note(min(sizes), max(sizes)))
     add_title(figure, title)
     return figure
 
 
-def _block_means(steps: np.ndarray, values: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Middle step, mean and 95 % t-half-width (NaN for one value) of blocks of neighbouring steps, and their size."""
-    size = max(len(values) // blocks, min(len(values), 4), 1)
-    edges = list(range(0, len(values) - size + 1, size)) or [0]
-    cuts = [*edges[1:], len(values)]  # the last block takes the steps that are left over
+def _reward_note(least: int, most: int) -> str:
+    if most == 1:
+        return "Line and title: single steps of one run."
+    of = f"{least}" if least == most else f"{least} to {most}"
+    band = " Band: its 95 % interval from their scatter, within one run." if most >= _BANDED else ""
+    return f"Line: means of {of} steps; title: the first and the last of them.{band}"
+
+
+def _block_means(steps: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Middle step, mean and 95 % t-half-width (NaN for fewer than `_BANDED` values) of blocks of `size` neighbouring steps.
+
+    The last block but one takes the steps that are left over, so that the first and the last have just `size`.
+    """
+    starts = [*range(0, len(values) - 2 * size + 1, size), len(values) - size]
     middle, mean, half = [], [], []
-    for start, stop in zip(edges, cuts, strict=True):
+    for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
         block = values[start:stop]
-        block = block[np.isfinite(block)]
         middle.append(steps[start:stop].mean())
-        mean.append(block.mean() if block.size else np.nan)
-        errors = stats.t.ppf(metrics.INTERVAL_ENDS[1], block.size - 1) if block.size > 1 else np.nan
-        half.append(errors * block.std(ddof=1) / np.sqrt(block.size) if block.size > 1 else np.nan)
-    return np.array(middle), np.array(mean), np.array(half), size
+        mean.append(block.mean())
+        known = block.size >= _BANDED
+        errors = stats.t.ppf(metrics.INTERVAL_ENDS[1], block.size - 1) if known else np.nan
+        half.append(errors * block.std(ddof=1) / np.sqrt(block.size) if known else np.nan)
+    return np.array(middle), np.array(mean), np.array(half)
 
 
 @styled

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from amir_grpo.results import figures, style, tables, training_figures
+from amir_grpo.results import figures, findings, style, tables, training_figures
 from amir_grpo.results.published import published_table
 
 
@@ -184,20 +184,34 @@ def test_reward_figure_draws_points_block_means_and_bands(logs):
     means = {line.get_label(): line for line in axes.lines if line.get_marker() in ("", "None")}
     assert [len(line.get_xdata()) for line in points] == [100, 100]
     assert set(means) == {"GRPO", "AMIR-GRPO"}
-    np.testing.assert_allclose(means["GRPO"].get_ydata(), [0.01 * (5 * block + 3) for block in range(20)])
+    np.testing.assert_allclose(means["GRPO"].get_ydata(), [0.01 * (10 * block + 5.5) for block in range(10)])
     assert len(axes.collections) == 2
     assert means["GRPO"].get_linestyle() != means["AMIR-GRPO"].get_linestyle()  # told apart in greyscale
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3, 7])
+@pytest.mark.parametrize("steps", [1, 9, 47, 100])
+def test_the_line_of_the_reward_begins_and_ends_with_the_numbers_of_its_title(logs, steps):
+    log = logs[(logs["method"] == "grpo") & (logs["step"] <= steps)]
+    reused = log.assign(step=log["step"] + 0.5, reward=np.nan)  # steps without a reward of their own
+    log = pd.concat([log, reused]).sort_values("step")
+    figure = training_figures.reward_figure(log, findings.reward_title(log))
+    (line,) = (line for line in figure.axes[0].lines if line.get_label() == "GRPO")
+    first, last = line.get_ydata()[[0, -1]]
+    assert figure.get_suptitle() == f"Reward: GRPO {first:.2f} → {last:.2f}"
+    window = tables.reward_ends(log).steps
+    assert ("single steps" if window == 1 else f"means of {window} steps") in figure.get_supxlabel()
+    assert inside(figure)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 7, 25])
 def test_reward_figure_of_a_short_run(logs, steps):
     figure = training_figures.reward_figure(logs[logs["step"] <= steps])
     assert inside(figure)
 
 
 def test_block_means_and_their_t_interval():
-    middle, mean, half, size = training_figures._block_means(np.arange(1.0, 11.0), np.array([1.0, 2, 3, 4, 5] * 2), 2)
-    assert (middle.tolist(), mean.tolist(), size) == ([3.0, 8.0], [3.0, 3.0], 5)
+    middle, mean, half = training_figures._block_means(np.arange(1.0, 11.0), np.array([1.0, 2, 3, 4, 5] * 2), 5)
+    assert (middle.tolist(), mean.tolist()) == ([3.0, 8.0], [3.0, 3.0])
     # t(0.975, 4) = 2.776, standard deviation sqrt(2.5)
     np.testing.assert_allclose(half, 2.7764 * np.sqrt(2.5 / 5), rtol=1e-4)
 

@@ -101,7 +101,7 @@ def test_the_implied_share_is_that_of_the_distribution():
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_the_standard_error_is_that_of_evaluations_repeated_on_the_same_problems(share):
+def test_the_standard_error_is_that_of_evaluations_repeated_on_the_same_problems(share, monkeypatch):
     generator = np.random.default_rng(1)
     problems, means = 60, {"grpo": 0.3, "amir_grpo": 0.36}
     size = share / (1 - share)
@@ -115,7 +115,8 @@ def test_the_standard_error_is_that_of_evaluations_repeated_on_the_same_problems
         simulated[k] = 100 * gains.mean(axis=1).std()
         values = {policy: 100 * (1 - (1 - p) ** k).mean() for policy, p in chances.items()}
         rows.append({"benchmark": "b", "k": k, "model": "m"} | values)
-    found = noise.noise_table(pd.DataFrame(rows), {"b": problems}, sandbox_shares=(share, share), samples=N)
+    monkeypatch.setattr(noise, "SANDBOX_SHARES", (share, share))
+    found = noise.noise_table(pd.DataFrame(rows), {"b": problems})
     for column in ("implied", "sandbox_low", "sandbox_high"):
         assert found.set_index("k")[column].to_dict() == pytest.approx(simulated, rel=0.03)
     assert (found["largest"] > 1.1 * found["implied"]).all()
