@@ -18,7 +18,8 @@ POLICIES = ("base", *METHODS)
 POLICY_NAMES = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 
 # The policies that are made on the spot, and the training sets made for them; what comes with the package of the first.
-SANDBOXES = (SANDBOX, SANDBOX_LARGE) = ("sandbox", "sandbox-large")
+SANDBOXES = (SANDBOX, SANDBOX_MEDIUM, SANDBOX_LARGE) = ("sandbox", "sandbox-medium", "sandbox-large")
+PARAMETERS = {SANDBOX: "0.1M", SANDBOX_MEDIUM: "1M", SANDBOX_LARGE: "26M"}  # of the policies
 BASE_POLICIES = 6
 
 # the preference term

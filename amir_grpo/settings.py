@@ -30,7 +30,7 @@ class _Training:
 
     # policy
     model_name: str = _setting(
-        "Qwen/Qwen2.5-3B-Instruct", f"Base policy: a Hub id, a folder, {' or '.join(choices.SANDBOXES)}."
+        "Qwen/Qwen2.5-3B-Instruct", f"Base policy: a Hub id, a folder, or one of {', '.join(choices.SANDBOXES)}."
     )
     lora_rank: PositiveInt = _setting(16, "Rank of the LoRA adapter.")
     lora_alpha: PositiveInt = _setting(16, "Scale of the LoRA adapter is lora_alpha / lora_rank.")
@@ -56,7 +56,9 @@ class _Training:
     trust_remote_code: bool = _setting(False, "Run code that comes with a policy from the Hub.")
     safetensors_only: bool = _setting(True, "Refuse pickled weights, which can run code when they are loaded.")
     # training data
-    dataset_name: str = _setting("gsm8k", f"Training set: gsm8k, math, dapo_math, {' or '.join(choices.SANDBOXES)}.")
+    dataset_name: str = _setting(
+        "gsm8k", f"Training set: gsm8k, math, dapo_math, or that of {', '.join(choices.SANDBOXES)}."
+    )
     dataset_split: str = _setting("train", "Split of the training set.")
     dataset_limit: Annotated[int | None, Bounds(above=0)] = _setting(
         None, "Use only this many training problems, the first ones. None: all."
@@ -261,7 +263,16 @@ PROFILES: dict[str, dict[str, Any]] = {
         "eval_limit": 24,
     },
     "sandbox": _SANDBOX,
-    # One size up, for a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions per rollout.
+    # The same problems for a policy of 1M parameters. It is warmed up on the spot, and so not the same on every machine:
+    # float64 would cost two thirds more for nothing.
+    "sandbox-medium": {
+        **_SANDBOX,
+        "model_name": choices.SANDBOX_MEDIUM,
+        "dtype": "auto",
+        "dataset_name": choices.SANDBOX_MEDIUM,
+        "sandbox_warmup_steps": 1200,
+    },
+    # For a GPU: 26M parameters, longer chains and word problems, 64 prompts × 16 completions per rollout.
     "sandbox-large": {
         **_SANDBOX,
         "model_name": choices.SANDBOX_LARGE,
@@ -409,7 +420,7 @@ def _check_relations(s: Settings) -> None:
         raise ValueError("use_vllm=True cannot read load_in_4bit=True's packed weights: set one of them to False.")
     if s.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
         raise ValueError(
-            f"model_name is {s.model_name!r}; it must be a Hub id, a folder, {' or '.join(choices.SANDBOXES)}."
+            f"model_name is {s.model_name!r}; it must be a Hub id, a folder, or one of {', '.join(choices.SANDBOXES)}."
         )
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from amir_grpo import metrics
+from amir_grpo.choices import PARAMETERS, SANDBOX
 from amir_grpo.results.hero import hero_figure, same_batches
 from amir_grpo.results.tables import preference_share
 from amir_grpo.study.gains import gain
@@ -22,7 +23,8 @@ from amir_grpo.study.results import Studies, StudyResults, shared_runs
 _BASE, _GRPO, _PUBLISHED = "clean/base", "clean/grpo", "clean/published"
 _SAME = ["reward", "right", "tokens_right", "tokens_wrong"]  # of a rollout: equal where its completions are
 _LIMITS = (
-    "Evidence about this small policy (0.1M parameters, arithmetic chains); none about the paper's 3B to 7B models."
+    f"Evidence about this small policy ({PARAMETERS[SANDBOX]} parameters, arithmetic chains); none about the "
+    "paper's 3B to 7B models."
 )
 
 

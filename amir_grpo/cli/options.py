@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from amir_grpo.choices import METHODS, SANDBOX, SANDBOX_LARGE
+from amir_grpo.choices import METHODS, SANDBOX, SANDBOXES
 from amir_grpo.cli.cluster_options import ClusterOptions
 from amir_grpo.settings import PROFILES
 
@@ -96,7 +96,7 @@ class EvidenceOptions(ClusterOptions):
     study: str = field(
         default="pilot", metadata={"help": "Which study of the plan.", "choices": ["pilot", "confirmation"]}
     )
-    profile: str = field(default="sandbox", metadata={"help": f"{SANDBOX}, or {SANDBOX_LARGE} (for a GPU)."})
+    profile: str = field(default=SANDBOX, metadata={"help": f"One of {', '.join(SANDBOXES)}."})
     arms: list[str] | None = field(
         default=None, metadata={"help": "Only these, as regime/arm, and the base policies. Default: all of the study."}
     )

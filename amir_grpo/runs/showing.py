@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from amir_grpo.choices import PARAMETERS, SANDBOX
 from amir_grpo.results.report import render_report
 from amir_grpo.results.run_results import EvaluationResults, RunResults
 from amir_grpo.runs.locations import kept_results
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
 _STUDY_SCOPE = (
-    "It is about the sandbox's policies of 0.1M parameters; docs/results.md says from how many base policies and seeds, and "
-    "whether it is a pilot, which confirms nothing."
+    f"It is about the sandbox's policies of {PARAMETERS[SANDBOX]} parameters; docs/results.md says from how many base "
+    "policies and seeds, and whether it is a pilot, which confirms nothing."
 )
 
 

@@ -2,8 +2,9 @@
 
 The base policy of `sandbox` is a causal LM of 0.1M parameters that was shown careful, hasty and rambling solutions of
 arithmetic chains. It is right some of the time, and there is something for a policy-gradient method to choose between:
-how to work, and whether to keep to the format. `sandbox-large` is one size up, for a GPU: a policy of 26M parameters,
-longer chains, and chains told as word problems.
+how to work, and whether to keep to the format. `sandbox-medium` is the same with 1M parameters, which no package brings:
+to see whether a finding depends on the size. `sandbox-large` is for a GPU: a policy of 26M parameters, longer chains, and
+chains told as word problems.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amir_grpo.choices import SANDBOX, SANDBOX_LARGE
+from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, SANDBOX_MEDIUM
 from amir_grpo.sandbox.problems import (
     ALL_FAMILIES,
     TRAINED_ON,
@@ -88,6 +89,13 @@ def _code(path: Path) -> str:
 # By the name that settings give as model_name and dataset_name.
 SPECS: dict[str, SandboxSpec] = {
     SANDBOX: SandboxSpec(),
+    SANDBOX_MEDIUM: SandboxSpec(
+        hidden_size=160,
+        num_hidden_layers=3,
+        intermediate_size=480,
+        warmup_steps=PROFILES[SANDBOX_MEDIUM]["sandbox_warmup_steps"],
+        warmup_learning_rate=1.2e-3,
+    ),
     SANDBOX_LARGE: SandboxSpec(
         shown=TRAINED_ON[SANDBOX_LARGE],
         hidden_size=512,
@@ -199,7 +207,7 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
     set_seed(spec.seed)
     tokenizer = build_tokenizer(spec.words)
     policy = LlamaForCausalLM(untrained_config(spec, tokenizer))
-    small = spec.hidden_size <= 128  # a GPU would be slower, and another machine's weights differ
+    small = spec.hidden_size <= 256  # a GPU would be slower, and another machine's weights differ
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=policy,

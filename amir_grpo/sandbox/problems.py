@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, check_names
+from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, SANDBOX_MEDIUM, check_names
 from amir_grpo.settings import PROFILES
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ ALL_FAMILIES = FAMILIES | LARGE_FAMILIES
 # The families of each training set, by the name that settings give as dataset_name.
 TRAINED_ON: dict[str, tuple[str, ...]] = {
     SANDBOX: ("chain6", "chain7"),
+    SANDBOX_MEDIUM: ("chain6", "chain7"),
     SANDBOX_LARGE: ("chain5", "chain7", "words3", "words4"),
 }
 # A quarter of all chains is kept for evaluation: no warm-up and no rollout ever sees one of them.

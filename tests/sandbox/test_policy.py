@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from amir_grpo.choices import PARAMETERS
 from amir_grpo.sandbox.policy import (
     SPECS,
     SandboxSpec,
@@ -151,11 +152,18 @@ def test_base_policy_is_made_of_its_spec_alone(tmp_path):
     assert not any(torch.equal(first[name], other[name]) for name in first if "norm" not in name)
 
 
-def test_the_large_policy_has_20_to_50_million_parameters_and_room_for_its_problems():
-    spec = SPECS["sandbox-large"]
-    tokenizer = build_tokenizer(spec.words)
-    policy = LlamaForCausalLM(untrained_config(spec, tokenizer))
-    assert 20e6 < sum(p.numel() for p in policy.parameters()) < 50e6
+@pytest.mark.parametrize("name", SPECS)
+def test_policies_have_the_parameters_that_are_said(name):
+    spec = SPECS[name]
+    with torch.device("meta"):
+        policy = LlamaForCausalLM(untrained_config(spec, build_tokenizer(spec.words)))
+    millions = sum(p.numel() for p in policy.parameters()) / 1e6
+    said = float(PARAMETERS[name].removesuffix("M"))
+    assert 0.9 * said < millions < 1.15 * said
+
+
+def test_the_large_policy_has_room_for_its_problems():
+    tokenizer = build_tokenizer(SPECS["sandbox-large"].words)
     longest = max(len(tokenizer.encode(question)) for question in load_sandbox("words6", 200)["question"])
     assert longest + 10 < settings_of("sandbox-large").max_prompt_length
 

@@ -118,7 +118,8 @@ def test_problems_are_the_same_in_another_process():
 def test_unknown_family_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"Unknown sandbox family 'chain2'.*\nValid: sandbox, sandbox-large, chain3, chain4, chain5, chain6, chain7",
+        match=r"Unknown sandbox family 'chain2'.*\n"
+        r"Valid: sandbox, sandbox-medium, sandbox-large, chain3, chain4, chain5, chain6, chain7",
     ):
         load_sandbox("chain2", 1)
 
