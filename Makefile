@@ -5,7 +5,7 @@ RUN_DIR ?= runs/$(PROFILE)
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup reproduce test test-long test-endurance test-browser test-clean docs lint lock figures notebooks publish base-policies evidence evidence-large clean
+.PHONY: setup reproduce test test-long test-endurance test-browser test-clean docs lint lock figures notebooks publish base-policies evidence evidence-medium evidence-large clean
 
 setup: $(VENV)/.installed
 
@@ -85,7 +85,12 @@ evidence: setup
 	$(RUN) -m amir_grpo evidence --study pilot $(EVIDENCE)
 	$(RUN) -m amir_grpo evidence --study confirmation $(EVIDENCE)
 
-# the main comparisons one size up, on a GPU: 26M parameters, 64 prompts × 16 completions
+# the main comparisons one size up, on a CPU: 1M parameters; about 5 minutes of CPU time per base policy and per run
+evidence-medium: setup
+	$(RUN) -m amir_grpo evidence --study pilot --profile sandbox-medium --folder runs/pilot-medium \
+	  --results data/results/pilot-medium --arms clean/grpo clean/published clean/mixture-0.6 clean/two-step-grpo
+
+# the same on a GPU: 26M parameters, 64 prompts × 16 completions
 evidence-large: setup
 	$(RUN) -m amir_grpo evidence --study pilot --profile sandbox-large --workers 1 --folder runs/pilot-large \
 	  --results data/results/pilot-large --arms clean/grpo clean/published clean/mixture-0.6

@@ -23,11 +23,12 @@ from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of
 from amir_grpo.study.claims.table import claims_table
-from amir_grpo.study.figures import figures_of_study
+from amir_grpo.study.figures import figures_of_study, size_gains
 from amir_grpo.study.finding import verdict_rows
 from amir_grpo.study.gains import level_table, outcomes, power_table
 from amir_grpo.study.plan import Plan, read_plan, sequence_table
-from amir_grpo.study.results import Studies, kept_studies
+from amir_grpo.study.results import Studies, kept_sizes, kept_studies
+from amir_grpo.study.sizes import size_table
 from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
 from tools.docs_tables import with_tables
@@ -137,15 +138,17 @@ def main() -> None:
     top = evidence(studies, kept)
     title = "The preference weights are wins − losses until β is large"
     drawn = published_figures(root / "data" / "published") | run_figures(kept) | figures_of_study(studies, plan)
+    sizes = kept_sizes(plan, results)
     drawn |= {
         "hero": top.figure(),
+        "sizes": size_gains(sizes, plan),
         "identity": study_figures.identity_figure(pd.read_csv(results / "identity.csv"), title),
     }
     (root / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
         print(style.save_figure(figure, root / "figures" / name)[0].relative_to(root))
     _write_csv(base_policy_table(results / "pilot"), results / "base_policies.csv", "%.4f")
-    for name, table in study_tables(studies, plan).items():
+    for name, table in (study_tables(studies, plan) | {"sizes": size_table(sizes, plan)}).items():
         _write_csv(table, results / f"{name}.csv", "%.6g")
     parts = computed_parts(studies, plan, top)
     write_text(root / "README.md", with_parts((root / "README.md").read_text(encoding="utf-8"), parts))

@@ -5,7 +5,7 @@ Titles state the finding, and are computed like it. `claims` is a `claims_table`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from amir_grpo.study.plan import Plan, sequence_table
 from amir_grpo.study.regime_tables import PASS_RATES, arms_of_regimes, measured_cosines
 from amir_grpo.study.regimes import TITLES
 from amir_grpo.study.results import TRAINED, Studies, about
+from amir_grpo.study.sizes import size_table, size_title
 from amir_grpo.study.theory import cosine_table
 
 _GRPO = "clean/grpo"
@@ -125,6 +126,13 @@ def gains_figure(table: pd.DataFrame, plan: Plan, title: str) -> Figure:
         return regime_figures.empty_figure(title)
     table = table[table["benchmarks"] == TRAINED].rename(columns={"p_holm": "p"})
     return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin)
+
+
+def size_gains(sizes: Sequence[Studies], plan: Plan) -> Figure:
+    """The main comparisons at each size of the policy."""
+    table = size_table(sizes, plan)
+    shown = table.assign(regime=table["parameters"] + " parameters").rename(columns={"p_holm": "p"})
+    return comparison_figures.comparison_figure(shown, f"{size_title(table)} (exploratory)", margin=plan.margin)
 
 
 def regime_cosines(studies: Studies, plan: Plan) -> Figure:

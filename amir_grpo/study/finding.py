@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from amir_grpo.choices import PARAMETERS
 from amir_grpo.results.formatting import rounded, signed
 from amir_grpo.study.claims.table import CLAIMS, STRENGTHS, claim_rows, claims_table
 from amir_grpo.study.gains import gain, outcomes, test_arms
@@ -45,7 +46,9 @@ def finding(studies: Studies, plan: Plan) -> str:
     bases = max((comparison.bases for comparison in comparisons), default=0)
     policies = "a policy" if bases == 1 else f"{bases} base policies"
     counted = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else runs[0]
-    scope = f"On arithmetic chains, with {policies} of 0.1M parameters and {counted} runs per arm"
+    scope = (
+        f"On arithmetic chains, with {policies} of {PARAMETERS[main.model_name]} parameters and {counted} runs per arm"
+    )
     kind = "frozen tests" if main.name == "confirmation" else "exploratory pilot, which confirms nothing"
     kind += f"; gains in points of pass@1, with {100 * (1 - plan.alpha):g} % intervals, "
     kind += f"{100 * (1 - 2 * plan.alpha):g} % where a verdict is about a margin"

@@ -32,6 +32,7 @@ class StudyResults:
 
     Attributes:
         name: pilot or confirmation.
+        model_name: Which sandbox's policies were trained.
         runs: One row per run: regime, arm, method, seed, base, path.
         tables: By name, of `kept_runs.TABLES`: the runs' tables one below the other, with the columns `NAMES` in front.
             The same problems in the same order for every run.
@@ -40,6 +41,7 @@ class StudyResults:
     """
 
     name: str
+    model_name: str
     runs: pd.DataFrame
     tables: dict[str, pd.DataFrame]
     benchmarks: dict[str, list[str]]
@@ -126,6 +128,14 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
     return Studies((confirmation, pilot) if tested else (pilot,))
 
 
+def kept_sizes(plan: Plan, results: Path | None = None) -> list[Studies]:
+    """`kept_studies`, and the pilot of each larger policy whose results are kept, in pilot-medium and pilot-large."""
+    names = ("pilot-medium", "pilot-large")
+    folders = [results / name if results else kept_results(name) for name in names]
+    larger = [studies_in(folder, plan) for folder in folders if any(folder.glob("*.zip"))]
+    return [kept_studies(plan, results), *larger]
+
+
 def studies_in(folder: Path, plan: Plan) -> Studies:
     """The study of one folder as the only one.
 
@@ -194,10 +204,11 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
             table = pd.concat(frames, ignore_index=True)
             tables[kind] = table[[*NAMES, *(column for column in table.columns if column not in NAMES)]]
     first = kept[0].record
-    trained = TRAINED_ON[first["settings"]["model_name"]]
+    model_name = first["settings"]["model_name"]
+    trained = TRAINED_ON[model_name]
     found = list(tables["problems"]["benchmark"].unique())
     groups = {TRAINED: [b for b in found if b in trained], LONGER: [b for b in found if b not in trained]}
-    return StudyResults(first["study"], runs, tables, groups, first["settings"]["num_samples"])
+    return StudyResults(first["study"], model_name, runs, tables, groups, first["settings"]["num_samples"])
 
 
 def _check_one_study(kept: Sequence[KeptRun]) -> None:

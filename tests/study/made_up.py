@@ -15,7 +15,7 @@ from amir_grpo.study.summaries import LENGTH_EDGES, WINDOWS
 BENCHMARKS, PROBLEMS, SAMPLES = ("chain6", "chain7", "chain8"), 60, 8
 
 
-def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40, study="pilot"):
+def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40, study="pilot", model_name="sandbox"):
     """One run: problems solved with a chance of a logit, plus its base policy's and the problem's own; and the other tables,
     with the numbers that are given."""
     arm = ARMS[path]
@@ -63,8 +63,8 @@ def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40, st
             richness | {"share": share, "residual_share": 0.2 * share + 0.001 * own.random(WINDOWS)}
         )
     record = {"study": study, "regime": arm.regime, "arm": arm.name, "method": arm.method, "seed": seed, "base": base}
-    settings = asdict(settings_of("sandbox", {"num_samples": SAMPLES}))
-    return KeptRun(record | {"profile": "sandbox", "settings": settings, "digests": {}}, tables)
+    settings = asdict(settings_of(model_name, {"num_samples": SAMPLES, "benchmarks": list(BENCHMARKS)}))
+    return KeptRun(record | {"profile": model_name, "settings": settings, "digests": {}}, tables)
 
 
 def made_up_studies(arms, **options):
@@ -72,11 +72,11 @@ def made_up_studies(arms, **options):
     return Studies((made_up_study(arms, **options),))
 
 
-def made_up_study(arms, name="pilot", bases=6, seeds_per_base=1):
+def made_up_study(arms, name="pilot", bases=6, seeds_per_base=1, model_name="sandbox"):
     """A study with some arms; `arms`: by `regime/arm` the keywords of `kept_run`, or the logit alone."""
     kept = []
     for path, options in arms.items():
         options = options if isinstance(options, dict) else {"logit": options}
         for place in range(bases * seeds_per_base):
-            kept.append(kept_run(path, place, place % bases, study=name, **options))
+            kept.append(kept_run(path, place, place % bases, study=name, model_name=model_name, **options))
     return study_of(kept)

@@ -1,0 +1,61 @@
+"""Does a finding depend on the size of the policy? The main comparisons at every size that has runs; exploratory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from amir_grpo.choices import PARAMETERS
+from amir_grpo.metrics import holm
+from amir_grpo.results.verdicts import verdict_from
+from amir_grpo.study.gains import gain_table
+from amir_grpo.study.plan import Plan
+from amir_grpo.study.results import TRAINED, Studies
+
+# The positive control, without which a null means nothing at a size, and both strengths of the preference term.
+PAIRS = [
+    ("clean/two-step-grpo", "clean/grpo"),
+    ("clean/published", "clean/grpo"),
+    ("clean/mixture-0.6", "clean/grpo"),
+]
+
+
+def size_table(sizes: Sequence[Studies], plan: Plan) -> pd.DataFrame:
+    """The main comparisons in pass@1 on the trained lengths, size by size, with one correction for all.
+
+    Args:
+        sizes: The studies of each size.
+
+    Returns:
+        `parameters`, the columns of `gain_table`, and `verdict` on the new arm being the better one.
+    """
+    tables = []
+    for studies in sizes:
+        table = gain_table(studies, PAIRS, plan, ks=(1,))
+        table.insert(0, "parameters", PARAMETERS[studies.main.model_name])
+        tables.append(table[table["benchmarks"] == TRAINED])
+    table = pd.concat(tables, ignore_index=True)
+    table["p_holm"] = holm(table["p_value"])
+    table["verdict"] = [
+        verdict_from(
+            row.p_holm,
+            (row.gain_low, row.gain_high),
+            (row.gain_inner_low, row.gain_inner_high),
+            plan.margin,
+            significance=plan.alpha,
+        )
+        for row in table.itertuples()
+    ]
+    return table
+
+
+def size_title(table: pd.DataFrame) -> str:
+    """How many comparisons of a `size_table` have the same verdict at every size."""
+    found = table.groupby("about", sort=False)["verdict"].agg(["size", "nunique"])
+    shared = found[found["size"] > 1]
+    if not len(shared):
+        return "No comparison has runs at two sizes yet"
+    same = int((shared["nunique"] == 1).sum())
+    sizes = " and ".join(table["parameters"].unique())
+    return f"{same} of {len(shared)} comparisons have the same verdict at {sizes} parameters"
