@@ -22,6 +22,9 @@ SANDBOXES = (SANDBOX, SANDBOX_MEDIUM, SANDBOX_LARGE) = ("sandbox", "sandbox-medi
 PARAMETERS = {SANDBOX: "0.1M", SANDBOX_MEDIUM: "1M", SANDBOX_LARGE: "26M"}  # of the policies
 BASE_POLICIES = 6
 
+# What the study behind the claims has: exploratory runs, and those of its frozen tests.
+STUDIES = ("pilot", "confirmation")
+
 # the preference term
 PAIR_MINING = ("all", "topk", "permuted")
 PAIR_LOSSES = ("logistic", "linear")

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
+from amir_grpo.system.processes import PR_SET_PDEATHSIG
+
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-_PR_SET_PDEATHSIG = 1
 
 
 def started(program, words, processes, environment, said):
@@ -72,7 +73,7 @@ def _launch(program, words, processes, environment, said):
 
 def _run(program, words):
     if sys.platform == "linux":  # torchrun's functions end with their launcher, programs do not
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
     sys.argv[1:] = words
     if isinstance(program, Path):
         runpy.run_path(str(program), run_name="__main__")

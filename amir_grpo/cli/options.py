@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from amir_grpo.choices import METHODS, SANDBOX, SANDBOXES
+from amir_grpo.choices import METHODS, SANDBOX, SANDBOXES, STUDIES
 from amir_grpo.cli.cluster_options import ClusterOptions
 from amir_grpo.settings import PROFILES
 
@@ -93,9 +93,7 @@ class ReproduceOptions(ClusterOptions, RunOptions):
 class EvidenceOptions(ClusterOptions):
     """Options of evidence."""
 
-    study: str = field(
-        default="pilot", metadata={"help": "Which study of the plan.", "choices": ["pilot", "confirmation"]}
-    )
+    study: str = field(default="pilot", metadata={"help": "Which study of the plan.", "choices": list(STUDIES)})
     profile: str = field(default=SANDBOX, metadata={"help": f"One of {', '.join(SANDBOXES)}."})
     arms: list[str] | None = field(
         default=None, metadata={"help": "Only these, as regime/arm, and the base policies. Default: all of the study."}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from amir_grpo.metrics import holm
-from amir_grpo.study.gains import gain_table, outcomes, test_arms
+from amir_grpo.study.gains import outcomes, test_arms, uncorrected_gains
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.regime_tables import arms_of_regimes
 from amir_grpo.study.results import TRAINED, Studies
@@ -50,12 +50,12 @@ def against_grpo(plan: Plan) -> list[Pair]:
 
 
 def exploratory_gains(studies: Studies, plan: Plan) -> pd.DataFrame:
-    """`gain_table` in pass@1 of all exploratory pairs that have runs, with one correction for all.
+    """The gains in pass@1 of all exploratory pairs that have runs, with p_holm, one correction for all.
 
     A row that is also a test of the confirmation has in p_holm the p-value that it has there, NaN where its turn did not
     come: what corrects it is the fixed sequence.
     """
-    table = gain_table(studies, list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS])), plan, ks=(1,))
+    table = uncorrected_gains(studies, list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS])), plan, ks=(1,))
     confirmed = outcomes(studies.main, plan) if studies.main.name == "confirmation" else []
     tested = {frozenset(test_arms(outcome.test)): outcome.tested for outcome in confirmed if outcome.comparison}
     pairs = [frozenset(f"{row.regime}/{arm}" for arm in (row.new, row.old)) for row in table.itertuples()]

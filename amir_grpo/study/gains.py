@@ -53,15 +53,23 @@ def outcomes(study: StudyResults, plan: Plan) -> list[Outcome]:
 def gain_table(
     studies: Studies, pairs: Sequence[tuple[str, str]], plan: Plan, ks: Sequence[int] = (1, 4)
 ) -> pd.DataFrame:
-    """Exploratory: each arm against another, on the trained lengths and on longer problems.
+    """Exploratory: `uncorrected_gains`, and p_holm, corrected over all rows."""
+    table = uncorrected_gains(studies, pairs, plan, ks)
+    return table.assign(p_holm=holm(table["p_value"]))
+
+
+def uncorrected_gains(
+    studies: Studies, pairs: Sequence[tuple[str, str]], plan: Plan, ks: Sequence[int] = (1, 4)
+) -> pd.DataFrame:
+    """Each arm against another, on the trained lengths and on longer problems.
 
     Args:
         pairs: (new, old) as `regime/arm`; those without runs are left out.
         ks: Values of k in pass@k.
 
     Returns:
-        Columns study, regime, new, old, about, benchmarks, quantity, new_percent, old_percent, those of
-        `inference.Comparison.columns`, and p_holm, corrected over all rows.
+        Columns study, regime, new, old, about, benchmarks, quantity, new_percent, old_percent, and those of
+        `inference.Comparison.columns`.
     """
     rows = []
     for new, old in pairs:
@@ -82,8 +90,7 @@ def gain_table(
                     row[name] = _POINTS * float(np.mean([solved[arm][key].mean() for key in shared]))
                 found = compared(solved[new], solved[old]).scaled(_POINTS)
                 rows.append(row | found.columns(plan.margin, plan.alpha, plan.power))
-    table = pd.DataFrame(rows, columns=_GAINS)
-    return table.assign(p_holm=holm(table["p_value"]))
+    return pd.DataFrame(rows, columns=_GAINS)
 
 
 def level_table(studies: Studies) -> pd.DataFrame:

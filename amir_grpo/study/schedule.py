@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amir_grpo.choices import check_names
+from amir_grpo.choices import STUDIES, check_names
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.settings import Settings, settings_of
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.regimes import ARMS, BASE, RegimeArm
 
-STUDIES = ("pilot", "confirmation")
 PROFILE = "sandbox"
 PROBLEMS = 400  # per benchmark
 

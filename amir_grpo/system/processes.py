@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # of prctl: the signal for when the parent ends
 # what a launcher sets for each of several processes
 _OF_SEVERAL = "RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
@@ -21,7 +21,7 @@ def die_with_parent() -> None:
     Elsewhere a child that has lost its parent works on; what it holds is still locked, and a restart says so.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def work_for_parent() -> None:
