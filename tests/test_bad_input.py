@@ -101,6 +101,7 @@ ARGUMENTS = [
     ((EVALUATE, "--model_dir", "../up=org/name"), ["'../up'", "letters, digits"]),
     ((EVALUATE, "--model_dir", "=cmd()=org/name"), ["is not a name for a policy"]),
     ((EVALUATE, "--model_dir", "one=org/a", "one=org/b"), ["'one'", "tell them apart"]),
+    ((TRAIN, "--model_dir", "~nobody-here/out"), ["~nobody-here/out", "no user 'nobody-here'"]),
     ((TRAIN, "--model_name", "no/such/folder", "--dataset_name", "gsm8k"), []),
 ]
 
@@ -196,6 +197,11 @@ FOLDERS = [
     (
         lambda f: (f / "problems/chain3.json").write_text('{"fingerprint": "0", "source": "elsewhere"}'),
         ["The problems of chain3 have changed", "elsewhere"],
+    ),
+    (lambda f: half(f / "problems/chain3.json"), ["problems/chain3.json cannot be read", "Delete it"]),
+    (
+        lambda f: (f / "problems/chain3.json").write_text("{}"),
+        ["problems/chain3.json cannot be read (it has no fingerprint, source)"],
     ),
 ]
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import shutil
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amir_grpo.choices import SANDBOXES, check_names
@@ -36,9 +34,9 @@ from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
 from amir_grpo.settings import PROFILES, Settings
-from amir_grpo.system.files import atomic_write, check_folder
+from amir_grpo.system.files import atomic_write, check_folder, user_path
 from amir_grpo.system.processes import die_with_parent, is_main, leave_process_group, world_size
-from amir_grpo.system.shipped import shipped
+from amir_grpo.system.provenance import read_config
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
@@ -82,8 +80,8 @@ def _import_backend(arguments: list[str]) -> None:
     known = parser.parse_known_args(arguments)[0]
     backend = known.backend
     if backend is None and known.run_dir:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # opening the run will name the trouble
-            backend = json.loads((Path(known.run_dir).expanduser() / "config.json").read_text())["settings"]["backend"]
+        with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will name the trouble
+            backend = read_config(user_path(known.run_dir))["settings"]["backend"]
     import_early(backend or PROFILES.get(known.profile or "sandbox", {}).get("backend", Settings.backend))
 
 
@@ -109,7 +107,7 @@ def _plan(options: PlanOptions, overrides: dict[str, Any]) -> None:
 def _train(options: TrainOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.results.tables import reward_ends
 
-    adapter = Path(options.model_dir).expanduser() if options.model_dir else None
+    adapter = user_path(options.model_dir) if options.model_dir else None
     if adapter:
         check_folder(adapter, "model_dir")
     run = _open(options, overrides)
@@ -173,8 +171,8 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     changed = [*overrides, *(["profile"] if options.profile != "sandbox" else [])]
     if changed and not options.results:
         raise ValueError(f"With another {', '.join(changed)}, results do not belong to the kept ones: give --results.")
-    folder = Path(options.folder or runs_folder() / options.study).expanduser().resolve()
-    results = Path(options.results or project_root() / "data" / "results" / options.study).expanduser().resolve()
+    folder = user_path(options.folder or runs_folder() / options.study)
+    results = user_path(options.results or project_root() / "data" / "results" / options.study)
     check_folder(folder, "folder")
     common = {"overrides": overrides, "profile": options.profile}
     if options.only:
@@ -202,7 +200,7 @@ def _export(options: ExportOptions) -> None:
         check_push(options.push_to)
     run = _open(options)
     if options.out:
-        out = Path(options.out).expanduser()
+        out = user_path(options.out)
     else:  # the run's own, made anew
         out = run.folder / "export" / (f"{options.method}-merged" if options.merged else options.method)
     export_policy(run, options.method, out, options.merged, replace_old=not options.out)
@@ -220,13 +218,13 @@ def _export_results(options: ExportOptions) -> None:
             f"--results goes without --{given[0]}, which is about a policy: results are saved, not uploaded.\n"
             "To upload them: hf upload --repo-type dataset me/name DIR."
         )
-    print(f"Saved: {export_results(_open(options), Path(options.results).expanduser())}")
+    print(f"Saved: {export_results(_open(options), user_path(options.results))}")
 
 
 def _verify(options: VerifyOptions) -> None:
     from amir_grpo.runs.verify import first_difference
 
-    folders = [Path(folder).expanduser().resolve() for folder in options.runs]
+    folders = [user_path(folder) for folder in options.runs]
     if len(folders) != 2:
         raise ValueError(f"verify compares two run folders, and got {len(folders)}: amir_grpo verify runs/a runs/b.")
     difference = first_difference(*folders)
@@ -240,9 +238,9 @@ def _report(options: ReportOptions) -> None:
     from amir_grpo.runs.comparing import write_comparison
     from amir_grpo.runs.locations import runs_folder
 
-    folders = [Path(folder).expanduser().resolve() for folder in options.runs]
+    folders = [user_path(folder) for folder in options.runs]
     default = runs_folder() / "comparisons" / f"{'-vs-'.join(folder.name for folder in folders)}.html"
-    print(write_comparison(folders, Path(options.out).expanduser() if options.out else default))
+    print(write_comparison(folders, user_path(options.out) if options.out else default))
 
 
 def _figures(options: RunOptions) -> None:
@@ -268,9 +266,11 @@ def _reproduce(options: ReproduceOptions, overrides: dict[str, Any]) -> None:
 
 
 def _notebooks(options: NotebooksOptions) -> None:
-    folder = Path(options.folder).expanduser().resolve()
+    from amir_grpo.runs.locations import notebooks_folder
+
+    folder = user_path(options.folder)
     check_folder(folder, "folder")
-    notebooks = sorted(shipped("notebooks").glob("*.ipynb"))
+    notebooks = sorted(notebooks_folder().glob("*.ipynb"))
     there = [path.name for path in notebooks if (folder / path.name).exists()]
     if there:
         raise FileExistsError(f"{folder} holds {there[0]} already, which may have been changed: give another folder.")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amir_grpo.system.files import atomic_write
+from amir_grpo.system.files import atomic_write, user_path
 
 if TYPE_CHECKING:
     from amir_grpo.settings import Settings
@@ -99,14 +99,14 @@ def find_policy(where: str) -> PolicySource:
     Raises:
         FileNotFoundError: If there is no such folder, it holds no policy, or the base of its adapter is gone.
     """
-    folder = Path(where).expanduser()
+    folder = user_path(where)
     if (folder / "adapter_config.json").is_file():
-        return PolicySource(base_of_adapter(folder), folder.resolve())
+        return PolicySource(base_of_adapter(folder), folder)
     if (folder / "config.json").is_file():
-        return PolicySource(str(folder.resolve()))
+        return PolicySource(str(folder))
     if folder.exists():
         raise FileNotFoundError(
-            f"{folder.resolve()} is not a policy: it holds neither adapter_config.json nor config.json.\n"
+            f"{folder} is not a policy: it holds neither adapter_config.json nor config.json.\n"
             "Give the folder that `amir_grpo train` wrote, or a model saved by transformers."
         )
     if _HUB_ID.fullmatch(where) and not folder.parent.exists():
@@ -128,7 +128,7 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
     for word in words:
         name, equals, where = word.partition("=")
         if not equals:
-            where, name = word, Path(word).expanduser().resolve().name
+            where, name = word, user_path(word).name
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a name for a policy: use letters, digits, '.', '_' and '-'.")
         if name in found:

@@ -10,7 +10,7 @@ import pandas as pd
 from amir_grpo.choices import METHODS
 from amir_grpo.results.comparison_report import FinishedRun, render_comparison
 from amir_grpo.system.files import write_text
-from amir_grpo.system.provenance import read_json
+from amir_grpo.system.provenance import read_config, read_json
 
 _SAMPLE_COLUMNS = ["policy", "benchmark", "problem_id", "sample", "correct"]
 
@@ -40,15 +40,12 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
 
 
 def _read(folder: Path, name: str) -> FinishedRun:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it holds no config.json.\nGive the run_dir of a run.")
+    record = read_config(folder)
     if not (folder / "tables" / "main.csv").is_file():
         raise FileNotFoundError(
             f"{folder} has no tables/main.csv: it has not been evaluated.\nRun amir_grpo figures --run_dir {folder}."
         )
-    record = read_json(config)
-    problems = [read_json(path) for path in sorted(folder.glob("problems/*.json"))]
+    problems = [read_json(path, ("set", "fingerprint")) for path in sorted(folder.glob("problems/*.json"))]
     main = pd.read_csv(folder / "tables" / "main.csv")
     paths = [
         folder / "samples" / method / f"{name}.parquet" for method in METHODS for name in main["benchmark"].unique()

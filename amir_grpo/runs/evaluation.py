@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from amir_grpo.choices import ENGINES, check_names
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage, write_table
@@ -193,7 +194,9 @@ class Evaluation:
         """What draws; with eval_engine=auto the one that drew what is there: engines differ, and policies are compared."""
         from amir_grpo.policies.engines import engine_here
 
-        recorded = {read_json(path)["engine"] for path in self.folder.glob("samples/*/policy.json")}
-        if self.settings.eval_engine == "auto" and recorded:
-            return min(recorded)
+        if self.settings.eval_engine == "auto":
+            records = [read_json(path, ["engine"]) for path in self.folder.glob("samples/*/policy.json")]
+            if records:
+                check_names("engine", recorded := [record["engine"] for record in records], ENGINES)
+                return min(recorded)
         return engine_here(self.settings.eval_engine, self.loading)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from amir_grpo.settings import ADDED_SINCE, PROFILES, Settings, differences, set
 from amir_grpo.system.files import check_folder, write_text
 from amir_grpo.system.locks import in_progress, locked
 from amir_grpo.system.processes import is_main
-from amir_grpo.system.provenance import provenance, to_json
+from amir_grpo.system.provenance import CONFIG, provenance, read_config, to_json
 
-_CONFIG, _OPENING = "config.json", "opening"
+_OPENING = "opening"
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # What a folder cannot consent to on behalf of who opens it.
 _CONSENTS = ("trust_remote_code", "safetensors_only")
@@ -68,7 +67,7 @@ def configure(
             given = sorted({*overrides, *(_given(stored) if own else ())})
             config = {"profile": name, "settings": asdict(settings), "given": given}
             config["provenance"] = made_with or provenance()
-            write_text(folder / _CONFIG, to_json(config))
+            write_text(folder / CONFIG, to_json(config))
     return name, settings
 
 
@@ -187,19 +186,7 @@ def _check(settings: Settings) -> None:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     """The configuration of a run folder; None where there is none."""
-    path = folder / _CONFIG
-    if not path.exists():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config["settings"], dict) and isinstance(config["profile"], str):
-            return config
-        cause = "profile is not a string" if isinstance(config["settings"], dict) else "settings is not a JSON object"
-    except (ValueError, KeyError, TypeError) as error:
-        cause = f"{type(error).__name__}: {error}"
-    raise ValueError(
-        f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
-    )
+    return read_config(folder) if (folder / CONFIG).exists() else None
 
 
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:

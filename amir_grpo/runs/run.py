@@ -17,7 +17,6 @@ run on its own.
 from __future__ import annotations
 
 import ast
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -40,9 +39,9 @@ from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.settings import Settings
 from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
-from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
+from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, user_path, write_text
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
-from amir_grpo.system.provenance import now, record_of, to_json
+from amir_grpo.system.provenance import now, read_json, record_of, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,7 +132,7 @@ class Run:
         path = self.folder / "problems" / f"{name}.json"
         seen = fingerprint(problems)
         if path.exists():
-            before = json.loads(path.read_text())
+            before = read_json(path, ("fingerprint", "source"))
             if before["fingerprint"] != seen:
                 raise ValueError(
                     f"The problems of {name} have changed since this run used them: fingerprint {seen}, was "
@@ -362,7 +361,7 @@ def open_run(
         Busy: If another process keeps its configuration.
     """
     new_profile = resolve_profile(profile or "sandbox")
-    folder = (Path(run_dir).expanduser() if run_dir else runs_folder() / new_profile).resolve()
+    folder = user_path(run_dir or runs_folder() / new_profile)
     name, settings = configure(folder, None if profile == "auto" else profile, new_profile, overrides or {})
     if is_main() and (note := explain_own_settings(folder)):
         print(note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -15,6 +14,7 @@ from amir_grpo.results.report import render_report
 from amir_grpo.results.run_results import EvaluationResults, RunResults
 from amir_grpo.runs.locations import kept_results
 from amir_grpo.system.files import write_text
+from amir_grpo.system.provenance import record_of
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
@@ -68,11 +68,10 @@ def save_results(run: Run, results: EvaluationResults, only: Iterable[str] | Non
 
 def write_report(run: Run, results: RunResults) -> Path:
     """Write report.html, one self-contained page, into the run folder; returns its path."""
-    config = json.loads((run.folder / "config.json").read_text())
-    provenance = {k: v for k, v in config["provenance"].items() if k != "packages"}
-    problems = [json.loads(path.read_text()) for path in sorted((run.folder / "problems").glob("*.json"))]
-    everything = provenance | config["provenance"]["packages"]
-    page = render_report(results, config["settings"], everything, problems, _kept_verdicts(), _STUDY_SCOPE)
+    record = record_of(run.folder)
+    packages = record["provenance"].pop("packages")
+    everything = record["provenance"] | packages
+    page = render_report(results, record["settings"], everything, record["problems"], _kept_verdicts(), _STUDY_SCOPE)
     return write_text(run.folder / "report.html", page)
 
 

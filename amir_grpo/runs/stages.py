@@ -66,12 +66,13 @@ def check_trained(folder: Path) -> None:
     stage = folder / "stage.json"
     if not stage.exists():
         return
-    try:
-        damaged = first_damaged(folder, dict(read_json(stage).get("sha256", {})))
-    except (ValueError, TypeError, AttributeError) as error:
+    recorded = read_json(stage).get("sha256", {})
+    if not isinstance(recorded, dict):
         raise ValueError(
-            f"{stage} cannot be read ({error}).\nDelete it: the training is finished again from its last checkpoint."
-        ) from error
+            f"{stage} cannot be read (sha256 is not a JSON object).\n"
+            "Delete it: the training is finished again from its last checkpoint."
+        )
+    damaged = first_damaged(folder, recorded)
     damaged = damaged or (None if (folder / "log.csv").exists() else "log.csv")
     if damaged and not any(folder.glob("checkpoints/*")):
         raise ValueError(

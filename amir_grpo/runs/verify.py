@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 
 from amir_grpo.choices import METHODS
 from amir_grpo.settings import differences
+from amir_grpo.system.provenance import read_config, read_json
 
 # Numbers of a training that differ by less, relative or absolute, count as the same: another processor rounds so in
 # float64.
@@ -33,17 +33,13 @@ def first_difference(a: Path, b: Path) -> str | None:
 
     Raises:
         FileNotFoundError: If one of them is not a run folder, or neither holds a result.
+        ValueError: If a configuration or a record of one of them cannot be read.
     """
-    for folder in (a, b):
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} is not a run folder: it holds no config.json.\nGive the run_dir of a run."
-            )
     return next(_differences(a, b), None)
 
 
 def _differences(a: Path, b: Path) -> Iterator[str]:
-    settings = [json.loads((folder / "config.json").read_text())["settings"] for folder in (a, b)]
+    settings = [read_config(folder)["settings"] for folder in (a, b)]
     for name, (old, new) in differences(*settings).items():
         yield f"setting {name}: {old!r} and {new!r}"
     if not (yield from differing_files(a, b, _PARTS)):
@@ -74,7 +70,7 @@ def _same_bytes(a: Path, b: Path) -> str | None:
 
 
 def _same_problems(a: Path, b: Path) -> str | None:
-    prints = [json.loads(path.read_text())["fingerprint"] for path in (a, b)]
+    prints = [read_json(path, ["fingerprint"])["fingerprint"] for path in (a, b)]
     return None if prints[0] == prints[1] else f"fingerprints {prints[0]} and {prints[1]}"
 
 

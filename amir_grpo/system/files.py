@@ -13,6 +13,18 @@ from pathlib import Path
 _LITTLE = 1e6  # bytes
 
 
+def user_path(given: str | Path) -> Path:
+    """A path as a user gives it, absolute, with ~ for a home folder.
+
+    Raises:
+        ValueError: If it names the home of a user that there is not.
+    """
+    try:
+        return Path(given).expanduser().resolve()
+    except RuntimeError as error:
+        raise ValueError(f"{given}: there is no user {Path(given).parts[0][1:]!r}.\nGive another path.") from error
+
+
 def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
     """Check before the work begins that a folder can be written to, and that its disk is not full.
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ _PACKAGES = (
     "amir-grpo torch transformers trl peft accelerate datasets tokenizers safetensors math-verify numpy scipy pandas "
     "matplotlib bitsandbytes unsloth vllm deepspeed"
 ).split()
+
+CONFIG = "config.json"  # of a run folder
 
 _ON_CPU = (
     "byte for byte, on the same kind of CPU with the same package versions; with dtype=float64, completions and adapters "
@@ -65,10 +68,11 @@ def record_of(folder: Path) -> dict[str, Any]:
     `problems` holds each set's source, number and fingerprint; `stages` when each began and ended; `started` and `ended`
     are the first and the last of these.
     """
-    config = read_json(folder / "config.json")
-    stages = {path.parent.name: read_json(path) for path in folder.glob("*/stage.json")}
+    config = read_config(folder)
+    ends = ("started", "ended")
+    stages = {path.parent.name: read_json(path, ends) for path in folder.glob("*/stage.json")}
     for path in (*folder.glob("samples/*/*.stage.json"), *folder.glob("scores/*.stage.json")):
-        stages[str(path.relative_to(folder)).removesuffix(".stage.json")] = read_json(path)
+        stages[str(path.relative_to(folder)).removesuffix(".stage.json")] = read_json(path, ends)
     times = {name: {"started": stage["started"], "ended": stage["ended"]} for name, stage in sorted(stages.items())}
     problems = [read_json(path) for path in sorted(folder.glob("problems/*.json"))]
     return {
@@ -88,9 +92,47 @@ def file_at(commit: str, path: Path) -> str | None:
     return _git("show", f"{commit}:./{path.name}", folder=path.parent)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The contents of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run folder: profile, settings, provenance, and the settings that were given.
+
+    Raises:
+        FileNotFoundError: If it is not a run folder.
+        ValueError: If its configuration cannot be read.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}.\nGive the run_dir of a run.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config["settings"], dict) and isinstance(config["profile"], str):
+            return config
+        cause = "profile is not a string" if isinstance(config["settings"], dict) else "settings is not a JSON object"
+    except (ValueError, KeyError, TypeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+    raise ValueError(
+        f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
+    )
+
+
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: The file.
+        keys: Those that it must have.
+
+    Raises:
+        ValueError: If it cannot be read or lacks a key: something other than this package has changed it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("it is not a JSON object")
+        if missing := [key for key in keys if key not in record]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}).\nDelete it, or restore it.") from error
+    return record
 
 
 def to_json(value: Any) -> str:

@@ -126,6 +126,18 @@ def test_greedy_completions_lie_beside_the_samples(open_tiny):
     pd.testing.assert_frame_equal(open_tiny().samples(["base"], ["chain3"], greedy=True), greedy)
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [({}, r"policy\.json cannot be read \(it has no engine\)"), ({"engine": "?"}, "Unknown engine")],
+)
+def test_what_drew_the_completions_that_are_there_has_to_be_known(open_tiny, record, said):
+    run = open_tiny(eval_engine="auto")
+    (run.folder / "samples" / "base").mkdir(parents=True)
+    (run.folder / "samples" / "base" / "policy.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=said):
+        run.evaluation.engine_name()
+
+
 REAL = ROOT.parent / "shared" / "benchmarks"
 
 

@@ -113,3 +113,15 @@ def test_runs_that_hold_nothing_yet_are_not_called_the_same(tmp_path, tiny_setti
         cli.main(["verify", *map(str, folders)])
     assert caught.value.code == 2
     assert "hold nothing yet that could be compared" in capsys.readouterr().err
+
+
+def test_folders_of_something_else_are_refused(tmp_path, capsys):
+    """A policy's folder holds a config.json, too."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["verify", *map(str, folders)])
+    assert caught.value.code == 2
+    assert f"{folders[0] / 'config.json'} is not a run's configuration" in capsys.readouterr().err
