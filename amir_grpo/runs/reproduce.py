@@ -12,20 +12,19 @@ from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amir_grpo.choices import METHODS, POLICIES
 from amir_grpo.results.formatting import rounded
 from amir_grpo.runs.kept import compared_with_kept
 from amir_grpo.runs.locations import kept_results, notebooks_folder
+from amir_grpo.runs.run import Run
 from amir_grpo.runs.showing import results_of, write_report
+from amir_grpo.settings import Settings
 from amir_grpo.system.cluster import Cluster
 from amir_grpo.system.executors import executor_of, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import read_json
-
-if TYPE_CHECKING:
-    from amir_grpo.runs.run import Run
 
 # (notebook, parameters); those of one line may run side by side
 _STAGES: list[list[tuple[str, dict[str, Any]]]] = [
@@ -86,7 +85,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
     parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
     with locked(run.folder, "reproduce"):
         with _executor(run, cluster) as (executor, gpus):
-            executor.submit(run.check).result()
+            executor.submit(_check, _Check(run.folder, run.profile, run.settings)).result()
             print(_announcement(run.folder / "notebooks"), flush=True)
             for stage in _STAGES:
                 _execute_stage(
@@ -141,6 +140,20 @@ def _executor(run: Run, cluster: Cluster | None) -> Iterator[tuple[Executor, lis
     gpus = visible_gpus(run.settings.device)
     with ThreadPoolExecutor(len(gpus) or min(2, os.cpu_count() or 1)) as executor:
         yield executor, gpus
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A run to be checked before its notebooks, as a value that travels to another machine."""
+
+    folder: Path
+    profile: str
+    settings: Settings
+    label: str = "run"
+
+
+def _check(what: _Check) -> None:
+    Run(what.folder, what.profile, what.settings).check()
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,10 @@ def _execute(notebook: _Notebook) -> float:
 
 def _failure(name: str, notebook: Path, errors: str) -> NotebookError:
     """The error of a failed notebook: that of its cell, or the end of papermill's output where the kernel has died."""
-    cells = read_json(notebook)["cells"] if notebook.is_file() else []
+    try:
+        cells = read_json(notebook, ["cells"])["cells"]
+    except (OSError, ValueError):  # papermill was killed before it had written it, or while it did
+        cells = []
     raised = [o for cell in cells for o in cell.get("outputs", ()) if o["output_type"] == "error"]
     if not raised:
         return NotebookError(f"{name} has failed: {' '.join(errors.split())[-300:]}\nSee {notebook}.")

@@ -1,8 +1,12 @@
 import json
+import pickle
+from concurrent.futures import Future
+from contextlib import nullcontext
 
 import pytest
 
 from amir_grpo.runs import reproduce
+from amir_grpo.runs.run import open_run
 
 
 @pytest.fixture
@@ -40,3 +44,50 @@ def test_the_error_of_a_cell_is_told_with_its_place(notebook):
     error = reproduce._failure("00_base_policy", executed, "papermill's own output")
     assert str(error) == f"lambda_reg is -1; it must be at least 0.\nmore\nSee {executed}."
     assert error.mendable
+
+
+def test_a_notebook_that_was_cut_off_hides_no_error(notebook):
+    executed = write_executed(notebook, "")
+    executed.write_text(executed.read_text()[:20])
+    error = reproduce._failure("00_base_policy", executed, "No space left on device")
+    assert str(error) == f"00_base_policy has failed: No space left on device\nSee {executed}."
+
+
+def test_the_check_of_a_run_is_a_value(tmp_path, monkeypatch):
+    """Who starts again compares it with the job that an earlier command has left in the queue."""
+    calls = []
+
+    class Queue:
+        def submit(self, *call):
+            calls.append(call)
+            raise InterruptedError
+
+    monkeypatch.setattr(reproduce, "_executor", lambda run, cluster: nullcontext((Queue(), [])))
+    with pytest.raises(InterruptedError):
+        reproduce.reproduce_run(open_run("smoke", tmp_path / "run"), {})
+    assert [pickle.loads(pickle.dumps(call)) for call in calls] == calls
+
+
+@pytest.mark.parametrize(
+    ("gpus", "training"), [([], [(), ()]), (["5"], [("5",), ()]), (["0", "3", "7"], [("0", "7"), ("3",)])]
+)
+def test_notebooks_that_run_side_by_side_share_out_the_gpus(tmp_path, monkeypatch, gpus, training):
+    work = []
+
+    class Queue:
+        def submit(self, do, what):
+            work.append(what)
+            done = Future()
+            done.set_result(0.0)
+            return done
+
+    def shown(run):
+        raise InterruptedError
+
+    monkeypatch.setattr(reproduce, "_executor", lambda run, cluster: nullcontext((Queue(), gpus)))
+    monkeypatch.setattr(reproduce, "results_of", shown)
+    with pytest.raises(InterruptedError):
+        reproduce.reproduce_run(open_run("smoke", tmp_path / "run"), {})
+    seen = {notebook.label: notebook.gpus for notebook in work[1:]}
+    assert [seen["01_train_grpo"], seen["01_train_amir_grpo"]] == training
+    assert seen["02_evaluate"] == tuple(gpus), "alone, it has all"
