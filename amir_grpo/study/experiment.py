@@ -44,6 +44,8 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     """
     for run in runs:
         check_kept(run, results)
+    if not isinstance(workers, Cluster):
+        workers = min(workers, len(runs))
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
     needed = {run.base for run in waiting}

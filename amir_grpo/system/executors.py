@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
@@ -100,6 +100,9 @@ def run_jobs(what: str, do: Callable[[Work], None], jobs: Sequence[Work], execut
     A failure is raised, and cancels what has not begun. On a cluster it cancels what runs, too, which resumes when the same
     is started again.
 
+    Raises:
+        ChildProcessError: If a worker process has been killed.
+
     Args:
         what: What is done, for the progress bar.
         do: Does one job; it travels to a worker process, too.
@@ -121,6 +124,11 @@ def run_jobs(what: str, do: Callable[[Work], None], jobs: Sequence[Work], execut
                 waiting[-1].add_done_callback(lambda _, job=job: note(job))
             for done in as_completed(waiting):
                 done.result()
+        except BrokenExecutor as error:
+            raise ChildProcessError(
+                "A worker process has been killed, perhaps for lack of memory.\n"
+                "What is complete stays: start the same again, with fewer workers if memory was short."
+            ) from error
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise

@@ -159,3 +159,18 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(capsys, tmp_path
         assert caught.value.code == 2
         assert said in capsys.readouterr().err
         assert not list(tmp_path.glob("e/*"))
+
+
+def test_there_are_no_more_workers_than_runs(tmp_path, monkeypatch):
+    asked = []
+
+    def executor_of(workers, gpus):
+        asked.append(workers)
+        raise InterruptedError
+
+    monkeypatch.setattr(experiment, "executor_of", executor_of)
+    runs = runs_in_order(PLAN, "pilot", tmp_path / "runs", ARMS, [1], SMALL)
+    for workers in (0, 1, 10**20):
+        with pytest.raises(InterruptedError):
+            make_runs(runs, tmp_path / "results", workers)
+    assert asked == [0, 1, len(runs)]

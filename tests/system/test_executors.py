@@ -56,3 +56,17 @@ def test_gpus_are_named_as_cuda_names_them(monkeypatch, named, seen, wanted):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert executors.visible_gpus("auto") == wanted
     assert executors.visible_gpus("cpu") == []
+
+
+def is_killed(piece):
+    os._exit(9)
+
+
+@pytest.mark.timeout(GUARD)
+def test_a_worker_that_is_killed_is_told_in_words(tmp_path):
+    pieces = [Piece(tmp_path, name) for name in "ab"]
+    with (
+        pytest.raises(ChildProcessError, match=r"worker process has been killed.*\n.*fewer workers"),
+        executor_of(2) as executor,
+    ):
+        run_jobs("dying", is_killed, pieces, executor)
