@@ -70,6 +70,8 @@ def harness_results(
 ) -> dict[str, Any]:
     """What the harness writes beside its samples: the mean of each metric, and its standard error over problems.
 
+    One problem has none: N/A, as the harness has it.
+
     Args:
         policy: The policy's name.
         samples: Entries from `harness_samples`, by benchmark.
@@ -82,7 +84,7 @@ def harness_results(
         results[benchmark] = {"alias": benchmark, "name": benchmark, "sample_len": len(entries)}
         for name in values:
             results[benchmark][f"{name},{FILTER}"] = float(values[name].mean())
-            results[benchmark][f"{name}_stderr,{FILTER}"] = float(values[name].sem())
+            results[benchmark][f"{name}_stderr,{FILTER}"] = float(values[name].sem()) if len(values) > 1 else "N/A"
     metrics = {benchmark: entries[0]["metrics"] for benchmark, entries in samples.items()}
     return {
         "results": results,

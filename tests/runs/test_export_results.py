@@ -90,6 +90,8 @@ def test_a_sample_of_the_harness_by_hand():
     results = harness_results("grpo", {"chain3": [entry, several | {"pass@2": 0.0}]}, {}, 0)["results"]["chain3"]
     assert results[f"pass@1,{FILTER}"] == pytest.approx(0.5)
     assert results["sample_len"] == 2
+    alone = harness_results("grpo", {"chain3": [entry]}, {}, 0)["results"]["chain3"]
+    assert alone[f"pass@1_stderr,{FILTER}"] == "N/A", "NaN is no JSON"
 
 
 def test_samples_are_read_as_the_harness_reads_its_own(run, folder):
