@@ -126,13 +126,7 @@ def load_problems(
         return load_sandbox(name, limit, seed)
     entry = _entry(name)
     split = split or entry.split
-    folder = mirror or _mirror_from_environment()
-    if folder is None:
-        entry = replace(entry, revision=revision or entry.revision)
-        rows, source = _hub_rows(entry, split)
-    else:
-        path = _mirror_file(Path(folder) / name / f"{split}.jsonl", entry, split)
-        rows, source = json_lines(path), str(path)
+    rows, source = _rows(replace(entry, revision=revision or entry.revision), split, mirror)
     records = list(_records(rows, entry, split, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT))
     if not records:
         raise ValueError(f"{source} holds no problems.\nPut the {split} split of {entry.hub_id} there.")
@@ -158,9 +152,13 @@ def _entry(name: str) -> ProblemSet:
 # --- sources ------------------------------------------------------------------------------------------------------
 
 
-def _mirror_from_environment() -> Path | None:
-    folder = os.environ.get(MIRROR_VARIABLE)
-    return Path(folder) if folder else None
+def _rows(entry: ProblemSet, split: str, mirror: Path | None) -> tuple[Iterable[Row], str]:
+    """The rows of a split, and where they come from: a mirror, given or in the environment, else the Hub."""
+    folder = mirror or os.environ.get(MIRROR_VARIABLE)
+    if not folder:
+        return _hub_rows(entry, split)
+    path = _mirror_file(Path(folder) / entry.name / f"{split}.jsonl", entry, split)
+    return json_lines(path), str(path)
 
 
 def _mirror_file(path: Path, entry: ProblemSet, split: str) -> Path:

@@ -81,26 +81,25 @@ def draw_batches(
     options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     if engine.name == "vllm":  # fits batches to its memory, and lets no completion wait for the longest of a batch
         token_budget = sys.maxsize
+    batches = _batches(prompt_ids, num_samples, max_new_tokens, token_budget)
     shrink = _Shrinking(engine, options)
-    there = num_samples * len(set(done) & set(prompt_ids))
-    total = num_samples * len(prompt_ids)
-    bar = {"total": total, "initial": there, "desc": label, "unit": " completions", "mininterval": 2}
-    with progress_bar(**bar, leave=temperature > 0) as progress:
-        for batch in _batches(prompt_ids, num_samples, max_new_tokens, token_budget):
+    counts = {"total": num_samples * len(prompt_ids), "initial": num_samples * len(set(done) & set(prompt_ids))}
+    with progress_bar(**counts, desc=label, unit=" completions", mininterval=2, leave=temperature > 0) as progress:
+        for batch in batches:
             batch = [problem for problem in batch if problem not in done]
             if not batch:
                 continue
             requests = [Request(prompt_ids[p], [stream(seed, p, n) for n in range(num_samples)]) for p in batch]
-            rows = []
-            for problem, samples in zip(batch, shrink.generate(requests), strict=True):
-                for number, drawn in enumerate(samples):
-                    rows.append({"problem_id": problem, "sample": number, **_row(drawn, tokenizer)})
+            drawn = zip(batch, shrink.generate(requests), strict=True)
+            rows = [_row(p, n, one, tokenizer) for p, samples in drawn for n, one in enumerate(samples)]
             progress.update(len(rows))
             yield pd.DataFrame(rows)
 
 
-def _row(drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _row(problem: str, number: int, drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
+        "problem_id": problem,
+        "sample": number,
         "text": tokenizer.decode(drawn.ids, skip_special_tokens=True),
         "completion_ids": drawn.ids,
         "tokens": len(drawn.ids),

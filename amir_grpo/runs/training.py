@@ -222,9 +222,8 @@ def run_trainer(
         keep_trained_weights_in_float32(trainer.model)
     if backend.name == "transformers":  # else Unsloth has ways of its own
         draw_adapter(trainer.model, settings.seed)
-        trainer.draws_rollouts = (
-            not settings.use_vllm and not is_sharded()
-        )  # where each process holds a part, TRL draws
+        # where each process holds a part of the policy, TRL draws
+        trainer.draws_rollouts = not settings.use_vllm and not is_sharded()
     trainer.max_prompt_length = settings.max_prompt_length
     trainer.drop_uniform_groups = settings.drop_uniform_groups
     trainer.remove_callback(PrinterCallback)
