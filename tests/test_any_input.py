@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from amir_grpo import choices, cli
 from amir_grpo.cli import parsing
 from amir_grpo.policies import engines, loading, memory_plan
+from amir_grpo.policies.source import PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
 from amir_grpo.runs import export, opening, reproduce, run, showing, training
 from amir_grpo.sandbox import base as base_policies
@@ -183,6 +184,10 @@ def whole(runs, tiny_settings):
         stage = {"started": "2026-01-01T00:00:00", "ended": "2026-01-01T00:01:00"}
         (folder / method / "stage.json").write_text(json.dumps(stage))
         shutil.copytree(folder / "samples" / "base", folder / "samples" / method)
+        weights = PolicySource("base", folder / method).weights_hash()
+        (folder / "samples" / method / "policy.json").write_text(
+            json.dumps({"engine": "transformers", "weights": weights})
+        )
         for path in (folder / "samples" / method).glob("*.parquet"):
             pd.read_parquet(path).assign(policy=method).to_parquet(path)
         scores = samples.rename(columns={"policy": "sampler"}).assign(scorer=method)

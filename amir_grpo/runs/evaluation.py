@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from amir_grpo.policies.engines import Engine, Room
 
+_POLICY = "policy.json"  # beside the samples: what drew them
 _DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
 _SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
 
@@ -54,6 +55,19 @@ class Evaluation:
     def is_complete(self, name: str, benchmark: str) -> bool:
         """Whether the samples and the greedy completions of a policy on a benchmark are there."""
         return all(self._path(name, benchmark, greedy).exists() for greedy in (False, True))
+
+    def check_weights(self, name: str, source: PolicySource) -> None:
+        """Refuse completions of a policy that has been trained anew since they were drawn.
+
+        Raises:
+            ValueError: If other weights have drawn those that are there.
+        """
+        path = self.folder / "samples" / name / _POLICY
+        if path.exists() and read_json(path).get("weights") not in (None, source.weights_hash()):
+            raise ValueError(
+                f"{path.parent} holds completions of another {name} than {source.adapter}, trained anew since.\n"
+                f"Results would mix. Delete {path.parent} and {self.folder / 'scores'}: they are made again."
+            )
 
     def completions(self, name: str, benchmark: str, source: PolicySource, greedy: bool = False) -> pd.DataFrame:
         """Graded completions of a policy on one benchmark; columns as in `amir_grpo.runs.run.Run.samples`.
@@ -117,11 +131,11 @@ class Evaluation:
 
     def _record_policy(self, folder: Path, source: PolicySource) -> None:
         """Record beside the samples what drew them."""
-        if not (folder / "policy.json").exists():
+        if not (folder / _POLICY).exists():
             s = self.settings
             drawn_by = {"engine": self.engine_name(), "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
             record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
-            write_text(folder / "policy.json", to_json(record | {"provenance": provenance()}))
+            write_text(folder / _POLICY, to_json(record | {"provenance": provenance()}))
 
     def _drawn(self, parts: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> pd.DataFrame:
         """All completions of a benchmark: the batches in `parts`, and those that are drawn and put there now."""
@@ -195,7 +209,7 @@ class Evaluation:
         from amir_grpo.policies.engines import engine_here
 
         if self.settings.eval_engine == "auto":
-            records = [read_json(path, ["engine"]) for path in self.folder.glob("samples/*/policy.json")]
+            records = [read_json(path, ["engine"]) for path in self.folder.glob(f"samples/*/{_POLICY}")]
             if records:
                 check_names("engine", recorded := [record["engine"] for record in records], ENGINES)
                 return min(recorded)

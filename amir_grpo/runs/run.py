@@ -255,15 +255,19 @@ class Run:
             name: PolicySource(self.base(), None if name == "base" else self.folder / name) for name in policies
         }
         if workers_for(self.evaluation, policies, benchmarks, workers) > 1:
-            for policy in set(policies) - {"base"}:
-                self.train(policy)
+            for policy, source in sources.items():
+                self._train_to_draw(policy, source)
             draw_side_by_side(self.evaluation, sources, benchmarks, workers)
         frames = []
         for policy, source in sources.items():
-            if policy != "base":
-                self.train(policy)
+            self._train_to_draw(policy, source)
             frames += [self.evaluation.completions(policy, benchmark, source, greedy) for benchmark in benchmarks]
         return pd.concat(frames, ignore_index=True)
+
+    def _train_to_draw(self, policy: str, source: PolicySource) -> None:
+        if policy != "base":
+            self.train(policy)
+            self.evaluation.check_weights(policy, source)
 
     def samples_of_others(
         self,

@@ -126,6 +126,24 @@ def test_greedy_completions_lie_beside_the_samples(open_tiny):
     pd.testing.assert_frame_equal(open_tiny().samples(["base"], ["chain3"], greedy=True), greedy)
 
 
+def test_completions_of_a_policy_that_was_trained_anew_are_refused(open_tiny, monkeypatch):
+    """On a GPU another training ends with other weights."""
+    run = open_tiny(benchmarks=["chain3"])
+    weights = adapter(run.folder / "grpo", 4) / "adapter_model.safetensors"
+    weights.write_bytes(b"first")
+
+    def draw_batches(engine, problems, *arguments, **options):
+        yield pd.DataFrame({"problem_id": problems["id"], "text": "2", "sample": 0})
+
+    monkeypatch.setattr(Run, "train", lambda *_: None)
+    monkeypatch.setattr(engines, "load_engine", lambda *_: None)
+    monkeypatch.setattr(sampling, "draw_batches", draw_batches)
+    assert len(run.samples(["grpo"])) == len(run.samples(["grpo"])) == 2
+    weights.write_bytes(b"second")
+    with pytest.raises(ValueError, match=r"samples/grpo holds completions of another grpo than .*\nResults would mix"):
+        run.samples(["grpo"])
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [({}, r"policy\.json cannot be read \(it has no engine\)"), ({"engine": "?"}, "Unknown engine")],
