@@ -304,6 +304,17 @@ def test_two_policies_in_one_call_are_compared(trained, runs, call, capsys):
         assert record.parent.name.endswith(drawn_by["weights"])
 
 
+def test_other_policies_leave_a_runs_tables_as_they_are(trained, runs, call, capsys):
+    call("evaluate")
+    before = (trained / "tables" / "policies.csv").read_bytes()
+    capsys.readouterr()
+    call("evaluate", "--model_dir", f"other={runs / 'copies' / 'grpo'}")
+    printed = capsys.readouterr().out
+    assert "Printed, not kept" in printed
+    assert "other" in printed
+    assert (trained / "tables" / "policies.csv").read_bytes() == before
+
+
 def test_two_policies_of_one_name_are_told_apart(runs, trained, call, capsys):
     with pytest.raises(SystemExit) as caught:
         call("evaluate", "--model_dir", trained / "grpo", runs / "copies" / "grpo", run="twice")

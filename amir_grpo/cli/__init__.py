@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from amir_grpo.choices import SANDBOXES, check_names
+from amir_grpo.choices import POLICIES, SANDBOXES, check_names
 from amir_grpo.cli.cluster_options import check_workers, cluster_of
 from amir_grpo.cli.ending import ending
 from amir_grpo.cli.options import (
@@ -145,7 +145,9 @@ def _evaluate(options: EvaluateOptions, overrides: dict[str, Any]) -> None:
     samples = draw(benchmarks=benchmarks, workers=options.workers)
     greedy = draw(benchmarks=benchmarks, greedy=True)
     results = EvaluationResults(samples, greedy, run.settings.ks)
-    if sources or benchmarks == run.settings.benchmarks:
+    if sources and any((run.folder / "samples" / name).exists() for name in POLICIES):
+        print(f"Printed, not kept: the tables of {run.folder} are about its own policies.\n")
+    elif sources or benchmarks == run.settings.benchmarks:
         save_results(run, results)
     comparisons = results.comparisons
     print(formatting.wide_summary(results.policies).reset_index().to_string(index=False))
