@@ -50,12 +50,17 @@ def against_grpo(plan: Plan) -> list[Pair]:
 
 
 def exploratory_gains(studies: Studies, plan: Plan) -> pd.DataFrame:
-    """The gains in pass@1 of all exploratory pairs that have runs, with p_holm, one correction for all.
+    """The gains in pass@1 of all exploratory pairs that have runs, with p_holm, one correction for all (`corrected`)."""
+    pairs = list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS]))
+    return corrected(uncorrected_gains(studies, pairs, plan, ks=(1,)), studies, plan)
+
+
+def corrected(table: pd.DataFrame, studies: Studies, plan: Plan) -> pd.DataFrame:
+    """A table of gains with p_holm, one correction for all.
 
     A row that is also a test of the confirmation has in p_holm the p-value that it has there, NaN where its turn did not
     come: what corrects it is the fixed sequence.
     """
-    table = uncorrected_gains(studies, list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS])), plan, ks=(1,))
     confirmed = outcomes(studies.main, plan) if studies.main.name == "confirmation" else []
     tested = {frozenset(test_arms(outcome.test)): outcome.tested for outcome in confirmed if outcome.comparison}
     pairs = [frozenset(f"{row.regime}/{arm}" for arm in (row.new, row.old)) for row in table.itertuples()]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from amir_grpo.choices import PARAMETERS
-from amir_grpo.metrics import holm
 from amir_grpo.results.verdicts import verdict_from
-from amir_grpo.study.gains import gain_table
+from amir_grpo.study.exploration import corrected
+from amir_grpo.study.gains import uncorrected_gains
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.results import TRAINED, Studies
 
@@ -22,21 +22,22 @@ PAIRS = [
 
 
 def size_table(sizes: Sequence[Studies], plan: Plan) -> pd.DataFrame:
-    """The main comparisons in pass@1 on the trained lengths, size by size, with one correction for all.
+    """The main comparisons in pass@1 on the trained lengths, size by size, with one correction for all of a size.
 
     Args:
         sizes: The studies of each size.
 
     Returns:
-        `parameters`, the columns of `gain_table`, and `verdict` on the new arm being the better one.
+        `parameters`, the columns of `uncorrected_gains`, p_holm (`corrected`), and `verdict` on the new arm being the
+        better one.
     """
     tables = []
     for studies in sizes:
-        table = gain_table(studies, PAIRS, plan, ks=(1,))
+        table = uncorrected_gains(studies, PAIRS, plan, ks=(1,))
+        table = corrected(table[table["benchmarks"] == TRAINED], studies, plan)
         table.insert(0, "parameters", PARAMETERS[studies.main.model_name])
-        tables.append(table[table["benchmarks"] == TRAINED])
+        tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    table["p_holm"] = holm(table["p_value"])
     table["verdict"] = [
         verdict_from(
             row.p_holm,
