@@ -173,6 +173,10 @@ class ClusterExecutor(Executor):
         if wait and threading.current_thread() is not self._watcher:
             self._watcher.join()
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for all jobs, or cancel them where the block has failed or was interrupted."""
+        self.shutdown(cancel_futures=kind is not None)
+
     def _submit(self, call: tuple, record: Path) -> submitit.Job:
         from submitit.core.utils import FailedJobError
 

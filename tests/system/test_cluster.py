@@ -269,6 +269,22 @@ def test_jobs_end_with_the_command(slurm, jobs, tmp_path):
     assert not list(jobs.folder.glob("wait*.json"))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_jobs_end_with_a_block_that_does_not_wait_for_them(slurm, jobs, tmp_path, error):
+    piece, futures = Piece(tmp_path, "interrupted"), []
+
+    def interrupted():
+        with executor_of(jobs) as executor:
+            futures.append(executor.submit(wait_for_the_word, piece))
+            begun(piece)
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert str(futures[0].exception()) == "cancelled"
+    assert not [job for job in slurm.glob("[0-9]*") if job.suffix != ".pid"]
+
+
 def test_what_slurm_refuses_is_said_in_its_words(slurm, jobs):
     executor = ClusterExecutor(replace(jobs, partition="none"))
     with pytest.raises(
