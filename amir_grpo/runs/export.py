@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amir_grpo.policies.source import Loading, copy_policy
 from amir_grpo.runs.model_card import render_model_card
 from amir_grpo.runs.showing import policy_summary_of
+from amir_grpo.runs.stages import check_trained
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
 
     Raises:
         FileExistsError: If the folder is there.
-        ValueError: If the method has not been trained, or an adapter alone could not be loaded elsewhere.
+        ValueError: If the method has not been trained, a file of it is damaged, or an adapter alone could not be loaded
+            elsewhere.
     """
     if folder.exists() and not replace_old:
         raise FileExistsError(f"{folder} exists already: give a folder that does not.")
     check_folder(folder, "out")
     trained = run.folder / method
+    check_trained(trained)
     if not run.is_trained(method):
         raise ValueError(
             f"{run.folder} holds no trained {method}.\nTrain it first: amir_grpo train --method {method}."

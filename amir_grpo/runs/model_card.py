@@ -32,7 +32,8 @@ def render_model_card(run: Run, method: str, merged: bool = False, summary: pd.D
         summary: What the base and the trained policy do (`amir_grpo.results.tables.policy_summary`); None where they have
             not been evaluated.
     """
-    record, stage = record_of(run.folder), read_json(run.folder / method / "stage.json")
+    record = record_of(run.folder)
+    stage = read_json(run.folder / method / "stage.json", ("started", "ended", "provenance"))
     made = stage["provenance"]
     provenance = {
         "trained": f"{stage['started']} to {stage['ended']}",

@@ -14,10 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
 from amir_grpo.policies.loading import load_policy
+from amir_grpo.policies.source import ADAPTER_FILES
 from amir_grpo.runs import export
 from amir_grpo.runs.model_card import render_model_card
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import policy_summary_of
+from amir_grpo.system.checksums import hashes
+from amir_grpo.system.files import write_text
+from amir_grpo.system.provenance import to_json
 
 pytestmark = pytest.mark.xdist_group("complete run")
 
@@ -52,6 +56,17 @@ def test_an_adapter_on_a_hub_policy_is_copied_with_its_tokenizer(run, tmp_path, 
 def test_an_adapter_on_a_folder_of_this_machine_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"a local folder, .*export it merged"):
         export.export_policy(run, "grpo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_adapter_is_not_given_away(open_tiny, tmp_path):
+    run = open_tiny()
+    for name in (*ADAPTER_FILES, "log.csv"):
+        write_text(run.folder / "grpo" / name, "as trained")
+    write_text(run.folder / "grpo" / "stage.json", to_json({"sha256": hashes((run.folder / "grpo").iterdir())}))
+    write_text(run.folder / "grpo" / ADAPTER_FILES[1], "changed since")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
+        export.export_policy(run, "grpo", tmp_path / "out", merged=True)
     assert not (tmp_path / "out").exists()
 
 
