@@ -87,6 +87,7 @@ ARGUMENTS = [
     ((EVALUATE, "--benchmarks", "chain3", "chain3"), ["chain3", "once"]),
     ((EVIDENCE, "--workers", "-1"), ["workers is -1", "at least 0"]),
     (("export", "--method", "dpo"), ["dpo", "amir_grpo"]),
+    (("export", "--public"), ["--public", "give that, too"]),
     (("export", "--push_to", "not/a/name"), ["'not/a/name'", "me/my-policy"]),
     (("plan", "--profile", "paper"), ["'paper'", "paper-qwen3b"]),
     ((TRAIN, "--backend", "unsloht"), ["'unsloht'", "Did you mean 'unsloth'"]),

@@ -200,6 +200,8 @@ def _export(options: ExportOptions) -> None:
         return
     if options.push_to:
         check_push(options.push_to)
+    elif options.public:
+        raise ValueError("--public is about the repository of --push_to: give that, too, or leave --public out.")
     run = _open(options)
     if options.out:
         out = user_path(options.out)

@@ -9,8 +9,8 @@ from threading import Thread
 _PATIENCE = 3.0  # seconds
 
 
-def hub_answers(patience: float = _PATIENCE) -> bool:
-    """Whether the Hub answers at all within `patience` seconds, by the proxy and the address that the environment names.
+def hub_answers() -> bool:
+    """Whether the Hub answers at all within three seconds, by the proxy and the address that the environment names.
 
     False, too, where HF_HUB_OFFLINE says that it is not to be asked.
     """
@@ -21,12 +21,12 @@ def hub_answers(patience: float = _PATIENCE) -> bool:
         from huggingface_hub.utils import get_session
 
         with suppress(Exception):  # whatever it is, there is no answer
-            answers.append(get_session().head(constants.ENDPOINT, timeout=patience).status_code)
+            answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE).status_code)
 
     # in a thread, which may be left behind: looking up the name of a host has no limit of time
     thread = Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(patience)
+    thread.join(_PATIENCE)
     return bool(answers)
 
 
