@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+from amir_grpo.policies.backend import Backend
+from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import ADAPTER_FILES
 from amir_grpo.problems import fingerprint
 from amir_grpo.runs import training
@@ -104,6 +107,31 @@ def test_training_is_done_once_and_again_only_if_it_failed(open_tiny, monkeypatc
     assert stage["provenance"]["packages"]["trl"] == version("trl")
     with pytest.raises(AssertionError, match="done again"):
         open_tiny().train("amir_grpo")
+
+
+def test_a_finished_training_leaves_no_policy_in_memory(open_tiny, monkeypatch):
+    """A trainer refers to itself; on a GPU what is drawn next needs its memory."""
+    policies, plain = [], training.run_trainer
+
+    def run_trainer(*arguments):
+        trainer = plain(*arguments)
+        policies.append(weakref.ref(trainer.model))
+        return trainer
+
+    monkeypatch.setattr(training, "run_trainer", run_trainer)
+    open_tiny(max_steps=1).train("grpo")
+    assert [policy() for policy in policies] == [None]
+
+
+@pytest.mark.parametrize("in_4bit", [False, True])
+def test_what_is_trained_of_a_policy_in_4_bits_is_float32(open_tiny, monkeypatch, tmp_path, in_4bit):
+    run, kept = open_tiny(load_in_4bit=in_4bit, dtype="auto", device="auto"), []
+    monkeypatch.setattr(training, "load_policy", lambda base, loading: load_policy(base))  # without bitsandbytes
+    monkeypatch.setattr(training, "keep_trained_weights_in_float32", kept.append)
+    config = training.trainer_config("grpo", run.settings, tmp_path)
+    backend = Backend("transformers", "chosen by the test")
+    trainer = training.run_trainer("grpo", run.settings, config, run.base(), run.training_problems(), backend)
+    assert kept == ([trainer.model] if in_4bit else [])
 
 
 def test_unknown_method_or_policy_is_refused_at_once(open_tiny):
