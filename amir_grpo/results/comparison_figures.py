@@ -1,4 +1,4 @@
-"""Figures of comparisons over several trainings: gains on one axis, and what only one side solves."""
+"""Figures of comparisons over several trainings: gains on one axis, and what only one of two policies solves."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amir_grpo.choices import SIGNIFICANCE
 from amir_grpo.results.formatting import signed
 from amir_grpo.results.style import (
+    COLOURS,
     NEUTRAL,
-    SMALL_PRINT,
     add_footnote,
     add_title,
     arm_colours,
@@ -21,7 +22,10 @@ from amir_grpo.results.style import (
 )
 
 SIGNIFICANT = "#1a1a1a"
-_OFF_AXIS = 6.0  # a gain this many times as far out as the middle one is an arrow at the edge
+_GREY_TEXT = "#555555"  # as grey as can be read
+_LINEAR = 8.0  # margins: gains further out are drawn on a logarithmic scale, so that the small intervals can be seen
+_TICKS = (2, 10, 50)  # of that scale, in points
+_HALF = 0.36  # of the height of a bar
 
 
 @styled
@@ -30,31 +34,35 @@ def comparison_figure(
     title: str = "",
     margin: float | None = None,
     over: str = "new base policies and seeds",
+    note: str = "",
 ) -> Figure:
     """Gains with 95 % intervals, one row per comparison on one axis; black where significant, grey elsewhere.
 
     Args:
         table: Columns about (the label of a row), gain, gain_low, gain_high (points), p; in the order shown. Optional:
             regime, which heads the rows that share it; verdict, in words at the right; detectable, the smallest gain that
-            the comparison could have shown, drawn as a pair of ticks. A gain far beyond the others (GRPO over the base
-            policy) becomes an arrow with its number.
+            the comparison could have shown, drawn as a pair of ticks.
         title: The finding.
-        margin: Half the width of the band within which two arms count as equivalent, in points.
+        margin: Half the width of the band within which two arms count as equivalent, in points. Where a gain lies far
+            beyond it, the axis is linear within the band and logarithmic outside.
         over: What the intervals are for.
+        note: What else there is to know of the rows, in small print below.
     """
     rows = table.to_dict("records")
     places, heads = _places(rows)
-    ends = [max(abs(row["gain_low"]), abs(row["gain_high"])) for row in rows if np.isfinite(row["gain_low"])]
-    ends = [end for end in ends if end < _OFF_AXIS * np.median(ends)]
-    reach = 1.1 * max([*ends, 1.5 * (margin or 0), 0.1])
+    ends = table[["gain_low", "gain_high"]].abs().to_numpy(dtype=float)
+    reach = 1.1 * max([*ends[np.isfinite(ends)], 1.5 * (margin or 0), 0.1])
     lines = len(rows) + len(heads)
-    figure = new_figure(6.6, 1.0 + 0.23 * max(lines, 1))
+    figure = new_figure(7.4, 1.0 + 0.23 * max(lines, 1))
     axes = figure.subplots()
+    logarithmic = bool(margin) and reach > _LINEAR * margin
+    if logarithmic:
+        _scale_beyond(axes, margin, reach)
     if margin:
         axes.axvspan(-margin, margin, color="#ececec", linewidth=0)
     axes.axvline(0, color="#333333", linewidth=0.8)
     for y, row in zip(places, rows, strict=True):
-        _comparison(axes, y, row, reach)
+        _comparison(axes, y, row)
     for y, head in heads.items():
         axes.annotate(str(head), (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0),
                       textcoords="offset points", ha="right", va="center", fontweight="bold")  # fmt: skip
@@ -63,11 +71,12 @@ def comparison_figure(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    note = f"Bars: 95 % intervals for {over}. Black: p < {SIGNIFICANCE}; grey: not."
-    note += f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
+    read = f"Bars: 95 % intervals for {over}. Black: p < {SIGNIFICANCE}; grey: not."
+    read += f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
+    read += " The axis is linear there and logarithmic beyond." if logarithmic else ""
     if "detectable" in table:
-        note += " Ticks: the smallest gain that could have been detected."
-    add_footnote(figure, note)
+        read += " Ticks: the smallest gain that could have been detected."
+    add_footnote(figure, f"{note} {read}".strip())
     add_title(figure, title)
     return figure
 
@@ -84,52 +93,77 @@ def _places(rows: Sequence[Mapping]) -> tuple[list[float], dict[float, str]]:
     return places, heads
 
 
-def _comparison(axes, y: float, row: Mapping, reach: float) -> None:
+def _scale_beyond(axes: Axes, margin: float, reach: float) -> None:
+    """An axis that is linear within ± margin and logarithmic beyond."""
+    axes.set_xscale("symlog", linthresh=margin, linscale=0.8)
+    ticks = [margin, *(tick for tick in _TICKS if margin < tick < reach)]
+    axes.set_xticks([*(-tick for tick in reversed(ticks)), 0, *ticks])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+
+
+def _comparison(axes: Axes, y: float, row: Mapping) -> None:
     text = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
     if not np.isfinite(row["gain"]):
         axes.annotate("no runs yet", (0.99, y), ha="right", color=NEUTRAL, **text)
         return
     colour = SIGNIFICANT if row.get("p", np.nan) < SIGNIFICANCE else NEUTRAL
-    if abs(row["gain"]) > reach:
-        side = np.sign(row["gain"])
-        axes.annotate("", (side * reach, y), (side * 0.86 * reach, y), annotation_clip=False,
-                      arrowprops={"arrowstyle": "-|>", "color": colour})  # fmt: skip
-    else:
-        axes.hlines(y, row["gain_low"], row["gain_high"], color=colour, linewidth=1.6)
-        axes.plot(row["gain"], y, "o", markersize=5, color=colour)
+    axes.hlines(y, row["gain_low"], row["gain_high"], color=colour, linewidth=1.6)
+    axes.plot(row["gain"], y, "o", markersize=4.5, color=colour)
     detectable = row.get("detectable", np.nan)
-    if np.isfinite(detectable) and detectable < reach:
+    if np.isfinite(detectable) and detectable < max(axes.get_xlim()):
         axes.plot([-detectable, detectable], [y, y], "|", markersize=7, color="#b0b0b0", zorder=1)
     verdict = f"  {row['verdict']}" if isinstance(row.get("verdict"), str) else ""
-    axes.annotate(f"{signed(row['gain'], 2)}{verdict}", (1.02, y), ha="left", color=colour, **text)
+    axes.annotate(f"{_interval(row)}{verdict}", (1.02, y), ha="left",
+                  color=colour if colour == SIGNIFICANT else _GREY_TEXT, **text)  # fmt: skip
+
+
+def _interval(row: Mapping) -> str:
+    gain, low, high = (signed(row[end], 2) for end in ("gain", "gain_low", "gain_high"))
+    return f"{gain} [{low}, {high}]"
 
 
 @styled
-def facing_bars_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Problems that only one of two policies solves, as facing bars: one row per pair, the older policy to the left.
+def alone_figure(table: pd.DataFrame, title: str = "", margin: float = 0.0, note: str = "") -> Figure:
+    """Problems that a policy solves and another GRPO does not: a bar per arm above GRPO's own, and the difference between
+    the two with its interval beside them.
 
     Args:
-        table: Columns old, new (names of policies), only_old, only_new (percent of the problems). Below a pair of interest
-            what chance gives: GRPO and GRPO of another seed.
+        table: Columns about (an arm), only_new and null (percent of the problems: of the arm, and of GRPO in the same runs),
+            gain (only_new − null), gain_low, gain_high (points); one row per arm.
         title: The finding.
+        margin: Half the width of the band within which two arms count as equivalent, in points.
+        note: What the bars are, in small print below.
     """
-    figure = new_figure(6.0, 0.95 + 0.55 * len(table))
-    axes = figure.subplots()
-    colours = arm_colours(table["new"])
+    figure = new_figure(7.4, 1.2 + 0.45 * len(table))
+    bars, gains = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
+    colours = arm_colours(table["about"])
+    gains.axvspan(-margin, margin, color="#ececec", linewidth=0)
+    gains.axvline(0, color="#333333", linewidth=0.8)
+    places, names = [], []
     for y, row in enumerate(table.to_dict("records")):
-        for side, end in ((-1, "old"), (1, "new")):
-            value = row[f"only_{end}"]
-            axes.barh(y + 0.12, side * value, height=0.5, color=colours.get(row[end], "#bdbdbd"))
-            place = {"ha": "right" if side < 0 else "left", "textcoords": "offset points"}
-            axes.annotate(f"{value:.2f} %", (side * value, y + 0.12), xytext=(4 * side, 0),
-                          va="center", fontweight="bold", **place)  # fmt: skip
-            axes.annotate(f"only {row[end]}", (0, y - 0.14), xytext=(5 * side, 0), va="bottom",
-                          **SMALL_PRINT, **place)  # fmt: skip
-    axes.axvline(0, color="#333333", linewidth=0.8)
-    most = 1.35 * table.select_dtypes("number").to_numpy(dtype=float).max() if len(table) else 1.0
-    axes.set(xlim=(-most, most), ylim=(len(table) - 0.5, -0.5), xlabel="% of the problems")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
+        of_both = (
+            (row["about"], row["only_new"], colours[row["about"]]),
+            ("GRPO, same runs", row["null"], COLOURS["grpo"]),
+        )
+        for place, (name, value, colour) in zip((y - _HALF / 2, y + _HALF / 2), of_both, strict=True):
+            bars.barh(place, value, height=0.9 * _HALF, color=colour)
+            bars.annotate(f"{value:.2f} %", (value, place), xytext=(4, 0), textcoords="offset points", va="center")
+            places.append(place)
+            names.append(name)
+        gains.hlines(y, row["gain_low"], row["gain_high"], color=SIGNIFICANT, linewidth=1.6)
+        gains.plot(row["gain"], y, "o", markersize=4.5, color=SIGNIFICANT)
+        gains.annotate(
+            _interval(row), (1.03, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
+        )
+    bars.set_yticks(places, names)
+    bars.set(xlim=(0, 1.25 * table[["only_new", "null"]].to_numpy(dtype=float).max()), xlabel="% of the problems")
+    reach = 1.2 * max(table[["gain_low", "gain_high"]].abs().to_numpy(dtype=float).max(), margin)
+    gains.set(xlim=(-reach, reach), ylim=(len(table) - 0.4, -0.6), xlabel="difference (points)")
+    for axes in (bars, gains):
+        axes.tick_params(axis="y", length=0)
+    gains.spines["left"].set_visible(False)
+    bands = f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
+    add_footnote(figure, f"{note} At the right: the upper bar minus the lower, with its 95 % interval.{bands}".strip())
     add_title(figure, title)
     return figure

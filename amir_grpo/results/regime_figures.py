@@ -23,7 +23,7 @@ def empty_figure(title: str) -> Figure:
 
 
 @styled
-def entropy_figure(curves: pd.DataFrame, title: str = "") -> Figure:
+def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Figure:
     """Margin and pair accuracy against the entropy of the policy, over sampling temperatures; a line per policy.
 
     Where two lines lie on each other, the policies differ as two temperatures do.
@@ -31,6 +31,7 @@ def entropy_figure(curves: pd.DataFrame, title: str = "") -> Figure:
     Args:
         curves: Columns about, temperature, entropy, margin (nats per token) and accuracy (0 to 1); means over runs.
         title: The finding.
+        note: What else is to be seen, in small print below.
     """
     figure = new_figure(6.6, 2.8)
     panels = figure.subplots(1, 2)
@@ -46,9 +47,8 @@ def entropy_figure(curves: pd.DataFrame, title: str = "") -> Figure:
             panel.plot(own["entropy"], scale * own[column], "o", color=colours[about], markersize=size)
         panel.set(xlabel="entropy (nats per token)", ylabel=label)
     panels[1].legend(loc="best", fontsize=6.5)
-    add_footnote(
-        figure, "Lines: the same policy at temperatures from 0.5 to 2; points: at 1. Completions of the base policy."
-    )
+    lines = "Lines: the same policy at temperatures from 0.5 to 2; points: at 1. Completions of the base policy."
+    add_footnote(figure, f"{lines} {note}".strip())
     add_title(figure, title)
     return figure
 

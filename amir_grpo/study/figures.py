@@ -11,10 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from amir_grpo.results import comparison_figures, regime_figures, study_figures
-from amir_grpo.study.claims import coverage, length_bias, supervision, variants
+from amir_grpo.study.claims import boundary, coverage, length_bias, supervision, variants
 from amir_grpo.study.claims.table import CLAIMS, SAMPLES, STRENGTHS, claim_rows, claims_table
 from amir_grpo.study.exploration import KNOBS, exploratory_gains, rows_of
 from amir_grpo.study.gains import gain_table, outcomes
+from amir_grpo.study.inference import Hypothesis
 from amir_grpo.study.plan import Plan, sequence_table
 from amir_grpo.study.regime_tables import PASS_RATES, arms_of_regimes, measured_cosines
 from amir_grpo.study.regimes import TITLES
@@ -23,6 +24,7 @@ from amir_grpo.study.sizes import size_table, size_title
 from amir_grpo.study.theory import cosine_table
 
 _GRPO = "clean/grpo"
+_RELATIONS = {Hypothesis.GREATER: ">", Hypothesis.EQUIVALENT: "≡", Hypothesis.NOT_GREATER: "≯"}
 
 
 def sequence_figure(studies: Studies, plan: Plan) -> Figure:
@@ -32,7 +34,8 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
     table = sequence_table(plan, found)
     shown = _with_titles(table.assign(p=table["p_value"].where(table["tested"]))).assign(
         about=[
-            f"{about(f'{row.regime}/{row.new}')} − {about(f'{row.regime}/{row.old}')}" for row in table.itertuples()
+            f"{place}  {about(f'{row.regime}/{row.new}')} {_RELATIONS[row.hypothesis]} {about(f'{row.regime}/{row.old}')}"
+            for place, row in enumerate(table.itertuples(), 1)
         ]
     )
     said, made = sum(outcome.shown for outcome in found), int(table["gain"].notna().sum())
@@ -43,7 +46,8 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
         title += f"; test {ended[0]} does not, which ends the sequence"
     if made < len(table):
         title += f"; {len(table) - made} wait for theirs"
-    return comparison_figures.comparison_figure(shown, title, margin=plan.margin)
+    note = "Rows: what is tested, > better than, ≡ as good as, ≯ not better than; gains: left minus right."
+    return comparison_figures.comparison_figure(shown, title, margin=plan.margin, note=note)
 
 
 def claim_title(claims: pd.DataFrame, claim: str) -> str:
@@ -79,7 +83,19 @@ def entropy_curves(studies: Studies) -> pd.DataFrame:
 
 def boundary_curves(studies: Studies, claims: pd.DataFrame) -> Figure:
     """Claim 2: margins against entropy."""
-    return regime_figures.entropy_figure(entropy_curves(studies), claim_title(claims, CLAIMS[1]))
+    curves = entropy_curves(studies)
+    return regime_figures.entropy_figure(curves, boundary_title(claims), boundary.base_sentence(curves))
+
+
+def boundary_title(claims: pd.DataFrame) -> str:
+    """Claim 2 by its two quantities, where their verdicts do not depend on how strong the term is; else as any claim."""
+    part = claims[claims["claim"] == CLAIMS[1]]
+    said = {quantity: set(part.loc[part["test"].str.startswith(quantity), "verdict"]) for quantity in boundary.TESTED}
+    if any(len(verdicts) != 1 for verdicts in said.values()) or len(set(part["study"])) > 1:
+        return claim_title(claims, CLAIMS[1])
+    told = ", ".join(f"{quantity.partition(' at ')[0]} {next(iter(verdicts))}" for quantity, verdicts in said.items())
+    strengths = [strength for strength in STRENGTHS if strength in set(part["strength"])]
+    return f"{CLAIMS[1]}: {told}, {' and with '.join(strengths)}"
 
 
 def length_lines(studies: Studies, claims: pd.DataFrame) -> Figure:
@@ -95,15 +111,13 @@ def length_lines(studies: Studies, claims: pd.DataFrame) -> Figure:
 
 
 def coverage_bars(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
-    """Claim 4: what only one of two policies solves, and what chance gives."""
+    """Claim 4: what an arm solves and another GRPO does not, beside what GRPO does of that."""
     table = coverage.coverage_table(studies, list(STRENGTHS.values()), plan.margin, plan.alpha)
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[3])
-    rows: list[dict[str, str | float]] = []
-    for row in table[table["k"] == SAMPLES].to_dict("records"):  # each arm above GRPO in the same runs
-        for new, ours, theirs in ((row["about"], "only_new", "only_old"), (about(_GRPO), "null", "null_old")):
-            rows.append({"old": "another GRPO", "new": new, "only_new": row[ours], "only_old": row[theirs]})
-    return comparison_figures.facing_bars_figure(pd.DataFrame(rows), claim_title(claims, CLAIMS[3]))
+    note = f"Bars: problems that a policy solves with {SAMPLES} samples, and GRPO of another seed does not."
+    shown = table[table["k"] == SAMPLES]
+    return comparison_figures.alone_figure(shown, claim_title(claims, CLAIMS[3]), plan.margin, note)
 
 
 def variant_gains(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:

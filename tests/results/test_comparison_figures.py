@@ -30,16 +30,43 @@ def test_a_gain_is_grey_unless_it_is_significant(tests):
     figure = comparison_figures.comparison_figure(tests, "Finding", margin=0.5)
     (axes,) = figure.axes
     colours = [to_hex(line.get_color()) for line in points(axes)]
-    assert colours == [comparison_figures.SIGNIFICANT, style.NEUTRAL]
-    assert [line.get_xdata()[0] for line in points(axes)] == [2.31, -0.02]
+    assert colours == [comparison_figures.SIGNIFICANT, style.NEUTRAL, comparison_figures.SIGNIFICANT]
+    assert [line.get_xdata()[0] for line in points(axes)] == [2.31, -0.02, 52.0]
     texts = [text.get_text() for text in axes.texts]
-    assert {"clean", "nuisance", "+2.31  supported", "−0.02  equivalent", "no runs yet", "+52.00  supported"} <= set(
-        texts
-    )
+    assert {"clean", "nuisance", "no runs yet"} <= set(texts)
+    assert {"+2.31 [+0.56, +4.07]  supported", "−0.02 [−0.30, +0.26]  equivalent"} <= set(texts)
     assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["two steps − GRPO", "published − GRPO"]
-    assert axes.get_xlim()[1] < 10, "a gain far out squeezes all others"
     assert [tuple(line.get_xdata()) for line in points(axes, "|")] == [(-0.9, 0.9), (-0.6, 0.6)]
     assert inside(figure)
+
+
+def widths(axes):
+    """How wide each interval is drawn, as a share of the axis."""
+    ends = [line.get_segments()[0][:, 0] for line in axes.collections if hasattr(line, "get_segments")]
+    places = [axes.transAxes.inverted().transform(axes.transData.transform([(x, 0) for x in pair])) for pair in ends]
+    return [place[1, 0] - place[0, 0] for place in places]
+
+
+def test_a_gain_far_out_does_not_squeeze_the_small_intervals(tests):
+    figure = comparison_figures.comparison_figure(tests, margin=0.5)
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    assert widths(axes)[1] > 0.1, "±0.28 beside 52"
+    assert "logarithmic" in figure.get_supxlabel()
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "−50",
+        "−10",
+        "−2",
+        "−0.5",
+        "0",
+        "0.5",
+        "2",
+        "10",
+        "50",
+    ]
+    near = comparison_figures.comparison_figure(tests.iloc[[1]], margin=0.5)
+    assert near.axes[0].get_xscale() == "linear"
+    assert "logarithmic" not in near.get_supxlabel()
 
 
 def test_comparisons_without_a_regime_or_a_verdict(tests):
@@ -49,14 +76,17 @@ def test_comparisons_without_a_regime_or_a_verdict(tests):
     assert inside(figure)
 
 
-def test_facing_bars_are_as_long_as_their_shares():
-    table = pd.DataFrame(
-        {"old": "another GRPO", "new": ["AMIR-GRPO", "GRPO"], "only_old": [2.0, 2.5], "only_new": [3.0, 2.5]}
-    )
-    figure = comparison_figures.facing_bars_figure(table)
-    (axes,) = figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [-2.0, 3.0, -2.5, 2.5]
-    assert {"only another GRPO", "only AMIR-GRPO", "only GRPO", "2.50 %"} <= {t.get_text() for t in axes.texts}
+def test_what_an_arm_solves_alone_stands_above_what_grpo_does_with_the_interval_of_the_difference():
+    table = pd.DataFrame({"about": ["AMIR-GRPO", "AMIR-GRPO, 60 %"], "only_new": [3.0, 4.0], "null": [2.5, 4.25]})
+    table = table.assign(gain=[0.5, -0.25], gain_low=[-0.2, -1.0], gain_high=[1.2, 0.5])
+    figure = comparison_figures.alone_figure(table, "Finding", 0.5, "Bars: what is solved.")
+    bars, gains = figure.axes
+    assert [bar.get_width() for bar in bars.patches] == [3.0, 2.5, 4.0, 4.25]
+    places = {label.get_text(): label.get_position()[1] for label in bars.get_yticklabels()}
+    assert places["AMIR-GRPO"] < places["AMIR-GRPO, 60 %"]
+    assert [tuple(lines.get_segments()[0][:, 0]) for lines in gains.collections] == [(-0.2, 1.2), (-1.0, 0.5)]
+    assert {text.get_text() for text in gains.texts} == {"+0.50 [−0.20, +1.20]", "−0.25 [−1.00, +0.50]"}
+    assert "±0.5 points" in figure.get_supxlabel()
     assert inside(figure)
 
 

@@ -23,6 +23,7 @@ QUANTITIES = {
     "pair accuracy": ("accuracy", False, 100.0, "points"),
     "pair accuracy at equal entropy": ("accuracy", True, 100.0, "points"),
 }
+TESTED = ("margin at equal entropy", "pair accuracy at equal entropy")  # of these, what the claim is judged by
 ACCURACY_MARGIN = 0.5  # smallest difference of interest, in points
 
 
@@ -82,6 +83,22 @@ def boundary_table(studies: Studies, pairs: Sequence[tuple[str, str]], alpha: fl
                 row = {"about": f"{about(new)} − {about(old)}", "training": 100 * done, "quantity": quantity}
                 rows.append(row | {"unit": unit, "old_level": old_level} | found.columns(smallest, alpha))
     return pd.DataFrame(rows)
+
+
+def base_sentence(curves: pd.DataFrame) -> str:
+    """That no training has raised the mean pair accuracy, where that of the base policy is the highest; else nothing.
+
+    Args:
+        curves: Columns about, temperature and accuracy (0 to 1), one row per policy and temperature.
+    """
+    own = curves[curves["temperature"] == 1].set_index("about")["accuracy"]
+    base = about("clean/base")
+    if base not in own or len(own) < 2 or own.drop(base).max() >= own[base]:
+        return ""
+    others = "; ".join(f"{name}: {100 * value:.1f} %" for name, value in own.drop(base).items())
+    return (
+        f"At temperature 1 the base policy itself has the highest pair accuracy, {100 * own[base]:.1f} % ({others})."
+    )
 
 
 def _at_step(rows: pd.DataFrame, done: float) -> pd.DataFrame:

@@ -25,9 +25,8 @@ CLAIMS = (
 STRENGTHS = {"as published": "clean/published", "60 % of the update": "clean/mixture-0.6"}
 _GRPO = "clean/grpo"
 SAMPLES = 8  # of a problem, all of which coverage takes
-_BOUNDARY = ("margin at equal entropy", "pair accuracy at equal entropy")
 # How many tests there are, those without runs included, so that a verdict does not change when others get theirs.
-DECLARED = len(STRENGTHS) * (3 + len(_BOUNDARY)) + sum(map(len, variants.PAIRS.values()))
+DECLARED = len(STRENGTHS) * (3 + len(boundary.TESTED)) + sum(map(len, variants.PAIRS.values()))
 
 _COLUMNS = ["claim", "test", "strength", "study", "unit", *COLUMNS, "verdict"]
 
@@ -58,7 +57,7 @@ def claim_tests(studies: Studies, plan: Plan) -> Iterator[ClaimTest]:
         found = supervision.residual_beyond(study, arm)
         yield ClaimTest(CLAIMS[0], test, strength, study.name, "points", found, supervision.MARGIN)
     for strength, (arm, study) in has.items():
-        for quantity in _BOUNDARY:
+        for quantity in boundary.TESTED:
             found, _, smallest = boundary.boundary_gain(study, arm, _GRPO, quantity)
             test, unit = f"{quantity}, on the base policy's completions", boundary.QUANTITIES[quantity][3]
             yield ClaimTest(CLAIMS[1], test, strength, study.name, unit, found, smallest)

@@ -6,7 +6,7 @@ import pytest
 
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision
 from amir_grpo.study.claims.table import CLAIMS, claim_rows, claims_table
-from amir_grpo.study.figures import figures_of_study
+from amir_grpo.study.figures import boundary_title, claim_title, figures_of_study
 from amir_grpo.study.plan import read_plan
 from amir_grpo.study.results import Studies
 from amir_grpo.study.shared_scores import TEMPERATURES
@@ -67,6 +67,26 @@ def test_a_policy_that_prefers_wrong_completions_is_compared_all_the_same():
     _, level, smallest = boundary.boundary_gain(study, NEW, OLD, "margin")
     assert (level, smallest) == (pytest.approx(-200), pytest.approx(2))
     assert len(claims_table(Studies((study,)), PLAN))
+
+
+def test_that_the_base_policy_has_the_highest_pair_accuracy_is_said_where_it_has():
+    curves = pd.DataFrame(
+        {"about": ["base policy", "GRPO", "GRPO"], "temperature": [1.0, 1.0, 2.0], "accuracy": [0.9, 0.895, 0.95]}
+    )
+    said = "At temperature 1 the base policy itself has the highest pair accuracy, 90.0 % (GRPO: 89.5 %)."
+    assert boundary.base_sentence(curves) == said
+    assert boundary.base_sentence(curves.assign(accuracy=[0.9, 0.9, 0.5])) == ""
+    assert boundary.base_sentence(curves[1:]) == ""
+
+
+def test_the_figure_of_the_boundary_tells_margin_and_accuracy_apart_where_all_strengths_agree(studies):
+    claims = claims_table(studies, PLAN)
+    of_margin = claims["test"].str.startswith("margin at equal entropy")
+    both = claims.assign(verdict=np.where(of_margin, "undecided", "equivalent"))
+    title = "Sharper decision boundary: margin undecided, pair accuracy equivalent, as published and with 60 % of the update"
+    assert boundary_title(both) == title
+    one = both.assign(verdict=both["verdict"].mask(of_margin & (both["strength"] == "as published"), "supported"))
+    assert boundary_title(one) == claim_title(one, CLAIMS[1])
 
 
 def test_values_at_an_entropy_lie_between_those_of_the_temperatures():
