@@ -27,6 +27,7 @@ from amir_grpo.study.figures import figures_of_study, size_gains
 from amir_grpo.study.finding import verdict_rows
 from amir_grpo.study.gains import level_table, outcomes, power_table
 from amir_grpo.study.plan import Plan, read_plan, sequence_table
+from amir_grpo.study.regimes import TITLES
 from amir_grpo.study.results import Studies, kept_sizes, kept_studies
 from amir_grpo.study.sizes import size_table
 from amir_grpo.system.files import atomic_write, write_text
@@ -71,7 +72,7 @@ def study_tables(studies: Studies, plan: Plan) -> dict[str, pd.DataFrame]:
     usual = (errors["test"] == "in use") & (errors["shape"] == "normal") & (errors["problems"] == "as measured")
     return {
         "type_one_error": errors[usual],
-        "levels": level_table(studies),
+        "levels": level_table(studies).assign(rewards=lambda levels: levels["regime"].map(TITLES)),
         "power": power_table(studies.ordered[-1], plan),
         "tests": sequence_table(plan, outcomes(studies.main, plan)),
         "verdicts": verdict_rows(claims_table(studies, plan)),

@@ -120,18 +120,25 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
     from seeds, which more seeds average out, and all of it from base policies, which they do not.
 
     Returns:
-        One row per test: test, runs, spread (standard deviation of a run's gain, points), planned (runs of the
-        confirmation), and for either end (_seeds, _bases) detectable (the smallest gain found at the plan's power, points)
-        and shown_if_equal (the chance to show what the test says where the arms are equal; NaN for "greater").
+        One row per test that has runs: number (from 1), test, about, runs, spread (standard deviation of a run's gain,
+        points), planned (runs of the confirmation), and for either end (_seeds, _bases) detectable (the smallest gain found
+        at the plan's power, points) and shown_if_equal (the chance to show what the test says where the arms are equal; NaN
+        for "greater").
     """
     bases = plan.base_policies
     rows = []
-    for test in plan.tests:
+    for number, test in enumerate(plan.tests, 1):
         arms = test_arms(test)
         if not study.has(*arms):
             continue
         gains = gains_by_run(*(study.solved(arm) for arm in arms))["gain"] * _POINTS
-        row = {"test": test.name, "runs": len(gains), "spread": gains.std(ddof=1)}
+        row = {
+            "number": number,
+            "test": test.name,
+            "about": test.about,
+            "runs": len(gains),
+            "spread": gains.std(ddof=1),
+        }
         row["planned"] = min(len(plan.run_grid("confirmation", arm)) for arm in arms)
         seeds = row["planned"] // bases
         for end, spreads in (("seeds", (row["spread"], 0.0)), ("bases", (0.0, row["spread"]))):

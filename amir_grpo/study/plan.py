@@ -220,16 +220,16 @@ def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outc
     if unknown := sorted(set(comparisons) - set(names)):
         raise ValueError(f"No test {unknown[0]!r} in the plan, which has {', '.join(names)}.")
     outcomes, ended = [], ""
-    for test in plan.tests:
+    for number, test in enumerate(plan.tests, 1):
         comparison = comparisons.get(test.name)
         if ended:
             outcomes.append(Outcome(test, comparison, False, Verdict.UNDECIDED, ended))
             continue
         outcomes.append(_judge(plan, test, comparison))
         if not outcomes[-1].shown:
-            gate = "The gate, " if test.gate else ""
+            gate = "the gate, " if test.gate else ""
             failed = "was not shown" if outcomes[-1].tested else "has no complete runs"
-            ended = f"Not tested: {gate}test {test.name!r}{',' if gate else ''} {failed}."
+            ended = f"Not tested: {gate}test {number}{',' if gate else ''} {failed}."
     return outcomes
 
 
@@ -249,12 +249,18 @@ def _judge(plan: Plan, test: Test, comparison: Comparison | None) -> Outcome:
 
 
 def sequence_table(plan: Plan, outcomes: list[Outcome]) -> pd.DataFrame:
-    """One row a test, in order: test, about, regime, new, old, hypothesis, `Comparison.columns` (NaN without runs),
-    tested, verdict ("not tested" where its turn did not come), why."""
+    """One row per test, in order: number (from 1), test, about, regime, new, old, hypothesis, `Comparison.columns` (NaN
+    without runs), tested, verdict ("not tested" where its turn did not come), why."""
     rows = []
-    for outcome in outcomes:
+    for number, outcome in enumerate(outcomes, 1):
         test = outcome.test
-        row: dict[str, Any] = {"test": test.name, "about": test.about, "regime": test.regime, "new": test.new}
+        row: dict[str, Any] = {
+            "number": number,
+            "test": test.name,
+            "about": test.about,
+            "regime": test.regime,
+            "new": test.new,
+        }
         row |= {"old": test.old, "hypothesis": str(test.hypothesis)}
         found = outcome.comparison
         row |= found.columns(plan.margin, plan.alpha, plan.power) if found else dict.fromkeys(COLUMNS, np.nan)

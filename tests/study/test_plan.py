@@ -75,7 +75,7 @@ def test_nothing_is_tested_after_a_test_that_is_not_shown(plan, failing):
     assert {outcome.verdict for outcome in outcomes[failing:]} == {Verdict.UNDECIDED}
     for outcome in outcomes[failing + 1 :]:
         assert outcome.why.startswith("Not tested: ")
-        assert repr(ORDER[failing]) in outcome.why
+        assert f"test {failing + 1}" in outcome.why
         assert ("gate" in outcome.why) == (failing == 0)
         assert outcome.comparison == ALL_SHOWN[outcome.test.name]
 
