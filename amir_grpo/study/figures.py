@@ -139,7 +139,8 @@ def gains_figure(table: pd.DataFrame, plan: Plan, title: str) -> Figure:
     if not len(table):
         return regime_figures.empty_figure(title)
     table = table[table["benchmarks"] == TRAINED].rename(columns={"p_holm": "p"})
-    return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin)
+    note = "p-values are corrected (Holm), intervals are not."
+    return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin, note=note)
 
 
 def size_gains(sizes: Sequence[Studies], plan: Plan) -> Figure:
