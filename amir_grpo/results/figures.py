@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from amir_grpo.choices import METHODS, POLICIES, POLICY_NAMES, SIGNIFICANCE
-from amir_grpo.results.formatting import signed
+from amir_grpo.results.formatting import signed, unchanged_note
 from amir_grpo.results.style import (
     COLOURS,
     NEUTRAL,
@@ -105,6 +105,7 @@ def _main_note(table: pd.DataFrame) -> str:
         least, most = table["problems"].min(), table["problems"].max()
         problems = f"{least}" if least == most else f"{least} to {most}"
         note += f". {problems} problems per benchmark, n = {table['samples'].iloc[0]} completions each"
+        note += f".{unchanged_note(table)}".removesuffix(".")
     return note + "."
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from amir_grpo import metrics
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results import tables
 from amir_grpo.settings import Settings
@@ -59,9 +60,35 @@ def p_equals(p_value: float) -> str:
 
 
 def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
-    """A table to be printed: numbers rounded, p-values to three decimals, and no −0.0."""
-    places = {c: 3 if c.startswith("p_") else digits for c in table.select_dtypes("float")}
-    return table.assign(**{c: table[c].round(n) + 0.0 for c, n in places.items()})
+    """A table to be printed: numbers rounded, without −0.0, and p-values as text."""
+    numbers = table.select_dtypes("float")
+    return table.assign(
+        **{c: numbers[c].map(p_text) if c.startswith("p_") else numbers[c].round(digits) + 0.0 for c in numbers}
+    )
+
+
+def unchanged_note(main: pd.DataFrame) -> str:
+    """Why some intervals are equal, as a sentence after a blank; nothing where none are.
+
+    They are those of comparisons in which both policies score the same on every problem: what the number of problems leaves
+    open.
+
+    Args:
+        main: Columns gain, gain_low, gain_high (points) and problems.
+    """
+    parts, number = [], 0
+    for problems, rows in main.groupby("problems", sort=False):
+        same = metrics.paired_gain(np.zeros(problems), np.zeros(problems))
+        ends = np.isclose(rows["gain_low"], 100 * same.low) & np.isclose(rows["gain_high"], 100 * same.high)
+        if count := int((ends & (rows["gain"] == 0)).sum()):
+            number += count
+            parts.append(f"±{100 * same.high:.1f} points of {problems} problems")
+    if not parts:
+        return ""
+    return (
+        f" In {number} of {len(main)} comparisons both policies score the same on every problem: their interval, "
+        f"{' and '.join(parts)}, is what that number of problems leaves open, and not a spread that was seen."
+    )
 
 
 def visible(text: str) -> str:
@@ -79,11 +106,6 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 def numbered(completions: pd.DataFrame) -> pd.DataFrame:
     """A table of completions with their numbers in front, from 1, as the figures of the lesson have them."""
     return completions.assign(**{"": range(1, len(completions) + 1)})[["", *completions.columns]]
-
-
-def plain_table(table: pd.DataFrame, digits: int = 2) -> Styler:
-    """A table without its index, text to the left, missing values as a dash."""
-    return table.style.hide(axis="index").format(precision=digits, na_rep="–").set_properties(**{"text-align": "left"})
 
 
 def folded(table: Styler, what: str) -> str:
@@ -155,7 +177,7 @@ def style_main_table(table: pd.DataFrame) -> Styler:
         caption += (
             f" Interval over problems; p: paired sign-flip test, corrected for the {len(table)} rows (Holm);"
             f" n = {', '.join(map(str, table['samples'].unique()))} samples per problem."
-            f" A gain is grey unless p < {SIGNIFICANCE}."
+            f" A gain is grey unless p < {SIGNIFICANCE}.{unchanged_note(table)}"
         )
     names = POLICY_NAMES | {"base": "base"}
     shown = shown.rename(columns=names)

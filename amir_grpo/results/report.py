@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import METHODS, POLICY_NAMES, SIGNIFICANCE
-from amir_grpo.results.formatting import p_text, signed, wide_summary
+from amir_grpo.results.formatting import p_text, signed, unchanged_note, wide_summary
 from amir_grpo.results.run_results import RunResults, examples, furthest_apart
 from amir_grpo.results.style import inline_svg
 from amir_grpo.results.tables import preference_share
@@ -152,7 +152,7 @@ def _main_part(main: pd.DataFrame) -> dict[str, Any]:
     caption = (
         f"pass@k in percent, gains in points; {main['samples'].iloc[0]} completions per problem. Intervals: over "
     )
-    caption += "problems, paired; they do not cover a new training seed."
+    caption += f"problems, paired; they do not cover a new training seed.{unchanged_note(main)}"
     return {"name": "Main table", "heads": heads, "rows": rows, "caption": caption}
 
 

@@ -302,6 +302,20 @@ def test_style_main_table_escapes_and_colours(samples):
     assert "n = 4" in html
 
 
+def test_that_an_interval_is_that_of_no_difference_at_all_is_said_where_it_is():
+    counts = {"base": [1] * 24, "grpo": [1, 0] * 12, "amir_grpo": [1, 0] * 12}
+    same = tables.main_table(samples_from({"b": counts}), ks=(1, 2))
+    low, high = same.loc[0, ["gain_low", "gain_high"]]
+    note = formatting.unchanged_note(same)
+    assert note.startswith(" In 2 of 2 comparisons both policies score the same on every problem")
+    assert f"±{high:.1f} points of 24 problems" in note
+    assert low == pytest.approx(-high)
+    assert f"unless p < 0.05.{note}" in formatting.style_main_table(same).to_html()
+    other = tables.main_table(samples_from({"b": counts | {"amir_grpo": [0, 1] * 12}}), ks=(1,))
+    assert other["gain"].tolist() == [0.0]
+    assert formatting.unchanged_note(other) == "", "equal on average, and not on every problem"
+
+
 def test_style_main_table_draws_the_published_table():
     html = formatting.style_main_table(published_table("table1")).to_html()
     assert html.count("<tr>") == 64
@@ -346,6 +360,7 @@ def test_what_is_printed_is_rounded_and_never_minus_zero():
     table = pd.DataFrame({"k": [1, 2], "gain": [-0.04, -0.26], "p_holm": [0.12345, 1.0]})
     shown = formatting.rounded(table).to_string(index=False)
     assert shown.split() == ["k", "gain", "p_holm", "1", "0.0", "0.123", "2", "-0.3", "1.000"]
+    assert formatting.rounded(table.assign(p_holm=[0.0004, np.nan]))["p_holm"].tolist() == ["< 0.001", "–"]
 
 
 def test_the_mixed_problem_is_nearest_to_half_right_and_of_equals_the_most_varied(samples):
