@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -108,6 +109,36 @@ class Bounds:
             ("at most", self.at_most),
         )
         return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+
+
+def check_types(settings: Any, declared: type) -> None:
+    """Refuse values that are not of the types that their settings declare.
+
+    Args:
+        settings: Holds the values, as attributes.
+        declared: A dataclass.
+
+    Raises:
+        ValueError: If one is not, with its name, its value and the type.
+    """
+    for name, kind in typing.get_type_hints(declared).items():
+        _check_type(name, getattr(settings, name), kind)
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is list:
+            (item,) = typing.get_args(option)
+            if isinstance(value, list) and value and all(type(entry) is item for entry in value):
+                return
+        elif isinstance(value, bool):  # a bool is an int to Python, not to a reader of settings
+            if option is bool:
+                return
+        elif isinstance(value, (int, float) if option is float else option):
+            return
+    wanted = str(kind).replace("<class '", "").replace("'>", "")
+    raise ValueError(f"{name} is {value!r}; it must be of type {wanted}.")
 
 
 def check_values(settings: Any, declared: type) -> None:

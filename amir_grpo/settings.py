@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Any
 
 from amir_grpo import choices
-from amir_grpo.choices import Bounds, check_names, check_values
+from amir_grpo.choices import Bounds, check_names, check_types, check_values
 from amir_grpo.preference_settings import PreferenceSettings
 
 
@@ -199,8 +198,7 @@ class Settings(_PreferenceOfARun, _Training):
     )
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(Settings).items():
-            _check_type(name, getattr(self, name), kind)
+        check_types(self, Settings)
         check_values(self, Settings)
         _check_relations(self)
 
@@ -320,8 +318,8 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Set
     """The settings of a profile with some of them changed.
 
     Raises:
-        ValueError: If the profile or a setting is unknown (with the nearest ones), or a value is of
-            the wrong type or impossible.
+        ValueError: If the profile or a setting is unknown (with the nearest ones), or a value is of the wrong type or
+            impossible.
     """
     check_names("profile", [profile], PROFILES)
     changes = {**PROFILES[profile], **(overrides or {})}
@@ -362,22 +360,6 @@ def differences(a: Settings | Mapping[str, Any], b: Settings | Mapping[str, Any]
     """Settings whose values differ: name -> (value in a, value in b); a mapping may be of an earlier version."""
     a, b = (ADDED_SINCE | s if isinstance(s, Mapping) else asdict(s) for s in (a, b))
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    for option in options:
-        if typing.get_origin(option) is list:
-            (item,) = typing.get_args(option)
-            if isinstance(value, list) and value and all(type(entry) is item for entry in value):
-                return
-        elif isinstance(value, bool):  # a bool is an int to Python, not to a reader of settings
-            if option is bool:
-                return
-        elif isinstance(value, (int, float) if option is float else option):
-            return
-    wanted = str(kind).replace("<class '", "").replace("'>", "")
-    raise ValueError(f"{name} is {value!r}; it must be of type {wanted}.")
 
 
 def _check_relations(s: Settings) -> None:
