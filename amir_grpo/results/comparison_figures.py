@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amir_grpo.choices import SIGNIFICANCE
-from amir_grpo.results.formatting import signed
+from amir_grpo.results.formatting import with_interval
 from amir_grpo.results.style import (
     COLOURS,
     NEUTRAL,
@@ -25,7 +25,7 @@ SIGNIFICANT = "#1a1a1a"
 _GREY_TEXT = "#555555"  # as grey as can be read
 _LINEAR = 8.0  # margins: gains further out are drawn on a logarithmic scale, so that the small intervals can be seen
 _TICKS = (2, 10, 50)  # of that scale, in points
-_HALF = 0.36  # of the height of a bar
+_PITCH = 0.36  # from one bar to the next of the same row
 
 
 @styled
@@ -50,8 +50,7 @@ def comparison_figure(
     """
     rows = table.to_dict("records")
     places, heads = _places(rows)
-    ends = table[["gain_low", "gain_high"]].abs().to_numpy(dtype=float)
-    reach = 1.1 * max([*ends[np.isfinite(ends)], 1.5 * (margin or 0), 0.1])
+    reach = _reach(table, 1.5 * (margin or 0))
     lines = len(rows) + len(heads)
     figure = new_figure(7.4, 1.0 + 0.23 * max(lines, 1))
     axes = figure.subplots()
@@ -62,7 +61,7 @@ def comparison_figure(
         axes.axvspan(-margin, margin, color="#ececec", linewidth=0)
     axes.axvline(0, color="#333333", linewidth=0.8)
     for y, row in zip(places, rows, strict=True):
-        _comparison(axes, y, row)
+        _comparison(axes, y, row, reach)
     for y, head in heads.items():
         axes.annotate(str(head), (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0),
                       textcoords="offset points", ha="right", va="center", fontweight="bold")  # fmt: skip
@@ -71,11 +70,7 @@ def comparison_figure(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    read = f"Bars: 95 % intervals for {over}. Black: p < {SIGNIFICANCE}; grey: not."
-    read += f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
-    read += " The axis is linear there and logarithmic beyond." if logarithmic else ""
-    if "detectable" in table:
-        read += " Ticks: the smallest gain that could have been detected."
+    read = f"Bars: 95 % intervals for {over}. {_marks(table, margin, logarithmic)}"
     add_footnote(figure, f"{note} {read}".strip())
     add_title(figure, title)
     return figure
@@ -93,6 +88,21 @@ def _places(rows: Sequence[Mapping]) -> tuple[list[float], dict[float, str]]:
     return places, heads
 
 
+def _marks(table: pd.DataFrame, margin: float | None, logarithmic: bool = False) -> str:
+    """What colours, shading and ticks mean."""
+    read = f"Black: p < {SIGNIFICANCE}; grey: not."
+    read += f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
+    read += " The axis is linear there and logarithmic beyond." if logarithmic else ""
+    read += " Ticks: the smallest gain that could have been detected." if "detectable" in table else ""
+    return read
+
+
+def _reach(table: pd.DataFrame, least: float) -> float:
+    """How far from 0 an axis goes that holds every interval, in points."""
+    ends = table[["gain_low", "gain_high"]].abs().to_numpy(dtype=float)
+    return 1.1 * max([*ends[np.isfinite(ends)], least, 0.1])
+
+
 def _scale_beyond(axes: Axes, margin: float, reach: float) -> None:
     """An axis that is linear within ± margin and logarithmic beyond."""
     axes.set_xscale("symlog", linthresh=margin, linscale=0.8)
@@ -102,7 +112,7 @@ def _scale_beyond(axes: Axes, margin: float, reach: float) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
 
 
-def _comparison(axes: Axes, y: float, row: Mapping) -> None:
+def _comparison(axes: Axes, y: float, row: Mapping, reach: float) -> None:
     text = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
     if not np.isfinite(row["gain"]):
         axes.annotate("no runs yet", (0.99, y), ha="right", color=NEUTRAL, **text)
@@ -111,26 +121,21 @@ def _comparison(axes: Axes, y: float, row: Mapping) -> None:
     axes.hlines(y, row["gain_low"], row["gain_high"], color=colour, linewidth=1.6)
     axes.plot(row["gain"], y, "o", markersize=4.5, color=colour)
     detectable = row.get("detectable", np.nan)
-    if np.isfinite(detectable) and detectable < max(axes.get_xlim()):
+    if np.isfinite(detectable) and detectable < reach:
         axes.plot([-detectable, detectable], [y, y], "|", markersize=7, color="#b0b0b0", zorder=1)
     verdict = f"  {row['verdict']}" if isinstance(row.get("verdict"), str) else ""
-    axes.annotate(f"{_interval(row)}{verdict}", (1.02, y), ha="left",
+    axes.annotate(f"{with_interval(row)}{verdict}", (1.02, y), ha="left",
                   color=colour if colour == SIGNIFICANT else _GREY_TEXT, **text)  # fmt: skip
 
 
-def _interval(row: Mapping) -> str:
-    gain, low, high = (signed(row[end], 2) for end in ("gain", "gain_low", "gain_high"))
-    return f"{gain} [{low}, {high}]"
-
-
 @styled
-def alone_figure(table: pd.DataFrame, title: str = "", margin: float = 0.0, note: str = "") -> Figure:
+def alone_figure(table: pd.DataFrame, title: str, margin: float, note: str) -> Figure:
     """Problems that a policy solves and another GRPO does not: a bar per arm above GRPO's own, and the difference between
     the two with its interval beside them.
 
     Args:
         table: Columns about (an arm), only_new and null (percent of the problems: of the arm, and of GRPO in the same runs),
-            gain (only_new − null), gain_low, gain_high (points); one row per arm.
+            gain (only_new − null), gain_low, gain_high (points), p; one row per arm. Optional: detectable.
         title: The finding.
         margin: Half the width of the band within which two arms count as equivalent, in points.
         note: What the bars are, in small print below.
@@ -138,6 +143,7 @@ def alone_figure(table: pd.DataFrame, title: str = "", margin: float = 0.0, note
     figure = new_figure(7.4, 1.2 + 0.45 * len(table))
     bars, gains = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
     colours = arm_colours(table["about"])
+    reach = _reach(table, 1.1 * margin)
     gains.axvspan(-margin, margin, color="#ececec", linewidth=0)
     gains.axvline(0, color="#333333", linewidth=0.8)
     places, names = [], []
@@ -146,24 +152,19 @@ def alone_figure(table: pd.DataFrame, title: str = "", margin: float = 0.0, note
             (row["about"], row["only_new"], colours[row["about"]]),
             ("GRPO, same runs", row["null"], COLOURS["grpo"]),
         )
-        for place, (name, value, colour) in zip((y - _HALF / 2, y + _HALF / 2), of_both, strict=True):
-            bars.barh(place, value, height=0.9 * _HALF, color=colour)
+        for place, (name, value, colour) in zip((y - _PITCH / 2, y + _PITCH / 2), of_both, strict=True):
+            bars.barh(place, value, height=0.9 * _PITCH, color=colour)
             bars.annotate(f"{value:.2f} %", (value, place), xytext=(4, 0), textcoords="offset points", va="center")
             places.append(place)
             names.append(name)
-        gains.hlines(y, row["gain_low"], row["gain_high"], color=SIGNIFICANT, linewidth=1.6)
-        gains.plot(row["gain"], y, "o", markersize=4.5, color=SIGNIFICANT)
-        gains.annotate(
-            _interval(row), (1.03, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
-        )
+        _comparison(gains, y, row, reach)
     bars.set_yticks(places, names)
     bars.set(xlim=(0, 1.25 * table[["only_new", "null"]].to_numpy(dtype=float).max()), xlabel="% of the problems")
-    reach = 1.2 * max(table[["gain_low", "gain_high"]].abs().to_numpy(dtype=float).max(), margin)
     gains.set(xlim=(-reach, reach), ylim=(len(table) - 0.4, -0.6), xlabel="difference (points)")
     for axes in (bars, gains):
         axes.tick_params(axis="y", length=0)
     gains.spines["left"].set_visible(False)
-    bands = f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
-    add_footnote(figure, f"{note} At the right: the upper bar minus the lower, with its 95 % interval.{bands}".strip())
+    read = f"At the right: the upper bar minus the lower, with its 95 % interval. {_marks(table, margin)}"
+    add_footnote(figure, f"{note} {read}")
     add_title(figure, title)
     return figure

@@ -1,6 +1,7 @@
 """Tables, numbers and untrusted texts as people read them: in notebooks, on the terminal and in the report."""
 
 import html
+from collections.abc import Mapping
 from dataclasses import fields
 
 import numpy as np
@@ -41,6 +42,12 @@ def signed(value: float, digits: int = 1) -> str:
     if np.isnan(value):
         return "–"
     return f"{0:.{digits}f}" if abs(value) < 0.5 * 10**-digits else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def with_interval(row: Mapping[str, float], digits: int = 2) -> str:
+    """A gain and the ends of its interval, as +0.02 [−0.10, +0.14]; `row`: gain, gain_low and gain_high."""
+    gain, low, high = (signed(row[end], digits) for end in ("gain", "gain_low", "gain_high"))
+    return f"{gain} [{low}, {high}]"
 
 
 def p_text(p_value: float) -> str:

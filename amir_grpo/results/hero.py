@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.figures import MARKS
-from amir_grpo.results.formatting import signed
+from amir_grpo.results.formatting import with_interval
 from amir_grpo.results.style import COLOURS, add_footnote, gain_marker, new_figure, styled
 
 _STRIP = {"same completions": "#d4d4d4", "different": "#4d4d4d"}
@@ -106,10 +106,8 @@ def _ends(axes: Axes, levels: pd.DataFrame) -> None:
         for policy, mark in MARKS.items():
             axes.plot(row[policy], y, **mark, linestyle="", zorder=3)
         colour = gain_marker(row["gain"], row["p"])
-        gain, low, high = (signed(row[end], _DIGITS) for end in ends)
-        interval = f"{gain} [{low}, {high}]"
-        axes.annotate(interval, (1.03, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
-                      color="#444444" if row["p"] >= SIGNIFICANCE else colour)  # fmt: skip
+        axes.annotate(with_interval(row, _DIGITS), (1.03, y), xycoords=("axes fraction", "data"), va="center",
+                      color="#444444" if row["p"] >= SIGNIFICANCE else colour, annotation_clip=False)  # fmt: skip
     clear = levels.loc[levels["p"] < SIGNIFICANCE, "gain"]
     title = f"3  They end within {levels[ends].abs().to_numpy().max():.{_DIGITS}f} points"
     if len(clear):

@@ -11,6 +11,7 @@ from amir_grpo.study.regimes import TITLES
 
 # Column -> its head, where that is not the name of the column.
 HEADS = {
+    "number": "test",
     "about": "what",
     "regime": "rewards",
     "benchmarks": "problems",
@@ -62,7 +63,7 @@ def study_table(table: pd.DataFrame, digits: int = 2) -> Styler:
         interval = " [95 % interval]" if f"{name}_low" in table else ""
         shown[HEADS.get(name, name) + interval] = [_cell(row, name, digits) for row in table.to_dict("records")]
     style = pd.DataFrame(shown, columns=list(shown)).style
-    return style.hide(axis="index").set_properties(**{"text-align": "left"})
+    return style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left"})
 
 
 def _cell(row: dict, name: str, digits: int) -> str:

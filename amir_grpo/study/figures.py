@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from amir_grpo.results import comparison_figures, regime_figures, study_figures
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision, variants
-from amir_grpo.study.claims.table import CLAIMS, SAMPLES, STRENGTHS, claim_rows, claims_table
+from amir_grpo.study.claims.table import CLAIMS, DECLARED, SAMPLES, STRENGTHS, claim_rows, claims_table
 from amir_grpo.study.exploration import KNOBS, exploratory_gains, rows_of
 from amir_grpo.study.gains import gain_table, outcomes
 from amir_grpo.study.inference import Hypothesis
@@ -24,6 +24,7 @@ from amir_grpo.study.sizes import size_table, size_title
 from amir_grpo.study.theory import cosine_table
 
 _GRPO = "clean/grpo"
+_CORRECTED = "p-values are corrected (Holm; tests of the plan by their order), intervals are not."
 _RELATIONS = {Hypothesis.GREATER: ">", Hypothesis.EQUIVALENT: "≡", Hypothesis.NOT_GREATER: "≯"}
 
 
@@ -34,15 +35,16 @@ def sequence_figure(studies: Studies, plan: Plan) -> Figure:
     table = sequence_table(plan, found)
     shown = _with_titles(table.assign(p=table["p_value"].where(table["tested"]))).assign(
         about=[
-            f"{place}  {about(f'{row.regime}/{row.new}')} {_RELATIONS[row.hypothesis]} {about(f'{row.regime}/{row.old}')}"
-            for place, row in enumerate(table.itertuples(), 1)
+            f"{row.number}  {about(f'{row.regime}/{row.new}')} {_RELATIONS[row.hypothesis]} "
+            f"{about(f'{row.regime}/{row.old}')}"
+            for row in table.itertuples()
         ]
     )
     said, made = sum(outcome.shown for outcome in found), int(table["gain"].notna().sum())
     title = f"{said} of the {made} tests{' with runs' if made < len(table) else ''} show what they say"
     if study.name != "confirmation":
         title += " (pilot, exploratory)"
-    elif ended := [place for place, row in enumerate(found, 1) if row.tested and not row.shown]:
+    elif ended := [number for number, outcome in enumerate(found, 1) if outcome.tested and not outcome.shown]:
         title += f"; test {ended[0]} does not, which ends the sequence"
     if made < len(table):
         title += f"; {len(table) - made} wait for theirs"
@@ -91,7 +93,8 @@ def boundary_title(claims: pd.DataFrame) -> str:
     """Claim 2 by its two quantities, where their verdicts do not depend on how strong the term is; else as any claim."""
     part = claims[claims["claim"] == CLAIMS[1]]
     said = {quantity: set(part.loc[part["test"].str.startswith(quantity), "verdict"]) for quantity in boundary.TESTED}
-    if any(len(verdicts) != 1 for verdicts in said.values()) or len(set(part["study"])) > 1:
+    marked = "pilot" in set(part["study"]) and len(set(claims["study"])) > 1  # as a number of the pilot beside others
+    if marked or any(len(verdicts) != 1 for verdicts in said.values()):
         return claim_title(claims, CLAIMS[1])
     told = ", ".join(f"{quantity.partition(' at ')[0]} {next(iter(verdicts))}" for quantity, verdicts in said.items())
     strengths = [strength for strength in STRENGTHS if strength in set(part["strength"])]
@@ -116,7 +119,8 @@ def coverage_bars(studies: Studies, plan: Plan, claims: pd.DataFrame) -> Figure:
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[3])
     note = f"Bars: problems that a policy solves with {SAMPLES} samples, and GRPO of another seed does not."
-    shown = table[table["k"] == SAMPLES]
+    note += f" p-values are corrected for the {DECLARED} tests of the claims, intervals are not."
+    shown = table[table["k"] == SAMPLES].assign(p=lambda rows: (DECLARED * rows["p_value"]).clip(upper=1))
     return comparison_figures.alone_figure(shown, claim_title(claims, CLAIMS[3]), plan.margin, note)
 
 
@@ -139,15 +143,15 @@ def gains_figure(table: pd.DataFrame, plan: Plan, title: str) -> Figure:
     if not len(table):
         return regime_figures.empty_figure(title)
     table = table[table["benchmarks"] == TRAINED].rename(columns={"p_holm": "p"})
-    note = "p-values are corrected (Holm), intervals are not."
-    return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin, note=note)
+    return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin, note=_CORRECTED)
 
 
 def size_gains(sizes: Sequence[Studies], plan: Plan) -> Figure:
     """The main comparisons at each size of the policy."""
     table = size_table(sizes, plan)
     shown = table.assign(regime=table["parameters"] + " parameters").rename(columns={"p_holm": "p"})
-    return comparison_figures.comparison_figure(shown, f"{size_title(table)} (exploratory)", margin=plan.margin)
+    title = f"{size_title(table)} (exploratory)"
+    return comparison_figures.comparison_figure(shown, title, margin=plan.margin, note=_CORRECTED)
 
 
 def regime_cosines(studies: Studies, plan: Plan) -> Figure:

@@ -69,6 +69,14 @@ def test_a_gain_far_out_does_not_squeeze_the_small_intervals(tests):
     assert "logarithmic" not in near.get_supxlabel()
 
 
+def test_what_could_have_been_detected_is_drawn_wherever_it_lies_on_the_axis(tests):
+    """Whatever the order of the rows: also where it is further out than all that is drawn before."""
+    table = tests.assign(detectable=[0.9, 5.0, np.nan, 99.0]).iloc[[1, 0, 3]]
+    (axes,) = comparison_figures.comparison_figure(table, margin=0.5).axes
+    assert [tuple(line.get_xdata()) for line in points(axes, "|")] == [(-5.0, 5.0), (-0.9, 0.9)]
+    assert axes.get_xlim()[1] < 99
+
+
 def test_comparisons_without_a_regime_or_a_verdict(tests):
     table = tests.head(2).drop(columns=["regime", "verdict", "detectable"])
     figure = comparison_figures.comparison_figure(table)
@@ -88,6 +96,10 @@ def test_what_an_arm_solves_alone_stands_above_what_grpo_does_with_the_interval_
     assert {text.get_text() for text in gains.texts} == {"+0.50 [−0.20, +1.20]", "−0.25 [−1.00, +0.50]"}
     assert "±0.5 points" in figure.get_supxlabel()
     assert inside(figure)
+    coloured = comparison_figures.alone_figure(table.assign(p=[0.01, 0.2]), "Finding", 0.5, "Bars.").axes[1]
+    assert [to_hex(line.get_color()) for line in points(coloured)] == [comparison_figures.SIGNIFICANT, style.NEUTRAL]
+    of_one_run = table.assign(gain_low=np.nan, gain_high=np.nan)
+    assert inside(comparison_figures.alone_figure(of_one_run, "Finding", 0.5, "Bars."))
 
 
 def test_share_bars_fill_0_to_100_percent():

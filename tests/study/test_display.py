@@ -26,6 +26,12 @@ def test_numbers_stand_with_their_intervals_and_p_values_as_everywhere():
     ]
 
 
+def test_texts_are_escaped():
+    page = study_table(pd.DataFrame({"about": ["<b>a</b>"], "p_value": [0.0001]})).to_html()
+    assert "&lt;b&gt;a&lt;/b&gt;" in page
+    assert "&lt; 0.001" in page
+
+
 def test_no_name_of_the_code_is_shown():
     paths = [f"{test.regime}/{test.new}" for test in read_plan().tests]
     table = pd.DataFrame(

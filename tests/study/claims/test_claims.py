@@ -87,6 +87,9 @@ def test_the_figure_of_the_boundary_tells_margin_and_accuracy_apart_where_all_st
     assert boundary_title(both) == title
     one = both.assign(verdict=both["verdict"].mask(of_margin & (both["strength"] == "as published"), "supported"))
     assert boundary_title(one) == claim_title(one, CLAIMS[1])
+    pilots = both.assign(study=np.where(both["claim"] == CLAIMS[1], "pilot", "confirmation"))
+    assert boundary_title(pilots) == claim_title(pilots, CLAIMS[1])
+    assert "(pilot)" in boundary_title(pilots)
 
 
 def test_values_at_an_entropy_lie_between_those_of_the_temperatures():
