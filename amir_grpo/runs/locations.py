@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amir_grpo.system.files import user_path
 from amir_grpo.system.shipped import shipped
 
 _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
@@ -21,6 +22,15 @@ def project_root() -> Path:
 def runs_folder() -> Path:
     """Where run folders go: runs/ of the project, or on a mounted Google Drive, which outlives a Colab session."""
     return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
+
+
+def run_folder(profile: str, run_dir: str | Path | None = None) -> Path:
+    """The folder that a user names, absolute; by default that of the profile.
+
+    Raises:
+        ValueError: If it is in the home of a user that there is not.
+    """
+    return user_path(run_dir or runs_folder() / profile)
 
 
 def notebooks_folder() -> Path:

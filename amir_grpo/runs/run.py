@@ -31,7 +31,7 @@ from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import ADAPTER_FILES, Loading, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
-from amir_grpo.runs.locations import runs_folder
+from amir_grpo.runs.locations import run_folder
 from amir_grpo.runs.opening import configure, explain_own_settings, resolve_profile, stage_lock
 from amir_grpo.runs.side_by_side import draw_side_by_side, use_one_thread, workers_for
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
@@ -39,7 +39,7 @@ from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.settings import Settings
 from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
-from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, user_path, write_text
+from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
 from amir_grpo.system.provenance import now, read_json, record_of, to_json
 
@@ -151,15 +151,20 @@ class Run:
         if not self.settings.is_sandbox:
             return self.settings.model_name
         folder = self.folder / "base"
-        if folder.exists() and is_main() and (damaged := first_damaged(folder)):
-            print(f"{folder / damaged} is damaged: its SHA-256 has changed. Taking the base policy anew.", flush=True)
-            shutil.rmtree(folder)
-        if not folder.exists():
-            s = self.settings
-            spec = replace(SPECS[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=WARMUP_SEEDS[s.base_seed])
-            with explain_full_disk(self.folder):
-                made = base_policy(spec, self.folder.parent / ".cache")
-                with self._stage("copying the base policy"), atomic_folder(folder) as beside:
+        if folder.exists() and not (is_main() and first_damaged(folder)):
+            return str(folder)
+        s = self.settings
+        spec = replace(SPECS[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=WARMUP_SEEDS[s.base_seed])
+        with explain_full_disk(self.folder):
+            made = base_policy(spec, self.folder.parent / ".cache")
+            with self._stage("copying the base policy"):
+                damaged = first_damaged(folder)  # unless another process has replaced it in the meantime
+                if damaged:
+                    print(
+                        f"{folder / damaged} is damaged: its SHA-256 has changed. Taking the base policy anew.",
+                        flush=True,
+                    )
+                with atomic_folder(folder, replace=damaged is not None) as beside:
                     shutil.copytree(made, beside, dirs_exist_ok=True)
                     write_checksums(beside)
         return str(folder)
@@ -365,7 +370,7 @@ def open_run(
         Busy: If another process keeps its configuration.
     """
     new_profile = resolve_profile(profile or "sandbox")
-    folder = user_path(run_dir or runs_folder() / new_profile)
+    folder = run_folder(new_profile, run_dir)
     name, settings = configure(folder, None if profile == "auto" else profile, new_profile, overrides or {})
     if is_main() and (note := explain_own_settings(folder)):
         print(note)

@@ -10,7 +10,6 @@ versions of the libraries.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,15 +40,17 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
             check_files(packaged)
             return packaged
     folder = cache / f"base-{spec.fingerprint()}"
-    if folder.exists() and world_size() == 1 and (damaged := first_damaged(folder)):
-        print(f"{folder / damaged} is damaged: its SHA-256 has changed. Making the base policy again.", flush=True)
-        shutil.rmtree(folder)
-    if not folder.exists() and world_size() > 1:  # where its training would wait for the other processes
+    damaged = first_damaged(folder) if world_size() == 1 else None
+    if folder.exists() and not damaged:
+        return folder
+    if world_size() > 1:  # where its training would wait for the other processes
         run_alone("amir_grpo.sandbox.make", "--spec", json.dumps(asdict(spec)), "--cache", str(cache))
-    elif not folder.exists():
-        with atomic_folder(folder) as beside:
-            make_base_policy(spec, beside)
-            write_checksums(beside)
+        return folder
+    if damaged:
+        print(f"{folder / damaged} is damaged: its SHA-256 has changed. Making the base policy again.", flush=True)
+    with atomic_folder(folder, replace=damaged is not None) as beside:
+        make_base_policy(spec, beside)
+        write_checksums(beside)
     return folder
 
 

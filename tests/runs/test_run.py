@@ -21,7 +21,9 @@ from amir_grpo.runs import training
 from amir_grpo.runs.run import injected_parameters, open_run
 from amir_grpo.runs.verify import first_difference
 from amir_grpo.settings import settings_of
+from amir_grpo.system import locks
 from amir_grpo.system.files import write_text
+from amir_grpo.system.locks import Busy, locked
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +61,19 @@ def test_base_is_copied_once(open_tiny, base, monkeypatch):
         assert (folder / part.name).read_bytes() == part.read_bytes()
     monkeypatch.setattr("amir_grpo.runs.run.base_policy", never)
     assert open_tiny().base() == str(folder)
+
+
+def test_a_damaged_base_is_replaced_by_one_process_at_a_time(open_tiny, monkeypatch):
+    run = open_tiny()
+    file = Path(run.base()) / "config.json"
+    whole = file.read_bytes()
+    file.write_text("{}")
+    monkeypatch.setattr(locks, "_PATIENCE", 0)
+    with locked(run.folder, "copying the base policy"), pytest.raises(Busy):
+        run.base()
+    assert file.read_text() == "{}", "another process may be reading what it has just put there"
+    run.base()
+    assert file.read_bytes() == whole
 
 
 def test_a_training_set_smaller_than_a_rollout_is_refused_before_any_work(open_tiny, monkeypatch, tmp_path):
