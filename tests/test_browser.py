@@ -230,8 +230,9 @@ def report(clone):
     """The report that notebook 05 has written in the browser."""
     path = clone / "runs" / "smoke" / "report.html"
     if not path.is_file():
-        command = [sys.executable, "-m", "amir_grpo", "figures", "--profile", "smoke"]
-        subprocess.run(command, cwd=clone / "notebooks", check=True, capture_output=True)
+        for command in ("evaluate", "figures"):
+            words = [sys.executable, "-m", "amir_grpo", command, "--profile", "smoke"]
+            subprocess.run(words, cwd=clone / "notebooks", check=True, capture_output=True)
     return path
 
 

@@ -74,6 +74,22 @@ def test_a_setting_given_to_a_command_that_takes_none_is_refused(tmp_path, capsy
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", [["figures"], ["export"], ["export", "--results", "out"]])
+def test_a_command_that_reads_a_run_makes_none(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, folder in (
+        (["--run_dir", "typo"], "typo"),
+        (["--profile", "smoke"], "runs/smoke"),
+        ([], "runs/sandbox"),
+    ):
+        code, message = failure(capsys, *command, *given)
+        assert code == 2
+        assert f"{tmp_path / folder} is not a run folder" in message
+        assert len(message.splitlines()) <= 3
+    assert "Did you mean 'sandbox'" in failure(capsys, *command, "--profile", "sandbx", "--run_dir", "typo")[1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])

@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from amir_grpo.choices import POLICIES, SANDBOXES, check_names
+from amir_grpo.choices import POLICIES, SANDBOX, SANDBOXES, check_names
 from amir_grpo.cli.cluster_options import check_workers, cluster_of
 from amir_grpo.cli.ending import ending
 from amir_grpo.cli.options import (
     EvaluateOptions,
     EvidenceOptions,
+    ExistingRunOptions,
     ExportOptions,
     NotebooksOptions,
     PlanOptions,
@@ -89,6 +90,20 @@ def _open(options: RunOptions, overrides: Mapping[str, Any] | None = None) -> Ru
     from amir_grpo.runs.run import open_run
 
     return open_run(options.profile, options.run_dir, overrides)
+
+
+def _open_existing(options: ExistingRunOptions) -> Run:
+    """The run that is there, with its own settings; none is started by a command that reads.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    from amir_grpo.runs.locations import run_folder
+    from amir_grpo.runs.run import open_run, resolve_profile
+
+    folder = run_folder(resolve_profile(options.profile or SANDBOX), options.run_dir)
+    read_config(folder)
+    return open_run(run_dir=folder)
 
 
 def _plan(options: PlanOptions, overrides: dict[str, Any]) -> None:
@@ -202,7 +217,7 @@ def _export(options: ExportOptions) -> None:
         check_push(options.push_to)
     elif options.public:
         raise ValueError("--public is about the repository of --push_to: give that, too, or leave --public out.")
-    run = _open(options)
+    run = _open_existing(options)
     if options.out:
         out = user_path(options.out)
     else:  # the run's own, made anew
@@ -222,7 +237,7 @@ def _export_results(options: ExportOptions) -> None:
             f"--results goes without --{given[0]}, which is about a policy: results are saved, not uploaded.\n"
             "To upload them: hf upload --repo-type dataset me/name DIR."
         )
-    print(f"Saved: {export_results(_open(options), user_path(options.results))}")
+    print(f"Saved: {export_results(_open_existing(options), user_path(options.results))}")
 
 
 def _verify(options: VerifyOptions) -> None:
@@ -247,10 +262,10 @@ def _report(options: ReportOptions) -> None:
     print(write_comparison(folders, user_path(options.out) if options.out else default))
 
 
-def _figures(options: RunOptions) -> None:
+def _figures(options: ExistingRunOptions) -> None:
     from amir_grpo.runs.showing import results_of, save_results, write_report
 
-    run = _open(options)
+    run = _open_existing(options)
     results = results_of(run)
     for path in save_results(run, results).values():
         print(path)
@@ -329,8 +344,8 @@ _COMMANDS = {
         },
     ),
     "figures": Command(
-        "Draw the figures of a run that has been evaluated, and its report.",
-        RunOptions,
+        "Draw the figures of a run and write its report; what it has not trained, drawn or scored yet is made first.",
+        ExistingRunOptions,
         _figures,
         takes_settings=False,
     ),

@@ -29,6 +29,16 @@ class RunOptions:
 
 
 @dataclass
+class ExistingRunOptions:
+    """Options of every command that reads a run and starts none."""
+
+    profile: str | None = field(
+        default=None, metadata={"help": "Where run_dir is not given: the run in runs/<profile>. Default: sandbox."}
+    )
+    run_dir: str | None = field(default=None, metadata={"help": "Run folder. Default: runs/<profile>."})
+
+
+@dataclass
 class PlanOptions:
     """Options of plan."""
 
@@ -58,7 +68,7 @@ class EvaluateOptions(RunOptions):
 
 
 @dataclass
-class ExportOptions(RunOptions):
+class ExportOptions(ExistingRunOptions):
     """Options of export."""
 
     method: str = field(default="amir_grpo", metadata={"help": "Whose policy.", "choices": list(METHODS)})
