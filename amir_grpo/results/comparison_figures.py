@@ -90,7 +90,7 @@ def _places(rows: Sequence[Mapping]) -> tuple[list[float], dict[float, str]]:
 
 def _marks(table: pd.DataFrame, margin: float | None, logarithmic: bool = False) -> str:
     """What colours, shading and ticks mean."""
-    read = f"Black: p < {SIGNIFICANCE}; grey: not."
+    read = f"Black: p\u00a0<\u00a0{SIGNIFICANCE}; grey: not."  # no line ends within
     read += f" Shaded: within ±{margin:g} points, equivalent." if margin else ""
     read += " The axis is linear there and logarithmic beyond." if logarithmic else ""
     read += " Ticks: the smallest gain that could have been detected." if "detectable" in table else ""
