@@ -57,7 +57,7 @@ def coverage_gain(study: StudyResults, new: str, k: int) -> Comparison:
 
 def coverage_table(studies: Studies, arms: Sequence[str], margin: float, alpha: float) -> pd.DataFrame:
     """For each arm and k: columns about, k, only_new (percent of the problems that it solves and another GRPO does not),
-    only_old (the other way round), null and null_old (the same two, of GRPO), and those of `Comparison.columns`, of
+    only_old (the other way round), null (only_new of GRPO), and those of `Comparison.columns`, of
     only_new − null. All over the runs that the arm and both GRPOs have; an arm without such runs is left out."""
     rows = []
     for arm in arms:
@@ -69,7 +69,6 @@ def coverage_table(studies: Studies, arms: Sequence[str], margin: float, alpha: 
             new, grpo, other = ({run: scores[run] for run in shared} for scores in solved)
             row = {"about": about(arm), "k": k, "only_new": _percent(only_new(new, other))}
             row |= {"only_old": _percent(only_new(other, new)), "null": _percent(only_new(grpo, other))}
-            row |= {"null_old": _percent(only_new(other, grpo))}
             rows.append(row | coverage_gain(study, arm, k).columns(margin, alpha))
     return pd.DataFrame(rows)
 
