@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import PARAMETERS
@@ -123,15 +124,16 @@ def claim_lines(claims: pd.DataFrame) -> list[str]:
 
 
 def verdict_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """`claims_table` as text: columns claim, test, result, verdict, study; one row per test."""
+    """`claims_table` as text: columns claim, test, result, detectable, verdict, study; one row per test."""
     rows = []
     for number, claim in enumerate(CLAIMS, 1):
         for row in table[table["claim"] == claim].to_dict("records"):
             gain, low, high = (signed(row[name], 2) for name in ("gain", "gain_low", "gain_high"))
             test = f"{row['test']} ({row['strength']})"
             result = f"{gain} {row['unit']} [{low}, {high}]"
-            rows.append((f"{number}. {claim}", test, result, row["verdict"], row["study"]))
-    return pd.DataFrame(rows, columns=["claim", "test", "result", "verdict", "study"])
+            detectable = f"{row['detectable']:.2f}" if np.isfinite(row["detectable"]) else "–"
+            rows.append((f"{number}. {claim}", test, result, detectable, row["verdict"], row["study"]))
+    return pd.DataFrame(rows, columns=["claim", "test", "result", "detectable", "verdict", "study"])
 
 
 def report_lines(study: StudyResults, plan: Plan) -> list[str]:

@@ -158,7 +158,7 @@ _ALL = [
         "clean",
         "mixture-0.6-linear",
         "amir_grpo",
-        "60 %, wins − losses",
+        "60 %, wins less losses",
         _MIXTURE,
         {"pair_loss": "linear"},
     ),

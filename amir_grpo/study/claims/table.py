@@ -82,8 +82,8 @@ def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
     One correction for all: verdicts are at the plan's α divided by `DECLARED`.
 
     Returns:
-        Columns claim, test, strength, study, unit, those of `inference.Comparison.columns` (intervals at the plan's α), and
-        verdict.
+        Columns claim, test, strength, study, unit, those of `inference.Comparison.columns` (intervals at the plan's α,
+        detectable at that of the verdicts), and verdict.
     """
     tests = list(claim_tests(studies, plan))
     rows = []
@@ -91,7 +91,9 @@ def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
         row = {"claim": test.claim, "test": test.test, "strength": test.strength, "study": test.study}
         row["unit"] = test.unit
         row |= test.comparison.columns(test.margin, plan.alpha, plan.power)
-        decided = verdict(test.comparison, test.margin, alpha=plan.alpha / DECLARED)
+        alpha = plan.alpha / DECLARED
+        row["detectable"] = test.comparison.detectable(alpha, plan.power)
+        decided = verdict(test.comparison, test.margin, alpha=alpha)
         rows.append(row | {"verdict": str(decided)})
     return pd.DataFrame(rows, columns=_COLUMNS)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision
 from amir_grpo.study.claims.table import CLAIMS, claim_rows, claims_table
@@ -67,6 +68,19 @@ def test_a_policy_that_prefers_wrong_completions_is_compared_all_the_same():
     _, level, smallest = boundary.boundary_gain(study, NEW, OLD, "margin")
     assert (level, smallest) == (pytest.approx(-200), pytest.approx(2))
     assert len(claims_table(Studies((study,)), PLAN))
+
+
+def test_what_a_claim_could_have_shown_is_at_the_level_of_its_verdict(studies):
+    """By simulation: a gain as large as is said to be detectable is found with the chance that is said."""
+    claims = claims_table(studies, PLAN)
+    row = next(row for row in claims.to_dict("records") if row["bases"] >= 6 and row["gain_high"] > row["gain_low"])
+    freedom = row["bases"] - 1
+    error = (row["gain_high"] - row["gain_low"]) / 2 / stats.t.ppf(1 - PLAN.alpha / 2, freedom)
+    random = np.random.default_rng(0)
+    spread = np.sqrt(random.chisquare(freedom, 200_000) / freedom)
+    t = (row["detectable"] / error + random.standard_normal(200_000)) / spread
+    found = (np.abs(t) > stats.t.ppf(1 - PLAN.alpha / 18 / 2, freedom)).mean()
+    assert found == pytest.approx(PLAN.power, abs=0.01)
 
 
 def test_that_the_base_policy_has_the_highest_pair_accuracy_is_said_where_it_has():
