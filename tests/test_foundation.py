@@ -118,7 +118,7 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
 
 def test_the_findings_of_the_readme_follow_the_numbers():
     main = pd.DataFrame({"benchmark": "b", "k": [1, 2], "base": 10.0, "grpo": 50.0, "amir_grpo": [53.0, 60.0]})
-    main = main.assign(gain=[3.0, -1.0], p_holm=[0.01, 0.5])
+    main = main.assign(gain=[3.0, -1.0], gain_low=[2.0, -2.0], gain_high=[4.5, 0.5], p_holm=[0.01, 0.5])
     log = pd.DataFrame({"method": ["grpo"] * 3 + ["amir_grpo"] * 3, "step": [1, 2, 3] * 2, "reward_std": 1.0})
     log = log.assign(reward=[1, 2, 3, 1, 2, 4], **{"preference/share": [None] * 3 + [0.6] * 3})
     page = "above\n<!-- findings -->\nstale\n<!-- end of findings -->\nbelow\n"
@@ -127,7 +127,7 @@ def test_the_findings_of_the_readme_follow_the_numbers():
     assert "the preference term is 60 % of the update" in text
     assert "the first 2 of 3 steps" in text
     assert "10.0 % before training, 50.0 % with GRPO, 53.0 % with AMIR-GRPO" in text
-    assert "The 1 gains go from +3.0 to +3.0 points; 1 is distinguishable from 0" in text
+    assert "The 1 gains lie between +2.0 and +4.5 points (95 % intervals); 1 is distinguishable from 0" in text
     assert text.startswith("above")
     assert text.endswith("below")
     assert "stale" not in text

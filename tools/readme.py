@@ -23,7 +23,7 @@ def findings_lines(found: Evidence) -> str:
     equal = int(np.median(first_differences(twins))) - 1
     base, grpo, amir_grpo = (levels[policy].mean() for policy in ("base", "grpo", "amir_grpo"))
     clear = int((levels["p"] < SIGNIFICANCE).sum())
-    gains = f"{signed(levels['gain'].min())} to {signed(levels['gain'].max())} points"
+    gains = f"{signed(levels['gain_low'].min())} and {signed(levels['gain_high'].max())} points (95 % intervals)"
     median = "" if pairs == 1 else f" (median of {pairs} pairs)"
     return "\n".join(
         [
@@ -32,7 +32,7 @@ def findings_lines(found: Evidence) -> str:
             f"2. **What does it change?** With the same seed, both trainings draw the same completions for the first "
             f"{equal} of {steps} steps{median}.",
             f"3. **Where do they end?** pass@1, mean of {', '.join(levels['benchmark'])}: {base:.1f} % before training, "
-            f"{grpo:.1f} % with GRPO, {amir_grpo:.1f} % with AMIR-GRPO. The {len(levels)} gains go from {gains}; "
+            f"{grpo:.1f} % with GRPO, {amir_grpo:.1f} % with AMIR-GRPO. The {len(levels)} gains lie between {gains}; "
             f"{so_many_are(clear)} distinguishable from 0 (p < {SIGNIFICANCE}, Holm).",
         ]
     )
