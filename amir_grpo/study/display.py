@@ -16,6 +16,7 @@ HEADS = {
     "regime": "rewards",
     "benchmarks": "problems",
     "old_percent": "of the older, %",
+    "old_range": "of its runs, %",
     "old_level": "of the older",
     "training": "training done, %",
     "p_value": "p",

@@ -29,6 +29,9 @@ def test_each_size_is_compared_with_itself_and_corrected():
     assert verdicts["0.1M", "mixture-0.6"] == "supported"
     assert verdicts["1M", "mixture-0.6"] == "refuted"
     assert (verdicts[:, "two-step-grpo"] == "supported").all()
+    study = made_up_study(ARMS)
+    levels = [100 * values.mean() for values in study.solved("clean/grpo").values()]
+    assert (table["old_range"][:3] == f"{min(levels):.1f} to {max(levels):.1f}").all()
     for _, rows in table.groupby("parameters"):
         smallest = rows["p_value"].idxmin()
         assert rows["p_holm"][smallest] == pytest.approx(len(rows) * rows["p_value"][smallest])
@@ -46,6 +49,8 @@ def test_the_title_counts_the_comparisons_that_come_out_alike():
     assert same == "3 of 3 comparisons have the same verdict at 0.1M and 1M parameters"
     turned = size_title(size_table(_sizes(ARMS | {"clean/mixture-0.6": -1.0}), PLAN))
     assert turned.startswith("2 of 3 ")
+    blind = size_title(size_table(_sizes(ARMS | {"clean/two-step-grpo": 0.0}), PLAN))
+    assert blind == "The positive control is not shown at 1M parameters: no null counts there"
     unfinished = size_title(size_table(_sizes({"clean/grpo": 0.0, "clean/two-step-grpo": 1.0}), PLAN))
     assert unfinished.startswith("1 of 1 ")
     assert "yet" in size_title(size_table(_sizes(ARMS)[:1], PLAN))
