@@ -22,7 +22,7 @@ _SAID = {
     "published": ("AMIR-GRPO exactly as published", "GRPO"),
     "clean": (_TERM, "GRPO"),
     "nuisance": (_TERM, "GRPO"),
-    "nuisance-correctness": (_TERM, "GRPO on correctness alone"),
+    "nuisance-correctness": (_TERM, "GRPO trained on the correctness reward alone"),
     "above-margin": (_TERM, "GRPO"),
     "outliers": (_TERM, "Dr. GRPO"),
     "outliers-clipped": ("Dr. GRPO on a clipped reward", _TERM),
@@ -77,14 +77,14 @@ def _clause(outcome: Outcome, plan: Plan, who: str, whom: str) -> str:
     tails = 2 if not_greater or outcome.verdict is Verdict.EQUIVALENT else 1
     low, high = outcome.comparison.interval(1 - tails * plan.alpha)
     gain, low, high = (signed(value, 2) for value in (outcome.comparison.estimate, low, high))
-    ended = "" if outcome.tested else ", since the sequence of tests had ended"
+    ended = "" if outcome.tested else ", since an earlier test had ended the sequence"
     return f"{who} {_told(outcome, plan.margin)} {whom}{ended} ({gain} [{low}, {high}])"
 
 
 def _told(outcome: Outcome, margin: float) -> str:
     verdict, hypothesis = outcome.verdict, outcome.test.hypothesis
     if not outcome.tested:
-        return "was not tested against"
+        return "has no verdict against"
     if verdict is Verdict.EQUIVALENT:
         return f"is equivalent, within ±{margin:g} points, to"
     if hypothesis is Hypothesis.NOT_GREATER:

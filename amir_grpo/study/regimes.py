@@ -131,7 +131,7 @@ _ALL = [
     *(_grpo(regime) for regime in ("nuisance", "outliers", "above-margin")),
     *(_mixture(regime) for regime in ("nuisance", "outliers", "above-margin")),
     _arm("nuisance", "dr_grpo", "grpo", "Dr. GRPO", _DR_GRPO),
-    _arm("nuisance", "correctness-only", "grpo", "correctness alone", {"reward_terms": "correctness"}),
+    _arm("nuisance", "correctness-only", "grpo", "GRPO, correctness reward only", {"reward_terms": "correctness"}),
     _arm("outliers", "dr_grpo", "grpo", "Dr. GRPO", _DR_GRPO),
     _arm(
         "outliers", "dr_grpo-clipped", "grpo", "Dr. GRPO, clipped reward", _DR_GRPO, {"reward_clip": _LARGEST_REWARD}
@@ -158,7 +158,7 @@ _ALL = [
         "clean",
         "mixture-0.6-linear",
         "amir_grpo",
-        "60 %, wins less losses",
+        "60 %, linear pairs",
         _MIXTURE,
         {"pair_loss": "linear"},
     ),

@@ -56,9 +56,9 @@ def test_sentences_of_coverage_and_margin():
 
 
 def test_the_sentence_of_the_knobs_names_the_largest_clear_difference():
-    gains = pd.DataFrame({"about": ["a − b", "c − b", "d − b"], "gain": [-4.0, 1.5, 9.0], "p_holm": [0.01, 0.04, 0.2]})
+    gains = pd.DataFrame({"regime": "clean", "about": ["a − b", "c − b", "d − b"], "gain": [-4.0, 1.5, 9.0], "p_holm": [0.01, 0.04, 0.2]})
     assert sentences.knobs_sentence(gains) == (
-        "2 of 3 comparisons are clear (p < 0.05, Holm); the largest difference is a − b, −4.0 points."
+        "2 of 3 comparisons are clear (p < 0.05, Holm); the largest difference is a − b (clean), −4.0 points."
     )
     assert sentences.knobs_sentence(gains[2:]) == "0 of 1 comparisons are clear (p < 0.05, Holm)."
 
@@ -66,11 +66,16 @@ def test_the_sentence_of_the_knobs_names_the_largest_clear_difference():
 def test_the_sentence_of_the_regimes_counts_the_better_aligned_arms_that_end_better():
     predictions = pd.DataFrame(
         {"regime": "noise", "arm": ["a", "b", "c"], "cosine": [0.9, 0.8, 0.3], "measured": [0.85, 0.8, 0.31]}
-    ).assign(grpo_measured=0.5)
-    gains = pd.DataFrame(
-        {"regime": "noise", "new": ["a", "b", "c"], "gain": [1.0, -1.0, -9.0], "p_holm": [0.9, 0.01, 0.0]}
-    )
+    ).assign(grpo_cosine=0.5, grpo_measured=0.5)
+    gains = pd.DataFrame({"regime": "noise", "new": ["a", "b", "c"], "about": ["a − GRPO", "b − GRPO", "c − GRPO"]})
+    gains = gains.assign(gain=[1.0, -1.0, -9.0], p_holm=[0.9, 0.01, 0.0])
     text = sentences.alignment_sentence(predictions, gains)
     assert "differs from the theory by at most 0.05" in text
     assert "In 2 of 3 arms" in text
-    assert text.endswith("of these, clearly above GRPO in the end: 0, clearly below: 1.")
+    assert text.endswith("of these, clearly above GRPO in pass@1: 0, clearly below: 1.")
+    shown = sentences.alignment_sentence(predictions, gains.assign(p_holm=0.01))
+    assert shown.endswith("clearly above GRPO in pass@1: 1 (a − GRPO, +1.0), clearly below: 1.")
+    grpo_off = sentences.alignment_sentence(predictions.assign(grpo_measured=0.61), gains)
+    assert "at most 0.11. In 2 of 3 arms" in grpo_off
+    close = predictions.assign(cosine=[0.9, 0.55, 0.3], measured=[0.9, 0.55, 0.3], grpo_measured=0.54)
+    assert "In 1 of 3 arms" in sentences.alignment_sentence(close, gains)

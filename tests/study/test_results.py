@@ -212,4 +212,4 @@ def test_a_test_after_the_end_of_the_sequence_is_said_to_be_untested():
     study = made_up_study(equal, "confirmation")
     text = finding(Studies((study, study)), PLAN)
     assert "The positive control was not shown: no null counts." in text
-    assert "published was not tested against GRPO, since the sequence of tests had ended (" in text
+    assert "published has no verdict against GRPO, since an earlier test had ended the sequence (" in text
