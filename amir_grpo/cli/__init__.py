@@ -116,6 +116,7 @@ def _plan(options: PlanOptions, overrides: dict[str, Any]) -> None:
     settings = settings_of(profile, overrides)
     known = {re.sub(r"\W", "", name).lower(): size for name, size in published_sizes().items()} | {"math500": 500}
     sizes = {name: known.get(name, settings.eval_limit or 200) for name in settings.benchmarks}
+    print(f"Estimating {profile} by a dry run without weights …", file=sys.stderr, flush=True)
     print(planned(profile, settings, sizes, "unsloth" if settings.backend == "unsloth" else "transformers"))
 
 

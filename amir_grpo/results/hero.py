@@ -74,6 +74,7 @@ def _added(axes: Axes, share: float) -> None:
 
 def _strip(axes: Axes, twins: pd.DataFrame) -> None:
     grid = twins.pivot(index="run", columns="step", values="same").to_numpy(dtype=float)
+    grid = np.minimum.accumulate(grid, axis=1)  # once parted, two rollouts are alike by chance alone
     grid = grid[np.argsort([np.argmin(run) if not run.all() else len(run) for run in grid], kind="stable")]
     colours = ListedColormap([_STRIP["different"], _STRIP["same completions"]])
     axes.imshow(grid, aspect="auto", cmap=colours, vmin=0, vmax=1, interpolation="nearest",
@@ -82,6 +83,7 @@ def _strip(axes: Axes, twins: pd.DataFrame) -> None:
         axes.axhline(y - 0.5, color="white", linewidth=1)
     runs, equal = len(grid), int(np.median(first_differences(twins))) - 1
     title = f"Nothing differs for {equal} step{'s' * (equal != 1)}" if equal else "They differ from the start"
+    title += " (median)" if equal and runs > 1 else ""
     axes.set_title(f"2  {title}", **_TITLE)
     patches = [Patch(color=colour, label=label) for label, colour in _STRIP.items()]
     axes.legend(handles=patches, loc="lower left", bbox_to_anchor=(-0.03, 0.97), ncols=2, handlelength=1,

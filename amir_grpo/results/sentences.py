@@ -86,7 +86,7 @@ def margin_sentence(gain: dict[str, float]) -> str:
         return (
             "No problem has right and wrong completions that both methods have scored: nothing can be said of margins."
         )
-    mean, low, high = (signed(gain[name], 4) for name in ("gain", "gain_low", "gain_high"))
+    mean, low, high = (signed(gain[name], 5) for name in ("gain", "gain_low", "gain_high"))
     text = (
         f"On the same completions of {gain['problems']} problems, AMIR-GRPO's margin minus GRPO's is {mean} nats per token "
         f"(95 % interval {low} to {high}, p {p_equals(gain['p_value'])}), for these two policies"

@@ -46,7 +46,7 @@ def test_sentences_of_coverage_and_margin():
     assert "GRPO alone 7: more than chance would give (p < 0.001)" in clear
     gain = {"problems": 9, "level": 0.2, "gain": 0.004, "gain_low": -0.001, "gain_high": 0.009, "p_value": 0.1}
     text = sentences.margin_sentence(gain)
-    assert "+0.0040 nats per token (95 % interval −0.0010 to +0.0090, p = 0.100)" in text
+    assert "+0.00400 nats per token (95 % interval −0.00100 to +0.00900, p = 0.100)" in text
     assert "count as equal" not in text
     small = sentences.margin_sentence(gain | {"gain": 1e-4, "gain_low": 5e-5, "gain_high": 1.5e-4, "p_value": 1e-4})
     assert (
@@ -56,7 +56,14 @@ def test_sentences_of_coverage_and_margin():
 
 
 def test_the_sentence_of_the_knobs_names_the_largest_clear_difference():
-    gains = pd.DataFrame({"regime": "clean", "about": ["a − b", "c − b", "d − b"], "gain": [-4.0, 1.5, 9.0], "p_holm": [0.01, 0.04, 0.2]})
+    gains = pd.DataFrame(
+        {
+            "regime": "clean",
+            "about": ["a − b", "c − b", "d − b"],
+            "gain": [-4.0, 1.5, 9.0],
+            "p_holm": [0.01, 0.04, 0.2],
+        }
+    )
     assert sentences.knobs_sentence(gains) == (
         "2 of 3 comparisons are clear (p < 0.05, Holm); the largest difference is a − b (clean), −4.0 points."
     )
