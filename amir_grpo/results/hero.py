@@ -82,7 +82,7 @@ def _strip(axes: Axes, twins: pd.DataFrame) -> None:
     for y in range(1, len(grid)):
         axes.axhline(y - 0.5, color="white", linewidth=1)
     runs, equal = len(grid), int(np.median(first_differences(twins))) - 1
-    title = f"Nothing differs for {equal} step{'s' * (equal != 1)}" if equal else "They differ from the start"
+    title = f"Equal for {equal} step{'s' * (equal != 1)}" if equal else "They differ from the start"
     title += " (median)" if equal and runs > 1 else ""
     axes.set_title(f"2  {title}", **_TITLE)
     patches = [Patch(color=colour, label=label) for label, colour in _STRIP.items()]

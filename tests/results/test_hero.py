@@ -47,7 +47,7 @@ def test_the_hero_says_what_its_tables_hold(levels):
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
         "1  The added term is tiny",
-        "2  Nothing differs for 5 steps (median)",
+        "2  Equal for 5 steps (median)",
         "3  They end within 3.0 points",
     ]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
@@ -62,7 +62,7 @@ def test_what_is_alike_again_after_the_first_difference_is_not_called_the_same(l
     pair.loc[pair["step"] == 8, "same"] = True
     figure = hero.hero_figure(0.0025, pair, levels, "Scope.")
     assert figure.axes[1].images[0].get_array().sum() == 5
-    assert figure.axes[1].get_title(loc="left") == "2  Nothing differs for 5 steps"
+    assert figure.axes[1].get_title(loc="left") == "2  Equal for 5 steps"
 
 
 def test_the_title_of_the_ends_is_the_largest_end_that_is_printed(levels):
