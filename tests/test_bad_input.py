@@ -268,6 +268,8 @@ def test_what_the_result_is_to_go_to_is_tried_first(command, option, tmp_path, c
     (tmp_path / "file").write_text("mine")
     for place, named in (("/proc/out", "/proc cannot be written to"), (tmp_path / "file" / "out", "is a file")):
         own = {EVIDENCE: ("--folder", tmp_path / "run")}.get(command, ("--run_dir", tmp_path / "run"))
+        if command == "export":  # starts no run
+            open_run("smoke", tmp_path / "run")
         message = refused(capsys, command, *(() if option == "folder" else own), f"--{option}", place)
         at_most_three_lines(message)
         assert named in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from amir_grpo.choices import POLICY_NAMES
@@ -86,11 +87,14 @@ def _pooled_gain(pooled: pd.DataFrame, model: str, weights: str) -> dict[str, fl
 
 
 @styled
-def share_bars_figure(shares: pd.DataFrame, title: str = "") -> Figure:
+def share_bars_figure(shares: pd.DataFrame, least: float, title: str = "") -> Figure:
     """What an update consists of: one bar from 0 to 100 % per arm, the preference term's part of it in two shades.
 
-    `shares`: columns about, share (of the preference term) and residual_share (of what the advantages do not explain of
-    it), both of the update, 0 to 1, in the order shown.
+    Args:
+        shares: Columns about, share (of the preference term) and residual_share (of what the advantages do not explain of
+            it), both of the update, 0 to 1, in the order shown.
+        least: How much has to be new for the claim, in percent of the update.
+        title: The finding.
     """
     figure = new_figure(6.4, 1.3 + 0.42 * len(shares))
     axes = figure.subplots()
@@ -100,6 +104,7 @@ def share_bars_figure(shares: pd.DataFrame, title: str = "") -> Figure:
             axes.barh(y, right - left, left=left, height=0.62, color=colour)
         axes.annotate(f"{share:.2g} %, new {new:.2g} %", (1.01, y), xycoords=("axes fraction", "data"),
                       va="center", annotation_clip=False)  # fmt: skip
+    axes.axvline(least, color="#1a1a1a", linewidth=1, linestyle=(0, (2, 1.5)))
     axes.set_yticks(range(len(shares)), shares["about"])
     axes.set(xlim=(0, 100), ylim=(len(shares) - 0.5, -0.5), xlabel="of the update (%), mean over the training")
     axes.tick_params(axis="y", length=0)
@@ -109,7 +114,9 @@ def share_bars_figure(shares: pd.DataFrame, title: str = "") -> Figure:
         _ADVANTAGES: "advantages",
     }
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in named]
-    figure.legend(handles, named.values(), loc="outside lower center", ncols=3, fontsize=6.5)
+    handles.append(Line2D([], [], color="#1a1a1a", linewidth=1, linestyle=(0, (2, 1.5))))
+    labels = [*named.values(), f"supported: more than {least:g} % new"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5)
     add_title(figure, title)
     return figure
 

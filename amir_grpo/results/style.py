@@ -158,7 +158,7 @@ def _save(figure: Figure, stem: Path, kind: str, metadata: dict[str, None]) -> P
         )
 
 
-def png(figure: Figure, dpi: int = 130) -> bytes:
+def png(figure: Figure, dpi: int = 115) -> bytes:
     """A figure as PNG, for a notebook or a page."""
     buffer = io.BytesIO()
     with _house_style():

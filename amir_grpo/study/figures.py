@@ -66,7 +66,7 @@ def supervision_bars(studies: Studies, claims: pd.DataFrame) -> Figure:
     if not len(table):
         return regime_figures.empty_figure(CLAIMS[0])
     shown = table.assign(share=table["share"] / 100, residual_share=table["residual_share"] / 100)
-    return study_figures.share_bars_figure(shown, claim_title(claims, CLAIMS[0]))
+    return study_figures.share_bars_figure(shown, supervision.RICHER, claim_title(claims, CLAIMS[0]))
 
 
 def entropy_curves(studies: Studies) -> pd.DataFrame:

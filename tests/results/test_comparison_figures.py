@@ -104,7 +104,7 @@ def test_what_an_arm_solves_alone_stands_above_what_grpo_does_with_the_interval_
 
 def test_share_bars_fill_0_to_100_percent():
     shares = pd.DataFrame({"about": ["published", "60 %"], "share": [0.0025, 0.6], "residual_share": [0.0005, 0.2]})
-    figure = study_figures.share_bars_figure(shares, "Finding")
+    figure = study_figures.share_bars_figure(shares, 5.0, "Finding")
     (axes,) = figure.axes
     np.testing.assert_allclose([bar.get_width() for bar in axes.patches], [0.05, 0.2, 99.75, 20, 40, 40])
     assert axes.get_xlim() == (0, 100)
