@@ -34,6 +34,8 @@ KNOBS: list[Pair] = [
     ("outliers/dr_grpo-clipped", "outliers/grpo"),
     ("outliers/mixture-0.6", "outliers/grpo"),
 ]
+# Rewards of which the plan has no test and the theory no simulation: they depend on what a completion says.
+OTHER_REWARDS: list[Pair] = [("format/mixture-0.6", "format/grpo"), ("partial/mixture-0.6", "partial/grpo")]
 # What is simpler than pairs and may do the same.
 RIVALS: list[Pair] = [
     ("nuisance/mixture-0.6", "nuisance/dr_grpo"),
@@ -51,7 +53,7 @@ def against_grpo(plan: Plan) -> list[Pair]:
 
 def exploratory_gains(studies: Studies, plan: Plan) -> pd.DataFrame:
     """The gains in pass@1 of all exploratory pairs that have runs, with p_holm, one correction for all (`corrected`)."""
-    pairs = list(dict.fromkeys([*KNOBS, *against_grpo(plan), *RIVALS]))
+    pairs = list(dict.fromkeys([*KNOBS, *against_grpo(plan), *OTHER_REWARDS, *RIVALS]))
     return corrected(uncorrected_gains(studies, pairs, plan, ks=(1,)), studies, plan)
 
 

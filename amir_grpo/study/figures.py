@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from amir_grpo.results import comparison_figures, regime_figures, study_figures
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision, variants
 from amir_grpo.study.claims.table import CLAIMS, DECLARED, SAMPLES, STRENGTHS, claim_rows, claims_table
-from amir_grpo.study.exploration import KNOBS, exploratory_gains, rows_of
+from amir_grpo.study.exploration import KNOBS, OTHER_REWARDS, against_grpo, exploratory_gains, rows_of
 from amir_grpo.study.gains import gain_table, outcomes
 from amir_grpo.study.inference import Hypothesis
 from amir_grpo.study.plan import Plan, sequence_table
@@ -148,6 +148,16 @@ def knob_gains(studies: Studies, plan: Plan) -> Figure:
     )
     of_term, others = (f"{int(clear[rows].sum())} of {int(rows.sum())}" for rows in (term, ~term))
     title = f"Clearly different: {others} without the preference term, {of_term} with it (exploratory)"
+    return gains_figure(table, plan, title)
+
+
+def regime_gains(studies: Studies, plan: Plan) -> Figure:
+    """Each arm against GRPO with the same rewards."""
+    table = rows_of(exploratory_gains(studies, plan), [*against_grpo(plan), *OTHER_REWARDS])
+    shown = table[table["benchmarks"] == TRAINED]
+    clear = shown["p_holm"] < plan.alpha
+    above, below = (int((clear & (sign * shown["gain"] > 0)).sum()) for sign in (1, -1))
+    title = f"Of {len(shown)} arms, {above} clearly above GRPO with the same rewards, {below} clearly below"
     return gains_figure(table, plan, title)
 
 
