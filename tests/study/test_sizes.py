@@ -1,6 +1,7 @@
 """The main comparisons at each size of the policy."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -14,12 +15,14 @@ PLAN = replace(read_plan(), margin=3.0)  # points: the made-up runs are few
 ARMS = {"clean/grpo": 0.0, "clean/two-step-grpo": 1.0, "clean/published": 0.0, "clean/mixture-0.6": 1.0}
 
 
-def _sizes(larger, **small):
+@cache
+def _study(arms, name="pilot", model_name="sandbox"):
+    return Studies((made_up_study(dict(arms), name, model_name=model_name),))
+
+
+def _sizes(larger, name="pilot"):
     """A study with `ARMS` at the small size, and one of the larger policy."""
-    return [
-        Studies((made_up_study(ARMS | small),)),
-        Studies((made_up_study(larger, model_name="sandbox-medium"),)),
-    ]
+    return [_study(tuple(ARMS.items()), name), _study(tuple(larger.items()), model_name="sandbox-medium")]
 
 
 def test_each_size_is_compared_with_itself_and_corrected():
@@ -29,7 +32,7 @@ def test_each_size_is_compared_with_itself_and_corrected():
     assert verdicts["0.1M", "mixture-0.6"] == "supported"
     assert verdicts["1M", "mixture-0.6"] == "refuted"
     assert (verdicts[:, "two-step-grpo"] == "supported").all()
-    study = made_up_study(ARMS)
+    study = _sizes(ARMS)[0].main
     levels = [100 * values.mean() for values in study.solved("clean/grpo").values()]
     assert (table["old_range"][:3] == f"{min(levels):.1f} to {max(levels):.1f}").all()
     for _, rows in table.groupby("parameters"):
@@ -38,8 +41,7 @@ def test_each_size_is_compared_with_itself_and_corrected():
 
 
 def test_a_test_of_the_confirmation_keeps_its_p_value():
-    sizes = [Studies((made_up_study(ARMS, "confirmation"),)), *_sizes(ARMS)[1:]]
-    table = size_table(sizes, PLAN).set_index(["parameters", "new"])
+    table = size_table(_sizes(ARMS, "confirmation"), PLAN).set_index(["parameters", "new"])
     assert table["p_holm"]["0.1M", "two-step-grpo"] == table["p_value"]["0.1M", "two-step-grpo"]
     assert table["p_holm"]["1M", "two-step-grpo"] > table["p_value"]["1M", "two-step-grpo"]
 
