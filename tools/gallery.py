@@ -139,7 +139,7 @@ def main() -> None:
     top = evidence(studies, kept)
     title = "The preference weights are wins − losses until β is large"
     drawn = published_figures(root / "data" / "published") | run_figures(kept) | figures_of_study(studies, plan)
-    sizes = kept_sizes(plan, results)
+    sizes = size_table(kept_sizes(plan, results), plan)
     drawn |= {
         "hero": top.figure(),
         "sizes": size_gains(sizes, plan),
@@ -149,7 +149,7 @@ def main() -> None:
     for name, figure in drawn.items():
         print(style.save_figure(figure, root / "figures" / name)[0].relative_to(root))
     _write_csv(base_policy_table(results / "pilot"), results / "base_policies.csv", "%.4f")
-    for name, table in (study_tables(studies, plan) | {"sizes": size_table(sizes, plan)}).items():
+    for name, table in (study_tables(studies, plan) | {"sizes": sizes}).items():
         _write_csv(table, results / f"{name}.csv", "%.6g")
     parts = computed_parts(studies, plan, top)
     write_text(root / "README.md", with_parts((root / "README.md").read_text(encoding="utf-8"), parts))

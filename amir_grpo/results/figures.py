@@ -105,8 +105,8 @@ def _main_note(table: pd.DataFrame) -> str:
         least, most = table["problems"].min(), table["problems"].max()
         problems = f"{least}" if least == most else f"{least} to {most}"
         note += f". {problems} problems per benchmark, n = {table['samples'].iloc[0]} completions each"
-        note += f".{unchanged_note(table)}".removesuffix(".")
-    return note + "."
+        return f"{note}.{unchanged_note(table)}"
+    return f"{note}."
 
 
 @styled

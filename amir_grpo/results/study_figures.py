@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from amir_grpo.choices import POLICY_NAMES
@@ -104,7 +103,7 @@ def share_bars_figure(shares: pd.DataFrame, least: float, title: str = "") -> Fi
             axes.barh(y, right - left, left=left, height=0.62, color=colour)
         axes.annotate(f"{share:.2g} %, new {new:.2g} %", (1.01, y), xycoords=("axes fraction", "data"),
                       va="center", annotation_clip=False)  # fmt: skip
-    axes.axvline(least, color="#1a1a1a", linewidth=1, linestyle=(0, (2, 1.5)))
+    line = axes.axvline(least, color="#1a1a1a", linewidth=1, linestyle=(0, (2, 1.5)))
     axes.set_yticks(range(len(shares)), shares["about"])
     axes.set(xlim=(0, 100), ylim=(len(shares) - 0.5, -0.5), xlabel="of the update (%), mean over the training")
     axes.tick_params(axis="y", length=0)
@@ -113,8 +112,7 @@ def share_bars_figure(shares: pd.DataFrame, least: float, title: str = "") -> Fi
         _TERM_KNOWN: "what the advantages have, too",
         _ADVANTAGES: "advantages",
     }
-    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in named]
-    handles.append(Line2D([], [], color="#1a1a1a", linewidth=1, linestyle=(0, (2, 1.5))))
+    handles = [*(Rectangle((0, 0), 1, 1, color=colour) for colour in named), line]
     labels = [*named.values(), f"supported: more than {least:g} % new"]
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5)
     add_title(figure, title)

@@ -5,7 +5,7 @@ Titles state the finding, and are computed like it. `claims` is a `claims_table`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from amir_grpo.results import comparison_figures, regime_figures, study_figures
 from amir_grpo.study.claims import boundary, coverage, length_bias, supervision, variants
 from amir_grpo.study.claims.table import CLAIMS, DECLARED, SAMPLES, STRENGTHS, claim_rows, claims_table
-from amir_grpo.study.exploration import KNOBS, OTHER_REWARDS, against_grpo, exploratory_gains, rows_of
+from amir_grpo.study.exploration import KNOBS, exploratory_gains, rows_of
 from amir_grpo.study.gains import gain_table, outcomes
 from amir_grpo.study.inference import Hypothesis
 from amir_grpo.study.plan import Plan, sequence_table
 from amir_grpo.study.regime_tables import PASS_RATES, arms_of_regimes, measured_cosines
 from amir_grpo.study.regimes import ARMS, TITLES
 from amir_grpo.study.results import TRAINED, Studies, about
-from amir_grpo.study.sizes import size_table, size_title
+from amir_grpo.study.sizes import size_title
 from amir_grpo.study.theory import cosine_table
 
 _GRPO = "clean/grpo"
@@ -151,9 +151,8 @@ def knob_gains(studies: Studies, plan: Plan) -> Figure:
     return gains_figure(table, plan, title)
 
 
-def regime_gains(studies: Studies, plan: Plan) -> Figure:
-    """Each arm against GRPO with the same rewards."""
-    table = rows_of(exploratory_gains(studies, plan), [*against_grpo(plan), *OTHER_REWARDS])
+def regime_gains(table: pd.DataFrame, plan: Plan) -> Figure:
+    """Arms against GRPO with the same rewards; `table`: rows of `exploratory_gains`."""
     shown = table[table["benchmarks"] == TRAINED]
     clear = shown["p_holm"] < plan.alpha
     above, below = (int((clear & (sign * shown["gain"] > 0)).sum()) for sign in (1, -1))
@@ -170,9 +169,8 @@ def gains_figure(table: pd.DataFrame, plan: Plan, title: str, note: str = "") ->
     return comparison_figures.comparison_figure(_with_titles(table), title, margin=plan.margin, note=note)
 
 
-def size_gains(sizes: Sequence[Studies], plan: Plan) -> Figure:
-    """The main comparisons at each size of the policy."""
-    table = size_table(sizes, plan)
+def size_gains(table: pd.DataFrame, plan: Plan) -> Figure:
+    """The main comparisons at each size of the policy; `table`: a `size_table`."""
     shown = table.assign(regime=table["parameters"] + " parameters").rename(columns={"p_holm": "p"})
     title = f"{size_title(table)} (exploratory)"
     return comparison_figures.comparison_figure(shown, title, margin=plan.margin, note=_CORRECTED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import PARAMETERS
@@ -131,7 +130,7 @@ def verdict_rows(table: pd.DataFrame) -> pd.DataFrame:
             gain, low, high = (signed(row[name], 2) for name in ("gain", "gain_low", "gain_high"))
             test = f"{row['test']} ({row['strength']})"
             result = f"{gain} {row['unit']} [{low}, {high}]"
-            detectable = f"{row['detectable']:.2f}" if np.isfinite(row["detectable"]) else "–"
+            detectable = signed(row["detectable"], 2).removeprefix("+")
             rows.append((f"{number}. {claim}", test, result, detectable, row["verdict"], row["study"]))
     return pd.DataFrame(rows, columns=["claim", "test", "result", "detectable", "verdict", "study"])
 

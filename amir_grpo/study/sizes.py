@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from amir_grpo.choices import PARAMETERS
-from amir_grpo.results.verdicts import verdict_from
+from amir_grpo.results.verdicts import Verdict, verdict_from
 from amir_grpo.study.exploration import corrected
 from amir_grpo.study.gains import uncorrected_gains
 from amir_grpo.study.plan import Plan
@@ -56,7 +56,8 @@ def size_table(sizes: Sequence[Studies], plan: Plan) -> pd.DataFrame:
 def _range(studies: Studies, new: str, old: str) -> str:
     """The lowest and the highest pass@1 of the old arm's runs, in percent, as text."""
     study = studies.first(new, old)
-    levels = [100 * study.solved(old)[run].mean() for run in shared_runs(study.solved(new), study.solved(old))]
+    solved = study.solved(old)
+    levels = [100 * solved[run].mean() for run in shared_runs(study.solved(new), solved)]
     return f"{min(levels):.1f} to {max(levels):.1f}"
 
 
@@ -64,7 +65,9 @@ def size_title(table: pd.DataFrame) -> str:
     """At which size of a `size_table` the positive control is not shown; else how many verdicts are the same everywhere."""
     control = table[(table["regime"] + "/" + table["new"]) == PAIRS[0][0]]
     sizes = list(table["parameters"].unique())
-    blind = [size for size in sizes if "supported" not in set(control.loc[control["parameters"] == size, "verdict"])]
+    blind = [
+        size for size in sizes if Verdict.SUPPORTED not in set(control.loc[control["parameters"] == size, "verdict"])
+    ]
     if blind:
         return f"The positive control is not shown at {' and '.join(blind)} parameters: no null counts there"
     found = table.groupby("about", sort=False)["verdict"].agg(["size", "nunique"])
