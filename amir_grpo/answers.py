@@ -35,7 +35,7 @@ def last_boxed(text: str) -> str | None:
                 outside, begin = open_boxes.pop()
                 span = (begin, token.start() + depth - outside - 1)
                 last = max(last or span, span)
-            depth = max(0, depth - len(kind))
+            depth -= len(kind)
     return text[slice(*last)] if last else None
 
 
@@ -47,7 +47,7 @@ def extract_answer(completion: str) -> str | None:
     are not closed do not count, so that a truncated number is not taken for an answer. Linear in the completion.
     """
     end = completion.rfind("</answer>")
-    start = completion.rfind("<answer>", 0, end) if end >= 0 else -1
+    start = completion.rfind("<answer>", 0, max(end, 0))
     if start >= 0:
         block = completion[start + len("<answer>") : end]
         boxed = last_boxed(block)

@@ -75,7 +75,7 @@ def mine_pairs(
     gap = grouped.unsqueeze(2) - grouped.unsqueeze(1)  # (groups, G, G): row i over column j
     wanted = gap > reward_margin  # False wherever a NaN is involved
     if strategy == "topk":
-        best = torch.nan_to_num(grouped, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=1)
+        best = grouped.where(~grouped.isnan(), -torch.inf).argmax(dim=1)
         wanted &= torch.nn.functional.one_hot(best, group_size).bool().unsqueeze(2)
     if max_pairs_per_group is None:
         group, i, j = wanted.nonzero(as_tuple=True)
@@ -140,7 +140,7 @@ def preference_weights(
     _check_pair_loss(pair_loss)
     slope = torch.full_like(logits, 0.5) if pair_loss == "linear" else torch.sigmoid(-logits)
     pull = slope * (beta / max(logits.numel(), 1))
-    weights = torch.zeros_like(seq_logps, requires_grad=False)
+    weights = torch.zeros_like(seq_logps)
     return weights.index_add(0, pairs.chosen, pull).index_add(0, pairs.rejected, -pull)
 
 

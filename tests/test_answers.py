@@ -1,12 +1,13 @@
 r"""Answers: where a completion gives one, and what is decided without a symbolic parser."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amir_grpo.answers import decide, extract_answer, last_boxed, plain_number, plain_text
+from amir_grpo.answers import PlainNumber, decide, extract_answer, last_boxed, plain_number, plain_text
 
 # --- where the answer is ------------------------------------------------------------------------------------------
 
@@ -16,6 +17,7 @@ from amir_grpo.answers import decide, extract_answer, last_boxed, plain_number, 
     [
         (r"<think>\boxed{1}</think><answer>\boxed{2}</answer>", "2"),
         (r"<answer>\boxed{1}</answer> no: <answer>\boxed{2}</answer>", "2"),
+        ("<answer>1</answer> no: <answer>2</answer>", "2"),
         (r"<answer>\boxed{1} or rather \boxed{2}</answer>", "2"),
         (r"<answer>\boxed{1}</answer> and \boxed{2}", "1"),
         (r"<answer> 42 </answer>", "42"),
@@ -94,6 +96,9 @@ DECIDED = [
     ("1/2", r"\frac{2}{4}", True),
     (r"\frac{1}{2}", "0.5", True),
     (r"\frac{1}{3}", "0.333333", None),
+    ("3", r"\frac{10}{3}", False),
+    ("3.0000005", "3", True),
+    ("3.0000006", "3", False),
     (r"\frac{1}{0}", "5", None),
     (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})", True),
     (r"\text{Evelyn}", "evelyn", True),
@@ -104,6 +109,9 @@ DECIDED = [
     ("(B)", "C", False),
     ("B. 59", "C", False),
     ("59", "C", False),
+    ("(X)", "X", True),
+    ("x", "C", False),
+    ("x+1", "C", None),
     ("x", "5", None),
     ("", "5", False),
     (r"\,", "5", False),
@@ -113,6 +121,11 @@ DECIDED = [
     ("3, -2", "-2,4", False),
     ("3, -2", "(3,-2)", None),
     ("3", "3,5", None),
+    ("(3)", "(5)", None),
+    ("(3,45", "(3,25", None),
+    ("(1/3, 2)", "(0.333333,2)", None),
+    ("1," * 19 + "1", "1," * 19 + "2", False),
+    ("1," * 20 + "1", "1," * 20 + "2", None),
     (r"(\frac12, 4)", "(0.5,4)", True),
     ("٣", "3", None),
 ]
@@ -153,6 +166,21 @@ def test_plain_number_reads_decimals_exactly(decimal):
 )
 def test_what_is_no_plain_number(text):
     assert plain_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("9" * 400, PlainNumber(Fraction(10**400 - 1), "integer")),
+        ("3e2", PlainNumber(Fraction(300), "integer")),
+        ("3e-2", PlainNumber(Fraction(3, 100), "decimal")),
+        ("-2.50", PlainNumber(Fraction(-5, 2), "decimal")),
+        ("-7/2", PlainNumber(Fraction(-7, 2), "fraction")),
+        ("15%", PlainNumber(Fraction(15), "integer", percent=True)),
+    ],
+)
+def test_plain_numbers(text, number):
+    assert plain_number(text) == number
 
 
 @given(st.text(max_size=60), st.text(max_size=60))

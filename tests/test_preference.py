@@ -156,7 +156,7 @@ def test_the_linear_pair_loss_is_the_tangent_at_equal_log_probabilities():
 
 def test_an_unknown_pair_loss_is_refused():
     pairs = mine_pairs(torch.tensor([1.0, 0.0]), group_size=2)
-    with pytest.raises(ValueError, match=r"'hinge'\.\nValid: logistic, linear"):
+    with pytest.raises(ValueError, match=r"pair loss 'hinge'\.\nValid: logistic, linear"):
         preference_weights(torch.zeros(2), pairs, 0.2, pair_loss="hinge")
 
 
@@ -165,7 +165,7 @@ def test_an_unknown_pair_loss_is_refused():
     [
         ({"group_size": 3}, "4 rewards do not divide into groups of 3"),
         ({"group_size": 0}, "groups of 0"),
-        ({"group_size": 4, "strategy": "best"}, "'best'.\nValid: all, topk"),
+        ({"group_size": 4, "strategy": "best"}, "pair mining strategy 'best'.\nValid: all, topk"),
         ({"group_size": 4, "reward_margin": -1.0}, "reward_margin is -1.0"),
         ({"group_size": 4, "reward_margin": math.nan}, "reward_margin is nan"),
         ({"group_size": 4, "max_pairs_per_group": 0}, "max_pairs_per_group is 0"),
@@ -186,6 +186,7 @@ def test_published_rule():
     assert published_lambda(0.01, 0.69, -1.0) == pytest.approx(0.008)
     assert published_lambda(0.01, 0.69, 1.0) == pytest.approx(0.0125)
     assert published_lambda(0.01, 0.69, 0.0138) == 0.01  # ratio 0.5
+    assert published_lambda(0.01, 0.69, 0.0069) == pytest.approx(0.008)  # ratio 1
     assert published_lambda(0.049, 0.69, 1.0) == 0.05
     assert published_lambda(0.005, 0.69, 0.0) == 0.005
     # at the bounds, which are exact in these numbers, it stays
@@ -222,3 +223,5 @@ def test_the_best_completion_is_one_with_a_reward():
     pairs = mine_pairs(rewards, 4, 0.5, strategy="topk")
     assert pairs.chosen.tolist() == [1, 1]
     assert pairs.rejected.tolist() == [2, 3]
+    negative = mine_pairs(torch.tensor([-3.0, torch.nan, -1.0, -2.0]), 4, strategy="topk")
+    assert negative.chosen.tolist() == [2, 2]
