@@ -1,8 +1,10 @@
 import json
 import pickle
+import sys
 from concurrent.futures import Future
 from contextlib import nullcontext
 
+import nbformat
 import pytest
 
 from amir_grpo.runs import reproduce
@@ -37,6 +39,39 @@ def test_an_error_of_an_earlier_attempt_is_not_reported_again(notebook, monkeypa
         reproduce._execute(notebook)
     assert caught.value.kind is None
     assert not executed.exists()
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(2, 3), (3, 3)])
+def test_a_kernel_that_does_not_start_is_started_again(notebook, monkeypatch, failures, starts):
+    log = notebook.run_folder / "starts"
+    says = f"Kernel died before replying to kernel_info' if len(done) < {failures} else 0"
+    count = f"from pathlib import Path; log = Path({str(log)!r}); done = log.read_text() if log.exists() else ''; "
+    monkeypatch.setattr(reproduce, "_PAPERMILL", f"{count}log.write_text(done + '.'); raise SystemExit('{says})")
+    with pytest.raises(reproduce.NotebookError, match=r"Kernel died") if failures == starts else nullcontext():
+        reproduce._execute(notebook)
+    assert len(log.read_text()) == starts
+
+
+@pytest.mark.long
+def test_a_kernel_that_dies_at_its_start_says_what_is_looked_for(notebook, tmp_path, monkeypatch):
+    """A real one, whose first process ends at once."""
+    spec = {"argv": [sys.executable, str(tmp_path / "kernel.py"), "{connection_file}"], "display_name": "mortal"}
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(spec | {"language": "python"}))
+    (tmp_path / "kernel.py").write_text(
+        f"from pathlib import Path; log = Path({str(tmp_path / 'starts')!r}); first = not log.exists(); log.touch()\n"
+        "if first: raise SystemExit('Address already in use')\n"
+        "import sys; sys.argv = [sys.argv[0], '-f', sys.argv[1]]\n"
+        "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()\n"
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    cells = [nbformat.v4.new_code_cell("1 + 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook.path)
+    reproduce._execute(notebook)
+    executed = nbformat.read(notebook.run_folder / "notebooks" / notebook.path.name, as_version=4)
+    assert executed.cells[-1].outputs[0]["data"]["text/plain"] == "2"
+    assert (tmp_path / "starts").exists()
 
 
 def test_the_error_of_a_cell_is_told_with_its_place(notebook):
