@@ -32,7 +32,13 @@ def test_pass_at_k_takes_a_number_of_samples_for_each_problem():
 
 @pytest.mark.parametrize(
     ("correct", "n", "k", "named"),
-    [([1], 4, 5, "pass@5 from n=4"), ([1], 4, 0, "k=0"), ([5], 4, 1, "c=5"), ([-1], 4, 1, "c=-1")],
+    [
+        ([1], 4, 5, "pass@5 from n=4"),
+        ([1], 4, 0, "k=0"),
+        ([5], 4, 1, "c=5 correct of n=4 samples"),
+        ([-1], 4, 1, "c=-1"),
+        ([1, 5], [4, 4], 1, "c=5 correct of n=the given samples"),
+    ],
 )
 def test_pass_at_k_refuses_what_cannot_be(correct, n, k, named):
     with pytest.raises(ValueError, match=named) as error:
@@ -63,19 +69,33 @@ def test_mean_interval_without_bounds_is_students_and_knows_what_it_does_not_kno
     found = metrics.mean_interval(values, bounds=None)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    two = metrics.mean_interval(values[:2], bounds=None)
+    assert two.high == pytest.approx(-0.05 + stats.t.ppf(0.975, 1) * 0.15)
     for few in ([0.3], [0.3, 0.3]):
         interval = metrics.mean_interval(few, bounds=None)
         assert interval.estimate == pytest.approx(0.3)
         assert np.isnan([interval.low, interval.high]).all()
-    assert np.isnan(metrics.mean_interval([]).estimate)
+    nothing = metrics.mean_interval([])
+    assert np.isnan([nothing.estimate, nothing.low, nothing.high]).all()
+
+
+def test_mean_interval_scales_with_its_bounds():
+    values = np.linspace(0, 1, 40)
+    once, fourfold = metrics.mean_interval(values), metrics.mean_interval(4 * values, bounds=(0, 4))
+    assert (fourfold.low, fourfold.high) == pytest.approx((4 * once.low, 4 * once.high))
 
 
 def test_mean_interval_is_seeded_and_refuses_percent():
     values = np.linspace(0, 1, 40)
     assert metrics.mean_interval(values, seed=3) == metrics.mean_interval(values, seed=np.random.default_rng(3))
     assert metrics.mean_interval(values, seed=3) != metrics.mean_interval(values, seed=4)
-    with pytest.raises(ValueError, match="percent"):
-        metrics.mean_interval(values * 100)
+    assert metrics.mean_interval(values) == metrics.mean_interval(values, seed=0)
+    metrics.mean_interval(values * (1 + 1e-12))  # rounding
+    for percent in (values * 100, values + 0.01, values - 0.01):
+        with pytest.raises(ValueError, match=r"leave the bounds \(0.0, 1.0\).\nGive fractions, not percent"):
+            metrics.mean_interval(percent)
+    with pytest.raises(ValueError, match=r"shape \(20, 2\): one number per problem"):
+        metrics.mean_interval(values.reshape(20, 2))
 
 
 def true_pass_at_k(a, b, k):
@@ -131,8 +151,33 @@ def test_paired_gain_by_hand_and_its_refusal():
     assert gain.estimate == pytest.approx((new - old).mean())
     assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high))
     assert gain.p_value == pytest.approx(2 / 2**10)  # all ten rose: only all signs up or all down are as extreme
-    with pytest.raises(ValueError, match="same problems"):
+    with pytest.raises(ValueError, match=r"same problems in the same order\.\nGive two arrays"):
         metrics.paired_gain(new, old[:-1])
+
+
+def test_paired_gain_is_students_from_eight_changed_problems_on_and_stays_in_its_bounds():
+    old, step = np.zeros(20), np.linspace(0.1, 0.4, 20)
+    for changed, student in ((7, False), (8, True)):
+        new = np.where(np.arange(20) < changed, step, 0.0)
+        gain, expected = metrics.paired_gain(new, old), stats.ttest_rel(new, old).confidence_interval(0.95)
+        assert bool(gain.high == pytest.approx(expected.high)) is student
+    new = np.array([1.0] * 8 + [0.0])
+    expected = stats.ttest_rel(new, np.zeros(9)).confidence_interval(0.95)
+    assert expected.high > 1
+    assert metrics.paired_gain(new, np.zeros(9)).high == 1.0
+    assert metrics.paired_gain(new, np.zeros(9), bounds=None).high == pytest.approx(expected.high)
+
+
+def test_paired_gain_takes_outcomes_one_problem_and_none():
+    new, old = [True] * 30 + [False] * 10, [False] * 15 + [True] * 25
+    gain = metrics.paired_gain(new, old)
+    assert gain == metrics.paired_gain(np.array(new, float), np.array(old, float), seed=0)
+    assert gain.estimate == pytest.approx(5 / 40)
+    assert gain.p_value == metrics.sign_flip_p_value(np.array(new, float) - old, seed=0, resamples=10_000)
+    assert metrics.paired_gain([1.0], [0.0]).estimate == 1.0
+    assert metrics.paired_gain([1.0], [0.0]).p_value == 1.0
+    nothing = metrics.paired_gain([], [])
+    assert np.isnan([nothing.estimate, nothing.low, nothing.high, nothing.p_value]).all()
 
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
@@ -146,10 +191,23 @@ def test_sign_flip_p_value_is_exact_for_few_differences(eighths):
     assert metrics.sign_flip_p_value(difference) == pytest.approx(expected)
 
 
+def test_sign_flip_p_value_is_exact_for_sixteen_differences_whatever_their_unit():
+    difference = np.append(np.arange(1.0, 17.0), np.zeros(5))
+    for unit in (1.0, 1e-9, 1e9):
+        assert metrics.sign_flip_p_value(unit * difference) == pytest.approx(2 / 2**16)
+
+
+@pytest.mark.parametrize("resamples", [999, 1_000, 1_500, 10_000])
+def test_sign_flip_p_value_is_one_where_everything_is_as_extreme(resamples):
+    assert metrics.sign_flip_p_value([1, -1] * 10, resamples=resamples) == 1.0
+
+
 def test_sign_flip_p_value_by_monte_carlo_agrees_with_scipy_and_holds_its_level():
     generator = np.random.default_rng(0)
     difference = generator.normal(0.15, 0.5, 40)
     assert metrics.sign_flip_p_value(difference) == pytest.approx(stats.ttest_1samp(difference, 0).pvalue, abs=0.02)
+    assert metrics.sign_flip_p_value(difference) == metrics.sign_flip_p_value(difference, seed=0)
+    assert metrics.sign_flip_p_value(difference) != metrics.sign_flip_p_value(difference, seed=1)
     null = generator.integers(-3, 4, (300, 40)) / 8
     p_values = [metrics.sign_flip_p_value(row, resamples=500) for row in null]
     assert np.mean(np.array(p_values) <= 0.05) <= 0.09
@@ -159,6 +217,7 @@ def test_sign_flip_p_value_by_monte_carlo_agrees_with_scipy_and_holds_its_level(
 def test_holm_by_hand():
     np.testing.assert_allclose(metrics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(metrics.holm([0.9, np.nan, 0.8]), [1.0, np.nan, 1.0])
+    assert metrics.holm([0.0, 1.0]).tolist() == [0.0, 1.0]
     assert metrics.holm([]).size == 0
     with pytest.raises(ValueError, match=r"1\.5"):
         metrics.holm([1.5])
@@ -174,20 +233,25 @@ def test_coverage_patterns_count_every_problem_once(solved):
 
 
 def test_coverage_patterns_need_the_same_problems():
+    assert metrics.coverage_patterns([2, 0], [0, 0], [0, 3]).counts.tolist() == [0, 0, 0, 1, 0, 0, 1, 0]
     with pytest.raises(ValueError, match="same problems"):
         metrics.coverage_patterns([True], [True, False], [True])
 
 
 def test_margins_by_hand():
-    problem = np.array(["b", "a", "b", "b", "c", "a", "c"])
-    logp = np.array([-0.1, -0.5, -0.3, -0.4, -9.0, -0.2, -8.0])
-    correct = np.array([True, False, False, True, True, True, True])
-    names, values = metrics.margins(problem, logp, correct)  # c has no wrong completion
+    problem = np.array(["b", "a", "b", "b", "c", "a", "c", "d", "a"])
+    logp = np.array([-0.1, -0.5, -0.3, -0.4, -9.0, -0.2, -8.0, -7.0, -0.9])
+    correct = np.array([True, False, False, True, True, True, True, False, False])
+    names, values = metrics.margins(problem, logp, correct)  # c has no wrong completion, d no right one
     assert names.tolist() == ["a", "b"]
-    np.testing.assert_allclose(values, [-0.2 + 0.5, -0.25 + 0.3])
-    assert metrics.margins(problem, logp, np.ones(7))[1].size == 0
-    with pytest.raises(ValueError, match="not finite"):
+    np.testing.assert_allclose(values, [-0.2 + 0.7, -0.25 + 0.3])
+    assert metrics.margins(problem, logp, np.ones(9))[1].size == 0
+    with pytest.raises(
+        ValueError, match=r"4 of 9 log-probabilities are not finite: .*\nScore these completions again"
+    ):
         metrics.margins(problem, np.where(correct, logp, np.nan), correct)
+    with pytest.raises(ValueError, match=r"correct \(8,\): one entry per completion"):
+        metrics.margins(problem, logp, correct[:8])
 
 
 def test_calibration_error_by_hand_and_its_interval():
@@ -197,9 +261,20 @@ def test_calibration_error_by_hand_and_its_interval():
     # resamples: a twice, b twice, or both
     assert error.low == pytest.approx(0.15 / 2)
     assert error.high == pytest.approx(0.45)
-    assert metrics.calibration_error(["a"], [0.5], [1]).estimate == 0.5
-    assert np.isnan(metrics.calibration_error(["a"], [0.5], [1]).low)
-    assert np.isnan(metrics.calibration_error([], [], []).estimate)
+    one = metrics.calibration_error(["a"], [0.5], [1])
+    assert one.estimate == 0.5
+    assert np.isnan([one.low, one.high]).all()
+    nothing = metrics.calibration_error([], [], [])
+    assert np.isnan([nothing.estimate, nothing.low, nothing.high]).all()
+
+
+def test_calibration_errors_of_two_bins_do_not_cancel_and_are_seeded():
+    problem, confidence = np.arange(40), np.repeat([0.25, 0.75], 20)
+    correct = np.tile([True, False], 20)  # half right at both
+    error = metrics.calibration_error(problem, confidence, correct, resamples=50)
+    assert error.estimate == pytest.approx(0.25)
+    assert error == metrics.calibration_error(problem, confidence, correct, seed=0, resamples=50)
+    assert error != metrics.calibration_error(problem, confidence, correct, seed=1, resamples=50)
 
 
 def test_calibration_error_of_a_calibrated_policy_is_near_zero():
