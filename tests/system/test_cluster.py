@@ -158,6 +158,11 @@ def wait_for_the_word(piece):
     return os.environ["SLURM_JOB_ID"]
 
 
+def logs(jobs):
+    """What all jobs have written, for the message of a failure."""
+    return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(jobs.folder.glob("*_log.*")))
+
+
 def until(condition):
     deadline = time.monotonic() + GUARD
     while not condition():
@@ -239,7 +244,7 @@ def test_a_queue_that_does_not_answer_for_a_while_ends_nothing(slurm, jobs, tmp_
             said += capsys.readouterr().err
             time.sleep(0.1)
         (tmp_path / "patient.ends").touch()
-        assert future.result(timeout=GUARD) == "7"
+        assert future.result(timeout=GUARD) == "7", said + capsys.readouterr().err + logs(jobs)
     assert said.count("squeue") == 2, "once each"
 
 
