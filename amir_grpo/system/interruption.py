@@ -39,18 +39,27 @@ def ends_with_one_line(line: str) -> Iterator[None]:
         caught.append(number)
         raise KeyboardInterrupt
 
+    def lost(error: sys.UnraisableHookArgs) -> None:
+        # in a destructor or a callback the interpreter prints an exception and goes on: the clock ends the work then
+        if not (caught and error.exc_type is KeyboardInterrupt):
+            unraisable(error)
+
     # The interpreter writes to the wake-up socket at once, even while the main thread is inside a library.
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     Thread(target=_leave_later, args=(ours, line, said), daemon=True).start()
     handlers = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    unraisable, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
+        if caught:
+            raise KeyboardInterrupt
     except KeyboardInterrupt as error:
         _say(line, said)
         raise SystemExit(128 + (caught[0] if caught else signal.SIGINT)) from error
     finally:
+        sys.unraisablehook = unraisable
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -20,11 +20,13 @@ WORK = {
     "computing": "while True: pass",
     "swallowing": "while True:\n        try: time.sleep(600)\n        except KeyboardInterrupt: pass",
     "tidying up": "try: time.sleep(600)\n    finally: time.sleep(600)",
+    "destroying": "type('Last', (), {'__del__': lambda _: time.sleep(600)})()",
+    "destroying, then working": "type('Last', (), {'__del__': lambda _: time.sleep(600)})(); time.sleep(600)",
 }
 
 
 def test_a_signal_ends_any_work_with_one_line():
-    """All at once: two of the four take the three seconds."""
+    """All at once: three of the six take the three seconds."""
     started = {}
     for number, (work, line) in itertools.product((signal.SIGINT, signal.SIGTERM), WORK.items()):
         script = f"{BEGIN}with ends_with_one_line('interrupted'):\n    print('begun', flush=True)\n    {line}"
@@ -47,6 +49,7 @@ def test_what_was_set_before_is_set_again():
         "with ends_with_one_line('interrupted'): pass\n"
         "assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before\n"
         "assert signal.set_wakeup_fd(-1) == -1\n"
+        "assert sys.unraisablehook is sys.__unraisablehook__\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
