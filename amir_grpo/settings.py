@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass, replac
 from typing import Annotated, Any
 
 from amir_grpo import choices
-from amir_grpo.choices import Bounds, check_names, check_types, check_values
+from amir_grpo.choices import Bounds, check_names, check_types, check_values, declared_types
 from amir_grpo.preference_settings import PreferenceSettings
 
 
@@ -324,7 +324,7 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Set
     check_names("profile", [profile], PROFILES)
     changes = {**PROFILES[profile], **(overrides or {})}
     check_names("setting", changes, [f.name for f in fields(Settings)], "python -m amir_grpo train --help")
-    kinds = typing.get_type_hints(Settings)
+    kinds = declared_types(Settings)
     return Settings(**{name: _split(value, kinds[name]) for name, value in changes.items()})
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from typing import Any
 
-from amir_grpo.choices import check_names
+from amir_grpo.choices import check_names, declared_types
 from amir_grpo.settings import Settings
 
 
@@ -68,7 +68,7 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
 
 def _without_none(arguments: list[str]) -> tuple[list[str], dict[str, None]]:
     """The arguments without pairs like ``--eval_limit none`` for settings that may be None, and those settings."""
-    may_be_none = {n for n, kind in typing.get_type_hints(Settings).items() if type(None) in typing.get_args(kind)}
+    may_be_none = {n for n, kind in declared_types(Settings).items() if type(None) in typing.get_args(kind)}
     rest, none = [], {}
     words = iter(arguments)
     for word in words:
@@ -86,7 +86,7 @@ def _without_none(arguments: list[str]) -> tuple[list[str], dict[str, None]]:
 
 def _optional_settings() -> type:
     """Settings with None for every default, so that what the user gave can be told from what was left out."""
-    hints = typing.get_type_hints(Settings)
+    hints = declared_types(Settings)
     columns = [
         # a plain bool, so that HfArgumentParser lets the option stand alone: --calibration
         (

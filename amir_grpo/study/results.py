@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,18 +50,22 @@ class StudyResults:
 
     def has(self, *paths: str) -> bool:
         """Whether the arms, given as `regime/arm`, have a run of the same base policy and seed."""
-        found = [
-            set(map(tuple, self.runs.loc[self.runs["path"] == path, ["base", "seed"]].to_numpy())) for path in paths
-        ]
-        return bool(set.intersection(*found))
+        return bool(set.intersection(*(self._runs_of.get(path, set()) for path in paths)))
+
+    @cached_property
+    def _runs_of(self) -> dict[str, set[tuple[int, int]]]:
+        return {path: set(zip(rows["base"], rows["seed"], strict=True)) for path, rows in self.runs.groupby("path")}
 
     def part(self, name: str, path: str) -> pd.DataFrame:
         """The rows of a table that belong to an arm, given as `regime/arm`; none where no run has the table."""
         if name not in self.tables:
             return pd.DataFrame(columns=NAMES)
-        table = self.tables[name]
         regime, _, arm = path.partition("/")
-        return table[(table["regime"] == regime) & (table["arm"] == arm)]
+        return self._parts[name].get((regime, arm), self.tables[name].iloc[:0])
+
+    @cached_property
+    def _parts(self) -> dict[str, dict[tuple[str, str], pd.DataFrame]]:
+        return {name: dict(iter(table.groupby(["regime", "arm"]))) for name, table in self.tables.items()}
 
     def by_run(self, name: str, path: str) -> dict[tuple[int, int], pd.DataFrame]:
         """The rows of a table by (base, seed) of the arm's runs."""
@@ -70,8 +75,8 @@ class StudyResults:
         """pass@k of every problem of a group of benchmarks, as fractions, by (base, seed)."""
         table = self.part("problems", path)
         table = table[table["benchmark"].isin(self.benchmarks[group])]
-        table = table.assign(solved=pass_at_k(table["correct"], np.full(len(table), self.samples), k))
-        return {key: rows["solved"].to_numpy(float) for key, rows in table.groupby(["base", "seed"])}
+        runs = table["correct"].groupby([table["base"], table["seed"]])
+        return {run: pass_at_k(correct.to_numpy(), self.samples, k) for run, correct in runs}
 
 
 @dataclass(frozen=True)
@@ -198,11 +203,11 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
     runs["path"] = runs["regime"] + "/" + runs["arm"]
     tables = {}
     for kind in TABLES:
-        frames = [run.tables[kind].assign(**{n: run.record[n] for n in NAMES}) for run in kept if kind in run.tables]
-        frames = [frame for frame in frames if len(frame)]
-        if frames:
-            table = pd.concat(frames, ignore_index=True)
-            tables[kind] = table[[*NAMES, *(column for column in table.columns if column not in NAMES)]]
+        having = [run for run in kept if kind in run.tables and len(run.tables[kind])]
+        if having:
+            keys = [tuple(run.record[name] for name in NAMES) for run in having]
+            table = pd.concat([run.tables[kind] for run in having], keys=keys, names=NAMES)
+            tables[kind] = table.reset_index(level=NAMES).reset_index(drop=True)
     first = kept[0].record
     model_name = first["settings"]["model_name"]
     trained = TRAINED_ON[model_name]
