@@ -225,13 +225,6 @@ def assert_shows_the_same(executed, committed):
                 assert content == kept, where
 
 
-def test_the_claims_show_what_is_committed(tmp_path):
-    """In this process; all three by papermill in `make test-long`."""
-    out = tmp_path / "06_claims.ipynb"
-    nbformat.write(executed(ROOT / "notebooks" / out.name), out)
-    assert_shows_the_same(out, ROOT / "notebooks" / out.name)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("name", READ_EVIDENCE)
 def test_notebooks_of_the_evidence_show_what_is_committed(name, tmp_path):

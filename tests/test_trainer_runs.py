@@ -214,7 +214,7 @@ def test_published_schedule_sees_grpos_own_loss_value(policy, tmp_path):  # noqa
             super()._follow_published_rule(loss, weights)
             self.values = [*getattr(self, "values", []), self._grpo_loss]
 
-    shape = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "learning_rate": 0.0, "max_steps": 1}
+    shape = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "learning_rate": 0.0, "max_steps": 2}
 
     class Plain(GRPOTrainer):
         def compute_loss(self, *args, **kwargs):
@@ -223,11 +223,15 @@ def test_published_schedule_sees_grpos_own_loss_value(policy, tmp_path):  # noqa
             return loss
 
     seen = make_trainer(policy, tmp_path, Seen, lambda_schedule="published", **shape)
+    # as among two processes that hold the same rows
+    seen.accelerator.reduce = lambda value, reduction="sum": value * {"sum": 2, "mean": 1}[reduction]
     seen.train()
     plain = make_trainer(policy, tmp_path, Plain, **shape)
     plain.train()
-    assert abs(plain.values[0]) > 1e-3  # a micro-batch that cuts groups has a loss that is not 0
-    assert seen.values == pytest.approx([plain.values[0]] * 4, abs=1e-5)
+    first = plain.values[0], plain.values[4]  # micro-batches of the two steps
+    assert min(map(abs, first)) > 1e-3  # a micro-batch that cuts groups has a loss that is not 0
+    assert first[0] != pytest.approx(first[1], abs=1e-3)
+    assert seen.values == pytest.approx([first[0]] * 4 + [first[1]] * 4, abs=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "published", "share"])
@@ -244,6 +248,15 @@ def test_resumed_equals_uninterrupted(policy, tmp_path, schedule):  # noqa: F811
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert torch.equal(parameters(resumed), parameters(whole))
     assert logged(resumed, "preference/lambda") == logged(whole, "preference/lambda")
+
+
+def test_a_checkpoint_of_stock_grpo_goes_on_with_the_lambda_that_was_set(policy, tmp_path):  # noqa: F811
+    stopped = make_trainer(policy, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    stopped.train()
+    (tmp_path / "checkpoint-1" / "preference_state.json").unlink()
+    resumed = make_trainer(policy, tmp_path, max_steps=2, lambda_reg=0.02)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert logged(resumed, "preference/lambda")[-1] == 0.02
 
 
 class _Given(AmirGRPOTrainer):
