@@ -1,6 +1,16 @@
 """python -m amir_grpo"""
 
-from amir_grpo.cli import main
+import signal
+
+
+def main() -> None:
+    """Run the command line; until it takes care of Ctrl-C itself, Ctrl-C ends the imports without a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from amir_grpo import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

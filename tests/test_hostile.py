@@ -28,7 +28,7 @@ HOSTILE = [
     "</pre></td></table><iframe src='//evil'></iframe>",
     "$\\href{javascript:alert(1)}{x}$ \\(\\unicode{x3c}script\\)",
     "[click](javascript:alert(1)) ![x](http://evil/x.png)",
-    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x00 \u202egnp.exe",
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x00 \u202egnp.exe \u2066\u202a\u200f\x85\x90",
     '=HYPERLINK("http://evil") +1+1 @SUM(A1)',
     "{{ 7*7 }} {% for x in range(9) %}{% endfor %} __import__('os').system('touch pwned')",
 ]
@@ -70,7 +70,7 @@ def test_the_report_shows_text_as_text(hostile):
     without = re.sub(r"<script>\n// a click.*?</script>", "", page, count=1, flags=re.DOTALL)  # the page's own
     assert not re.search(r"<script|<iframe|<img src=x|onerror=alert(?!\(1\)&gt;)", without)
     assert "49" not in re.findall(r"<pre>(.*?)</pre>", page)[0]
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x9b]", page)
+    assert not CONTROL.search(page)
     assert not re.search(r"(src|href)=.(https?:)?//", page), "nothing is fetched from elsewhere"
 
 
@@ -89,7 +89,7 @@ def hostile_problems(monkeypatch):
     monkeypatch.setattr(problem_sets, "load_sandbox", load_sandbox)
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x9b\u202e]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # what a browser would run or fetch, outside of what the package's own pages hold
 ACTIVE = re.compile(
     r"""<script(?!>\n)|<iframe|<img src=x|<[^>]*\son\w+=|(src|href)=.?(https?:)?//evil|=["']javascript:"""

@@ -27,9 +27,11 @@ def test_versions_are_those_of_the_constraints():
 
 
 def test_what_the_package_needs_is_locked_within_its_bounds():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = pyproject["project"]
     extras = project["optional-dependencies"]
-    for line in (*project["dependencies"], *extras["dev"], *extras["notebooks"]):
+    building = pyproject["build-system"]["requires"]
+    for line in (*project["dependencies"], *extras["dev"], *extras["notebooks"], *building):
         wanted = Requirement(line)
         assert wanted.specifier.contains(LOCKED[canonicalize_name(wanted.name)]), line
 

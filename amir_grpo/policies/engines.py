@@ -209,6 +209,16 @@ class VLLMEngine:
                 f"eval_engine=vllm takes adapters up to rank {_VLLM_RANKS[-1]}, and this one's is {room.lora_rank}:\n"
                 "set eval_engine to transformers."
             )
+        if (
+            loading.in_4bit
+            and loading.safetensors_only
+            and Path(base).is_dir()
+            and not any(Path(base).glob("*.safetensors"))
+        ):
+            raise ValueError(
+                f"{base} holds no safetensors, and with 4 bits vLLM would read pickled weights, which can run code.\n"
+                "Save it as safetensors, or set safetensors_only to False if you trust it."
+            )
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 

@@ -215,10 +215,13 @@ def _papermill(notebook: _Notebook, out: Path) -> subprocess.CompletedProcess[st
             "--kernel",
             "python3",
             "--no-progress-bar",
+            "--start-timeout",
+            "600",
         ],
         env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(notebook.gpus)} if notebook.gpus else {}),
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
     )
 

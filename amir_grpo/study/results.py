@@ -57,7 +57,10 @@ class StudyResults:
         return {path: set(zip(rows["base"], rows["seed"], strict=True)) for path, rows in self.runs.groupby("path")}
 
     def part(self, name: str, path: str) -> pd.DataFrame:
-        """The rows of a table that belong to an arm, given as `regime/arm`; none where no run has the table."""
+        """The rows of a table that belong to an arm, given as `regime/arm`; none where no run has the table.
+
+        They are kept for the next who asks, and not to be changed.
+        """
         if name not in self.tables:
             return pd.DataFrame(columns=NAMES)
         regime, _, arm = path.partition("/")

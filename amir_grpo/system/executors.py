@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from typing import Protocol, TypeVar
 
@@ -97,8 +97,8 @@ def _begin(seen: SimpleQueue) -> None:
 def run_jobs(what: str, do: Callable[[Work], None], jobs: Sequence[Work], executor: Executor) -> None:
     """Do every job, side by side, behind one progress bar.
 
-    A failure is raised, and cancels what has not begun. On a cluster it cancels what runs, too, which resumes when the same
-    is started again.
+    A failure is raised, and cancels what has not begun. An interrupt ends what runs, too, and so does a failure on a
+    cluster: it resumes when the same is started again.
 
     Raises:
         ChildProcessError: If a worker process has been killed.
@@ -129,6 +129,9 @@ def run_jobs(what: str, do: Callable[[Work], None], jobs: Sequence[Work], execut
                 "A worker process has been killed, perhaps for lack of memory.\n"
                 "What is complete stays: start the same again, with fewer workers if memory was short."
             ) from error
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):  # who is interrupted waits for no worker
+                for worker in active_children():
+                    worker.kill()
             executor.shutdown(cancel_futures=True)
             raise

@@ -19,6 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def ends_with_one_line(line: str) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the block: by an exception in Python's code, after three seconds whatever it does.
 
+    The process is to end with the block then: whatever else goes wrong on the way out, and further signals, change nothing.
     Other threads than the main one cannot take signals: there the block runs as it is.
 
     Args:
@@ -34,14 +35,14 @@ def ends_with_one_line(line: str) -> Iterator[None]:
     said = Event()
 
     def interrupt(number: int, frame: object) -> None:
-        for each in _SIGNALS:  # once is enough: a second one would interrupt the tidying up
+        for each in _SIGNALS:  # once and for all: a second one would interrupt the tidying up
             signal.signal(each, signal.SIG_IGN)
         caught.append(number)
         raise KeyboardInterrupt
 
     def lost(error: sys.UnraisableHookArgs) -> None:
         # in a destructor or a callback the interpreter prints an exception and goes on: the clock ends the work then
-        if not (caught and error.exc_type is KeyboardInterrupt):
+        if not caught:
             unraisable(error)
 
     # The interpreter writes to the wake-up socket at once, even while the main thread is inside a library.
@@ -55,15 +56,18 @@ def ends_with_one_line(line: str) -> Iterator[None]:
         yield
         if caught:
             raise KeyboardInterrupt
-    except KeyboardInterrupt as error:
+    except BaseException as error:  # a library may have made another one of the interrupt
+        if not (caught or isinstance(error, KeyboardInterrupt)):
+            raise
         _say(line, said)
         raise SystemExit(128 + (caught[0] if caught else signal.SIGINT)) from error
     finally:
-        sys.unraisablehook = unraisable
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         if not caught:  # else the way out is watched, too
+            if sys.unraisablehook is lost:
+                sys.unraisablehook = unraisable
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             theirs.close()
 
 

@@ -32,12 +32,21 @@ def work_for_parent() -> None:
 
 def world_size() -> int:
     """How many processes train together, as `accelerate launch` and `torchrun` say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number_in("WORLD_SIZE", 1)
 
 
 def is_main() -> bool:
     """Whether this is the process that writes, of those that train together."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _number_in("RANK", 0) == 0
+
+
+def _number_in(variable: str, default: int) -> int:
+    value = os.environ.get(variable, str(default))
+    if not value.isdecimal():
+        raise ValueError(
+            f"The environment's {variable} is {value!r}; torchrun and accelerate set it to a number. Unset it."
+        )
+    return int(value)
 
 
 @contextmanager

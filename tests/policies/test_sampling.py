@@ -261,6 +261,12 @@ class _StandInLLM:
         return outputs
 
 
+def test_vllm_takes_no_pickled_weights_in_4_bits(tokenizer, tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ValueError, match=r"holds no safetensors, and with 4 bits vLLM would read pickled weights"):
+        VLLMEngine(str(tmp_path), None, tokenizer, Loading(in_4bit=True))
+
+
 def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
     tiny_policy, tokenizer, draw, prompts, problems, monkeypatch, tmp_path
 ):

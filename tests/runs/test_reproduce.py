@@ -41,10 +41,17 @@ def test_an_error_of_an_earlier_attempt_is_not_reported_again(notebook, monkeypa
     assert not executed.exists()
 
 
-@pytest.mark.parametrize(("failures", "starts"), [(2, 3), (3, 3)])
-def test_a_kernel_that_does_not_start_is_started_again(notebook, monkeypatch, failures, starts):
+@pytest.mark.parametrize(
+    ("failures", "message", "starts"),
+    [
+        (2, "Kernel died before replying to kernel_info", 3),
+        (3, "Kernel died before replying to kernel_info", 3),
+        (1, "Kernel died", 1),
+    ],
+)
+def test_a_kernel_that_does_not_start_is_started_again(notebook, monkeypatch, failures, message, starts):
     log = notebook.run_folder / "starts"
-    says = f"Kernel died before replying to kernel_info' if len(done) < {failures} else 0"
+    says = f"{message}' if len(done) < {failures} else 0"
     count = f"from pathlib import Path; log = Path({str(log)!r}); done = log.read_text() if log.exists() else ''; "
     monkeypatch.setattr(reproduce, "_PAPERMILL", f"{count}log.write_text(done + '.'); raise SystemExit('{says})")
     with pytest.raises(reproduce.NotebookError, match=r"Kernel died") if failures == starts else nullcontext():

@@ -245,7 +245,9 @@ def test_a_queue_that_does_not_answer_for_a_while_ends_nothing(slurm, jobs, tmp_
             said += capsys.readouterr().err
             time.sleep(0.1)
         (tmp_path / "patient.ends").touch()
-        assert future.result(timeout=GUARD) == "7", said + capsys.readouterr().err + logs(jobs)
+        wait([future], timeout=GUARD)
+        ended = future.done() and (future.exception() or future.result())
+        assert ended == "7", said + capsys.readouterr().err + logs(jobs)
     assert said.count("squeue") == 2, "once each"
 
 
