@@ -261,7 +261,10 @@ class _StandInLLM:
         return outputs
 
 
-def test_vllm_takes_no_pickled_weights_in_4_bits(tokenizer, tmp_path):
+def test_vllm_takes_no_pickled_weights_in_4_bits(tokenizer, tmp_path, monkeypatch):
+    vllm = ModuleType("vllm")
+    vllm.__spec__ = ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
     with pytest.raises(ValueError, match=r"holds no safetensors, and with 4 bits vLLM would read pickled weights"):
         VLLMEngine(str(tmp_path), None, tokenizer, Loading(in_4bit=True))
