@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies.float64 import compute_in_float64
 from amir_grpo.policies.source import ADAPTER_FILES, Loading
+from amir_grpo.system.network import cache_alone, hub_answers
 from amir_grpo.system.progress import quiet
 from amir_grpo.system.shipped import install_command
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def explain_loading_error(what: str, name: str) -> Iterator[None]:
-    """Turn the many errors of loading into one that names the policy and the way out.
+    """Turn the many errors of loading into one that names the policy and the way out, within seconds without a network.
 
     Args:
         what: What is loaded, for the message: "policy", "tokenizer".
@@ -36,7 +37,8 @@ def explain_loading_error(what: str, name: str) -> Iterator[None]:
         OSError: If the block fails to load.
     """
     try:
-        yield
+        with nullcontext() if Path(name).exists() or hub_answers() else cache_alone():
+            yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from amir_grpo import cli
@@ -327,6 +328,15 @@ def test_pickled_weights_are_refused_unless_asked_for(pickled, base):
     with torch.no_grad():
         there = loading.load_policy(str(pickled), loading=Loading(safetensors_only=False))(ids).logits
         torch.testing.assert_close(there, loading.load_policy(str(base))(ids).logits)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_for_a_policy_only_where_it_answers(monkeypatch, answers):
+    """Else its client retries for more than a minute, and says so each time."""
+    monkeypatch.setattr(loading, "hub_answers", lambda: answers)
+    with loading.explain_loading_error("policy", "some/where"):
+        assert constants.HF_HUB_OFFLINE is not answers
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_code_of_a_policy_is_run_only_where_asked_for(base, tmp_path):
