@@ -139,11 +139,11 @@ def _bounded_ends(
 ) -> tuple[float, float]:
     generator = np.random.default_rng(seed)
     unseen = generator.gamma(0.5, size=resamples)
-    weighted, total = np.empty(resamples), np.empty(resamples)
+    sums = []
     for start in range(0, resamples, 1000):  # in blocks, so that memory does not grow with the benchmark
-        block = slice(start, min(start + 1000, resamples))
-        weights = generator.standard_exponential((block.stop - block.start, values.size))
-        weighted[block], total[block] = weights @ values, weights.sum(axis=1)
+        weights = generator.standard_exponential((min(1000, resamples - start), values.size))
+        sums.append((weights @ values, weights.sum(axis=1)))
+    weighted, total = np.concatenate(sums, axis=1)
     low = np.quantile((weighted + unseen * bounds[0]) / (total + unseen), INTERVAL_ENDS[0])
     high = np.quantile((weighted + unseen * bounds[1]) / (total + unseen), INTERVAL_ENDS[1])
     # rounding may not push an end past the mean where all values are equal
