@@ -259,8 +259,9 @@ def test_a_job_that_is_cancelled_goes_on_in_another_and_it_is_said(slurm, jobs, 
         os.system("scancel 7")
         begun(piece, 2)
         (tmp_path / "cancelled.ends").touch()
-        assert future.result(timeout=GUARD) == "8"
+        ended = future.result(timeout=GUARD)
     said = capsys.readouterr().err
+    assert ended == "8", said + logs(jobs)
     assert "job 7 has ended without a result (killed, cancelled" in said
     assert "goes on as job 8, 2 of at most 10; Ctrl-C ends" in said
 
