@@ -22,7 +22,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from amir_grpo.answers import last_boxed
 from amir_grpo.choices import check_names
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON, load_sandbox
 from amir_grpo.system.json_lines import json_lines
-from amir_grpo.system.network import cache_alone, hub_answers
+from amir_grpo.system.network import hub_or_cache
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"
 
@@ -177,7 +176,7 @@ def _mirror_file(path: Path, entry: ProblemSet, split: str) -> Path:
 def _hub_rows(entry: ProblemSet, split: str) -> tuple[Iterable[Row], str]:
     where = f"{entry.hub_id}{f' ({entry.config})' if entry.config else ''} at revision {entry.revision}"
     try:
-        with nullcontext() if hub_answers() else cache_alone():
+        with hub_or_cache():
             rows = load_dataset(entry.hub_id, entry.config, split=split, revision=entry.revision)
     except OSError as error:
         cause = str(error).strip().split("\n")[0][:200]

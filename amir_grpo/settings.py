@@ -137,7 +137,7 @@ class _Training:
 
 
 # `AmirGRPOConfig` inherits the preference term's declarations as they are; what a run has is frozen.
-_KINDS = typing.get_type_hints(PreferenceSettings, include_extras=True)
+_KINDS = declared_types(PreferenceSettings, include_extras=True)
 _PreferenceOfARun = make_dataclass(
     "_PreferenceOfARun",
     [(f.name, _KINDS[f.name], field(default=f.default, metadata=f.metadata)) for f in fields(PreferenceSettings)],

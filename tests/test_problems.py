@@ -21,6 +21,7 @@ from amir_grpo.problems import (
     load_problems,
 )
 from amir_grpo.sandbox.problems import FAMILIES
+from amir_grpo.system import network
 
 REAL = Path(__file__).parents[2] / "shared" / "benchmarks"
 needs_benchmarks = pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")
@@ -204,7 +205,7 @@ def hub(monkeypatch):
         return dataset
 
     monkeypatch.setattr(problems, "load_dataset", load_dataset)
-    monkeypatch.setattr(problems, "hub_answers", lambda: True)
+    monkeypatch.setattr(network, "hub_answers", lambda: True)
     return asked
 
 
@@ -234,7 +235,7 @@ def test_no_network_names_the_way_out(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(problems, "load_dataset", load_dataset)
-    monkeypatch.setattr(problems, "hub_answers", lambda: True)
+    monkeypatch.setattr(network, "hub_answers", lambda: True)
     with pytest.raises(ConnectionError) as raised:
         load_problems("olympiadbench")
     one_error(raised, "Hothan/OlympiadBench (OE_TO_maths_en_COMP)", "AMIR_GRPO_DATA", "olympiadbench/train.jsonl")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies.float64 import compute_in_float64
 from amir_grpo.policies.source import ADAPTER_FILES, Loading
-from amir_grpo.system.network import cache_alone, hub_answers
+from amir_grpo.system.network import hub_or_cache
 from amir_grpo.system.progress import quiet
 from amir_grpo.system.shipped import install_command
 
@@ -37,7 +37,7 @@ def explain_loading_error(what: str, name: str) -> Iterator[None]:
         OSError: If the block fails to load.
     """
     try:
-        with nullcontext() if Path(name).exists() or hub_answers() else cache_alone():
+        with nullcontext() if Path(name).exists() else hub_or_cache():
             yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from threading import Thread
 
 _PATIENCE = 3.0  # seconds
@@ -28,6 +28,13 @@ def hub_answers() -> bool:
     thread.start()
     thread.join(_PATIENCE)
     return bool(answers)
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Let the block ask the Hub where it answers, and read the cache alone where it does not."""
+    with nullcontext() if hub_answers() else cache_alone():
+        yield
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run, resolve_profile
 from amir_grpo.settings import settings_of
+from amir_grpo.system import network
 
 
 @pytest.fixture
@@ -333,7 +334,7 @@ def test_pickled_weights_are_refused_unless_asked_for(pickled, base):
 @pytest.mark.parametrize("answers", [True, False])
 def test_the_hub_is_asked_for_a_policy_only_where_it_answers(monkeypatch, answers):
     """Else its client retries for more than a minute, and says so each time."""
-    monkeypatch.setattr(loading, "hub_answers", lambda: answers)
+    monkeypatch.setattr(network, "hub_answers", lambda: answers)
     with loading.explain_loading_error("policy", "some/where"):
         assert constants.HF_HUB_OFFLINE is not answers
     assert not constants.HF_HUB_OFFLINE
