@@ -1,13 +1,133 @@
-"""Progress bars: on the terminal's error stream, in a notebook on its output, where errors alone are shown in red."""
+"""Progress of long work: a bar on the terminal or in the notebook, or a report that the process which started it shows."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from shutil import get_terminal_size
+from threading import Event, Thread
 from typing import Any
 
 from tqdm import tqdm
+
+from amir_grpo.system.files import write_text
+
+REPORT_TO = "AMIR_GRPO_PROGRESS"  # environment variable: the file that gets a report instead of a bar
+_SECONDS = 1.0  # between two reports
+_QUIET_SECONDS = 30.0  # between two lines in a log, or where the output is no terminal
+
+
+@contextmanager
+def stage(
+    label: str, total: int, done: int = 0, unit: str = "step", leave: bool = True
+) -> Iterator[Callable[..., None]]:
+    """Show how far a piece of work has come while the block runs.
+
+        with stage("training grpo", total=60) as tick:
+            ...
+            tick(reward="0.42")
+
+    Args:
+        label: What is done.
+        total: Number of units of the whole work.
+        done: Number of units that were complete before.
+        unit: What is counted, in the singular.
+        leave: Whether the bar stays when the work is complete.
+
+    Yields:
+        A function that takes the number of units done since its last call, 1 by default, and values to show beside.
+    """
+    path = os.environ.get(REPORT_TO)
+    first, started, last = done, time.monotonic(), 0.0
+
+    def report(line: str) -> None:
+        with suppress(OSError):  # the work itself will say what is wrong with the disk
+            write_text(Path(path), line)
+
+    def tick(number: int = 1, **shown: object) -> None:
+        nonlocal done, last
+        done += number
+        bar.set_postfix(shown, refresh=False)
+        bar.update(number)
+        now = time.monotonic()
+        if path and now - last >= _SECONDS:
+            last = now
+            each = (now - started) / max(1, done - first)
+            left = f", {timedelta(seconds=round((total - done) * each))} left" if first < done < total else ""
+            report(f"{label}, {done:,} of {total:,} {unit}{'' if total == 1 else 's'}{left}")
+
+    # in a notebook's output, errors alone are shown in red
+    output = sys.stdout if _in_notebook() else sys.stderr
+    options = {"desc": label, "unit": f" {unit}", "mininterval": 2, "leave": leave, "disable": bool(path)}
+    with tqdm(total=total, initial=done, file=output, **options) as bar:
+        tick(0)
+        try:
+            yield tick
+        finally:
+            if path:
+                report("")
+
+
+@contextmanager
+def reports_shown(folder: Path, log: Path) -> Iterator[Callable[[str], None]]:
+    """Show the reports in a folder, each under its file's name, while the block runs.
+
+    A terminal has them in one line that changes; the log, and an output that is no terminal, get lines every half minute.
+
+    Args:
+        folder: Holds a file for each process at work, which has it in the environment as `REPORT_TO`.
+        log: A text file; lines are appended.
+
+    Yields:
+        A function that prints a line and logs it.
+    """
+    live, over = sys.stderr.isatty(), Event()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def clear(then: str = "") -> None:
+        if live:
+            print(end=f"\r\x1b[K{then}", file=sys.stderr, flush=True)
+
+    def note(line: str) -> None:
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
+
+    def say(line: str) -> None:
+        note(line)
+        clear()
+        print(line, flush=True)
+
+    def watch() -> None:
+        said = time.monotonic()
+        while not over.wait(_SECONDS):
+            lines = _reports(folder)
+            clear("; ".join(lines)[: get_terminal_size().columns - 1])
+            if time.monotonic() - said >= _QUIET_SECONDS:
+                said = time.monotonic()
+                for line in lines:
+                    (note if live else say)(line)
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield say
+    finally:
+        over.set()
+        watcher.join()
+        clear()
+
+
+def _reports(folder: Path) -> list[str]:
+    lines = []
+    for path in sorted(folder.glob("[!.]*")):
+        with suppress(OSError):  # its process has just ended
+            lines.append(f"{path.name}: {path.read_text(encoding='utf-8')}".removesuffix(": "))
+    return lines
 
 
 def progress_bar(**options: Any) -> tqdm:
