@@ -48,8 +48,7 @@ from amir_grpo.choices import BACKENDS, METHODS
 from amir_grpo.policies.backend import Backend, import_early, start_backend
 from amir_grpo.policies.cards import GIB, card_here
 from amir_grpo.policies.engines import Room, engine_here, load_engine
-from amir_grpo.policies.loading import compute_dtype, device, load_policy, load_tokenizer
-from amir_grpo.policies.memory import free_memory
+from amir_grpo.policies.loading import compute_dtype, device, free_memory, load_policy, load_tokenizer
 from amir_grpo.policies.memory_plan import plan
 from amir_grpo.policies.meta_pass import SHAPES
 from amir_grpo.policies.source import Loading

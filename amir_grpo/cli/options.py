@@ -77,7 +77,7 @@ class ExportOptions(ExistingRunOptions):
         metadata={"help": "Folder to make. Default: in the run, export/<method> or <method>-merged."},
     )
     merged: bool = field(
-        default=False, metadata={"help": "Export the whole policy in 16 bits instead of the adapter."}
+        default=False, metadata={"help": "Export the whole policy in float32 instead of the adapter."}
     )
     push_to: str | None = field(
         default=None, metadata={"help": "Upload the export to this repository of the Hub, such as me/name."}

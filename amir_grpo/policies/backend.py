@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import importlib.util
+import os
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -56,11 +60,12 @@ def start_backend(wanted: str) -> Backend:
 
 
 def _transformers(why: str) -> Backend:
-    if _is_on_gpu(sys.modules.get("unsloth")):
+    half = "unsloth" not in sys.modules and any(name.startswith("unsloth.") for name in sys.modules)
+    if half or _is_on_gpu(sys.modules.get("unsloth")):
         # of TRL's trainer it has cut what puts an adapter on the policy: all weights would be trained
         raise ValueError(
             f"backend='transformers' ({why}) cannot be used: this process has imported Unsloth, which has rewritten TRL.\n"
-            "Restart the kernel, or set backend to unsloth."
+            "Restart the kernel, and set backend from the start."
         )
     return Backend("transformers", why)
 
@@ -112,6 +117,9 @@ def _version(package: str) -> str | None:
 
 
 def _import_error() -> tuple[str, str] | None:
+    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:  # else it writes its code beside the notebook
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = folder = tempfile.mkdtemp(prefix="unsloth_compiled_cache")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # it runs much code of its own on import, which can fail in many ways

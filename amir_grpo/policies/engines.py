@@ -25,13 +25,13 @@ from transformers import DynamicCache, TopPLogitsWarper
 
 from amir_grpo.choices import ENGINES, check_names
 from amir_grpo.policies.float64 import merged_adapters
-from amir_grpo.policies.memory import free_memory
+from amir_grpo.policies.loading import compute_dtype, free_memory, load_policy, load_tokenizer
 from amir_grpo.policies.source import Loading
 from amir_grpo.system.shipped import install_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from vllm import CompletionOutput
+    from vllm import LLM, CompletionOutput
 
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's kernels have
@@ -94,7 +94,14 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[list[Drawn]]:
-        """The samples of each request, in order. Temperature 0 is greedy: the streams are not used then."""
+        """The samples of each request, in order. Temperature 0 is greedy: the streams are not used then.
+
+        Raises:
+            FloatingPointError: If the policy's logits are not numbers.
+        """
+
+    def close(self) -> None:
+        """Give back the memory; the engine draws no more."""
 
 
 class TransformersEngine:
@@ -121,6 +128,11 @@ class TransformersEngine:
         """
         with _evaluating(self.policy), merged_adapters(self.policy):
             return self._generate(requests, temperature, top_p, max_new_tokens)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.policy = None
+        free_memory()
 
     def _generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
@@ -181,74 +193,32 @@ class VLLMEngine:
     it all requests at once. The engine is built once for a base; `use` changes the adapter.
 
     Args:
-        base, adapter, loading: As in `load_engine`.
+        llm: Of `_start_vllm`.
+        base, adapter: As in `load_engine`.
         tokenizer: Of the base.
-        room: What it is built for.
-
-    Raises:
-        ValueError: If vLLM is not installed, or has no kernels for the rank.
+        room: What the engine is built for.
     """
 
     name = "vllm"
 
     def __init__(
-        self,
-        base: str,
-        adapter: Path | None,
-        tokenizer: PreTrainedTokenizerBase,
-        loading: Loading = Loading(),
-        room: Room = Room(),
+        self, llm: LLM, base: str, adapter: Path | None, tokenizer: PreTrainedTokenizerBase, room: Room
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ValueError(
-                f"eval_engine=vllm needs vLLM, which is not installed: {install_command('vllm')} (Linux, NVIDIA GPU).\n"
-                "Or set eval_engine to transformers."
-            )
-        if room.lora_rank > _VLLM_RANKS[-1]:
-            raise ValueError(
-                f"eval_engine=vllm takes adapters up to rank {_VLLM_RANKS[-1]}, and this one's is {room.lora_rank}:\n"
-                "set eval_engine to transformers."
-            )
-        if (
-            loading.in_4bit
-            and loading.safetensors_only
-            and Path(base).is_dir()
-            and not any(Path(base).glob("*.safetensors"))
-        ):
-            raise ValueError(
-                f"{base} holds no safetensors, and with 4 bits vLLM would read pickled weights, which can run code.\n"
-                "Save it as safetensors, or set safetensors_only to False if you trust it."
-            )
-        from vllm import LLM
-        from vllm.lora.request import LoRARequest
-
-        from amir_grpo.policies.loading import compute_dtype
-
         self.tokenizer = tokenizer
         self.base = base
         self.room = room
-        self._request = LoRARequest
+        self._llm = llm
         self._adapters: list[Path] = []  # vLLM tells them apart by a number
         self.use(adapter)
-        self._llm = LLM(
-            model=base,
-            quantization="bitsandbytes" if loading.in_4bit else None,
-            trust_remote_code=loading.trust_remote_code,
-            load_format="bitsandbytes" if loading.in_4bit else "safetensors" if loading.safetensors_only else "auto",
-            dtype=str(compute_dtype(loading)).removeprefix("torch."),  # by itself, it wants bfloat16 on a T4
-            max_model_len=room.tokens,
-            enable_prefix_caching=True,
-            enable_lora=room.lora_rank > 0,
-            max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= room.lora_rank),
-            gpu_memory_utilization=_free_share(),
-        )
 
     def use(self, adapter: Path | None) -> None:
         """Draw from the base with this adapter from now on; None for the base itself."""
         if adapter is not None and adapter not in self._adapters:
             self._adapters.append(adapter)
+        from vllm.lora.request import LoRARequest
+
         number = self._adapters.index(adapter) + 1 if adapter is not None else 0
-        self._lora = self._request(f"policy {number}", number, str(adapter)) if number else None
+        self._lora = LoRARequest(f"policy {number}", number, str(adapter)) if number else None
 
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
@@ -272,6 +242,51 @@ class VLLMEngine:
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._lora)
         drawn = iter([_of_vllm(output.outputs[0]) for output in outputs])
         return [[next(drawn) for _ in request.streams] for request in requests]
+
+    def close(self) -> None:
+        """See `Engine.close`. Ends vLLM's processes, which nothing else does for certain."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        free_memory()
+
+
+def _start_vllm(base: str, loading: Loading, room: Room) -> LLM:
+    """vLLM's own engine.
+
+    Raises:
+        ValueError: If vLLM is not installed, has no kernels for the rank, or would read pickled weights.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            f"eval_engine=vllm needs vLLM, which is not installed: {install_command('vllm')} (Linux, NVIDIA GPU).\n"
+            "Or set eval_engine to transformers."
+        )
+    if room.lora_rank > _VLLM_RANKS[-1]:
+        raise ValueError(
+            f"eval_engine=vllm takes adapters up to rank {_VLLM_RANKS[-1]}, and this one's is {room.lora_rank}:\n"
+            "set eval_engine to transformers."
+        )
+    pickled = Path(base).is_dir() and not any(Path(base).glob("*.safetensors"))
+    if loading.in_4bit and loading.safetensors_only and pickled:
+        raise ValueError(
+            f"{base} holds no safetensors, and with 4 bits vLLM would read pickled weights, which can run code.\n"
+            "Save it as safetensors, or set safetensors_only to False if you trust it."
+        )
+    # here, where no frame refers to an engine of ours: vLLM keeps the frames of an import that fails within its own
+    from vllm import LLM
+
+    return LLM(
+        model=base,
+        quantization="bitsandbytes" if loading.in_4bit else None,
+        trust_remote_code=loading.trust_remote_code,
+        load_format="bitsandbytes" if loading.in_4bit else "safetensors" if loading.safetensors_only else "auto",
+        dtype=str(compute_dtype(loading)).removeprefix("torch."),  # by itself, it wants bfloat16 on a T4
+        max_model_len=room.tokens,
+        enable_prefix_caching=True,
+        enable_lora=room.lora_rank > 0,
+        max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= room.lora_rank),
+        gpu_memory_utilization=_free_share(),
+    )
 
 
 def _free_share() -> float:
@@ -308,12 +323,33 @@ def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, ro
     Raises:
         ValueError: If there is no such engine, it is not installed, or the policy cannot be loaded so.
     """
-    from amir_grpo.policies.loading import load_policy, load_tokenizer
-
     check_names("engine", [name], ENGINES)
+    tokenizer = load_tokenizer(base, loading.trust_remote_code)
     if name == "transformers":
-        return TransformersEngine(load_policy(base, adapter, loading), load_tokenizer(base, loading.trust_remote_code))
-    return VLLMEngine(base, adapter, load_tokenizer(base, loading.trust_remote_code), loading, room)
+        return TransformersEngine(load_policy(base, adapter, loading), tokenizer)
+    return VLLMEngine(_start_vllm(base, loading, room), base, adapter, tokenizer, room)
+
+
+def check_finite(logprobs: Tensor, dtype: torch.dtype) -> None:
+    """Refuse log-probabilities that are not numbers.
+
+    Args:
+        logprobs: Of any shape.
+        dtype: What the policy computes in.
+
+    Raises:
+        FloatingPointError: If one of them is not, with the way out.
+    """
+    if logprobs.isnan().any():
+        name = str(dtype).removeprefix("torch.")
+        raise FloatingPointError(
+            f"The policy's logits are not numbers: it computes in {name}, and has overflown, or its weights are damaged.\n"
+            + (
+                "Take a card that computes in bfloat16, or a policy whose activations float16 can hold."
+                if dtype == torch.float16
+                else "Compare its weights with those that were saved, or train again with a lower learning_rate."
+            )
+        )
 
 
 def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -356,7 +392,9 @@ class _Draw:
         # in float64: with 150,000 tokens float32 would lose the last of them
         logprobs = logits.double().log_softmax(dim=1)
         token = self._token(logprobs, rows, step)
-        return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
+        chosen = logprobs.gather(1, token).squeeze(1)
+        check_finite(chosen, logits.dtype)  # one logit that is not a number makes all of a row's log-probabilities so
+        return token.squeeze(1), chosen
 
     def _token(self, logprobs: Tensor, rows: Tensor, step: int) -> Tensor:
         """(M, 1)"""

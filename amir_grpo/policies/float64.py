@@ -7,6 +7,7 @@ rotary positions in float32 whatever the policy's dtype, and would bring the dif
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,8 +71,10 @@ def merged_adapters(policy: nn.Module) -> Iterator[None]:
     In float64 the merged policy draws the same tokens; in other precisions it would be a slightly different policy, and is
     left as it is. The weights from before are put back, not computed back, so that nothing drifts.
     """
+    owners = Counter(id(weight) for m in policy.modules() for weight in m.parameters(recurse=False))
     layers = [m for m in policy.modules() if isinstance(m, LoraLayer) and not m.merged]
     layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float64]
+    layers = [layer for layer in layers if owners[id(layer.get_base_layer().weight)] == 1]  # else two would change
     before = [layer.get_base_layer().weight.data for layer in layers]
     try:
         for layer in layers:

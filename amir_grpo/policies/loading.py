@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,13 @@ def explain_loading_error(what: str, name: str) -> Iterator[None]:
         raise OSError(f"The {what} of {name} cannot be loaded: {cause}\n{out}") from error
 
 
+def free_memory() -> None:
+    """Collect unreachable cycles, and return PyTorch's cached blocks to the GPU, for vLLM and other processes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def device(loading: Loading = Loading()) -> torch.device:
     """Where policies run: this process's GPU, the first unless it is one of several, else the CPU."""
     if loading.device == "cpu" or not torch.cuda.is_available():
@@ -59,9 +68,9 @@ def device(loading: Loading = Loading()) -> torch.device:
 
 
 def compute_dtype(loading: Loading = Loading()) -> torch.dtype:
-    """float64 where that is asked for, else float32 on a CPU; bfloat16 on a GPU that has it, else float16."""
-    if loading.dtype == "float64":
-        return torch.float64
+    """The dtype that is asked for; for auto float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+    if loading.dtype != "auto":
+        return getattr(torch, loading.dtype)
     if device(loading).type == "cpu":
         return torch.float32
     # a T4 reports bfloat16 as supported, but emulates it
@@ -157,6 +166,9 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loading()) -> PreTrainedModel:
     """The policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
 
+    In float32 and float64 the adapter is merged into the weights. In 16 or 4 bits it stays apart: what training has moved
+    is less than half a step of bfloat16's grid, and merging would round most of it away.
+
     Args:
         name: Hub id or folder of the base policy.
         adapter: Folder of a PEFT adapter, saved by either backend.
@@ -198,9 +210,36 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
 
         with explain_loading_error("adapter", str(adapter)):
             policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=loading.safetensors_only or None)
-        if not loading.in_4bit:  # one matrix instead of three; 4-bit weights would lose precision by it
+        if policy.dtype in (torch.float32, torch.float64) and not loading.in_4bit:  # one product instead of three
+            _untie(policy.get_base_model())
             policy = policy.merge_and_unload()
     return policy
+
+
+def merged_policy(name: str, adapter: Path, loading: Loading = Loading()) -> PreTrainedModel:
+    """The whole policy with its adapter merged, for an export: in float32, on the CPU. Else as `load_policy`."""
+    return load_policy(name, adapter, replace(loading, in_4bit=False, dtype="float32", device="cpu"))
+
+
+def _untie(policy: PreTrainedModel) -> None:
+    """Give the output layer weights of its own if it shares the embedding's and an adapter changes one of the two."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    layers = policy.get_output_embeddings(), policy.get_input_embeddings()
+    if not any(isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) for layer in layers):
+        return
+    head, embedding = (
+        layer.original_module
+        if isinstance(layer, AuxiliaryTrainingWrapper)
+        else layer.get_base_layer()
+        if isinstance(layer, BaseTunerLayer)
+        else layer
+        for layer in layers
+    )
+    if head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    policy.config.tie_word_embeddings = policy.config.get_text_config().tie_word_embeddings = False
 
 
 def is_sharded() -> bool:
@@ -227,8 +266,15 @@ def load_by_unsloth(
 
     Raises:
         OSError: If the policy cannot be loaded.
+        ValueError: If Unsloth cannot do what is asked for, and would do something else.
     """
     from unsloth import FastLanguageModel
+
+    if whole := sorted({"lm_head", "embed_tokens"} & set(lora.target_modules)):
+        raise ValueError(
+            f"lora_targets={','.join(whole)}: Unsloth would train the whole layer there, with no adapter.\n"
+            "Leave it out of lora_targets, or set backend to transformers."
+        )
 
     checkpointing = "unsloth" if gradient_checkpointing else False
     with quiet(), explain_loading_error("policy", name):
@@ -241,6 +287,11 @@ def load_by_unsloth(
             use_safetensors=loading.safetensors_only or None,
             use_gradient_checkpointing=checkpointing,
             use_exact_model_name=True,
+        )
+    if loading.in_4bit and not getattr(policy, "is_loaded_in_4bit", False):
+        raise ValueError(
+            f"load_in_4bit=True: Unsloth has loaded {name} in 16 bits, since bitsandbytes does not work here.\n"
+            "Reinstall it (python -m bitsandbytes says what is wrong), or set load_in_4bit to False."
         )
     return FastLanguageModel.get_peft_model(
         policy,

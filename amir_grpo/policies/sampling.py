@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from amir_grpo.policies.engines import Drawn, Engine, Request, stream
-from amir_grpo.policies.memory import free_memory
+from amir_grpo.policies.engines import Drawn, Engine, Request, check_finite, stream
+from amir_grpo.policies.loading import free_memory
 from amir_grpo.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -160,6 +160,9 @@ def sequence_logprobs(
     Args:
         prompt_ids, completion_ids: One list of token ids per completion, of equal number.
         token_budget: Tokens that go through the policy at once; fewer where the vocabulary is large.
+
+    Raises:
+        FloatingPointError: If the policy's logits are not numbers.
     """
     policy.eval()
     token_budget = min(token_budget, _LOGITS // policy.get_output_embeddings().weight.shape[0])
@@ -179,8 +182,10 @@ def sequence_logprobs(
             wanted[row, len(prompt_ids[index]) : len(whole)] = True
         ids = ids.to(policy.device)
         logits = policy(input_ids=ids, use_cache=False).logits[:, :-1]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        dtype = logits.dtype
+        logits = logits if dtype == torch.float64 else logits.float()
         token_logps = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(2).cpu()
+        check_finite(token_logps[wanted[:, 1:]], dtype)
         for row, index in enumerate(batch):
             sums[index] = round(token_logps[row][wanted[row, 1:]].double().sum().item(), LOGPROB_DIGITS)
     return sums

@@ -48,6 +48,12 @@ class Evaluation:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_loaded": None}  # an engine does not travel to a worker process
 
+    def close(self) -> None:
+        """Give back the memory of the engine that drew last; the next one is loaded when it is needed."""
+        if self._loaded:
+            self._loaded[1].close()
+            self._loaded = None
+
     def expect(self, sources: Iterable[PolicySource]) -> None:
         """Build the engine so that it takes each of these policies, which will be evaluated in turn."""
         self._lora_rank = max(source.lora_rank() for source in sources)
@@ -102,7 +108,7 @@ class Evaluation:
         from amir_grpo.policies.loading import load_policy, load_tokenizer
         from amir_grpo.policies.sampling import sequence_logprobs, tokenize_prompts
 
-        self._loaded = None  # an engine of the evaluation may hold the memory that is needed now
+        self.close()
         policy = load_policy(source.base, source.adapter, self.loading)
         tokenizer = load_tokenizer(source.base, self.settings.trust_remote_code)
         prompts = {}
@@ -187,7 +193,7 @@ class Evaluation:
                 last.use(source.adapter)  # building it takes minutes
                 self._loaded = source, last
             else:
-                self._loaded = last = None  # free the last one before the next is loaded
+                self.close()
                 name = self.engine_name()
                 room = self._room(source.base, rank) if name == "vllm" else Room()
                 self._loaded = source, load_engine(name, source.base, source.adapter, self.loading, room)

@@ -1,8 +1,7 @@
-"""Export a trained policy, to a folder or to the Hub: its adapter, or the whole policy in 16 bits, with a model card."""
+"""Export a trained policy, to a folder or to the Hub: its adapter, or the whole policy in float32, with a model card."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,8 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
         run: It has trained `method`.
         method: grpo or amir_grpo.
         folder: Where to; it must not exist, unless `replace_old`.
-        merged: The whole policy in 16 bits (float32 becomes bfloat16), which needs no PEFT to load; else the adapter.
+        merged: The whole policy in float32, which needs no PEFT to load; else the adapter. In 16 bits much of what was
+            trained would be rounded away.
         replace_old: Replace a folder that is there, once the new one is complete.
 
     Raises:
@@ -102,15 +102,8 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
 
 
 def _merge(run: Run, trained: Path, folder: Path) -> None:
-    import torch
-
-    from amir_grpo.policies.loading import load_policy
+    from amir_grpo.policies.loading import merged_policy
     from amir_grpo.system.progress import quiet
 
-    # in 16 bits, or 32 on a CPU: a 4-bit base would lose precision by merging
-    loading = replace(Loading.of(run.settings), in_4bit=False)
-    policy = load_policy(run.base(), trained, loading)
-    if policy.dtype in (torch.float32, torch.float64):
-        policy = policy.to(torch.bfloat16)
     with quiet():
-        policy.save_pretrained(folder)
+        merged_policy(run.base(), trained, Loading.of(run.settings)).save_pretrained(folder)

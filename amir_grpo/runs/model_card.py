@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_KINDS = {"adapter": "a LoRA adapter", "merged": "a whole policy in 16 bits, its adapter merged"}
+_KINDS = {"adapter": "a LoRA adapter", "merged": "a whole policy in float32, its adapter merged"}
 _SHOWN = ("pass@", "greedy")  # how the quantities begin that a card shows
 
 

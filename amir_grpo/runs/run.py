@@ -182,6 +182,7 @@ class Run:
             check_trained(folder)
         wait_for_everyone()
         if not (folder / "stage.json").exists():
+            self.evaluation.close()  # its engine may hold the memory that training needs
             backend = self._start_training()
             from amir_grpo.runs import training  # imports TRL, which has to come after the backend
 

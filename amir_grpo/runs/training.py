@@ -19,6 +19,7 @@ from amir_grpo.microbatches import TrimmedMicroBatches
 from amir_grpo.policies.float64 import round_to_float32
 from amir_grpo.policies.loading import (
     check_padding,
+    free_memory,
     is_sharded,
     keep_trained_weights_in_float32,
     load_by_unsloth,
@@ -26,7 +27,6 @@ from amir_grpo.policies.loading import (
     load_tokenizer,
     lora_config,
 )
-from amir_grpo.policies.memory import free_memory
 from amir_grpo.policies.source import Loading, copy_policy
 from amir_grpo.runs.drawn_rollouts import DrawnRollouts, draw_adapter
 from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
@@ -189,6 +189,7 @@ def _train(
             trainer.train(resume_from_checkpoint=last and str(last))
     finally:
         progress.close()  # before anything is said about what has ended it
+    trainer.processing_class.padding_side = "left"  # Unsloth has changed it, and what is saved goes with the policy
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         round_to_float32(folder / WEIGHTS)  # a checkpoint holds them as they are: what is resumed has lost no digit

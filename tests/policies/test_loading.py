@@ -3,19 +3,23 @@
 import copy
 import importlib.util
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from amir_grpo import cli
 from amir_grpo.choices import LORA_TARGETS
-from amir_grpo.policies import backend, cards, loading
+from amir_grpo.policies import backend, cards, engines, loading, sampling
 from amir_grpo.policies.backend import Backend, start_backend
+from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run, resolve_profile
 from amir_grpo.settings import settings_of
@@ -161,6 +165,42 @@ def test_transformers_after_unsloth_is_refused(machine, monkeypatch):
     assert start_backend("transformers") == Backend("transformers", "asked for")
 
 
+def test_unsloth_that_has_failed_half_way_is_not_followed_by_transformers(machine, before_trl, monkeypatch):
+    """It has rewritten TRL by then: all weights would be trained, and no adapter made."""
+    machine(gpu=True, packages=["unsloth"])
+    monkeypatch.setitem(sys.modules, "unsloth.models.rl", ModuleType("unsloth.models.rl"))
+    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
+    with pytest.raises(ValueError, match=r"has rewritten TRL.\nRestart the kernel, and set backend from the start"):
+        start_backend("transformers")
+    with pytest.raises(ValueError, match=r"importing it failed .* has rewritten TRL"):
+        start_backend("auto")
+
+
+def test_unsloth_writes_its_code_apart(monkeypatch):
+    monkeypatch.delenv("UNSLOTH_COMPILE_LOCATION", raising=False)
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    backend._import_error()
+    place = Path(os.environ["UNSLOTH_COMPILE_LOCATION"])
+    assert place.is_dir()
+    assert not place.is_relative_to(Path.cwd())
+    backend._import_error()
+    assert os.environ["UNSLOTH_COMPILE_LOCATION"] == str(place)
+
+
+@pytest.mark.parametrize(
+    ("targets", "in_4bit", "message"),
+    [
+        (["q_proj", "lm_head"], False, r"lora_targets=lm_head: Unsloth would train the whole layer.*\nLeave it out"),
+        (["q_proj"], True, r"has loaded me/it in 16 bits.*\nReinstall it"),
+    ],
+)
+def test_what_unsloth_would_do_otherwise_in_silence_is_refused(monkeypatch, targets, in_4bit, message):
+    fast = SimpleNamespace(from_pretrained=lambda name, **options: (SimpleNamespace(), None))
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fast))
+    with pytest.raises(ValueError, match=message):
+        loading.load_by_unsloth("me/it", Loading(in_4bit=in_4bit), loading.lora_config(4, 4, targets), 64, True, 0)
+
+
 def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
     asked = {}
 
@@ -168,12 +208,12 @@ def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
         @staticmethod
         def from_pretrained(name, **options):
             asked.update(options, name=name)
-            return "policy", "tokenizer"
+            return SimpleNamespace(is_loaded_in_4bit=True), "tokenizer"
 
         @staticmethod
         def get_peft_model(model, **options):
             asked.update(options)
-            return f"adapted {model}"
+            return "adapted policy"
 
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
     lora = loading.lora_config(16, 32)
@@ -306,6 +346,87 @@ def test_a_vision_tower_gets_no_adapter():
     tower = torch.nn.ModuleDict({"vision_tower": torch.nn.Linear(2, 2)})
     assert loading.lora_config(4, 4, policy=tower).exclude_modules == r".*vision_tower.*"
     assert loading.lora_config(4, 4, policy=torch.nn.Linear(2, 2)).exclude_modules is None
+
+
+# --- what an adapter becomes -------------------------------------------------------------------------------------------
+
+
+def tiny_qwen(folder, dtype=torch.float32, tied=True, width=32):
+    """A random policy, saved."""
+    shape = {"vocab_size": 200, "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen2Config(**shape, **heads, tie_word_embeddings=tied, initializer_range=1 / width**0.5)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).to(dtype).save_pretrained(folder)
+    return str(folder)
+
+
+def save_adapter(base, folder, size, targets=LORA_TARGETS, whole=None, loading_of=Loading()):
+    """A policy with an adapter whose second matrices are of that size; saved, and as it is trained."""
+    config = loading.lora_config(4, 4, targets)
+    config.modules_to_save = whole
+    adapted = get_peft_model(loading.load_policy(base, loading=loading_of), config).eval()
+    for name, weight in adapted.named_parameters():
+        if weight.requires_grad and "lora_A" not in name:
+            weight.data += size * torch.randn_like(weight)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@torch.no_grad()
+def logprobs_of(policy, ids):
+    """Of each completion, in float32: what the weights are, and not what a pass in 16 bits rounds."""
+    logits = policy.float().eval()(input_ids=ids).logits[:, :-1]
+    return logits.log_softmax(-1).gather(2, ids[:, 1:, None]).sum((1, 2)).double()
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-4, 3e-4, 1e-3])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_keep_what_was_trained(tmp_path, dtype, size):
+    """Merged into bfloat16 weights, an update of a training's size is rounded away: 0.2 of it was left at 1e-4."""
+    base, ids = tiny_qwen(tmp_path / "base", getattr(torch, dtype), width=256), torch.randint(0, 200, (8, 32))
+    in_16, adapter = Loading(dtype=dtype, device="cpu"), tmp_path / "adapter"
+    trained = save_adapter(base, adapter, size, loading_of=in_16)
+    start = logprobs_of(loading.load_policy(base), ids)
+    moved = logprobs_of(trained, ids) - start
+    for policy in (loading.load_policy(base, adapter, in_16), loading.merged_policy(base, adapter, in_16)):
+        seen = logprobs_of(policy, ids) - start
+        assert (seen @ moved) / (moved @ moved) == pytest.approx(1, abs=0.05)
+    assert loading.merged_policy(base, adapter, in_16).dtype == torch.float32, "16 bits would round"
+
+
+def test_policies_in_16_bits_draw_and_are_scored_with_their_adapter_apart(base, tokenizer, tmp_path):
+    in_16 = Loading(dtype="bfloat16", device="cpu")
+    save_adapter(str(base), tmp_path, 0.1, loading_of=in_16)
+    engine = engines.load_engine("transformers", str(base), tmp_path, in_16)
+    assert isinstance(engine.policy, PeftModel)
+    ((drawn,),) = engine.generate([engines.Request([5, 6, 7], [1])], 1.0, 1.0, 8)
+    (score,) = sampling.sequence_logprobs(engine.policy, tokenizer.pad_token_id, [[5, 6, 7]], [drawn.ids])
+    assert score == pytest.approx(sum(drawn.logprobs), abs=0.1)
+
+
+LAYERS = [([name], None) for name in (*LORA_TARGETS, "lm_head", "embed_tokens")]
+LAYERS += [([*LORA_TARGETS, "lm_head", "embed_tokens"], None)]
+LAYERS += [(["q_proj"], whole) for whole in (["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"])]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("targets", "whole"), LAYERS, ids=str)
+@torch.no_grad()
+def test_trained_drawn_evaluated_and_exported_policies_are_one(tmp_path, targets, whole, tied):
+    """Also where the adapter is on an output layer that shares the embedding's weights: merging would change both."""
+    base, ids = tiny_qwen(tmp_path / "base", tied=tied), torch.randint(0, 200, (2, 16))
+    exact = Loading(dtype="float64", device="cpu")
+    trained = save_adapter(base, tmp_path / "adapter", 0.3, targets, whole, exact)
+    wanted = trained(input_ids=ids).logits
+    assert (wanted - loading.load_policy(base, loading=exact)(input_ids=ids).logits).abs().max() > 0.01
+    with merged_adapters(trained):
+        torch.testing.assert_close(trained(input_ids=ids).logits, wanted, rtol=0, atol=1e-12)
+    evaluated = loading.load_policy(base, tmp_path / "adapter", exact)
+    torch.testing.assert_close(evaluated(input_ids=ids).logits, wanted, rtol=0, atol=1e-12)
+    loading.merged_policy(base, tmp_path / "adapter").save_pretrained(tmp_path / "whole")
+    exported = loading.load_policy(str(tmp_path / "whole"), loading=exact)
+    torch.testing.assert_close(exported(input_ids=ids).logits, wanted, rtol=0, atol=1e-4)
 
 
 # --- trust ----------------------------------------------------------------------------------------------------------

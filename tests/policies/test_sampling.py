@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import sys
+import weakref
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from amir_grpo.policies import engines, sampling
-from amir_grpo.policies.engines import TransformersEngine, VLLMEngine, engine_here, load_engine
+from amir_grpo.policies.engines import Request, Room, TransformersEngine, VLLMEngine, engine_here, load_engine
 from amir_grpo.policies.sampling import draw_batches, draw_completions, in_order, sequence_logprobs
 from amir_grpo.policies.source import Loading
 from amir_grpo.sandbox.problems import load_sandbox
@@ -267,7 +268,7 @@ def test_vllm_takes_no_pickled_weights_in_4_bits(tokenizer, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
     with pytest.raises(ValueError, match=r"holds no safetensors, and with 4 bits vLLM would read pickled weights"):
-        VLLMEngine(str(tmp_path), None, tokenizer, Loading(in_4bit=True))
+        engines._start_vllm(str(tmp_path), Loading(in_4bit=True), Room())
 
 
 def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
@@ -281,7 +282,9 @@ def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
     request.LoRARequest = lambda name, number, path: (name, number, path)
     for name, module in {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request}.items():
         monkeypatch.setitem(sys.modules, name, module)
-    engine = VLLMEngine("some/policy", tmp_path, tokenizer)
+    engine = VLLMEngine(
+        engines._start_vllm("some/policy", Loading(), Room()), "some/policy", tmp_path, tokenizer, Room()
+    )
     assert engine._llm.asked == {
         "model": "some/policy",
         "quantization": None,
@@ -463,3 +466,24 @@ def test_an_adapter_that_is_not_merged_draws_what_it_draws_when_merged(tiny_poli
     rows = draw(engine=TransformersEngine(apart, tokenizer))
     merged = apart.merge_and_unload()
     same_but_for_rounding(draw(engine=TransformersEngine(merged, tokenizer)), rows)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_numbers_are_an_error(tiny_policy, tokenizer, temperature, value):
+    """Else the last token of the vocabulary would be drawn for ever, or the first."""
+    spoilt = copy.deepcopy(tiny_policy).half()
+    spoilt.lm_head.weight.data[7] = value
+    engine = TransformersEngine(spoilt, tokenizer)
+    with pytest.raises(FloatingPointError, match=r"computes in float16, and has overflown.*\nTake a card.*bfloat16"):
+        engine.generate([Request([5, 6, 7, 8], [1, 2])], temperature, 1.0, 6)
+    with pytest.raises(FloatingPointError, match="float16"):
+        sequence_logprobs(spoilt, 0, [[5, 6, 7]], [[8, 9]])
+
+
+def test_an_engine_that_is_closed_holds_no_policy(tiny_policy, tokenizer):
+    policy = copy.deepcopy(tiny_policy)
+    gone, engine = weakref.ref(policy), TransformersEngine(policy, tokenizer)
+    del policy
+    engine.close()
+    assert gone() is None

@@ -18,7 +18,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from amir_grpo.policies import engines, loading
+from amir_grpo.policies import engines
 from amir_grpo.policies.engines import Request, Room, VLLMEngine
 from amir_grpo.policies.source import Loading, PolicySource
 
@@ -79,7 +79,8 @@ def asked(monkeypatch):
 
 
 def ask(asked, adapter=Path("adapter"), room=Room(), loading=Loading()):
-    drawn = VLLMEngine("some/policy", adapter, None, loading, room).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
+    llm = engines._start_vllm("some/policy", loading, room)
+    drawn = VLLMEngine(llm, "some/policy", adapter, None, room).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
     assert drawn == [[engines.Drawn([7], True, [-0.5])]]
     return asked
 
@@ -145,7 +146,7 @@ def test_a_rank_without_kernels_is_refused(asked):
 
 def test_a_t4_draws_in_float16(asked, monkeypatch):
     """vLLM would take the bfloat16 of the policy's configuration, and refuse the card."""
-    monkeypatch.setattr(loading, "compute_dtype", lambda loading: torch.float16)
+    monkeypatch.setattr(engines, "compute_dtype", lambda loading: torch.float16)
     assert ask(asked)["LLM"][1]["dtype"] == "float16"
 
 
@@ -154,7 +155,7 @@ def test_it_takes_nine_tenths_of_what_others_have_left_of_the_gpu(asked, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40, 80))
-    monkeypatch.setattr(loading, "compute_dtype", lambda loading: torch.bfloat16)
+    monkeypatch.setattr(engines, "compute_dtype", lambda loading: torch.bfloat16)
     assert ask(asked)["LLM"][1]["gpu_memory_utilization"] == 0.45
 
 

@@ -222,8 +222,13 @@ def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monk
 
 
 class _Built(SimpleNamespace):
+    closed = False
+
     def use(self, adapter):
         self.used = adapter
+
+    def close(self):
+        self.closed = True
 
 
 def adapter(folder, rank):
@@ -259,6 +264,27 @@ def test_one_engine_for_all_policies_of_a_run_and_room_for_the_longest(open_tiny
     run.evaluation._engine(PolicySource(base, adapter(tmp_path / "larger", 65)))
     assert len(built) == 2
     assert built[1].room.lora_rank == 65
+    assert [engine.closed for engine in built] == [True, False]
+
+
+def test_an_engine_gives_its_memory_back_before_scoring_and_training(open_tiny, monkeypatch):
+    """vLLM's processes outlive the last reference to them, and hold the card."""
+    run, order = open_tiny(), []
+
+    def begins(name):
+        def stop(*_, **__):
+            order.append(name)
+            raise InterruptedError
+
+        return stop
+
+    monkeypatch.setattr(loading, "load_policy", begins("scoring"))
+    monkeypatch.setattr(Run, "_start_training", begins("training"))
+    for work in (lambda: run.evaluation.logprobs(PolicySource("base"), None), lambda: run.train("grpo")):
+        run.evaluation._loaded = None, SimpleNamespace(close=lambda: order.append("closed"))
+        with pytest.raises(InterruptedError):
+            work()
+    assert order == ["closed", "scoring", "closed", "training"]
 
 
 @pytest.mark.xdist_group("server")

@@ -33,13 +33,12 @@ def run(complete_run, tmp_path_factory):
 
 def test_a_merged_policy_loads_anywhere_and_is_the_trained_one(run, tmp_path):
     folder = export.export_policy(run, "amir_grpo", tmp_path / "out", merged=True)
-    alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    alone = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert alone.dtype == torch.float32, "16 bits would round away what was trained"
     trained = load_policy(run.base(), run.folder / "amir_grpo")
     ids = AutoTokenizer.from_pretrained(folder)("7+8-5", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        torch.testing.assert_close(alone(ids).logits, trained(ids).logits, atol=0.1, rtol=0.05)
-    stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    assert stored.dtype == torch.bfloat16
+        torch.testing.assert_close(alone(ids).logits, trained(ids).logits.float(), atol=1e-4, rtol=1e-4)
     assert not list(folder.glob("adapter*"))
     assert not list(folder.glob("*.bin")), "no pickle"
 
