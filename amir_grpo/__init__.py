@@ -16,7 +16,7 @@ _EXPORTS = {
     "preference_loss": "preference",
     "preference_weights": "preference",
     "PROFILES": "settings",
-    "Settings": "settings",
+    "RunSettings": "settings",
     "open_run": "runs.run",
     "load_problems": "problems",
 }

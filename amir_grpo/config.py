@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 from trl import GRPOConfig
 
-from amir_grpo.choices import check_values
-from amir_grpo.preference_settings import PreferenceSettings
+from amir_grpo.preference_settings import PREFERENCE, PreferenceSettings
+from amir_grpo.settings import RunSettings
 
 logger = logging.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class AmirGRPOConfig(PreferenceSettings, GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_values(self, PreferenceSettings)
+        RunSettings.of({name: getattr(self, name) for name in PREFERENCE})
 
 
 def use_one_gpu(args: TrainingArguments) -> None:

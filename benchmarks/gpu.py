@@ -30,7 +30,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -55,7 +54,7 @@ from amir_grpo.policies.source import Loading
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
-from amir_grpo.settings import Settings, settings_of
+from amir_grpo.settings import RunSettings, replace, settings_of
 from amir_grpo.system.files import atomic_write, write_text
 from amir_grpo.system.progress import quiet
 from amir_grpo.system.provenance import provenance, to_json
@@ -116,7 +115,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(method: str, settings: Settings, base: Path, backend: Backend) -> dict[str, float]:
+def measure(method: str, settings: RunSettings, base: Path, backend: Backend) -> dict[str, float]:
     """Train for a few steps whose completions all have their full length; seconds a step and peak GiB."""
     free_memory()  # the last trainer refers to itself
     if torch.cuda.is_available():
@@ -130,12 +129,12 @@ def measure(method: str, settings: Settings, base: Path, backend: Backend) -> di
         trainer = training.run_trainer(method, settings, config, str(base), problems, backend)
         trainer.add_callback(clock)
         # the longest prompts and completions that the settings allow
-        trainer.generation_config.min_new_tokens = settings.max_completion_length
+        trainer.generation_config.min_new_tokens = settings.train.max_completion_length
         whole = trainer._tokenize_prompts
 
         def longest(prompts):
             ids, *rest = whole(prompts)
-            return [(row * settings.max_prompt_length)[: settings.max_prompt_length] for row in ids], *rest
+            return [(row * settings.data.max_prompt_length)[: settings.data.max_prompt_length] for row in ids], *rest
 
         trainer._tokenize_prompts = longest
         trainer.train()
@@ -143,7 +142,7 @@ def measure(method: str, settings: Settings, base: Path, backend: Backend) -> di
     return {"seconds": median(clock.seconds[1:] or clock.seconds), "steps": len(clock.seconds), "peak_gib": peak}
 
 
-def rows_of(part: str, name: str, settings: Settings, base: Path, backend: Backend) -> list[dict]:
+def rows_of(part: str, name: str, settings: RunSettings, base: Path, backend: Backend) -> list[dict]:
     """One of `PARTS` at one shape; each row is printed, too."""
     make = {"steps": step_rows, "evaluation": evaluation_rows, "gradient": gradient_rows}[part]
     rows = []
@@ -154,40 +153,40 @@ def rows_of(part: str, name: str, settings: Settings, base: Path, backend: Backe
     return rows
 
 
-def evaluation_rows(settings: Settings, base: Path, backend: Backend) -> Iterator[dict]:
+def evaluation_rows(settings: RunSettings, base: Path, backend: Backend) -> Iterator[dict]:
     """The published loop and the evaluation, from the same policy, which ends hardly any completion early."""
     from sampling_speed import our_rate, published_rate  # beside this file
 
-    loading, length = Loading.of(settings), settings.max_completion_length
+    loading, length = Loading.of(settings), settings.train.max_completion_length
     problems = load_sandbox("sandbox", 32 if torch.cuda.is_available() else 8)
     policy, tokenizer = load_policy(str(base), loading=loading), load_tokenizer(str(base))
     published = published_rate(policy.eval(), tokenizer, problems.select(range(4)), length)
     del policy
     free_memory()
-    room = Room(0, settings.max_prompt_length + length)
+    room = Room(0, settings.data.max_prompt_length + length)
     engine = load_engine(engine_here("auto", loading), str(base), None, loading, room)
-    ours = our_rate(engine, problems, length, settings.eval_token_budget, 0)
+    ours = our_rate(engine, problems, length, settings.evaluation.eval_token_budget, 0)
     rates = {"published_per_second": published, "ours_per_second": ours, "ratio": ours / published}
-    yield {"engine": engine.name, "load_in_4bit": settings.load_in_4bit, "max_new_tokens": length, **rates}
+    yield {"engine": engine.name, "load_in_4bit": settings.policy.load_in_4bit, "max_new_tokens": length, **rates}
 
 
-def gradient_rows(settings: Settings, base: Path, backend: Backend) -> Iterator[dict]:
+def gradient_rows(settings: RunSettings, base: Path, backend: Backend) -> Iterator[dict]:
     """float32, and bfloat16 where the device has it."""
     from gradient import gradient_row  # imports TRL, which comes after Unsloth
 
     card = card_here()
-    shorter = replace(settings, max_completion_length=min(64, settings.max_completion_length))
+    shorter = replace(settings, max_completion_length=min(64, settings.train.max_completion_length))
     for dtype in (torch.float32, *([torch.bfloat16] if card is None or card.bf16 else [])):
         row = gradient_row(shorter, base, backend, load_sandbox("sandbox", 200), dtype)
         yield {"backend": backend.name} | row
 
 
-def step_rows(settings: Settings, base: Path, backend: Backend) -> Iterator[dict]:
+def step_rows(settings: RunSettings, base: Path, backend: Backend) -> Iterator[dict]:
     """Both methods."""
     card = card_here()
     planned = plan(settings, card is None or card.bf16, 16 if card else 32, backend.name)
     for method in METHODS:
-        row = {"backend": backend.name, "load_in_4bit": settings.load_in_4bit, "method": method}
+        row = {"backend": backend.name, "load_in_4bit": settings.policy.load_in_4bit, "method": method}
         yield (
             row
             | measure(method, settings, base, backend)

@@ -17,7 +17,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,13 +30,13 @@ from trl import GRPOTrainer
 from amir_grpo.policies import loading
 from amir_grpo.policies.backend import Backend
 from amir_grpo.runs import training, trl_config
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings, replace
 
 LAMBDA = 1.0  # a strong preference term, so that a wrong factor shows
 
 
 def gradient_row(
-    settings: Settings, base: Path, backend: Backend, problems: Dataset, dtype: torch.dtype
+    settings: RunSettings, base: Path, backend: Backend, problems: Dataset, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The distances of the trainer's gradient and of GRPO's alone from the explicit one, as shares of that one's norm.
 

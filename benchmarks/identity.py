@@ -31,18 +31,18 @@ PROBLEMS, BETAS = 32, (0.2, 1.0, 10.0)
 def main() -> None:
     """Entry point."""
     s = settings_of("sandbox")
-    base = base_policy(replace(SPECS[s.model_name], seed=WARMUP_SEEDS[0]), project_root() / "runs" / ".cache")
+    base = base_policy(replace(SPECS[s.policy.model_name], seed=WARMUP_SEEDS[0]), project_root() / "runs" / ".cache")
     engine = load_engine("transformers", str(base), None, Loading.of(s))
-    problems = load_problems(s.dataset_name, s.dataset_split, PROBLEMS)
-    options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": s.max_completion_length, "seed": s.seed}
-    drawn = draw_completions(engine, problems, s.num_generations, **options)
+    problems = load_problems(s.data.dataset_name, s.data.dataset_split, PROBLEMS)
+    options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": s.train.max_completion_length, "seed": s.train.seed}
+    drawn = draw_completions(engine, problems, s.train.num_generations, **options)
     answers = dict(zip(problems["id"], problems["answer"], strict=True))
     texts, golds = drawn["text"].tolist(), [answers[problem] for problem in drawn["problem_id"]]
     scores = torch.tensor([function(completions=texts, answer=golds) for function in reward_functions()])
-    pairs = mine_pairs(scores.sum(dim=0), s.num_generations, s.reward_margin)
+    pairs = mine_pairs(scores.sum(dim=0), s.train.num_generations, s.train.reward_margin)
     logps = torch.tensor((drawn["logprob"] / drawn["tokens"].clip(lower=1)).to_numpy())
     linear = preference_weights(logps, pairs, 1.0, pair_loss="linear")
-    common = {"group": [row // s.num_generations for row in range(len(drawn))], "correct": (scores[0] > 0).int()}
+    common = {"group": [row // s.train.num_generations for row in range(len(drawn))], "correct": (scores[0] > 0).int()}
     unit = 2 * len(pairs.chosen)
     frames = []
     for beta in BETAS:

@@ -98,7 +98,7 @@ def main() -> None:
     rows = []
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
-        for family in settings_of("sandbox").benchmarks:
+        for family in settings_of("sandbox").evaluation.benchmarks:
             problems = load_sandbox(family, arguments.problems)
             rates: dict[str, list[float]] = {"published": [], "ours": []}
             for number in range(arguments.rounds):

@@ -43,7 +43,7 @@ from amir_grpo.runs.trl_config import trainer_config
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SandboxSpec, build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
-from amir_grpo.settings import Settings, settings_of
+from amir_grpo.settings import RunSettings, settings_of
 from amir_grpo.system.files import atomic_write
 
 TRAINERS = ("stock", "grpo", "amir_grpo")
@@ -64,7 +64,7 @@ class Case:
     long_tailed: bool = False
     memory: bool = False
 
-    def settings(self) -> Settings:
+    def settings(self) -> RunSettings:
         """The sandbox profile's, but for the shape of the case and a learning rate that changes no weight."""
         return settings_of(
             "sandbox",
@@ -127,7 +127,7 @@ def make_trainer(kind: str, case: Case, base: Path, folder: Path) -> GRPOTrainer
     if kind != "stock":
         trainer = run_trainer(kind, settings, config, str(base), problems, backend)
     else:
-        set_seed(settings.seed)
+        set_seed(settings.train.seed)
         policy = load_policy(str(base), loading=Loading.of(settings))
         functions, config.reward_weights = rewards_of(settings)
         trainer = GRPOTrainer(
@@ -136,7 +136,9 @@ def make_trainer(kind: str, case: Case, base: Path, folder: Path) -> GRPOTrainer
             args=config,
             train_dataset=problems,
             processing_class=load_tokenizer(str(base)),
-            peft_config=lora_config(settings.lora_rank, settings.lora_alpha, settings.lora_targets, policy),
+            peft_config=lora_config(
+                settings.policy.lora_rank, settings.policy.lora_alpha, settings.policy.lora_targets, policy
+            ),
         )
         trainer.remove_callback(PrinterCallback)
     if case.long_tailed:

@@ -223,7 +223,7 @@ def test_spoilt_run_folders(spoil, named, folder, sampled, capsys, nothing_expen
 def tiny(run):
     names = "sandbox_warmup_steps max_steps per_device_train_batch_size dataset_limit max_completion_length"
     names += " reward_margin eval_limit eval_max_new_tokens"
-    return {name: getattr(run.settings, name) for name in names.split()}
+    return {name: run.settings.flat()[name] for name in names.split()}
 
 
 # found by tests/test_any_input.py: what a training has left, and what the message must hold

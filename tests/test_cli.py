@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,7 @@ from amir_grpo import cli
 from amir_grpo.policies.source import named_policies
 from amir_grpo.runs.run import open_run
 from amir_grpo.sandbox.problems import chain_answer, load_sandbox
-from amir_grpo.settings import Settings, settings_of
+from amir_grpo.settings import FIELDS, settings_of
 
 # one worker of xdist, so that what the module shares is made once
 pytestmark = pytest.mark.xdist_group("cli")
@@ -58,7 +57,7 @@ def options_in_help(command, capsys):
 @pytest.mark.parametrize("command", WITH_SETTINGS)
 def test_help_lists_every_setting(command, capsys):
     own = {"train": ["method", "model_dir", "run_dir"], "evaluate": ["model_dir", "run_dir"]}.get(command, [])
-    wanted = {*(field.name for field in fields(Settings)), "profile", *own}
+    wanted = {*FIELDS, "profile", *own}
     assert wanted <= options_in_help(command, capsys)
 
 
@@ -247,7 +246,7 @@ def test_adapter_is_safetensors_of_the_profiles_rank_on_all_projections(trained,
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     for module in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         assert sum(f".{module}." in name for name in shapes) == 2 * 2, f"A and B in both layers of {module}"
-    rank = settings_of("sandbox").lora_rank
+    rank = settings_of("sandbox").policy.lora_rank
     assert all(shape[0 if "lora_A" in name else 1] == rank for name, shape in shapes.items())
     config = json.loads((trained / method / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (rank, rank)

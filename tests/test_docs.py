@@ -241,7 +241,10 @@ def test_commands_name_what_there_is():
                 profile = "sandbox" if options.profile in (None, "auto") else options.profile
                 if arguments[0] == "evaluate":
                     benchmark = changed.pop("dataset_name", None)
-                    assert benchmark is None or benchmark in (*problems.BENCHMARKS, *settings_of(profile).benchmarks)
+                    assert benchmark is None or benchmark in (
+                        *problems.BENCHMARKS,
+                        *settings_of(profile).evaluation.benchmarks,
+                    )
                 settings_of(profile, changed)
         except (AssertionError, ValueError, SystemExit, OSError, TypeError, LookupError) as error:
             raise AssertionError(f"{place}: {line}\n{error}") from error

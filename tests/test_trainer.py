@@ -3,7 +3,6 @@
 import copy
 import inspect
 import itertools
-from dataclasses import fields
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from amir_grpo.config import use_one_gpu
-from amir_grpo.preference_settings import PreferenceSettings
+from amir_grpo.preference_settings import PREFERENCE
 from amir_grpo.sandbox.policy import build_tokenizer
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 from amir_grpo.trainer import LOSS_TYPES, AmirGRPOConfig, AmirGRPOTrainer, completion_columns
 
 G, LAMBDA, BETA, MARGIN = 4, 0.7, 1.3, 0.4  # a strong preference term, so that a wrong factor shows
@@ -355,10 +354,9 @@ def test_model_cards_name_the_method_and_its_paper(policy, tmp_path):
 
 
 def test_the_settings_of_a_run_have_the_defaults_of_the_config():
-    config, run = AmirGRPOConfig("folder", use_cpu=True, bf16=False), Settings()
-    names = [setting.name for setting in fields(PreferenceSettings)]
-    assert len(names) == 9
-    assert {name: getattr(config, name) for name in names} == {name: getattr(run, name) for name in names}
+    config, run = AmirGRPOConfig("folder", use_cpu=True, bf16=False), RunSettings()
+    assert len(PREFERENCE) == 9
+    assert {name: getattr(config, name) for name in PREFERENCE} == {name: run.flat()[name] for name in PREFERENCE}
 
 
 def test_defaults_are_the_published_ones():

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
 from amir_grpo.results.formatting import LONG_TABLE
+from amir_grpo.settings import FIELDS, RunSettings, help_of
 
 _TABLE = re.compile(r"(<!-- (table|settings) (\S+)\n(.*?)-->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -72,12 +73,18 @@ def _text(value: object, form: str = "{}") -> str:
 
 def _settings(reference: str, without: str) -> str:
     inherited = {field.name for line in without.split() for field in fields(_named(line))}
+    named = _named(reference)
+    if named is RunSettings:
+        declared = [(name, field.default, help_of(name)) for name, field in FIELDS.items()]
+    else:
+        declared = [
+            (field.name, field.default, field.metadata["help"])
+            for field in fields(named)
+            if field.name not in inherited
+        ]
     rows = []
-    for field in fields(_named(reference)):
-        if field.name not in inherited:
-            value = field.default if field.default_factory is MISSING else field.default_factory()
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append([f"`{field.name}`", shown, field.metadata["help"]])
+    for name, value, meaning in declared:
+        rows.append([f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value), meaning])
     return _markdown(["Setting", "Default", "Meaning"], rows)
 
 

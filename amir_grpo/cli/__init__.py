@@ -1,6 +1,6 @@
 """The command line: the same functions as the notebooks.
 
-Where a command takes settings, every setting of `amir_grpo.settings.Settings` is an option, parsed from the dataclass by
+Where a command takes settings, every setting of `amir_grpo.settings` is an option, parsed from the dataclass by
 transformers' HfArgumentParser; what is not given comes from the run folder, or from the profile where that is new.
 """
 
@@ -34,7 +34,7 @@ from amir_grpo.cli.options import (
 from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
-from amir_grpo.settings import PROFILES, Settings
+from amir_grpo.settings import FIELDS, PROFILES
 from amir_grpo.system.files import atomic_write, check_folder, user_path
 from amir_grpo.system.processes import die_with_parent, is_main, leave_process_group, world_size
 from amir_grpo.system.provenance import read_config
@@ -83,7 +83,7 @@ def _import_backend(arguments: list[str]) -> None:
     if backend is None and known.run_dir:
         with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will name the trouble
             backend = read_config(user_path(known.run_dir))["settings"]["backend"]
-    import_early(backend or PROFILES.get(known.profile or "sandbox", {}).get("backend", Settings.backend))
+    import_early(backend or PROFILES.get(known.profile or "sandbox", {}).get("backend", FIELDS["backend"].default))
 
 
 def _open(options: RunOptions, overrides: Mapping[str, Any] | None = None) -> Run:
@@ -115,9 +115,9 @@ def _plan(options: PlanOptions, overrides: dict[str, Any]) -> None:
     profile = resolve_profile(options.profile)
     settings = settings_of(profile, overrides)
     known = {re.sub(r"\W", "", name).lower(): size for name, size in published_sizes().items()} | {"math500": 500}
-    sizes = {name: known.get(name, settings.eval_limit or 200) for name in settings.benchmarks}
+    sizes = {name: known.get(name, settings.evaluation.eval_limit or 200) for name in settings.evaluation.benchmarks}
     print(f"Estimating {profile} by a dry run without weights …", file=sys.stderr, flush=True)
-    print(planned(profile, settings, sizes, "unsloth" if settings.backend == "unsloth" else "transformers"))
+    print(planned(profile, settings, sizes, "unsloth" if settings.policy.backend == "unsloth" else "transformers"))
 
 
 def _train(options: TrainOptions, overrides: dict[str, Any]) -> None:
@@ -155,15 +155,15 @@ def _evaluate(options: EvaluateOptions, overrides: dict[str, Any]) -> None:
         options.run_dir = str(runs_folder() / "evaluations" / "-vs-".join(sources))
     check_workers(options.workers)
     run = _open(options, overrides)
-    benchmarks = [benchmark] if benchmark else run.settings.benchmarks
-    check_names("benchmark", benchmarks, run.settings.benchmarks)
+    benchmarks = [benchmark] if benchmark else run.settings.evaluation.benchmarks
+    check_names("benchmark", benchmarks, run.settings.evaluation.benchmarks)
     draw = (lambda **which: run.samples_of_others(sources, **which)) if sources else run.samples
     samples = draw(benchmarks=benchmarks, workers=options.workers)
     greedy = draw(benchmarks=benchmarks, greedy=True)
-    results = EvaluationResults(samples, greedy, run.settings.ks)
+    results = EvaluationResults(samples, greedy, run.settings.evaluation.ks)
     if sources and any((run.folder / "samples" / name).exists() for name in POLICIES):
         print(f"Printed, not kept: the tables of {run.folder} are about its own policies.\n")
-    elif sources or benchmarks == run.settings.benchmarks:
+    elif sources or benchmarks == run.settings.evaluation.benchmarks:
         save_results(run, results)
     comparisons = results.comparisons
     print(formatting.wide_summary(results.policies).reset_index().to_string(index=False))

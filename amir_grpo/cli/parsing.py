@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
-from amir_grpo.choices import check_names, declared_types
-from amir_grpo.settings import Settings
+from amir_grpo.choices import check_names
+from amir_grpo.settings import FIELDS, help_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
 
 def _without_none(arguments: list[str]) -> tuple[list[str], dict[str, None]]:
     """The arguments without pairs like ``--eval_limit none`` for settings that may be None, and those settings."""
-    may_be_none = {n for n, kind in declared_types(Settings).items() if type(None) in typing.get_args(kind)}
+    may_be_none = {n for n, f in FIELDS.items() if type(None) in typing.get_args(f.annotation)}
     rest, none = [], {}
     words = iter(arguments)
     for word in words:
@@ -86,23 +86,25 @@ def _without_none(arguments: list[str]) -> tuple[list[str], dict[str, None]]:
 
 def _optional_settings() -> type:
     """Settings with None for every default, so that what the user gave can be told from what was left out."""
-    hints = declared_types(Settings)
     columns = [
         # a plain bool, so that HfArgumentParser lets the option stand alone: --calibration
         (
-            f.name,
-            bool if hints[f.name] is bool else hints[f.name] | None,
+            name,
+            bool if f.annotation is bool else _kind(f.annotation) | None,
             field(
                 default=None,
-                metadata={"help": f"{f.metadata['help']} (paper-qwen3b: {_default(f)})".replace("%", "%%")},
+                metadata={"help": f"{help_of(name)} (paper-qwen3b: {_default(f.default)})".replace("%", "%%")},
             ),
         )
-        for f in fields(Settings)
+        for name, f in FIELDS.items()
     ]
     return make_dataclass("OptionalSettings", columns)
 
 
-def _default(setting: Field) -> str:
+def _kind(annotation: Any) -> Any:
+    return str if typing.get_origin(annotation) is typing.Literal else annotation
+
+
+def _default(value: Any) -> str:
     """The default of a setting, which is the value of profile paper-qwen3b, as the command line would be given it."""
-    value = setting.default_factory() if setting.default is MISSING else setting.default
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import torch
 
 from amir_grpo.policies.cards import CARDS, GIB, Card, card_here, cards_here
 from amir_grpo.policies.meta_pass import peak_of_a_pass, policy_on_meta, policy_width
-from amir_grpo.settings import Settings, settings_of
+from amir_grpo.settings import RunSettings, settings_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -52,7 +52,7 @@ class MemoryPlan:
         backend: What trains, transformers or unsloth.
     """
 
-    settings: Settings
+    settings: RunSettings
     parts: dict[str, float]
     parameters: int
     trained: int
@@ -87,7 +87,7 @@ class MemoryPlan:
     def _vllm_share(self) -> float:
         """The share of the card that vLLM takes for rollouts where it runs on the GPUs that train."""
         s = self.settings
-        return s.vllm_gpu_memory_utilization if s.use_vllm and s.vllm_mode == "colocate" else 0.0
+        return s.train.vllm_gpu_memory_utilization if s.train.use_vllm and s.train.vllm_mode == "colocate" else 0.0
 
     def step_seconds(self, card: Card, gpus: int = 1) -> float:
         """Seconds per optimizer step if every completion is as long as allowed. Rough: see the module's constants.
@@ -98,21 +98,23 @@ class MemoryPlan:
                 gradients, which they exchange, are too small to count.
         """
         s = self.settings
-        trained = s.micro_batch * s.gradient_accumulation_steps / gpus
-        tokens = trained * (s.max_prompt_length + s.max_completion_length)
+        trained = s.train.micro_batch * s.train.gradient_accumulation_steps / gpus
+        tokens = trained * (s.data.max_prompt_length + s.train.max_completion_length)
         # forward, the backward of the activations and, with checkpointing, forward once more; weights have no gradient
-        passes = 6 if s.gradient_checkpointing else 4
+        passes = 6 if s.train.gradient_checkpointing else 4
         train = passes * self.parameters * tokens / (_TRAIN_SHARE * card.tflops * 1e12)
         drawn = _rollout(s) / gpus
-        engine = "vllm" if s.use_vllm else "transformers"
-        decode = s.max_completion_length * self._token_seconds(card, drawn, s.max_completion_length, engine)
+        engine = "vllm" if s.train.use_vllm else "transformers"
+        decode = s.train.max_completion_length * self._token_seconds(
+            card, drawn, s.train.max_completion_length, engine
+        )
         # TRL's generate, which draws under Unsloth, computes a prompt again for each of its completions
-        prompts = drawn if self.backend == "unsloth" and not s.use_vllm else drawn / s.num_generations
+        prompts = drawn if self.backend == "unsloth" and not s.train.use_vllm else drawn / s.train.num_generations
         return train + (self._prefill_seconds(card, prompts) + decode) * trained / drawn
 
     def hours(self, card: Card, gpus: int = 1) -> float:
         """Hours of one method's training."""
-        return self.step_seconds(card, gpus) * self.settings.max_steps / 3600
+        return self.step_seconds(card, gpus) * self.settings.train.max_steps / 3600
 
     def evaluation_hours(
         self, card: Card, sizes: Mapping[str, int], gpus: int = 1, engine: str = "transformers"
@@ -128,17 +130,17 @@ class MemoryPlan:
             engine: transformers or vllm.
         """
         s = self.settings
-        length = s.eval_max_new_tokens
+        length = s.evaluation.eval_max_new_tokens
         seconds = []
-        for benchmark in s.benchmarks:
-            problems = min(sizes[benchmark], s.eval_limit or sizes[benchmark])
+        for benchmark in s.evaluation.benchmarks:
+            problems = min(sizes[benchmark], s.evaluation.eval_limit or sizes[benchmark])
             work = 0.0
-            for samples in (s.num_samples, 1):  # one is greedy
+            for samples in (s.evaluation.num_samples, 1):  # one is greedy
                 if engine == "vllm":
                     at_once = min(_VLLM_ROWS, problems * samples)
                 else:  # as many whole problems as the budget allows, one at least
-                    width = (s.max_prompt_length + length) * samples
-                    at_once = min(max(1, s.eval_token_budget // width), problems) * samples
+                    width = (s.data.max_prompt_length + length) * samples
+                    at_once = min(max(1, s.evaluation.eval_token_budget // width), problems) * samples
                 batches = math.ceil(problems * samples / at_once) if problems else 0
                 work += batches * length * self._token_seconds(card, at_once, length, engine)
                 work += self._prefill_seconds(card, problems)
@@ -151,13 +153,15 @@ class MemoryPlan:
     def _token_seconds(self, card: Card, rows: float, length: int, engine: str = "transformers") -> float:
         """Seconds to draw a token of some completions at once: the weights are read, and what the cache holds half way."""
         s = self.settings
-        held = (s.max_prompt_length + length / 2) / (s.max_prompt_length + s.max_completion_length)
+        held = (s.data.max_prompt_length + length / 2) / (s.data.max_prompt_length + s.train.max_completion_length)
         cache = self.completion_cache * rows * held
         read = (self.parts["weights"] + cache) * GIB / (_READ_SHARE * card.bandwidth * 1e9)
         return max(read, self.layers * _LAYER_SECONDS[engine])
 
     def _prefill_seconds(self, card: Card, prompts: float) -> float:
-        return 2 * self.parameters * prompts * self.settings.max_prompt_length / (_TRAIN_SHARE * card.tflops * 1e12)
+        return (
+            2 * self.parameters * prompts * self.settings.data.max_prompt_length / (_TRAIN_SHARE * card.tflops * 1e12)
+        )
 
     def ways_out(self, card: Card) -> str:
         """The setting to change where the training does not fit, by what takes most memory; empty where it fits."""
@@ -166,16 +170,18 @@ class MemoryPlan:
         s = self.settings
         if self._vllm_share and self.peak <= 0.95 * card.memory:
             return "lower vllm_gpu_memory_utilization, or set use_vllm=False"
-        if self.parts["weights"] > 0.6 * card.memory and not s.load_in_4bit:
+        if self.parts["weights"] > 0.6 * card.memory and not s.policy.load_in_4bit:
             return "load_in_4bit=True, or take a smaller model_name"
         if self.rollout > self.training:
             return "lower gradient_accumulation_steps or max_completion_length: a rollout is the peak"
-        if not s.gradient_checkpointing:
+        if not s.train.gradient_checkpointing:
             return "set gradient_checkpointing=True"
-        if s.micro_batch > 1 and self.parts["activations"] + self.parts["logits"] > 0.1 * self.peak:
-            fewer, more = s.micro_batch // 2, 2 * s.gradient_accumulation_steps
+        if s.train.micro_batch > 1 and self.parts["activations"] + self.parts["logits"] > 0.1 * self.peak:
+            fewer, more = s.train.micro_batch // 2, 2 * s.train.gradient_accumulation_steps
             return f"per_device_train_batch_size={fewer}, gradient_accumulation_steps={more}: the same rollouts and updates"
-        return "take a smaller model_name" if s.load_in_4bit else "load_in_4bit=True, or take a smaller model_name"
+        return (
+            "take a smaller model_name" if s.policy.load_in_4bit else "load_in_4bit=True, or take a smaller model_name"
+        )
 
     def table(self) -> pd.DataFrame:
         """The parts: columns part, GiB."""
@@ -191,7 +197,7 @@ class MemoryPlan:
         return pd.DataFrame(rows, columns=["card", "memory", "fits", "hours", "change"])
 
 
-def plan(settings: Settings, bf16: bool = True, bits: int = 16, backend: str = "transformers") -> MemoryPlan:
+def plan(settings: RunSettings, bf16: bool = True, bits: int = 16, backend: str = "transformers") -> MemoryPlan:
     """Plan the training of one method; both take the same.
 
     Args:
@@ -204,23 +210,23 @@ def plan(settings: Settings, bf16: bool = True, bits: int = 16, backend: str = "
     Raises:
         OSError: If the shape of the policy cannot be found.
     """
-    return _plan(json.dumps(asdict(settings)), bf16, bits, backend)
+    return _plan(json.dumps(settings.flat()), bf16, bits, backend)
 
 
 @lru_cache(maxsize=32)  # choosing a profile, checking it and showing its plan ask for the same one
 def _plan(settings_as_json: str, bf16: bool, bits: int, backend: str) -> MemoryPlan:
-    settings = Settings(**json.loads(settings_as_json))
+    settings = RunSettings.of(json.loads(settings_as_json))
     dtype = torch.float32 if bits == 32 else torch.bfloat16 if bf16 else torch.float16
     policy, trained, linear, total = policy_on_meta(settings, dtype)
     config = policy.config.get_text_config()
-    micro_batch, width = settings.micro_batch, dtype.itemsize
+    micro_batch, width = settings.train.micro_batch, dtype.itemsize
     weights = total * width
-    if settings.load_in_4bit:
+    if settings.policy.load_in_4bit:
         weights = linear * _NF4 + (total - linear) * width
-    moments = 2 * (1 if "8bit" in settings.optim else _ADAPTER)
-    lengths = settings.max_prompt_length, settings.max_completion_length
+    moments = 2 * (1 if "8bit" in settings.train.optim else _ADAPTER)
+    lengths = settings.data.max_prompt_length, settings.train.max_completion_length
     peak = peak_of_a_pass(policy, micro_batch, *lengths, backend, on_gpu=bits == 16)
-    at_once = 0 if settings.use_vllm else _rollout(settings)
+    at_once = 0 if settings.train.use_vllm else _rollout(settings)
     cache = _cache_of_a_completion(config, settings) * width
     parts = {
         "weights": weights,
@@ -254,14 +260,14 @@ def profile_for(card: Card | None) -> str:
     return next(fitting, "colab-t4")
 
 
-def _rollout(s: Settings) -> int:
+def _rollout(s: RunSettings) -> int:
     """Completions that one process draws at once."""
-    return s.micro_batch * s.micro_batches
+    return s.train.micro_batch * s.train.micro_batches
 
 
-def _cache_of_a_completion(config: PretrainedConfig, settings: Settings) -> int:
+def _cache_of_a_completion(config: PretrainedConfig, settings: RunSettings) -> int:
     """Numbers that the KV cache holds for one finished completion."""
-    length = settings.max_prompt_length + settings.max_completion_length
+    length = settings.data.max_prompt_length + settings.train.max_completion_length
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None) or length
@@ -269,7 +275,7 @@ def _cache_of_a_completion(config: PretrainedConfig, settings: Settings) -> int:
     return 2 * config.num_key_value_heads * head * sum(lengths)
 
 
-def plan_here(settings: Settings, backend: str = "transformers") -> MemoryPlan:
+def plan_here(settings: RunSettings, backend: str = "transformers") -> MemoryPlan:
     """The plan for the GPU of this process or, without one, for a card that computes in bfloat16."""
     here = card_here()
     return plan(settings, here is None or here.bf16, backend=backend)
@@ -285,7 +291,7 @@ def hours_table(made: MemoryPlan, card: Card, sizes: Mapping[str, int]) -> pd.Da
     return pd.DataFrame(rows, columns=["GPUs", "training", "evaluation", "evaluation_vllm"])
 
 
-def planned(profile: str, settings: Settings, sizes: Mapping[str, int], backend: str = "transformers") -> str:
+def planned(profile: str, settings: RunSettings, sizes: Mapping[str, int], backend: str = "transformers") -> str:
     """A plan as text: the parts, the card of this process or all known ones, what to change, and hours on several GPUs.
 
     Args:
@@ -298,9 +304,9 @@ def planned(profile: str, settings: Settings, sizes: Mapping[str, int], backend:
     cards = cards_here()
     fastest = max((card for card in cards.values() if made.fits(card)), key=lambda card: card.tflops, default=None)
     lines = [
-        f"Profile {profile}: {settings.model_name}, {made.parameters / 1e6:,.0f}M parameters, the adapter's "
-        f"{made.trained / 1e6:.1f}M on top; {settings.max_steps} steps of {_rollout(settings)} completions on each GPU, by "
-        f"{backend}.",
+        f"Profile {profile}: {settings.policy.model_name}, {made.parameters / 1e6:,.0f}M parameters, the adapter's "
+        f"{made.trained / 1e6:.1f}M on top; {settings.train.max_steps} steps of {_rollout(settings)} completions on each "
+        f"GPU, by {backend}.",
         "",
         made.table().round(2).to_string(index=False),
         "",

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amir_grpo.policies.loading import lora_config
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -69,24 +69,24 @@ def policy_width(policy: torch.nn.Module) -> int:
     return next(p.element_size() for p in policy.parameters() if p.requires_grad)
 
 
-def config_of(settings: Settings) -> PretrainedConfig:
+def config_of(settings: RunSettings) -> PretrainedConfig:
     """The policy's shape; looked up, on the Hub or in its folder, where it is not known offline."""
     from transformers import AutoConfig
 
     from amir_grpo.policies.loading import explain_loading_error
     from amir_grpo.sandbox.policy import SPECS, build_tokenizer, untrained_config
 
-    name = settings.model_name
-    if settings.is_sandbox:
+    name = settings.policy.model_name
+    if settings.policy.is_sandbox:
         spec = SPECS[name]
         return untrained_config(spec, build_tokenizer(spec.words))
     if name in SHAPES and not Path(name).exists():
         return AutoConfig.for_model(**SHAPES[name])
     with explain_loading_error("configuration", name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code)
+        return AutoConfig.from_pretrained(name, trust_remote_code=settings.policy.trust_remote_code)
 
 
-def policy_on_meta(settings: Settings, dtype: torch.dtype) -> tuple[PreTrainedModel, int, int, int]:
+def policy_on_meta(settings: RunSettings, dtype: torch.dtype) -> tuple[PreTrainedModel, int, int, int]:
     """The policy with its adapter, shapes only; parameters of the adapter, of what 4 bits would quantise, and of all."""
     from peft import get_peft_model
     from transformers import AttentionInterface, AutoModelForCausalLM
@@ -99,9 +99,9 @@ def policy_on_meta(settings: Settings, dtype: torch.dtype) -> tuple[PreTrainedMo
         head = model.get_output_embeddings()
         linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
         linear = sum(m.weight.numel() for m in linears)
-        adapter = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+        adapter = settings.policy.lora_rank, settings.policy.lora_alpha, settings.policy.lora_targets
         policy = get_peft_model(model, lora_config(*adapter, model))
-        if settings.gradient_checkpointing:
+        if settings.train.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
             policy.enable_input_require_grads()
     policy.train()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from amir_grpo.system.files import atomic_write, user_path
 
 if TYPE_CHECKING:
-    from amir_grpo.settings import Settings
+    from amir_grpo.settings import RunSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -43,9 +43,9 @@ class Loading:
     device: str = "auto"
 
     @classmethod
-    def of(cls, settings: Settings) -> Loading:
+    def of(cls, settings: RunSettings) -> Loading:
         """How a run with these settings reads weights."""
-        s = settings
+        s = settings.policy
         return cls(s.load_in_4bit, s.trust_remote_code, s.safetensors_only, s.dtype, s.device)
 
 

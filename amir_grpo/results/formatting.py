@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Mapping
-from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ from pandas.io.formats.style import Styler
 from amir_grpo import metrics
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results import tables
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings, help_of
 
 # blue and orange are told apart by every common kind of colour vision, and by their grey values
 GAIN_COLOUR, LOSS_COLOUR = "#0a4f8f", "#c75000"
@@ -128,10 +127,10 @@ def folded(table: Styler, what: str) -> str:
     return f"<details><summary>{html.escape(what)}</summary>\n{shown}</details>"
 
 
-def style_settings(settings: Settings) -> Styler:
+def style_settings(settings: RunSettings) -> Styler:
     """The settings that a reader of the run's results wants to know, with their meaning, for a notebook."""
-    meaning = {field.name: field.metadata["help"] for field in fields(settings)}
-    rows = [(name, f"{getattr(settings, name)}", meaning[name]) for name in _SETTINGS_SHOWN]
+    values = settings.flat()
+    rows = [(name, f"{values[name]}", help_of(name)) for name in _SETTINGS_SHOWN]
     return style_texts(pd.DataFrame(rows, columns=["setting", "value", "meaning"]))
 
 

@@ -13,7 +13,7 @@ from amir_grpo.choices import ENGINES, check_names
 from amir_grpo.policies.source import Loading, PolicySource
 from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage, write_table
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 from amir_grpo.system.files import explain_full_disk, write_text
 from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
@@ -37,13 +37,15 @@ class Evaluation:
         problems: The problems of a benchmark, by its name.
     """
 
-    def __init__(self, folder: Path, settings: Settings, loading: Loading, problems: Callable[[str], Dataset]) -> None:
+    def __init__(
+        self, folder: Path, settings: RunSettings, loading: Loading, problems: Callable[[str], Dataset]
+    ) -> None:
         self.folder = folder
         self.settings = settings
         self.loading = loading
         self.problems = problems
         self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
-        self._lora_rank = settings.lora_rank
+        self._lora_rank = settings.policy.lora_rank
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_loaded": None}  # an engine does not travel to a worker process
@@ -110,9 +112,9 @@ class Evaluation:
 
         self.close()
         policy = load_policy(source.base, source.adapter, self.loading)
-        tokenizer = load_tokenizer(source.base, self.settings.trust_remote_code)
+        tokenizer = load_tokenizer(source.base, self.settings.policy.trust_remote_code)
         prompts = {}
-        for benchmark in self.settings.benchmarks:
+        for benchmark in self.settings.evaluation.benchmarks:
             prompts |= tokenize_prompts(tokenizer, self.problems(benchmark))
         return sequence_logprobs(
             policy,
@@ -139,7 +141,11 @@ class Evaluation:
         """Record beside the samples what drew them."""
         if not (folder / _POLICY).exists():
             s = self.settings
-            drawn_by = {"engine": self.engine_name(), "load_in_4bit": s.load_in_4bit, "weights": source.weights_hash()}
+            drawn_by = {
+                "engine": self.engine_name(),
+                "load_in_4bit": s.policy.load_in_4bit,
+                "weights": source.weights_hash(),
+            }
             record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
             write_text(folder / _POLICY, to_json(record | {"provenance": provenance()}))
 
@@ -155,12 +161,12 @@ class Evaluation:
             batches = draw_batches(
                 self._engine(source),
                 problems,
-                1 if greedy else s.num_samples,
-                temperature=0.0 if greedy else s.eval_temperature,
-                top_p=s.eval_top_p,
-                max_new_tokens=s.eval_max_new_tokens,
-                seed=s.seed,
-                token_budget=s.eval_token_budget,
+                1 if greedy else s.evaluation.num_samples,
+                temperature=0.0 if greedy else s.evaluation.eval_temperature,
+                top_p=s.evaluation.eval_top_p,
+                max_new_tokens=s.evaluation.eval_max_new_tokens,
+                seed=s.train.seed,
+                token_budget=s.evaluation.eval_token_budget,
                 done=done,
                 label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
             )
@@ -173,14 +179,14 @@ class Evaluation:
         from amir_grpo.grading import grade_many
         from amir_grpo.rewards import has_format, stated_confidence
 
-        problems, calibration = self.problems(benchmark), self.settings.calibration
+        problems, calibration = self.problems(benchmark), self.settings.data.calibration
         answers = dict(zip(problems["id"], problems["answer"], strict=True))
         grades = grade_many(rows["text"].tolist(), [answers[problem] for problem in rows["problem_id"]])
         rows["correct"] = [grade.correct for grade in grades]
         rows["formatted"] = [has_format(text, calibration) for text in rows["text"]]
         if calibration:
             rows["confidence"] = pd.Series([stated_confidence(text) for text in rows["text"]], dtype=float)
-        rows["seed"] = self.settings.seed
+        rows["seed"] = self.settings.train.seed
         return rows
 
     def _engine(self, source: PolicySource) -> Engine:
@@ -205,18 +211,18 @@ class Evaluation:
         from amir_grpo.policies.loading import load_tokenizer
         from amir_grpo.policies.sampling import tokenize_prompts
 
-        tokenizer = load_tokenizer(base, self.settings.trust_remote_code)
-        prompts = [tokenize_prompts(tokenizer, self.problems(name)) for name in self.settings.benchmarks]
+        tokenizer = load_tokenizer(base, self.settings.policy.trust_remote_code)
+        prompts = [tokenize_prompts(tokenizer, self.problems(name)) for name in self.settings.evaluation.benchmarks]
         longest = max(len(ids) for benchmark in prompts for ids in benchmark.values())
-        return Room(max(rank, self._lora_rank), longest + self.settings.eval_max_new_tokens)
+        return Room(max(rank, self._lora_rank), longest + self.settings.evaluation.eval_max_new_tokens)
 
     def engine_name(self) -> str:
         """What draws; with eval_engine=auto the one that drew what is there: engines differ, and policies are compared."""
         from amir_grpo.policies.engines import engine_here
 
-        if self.settings.eval_engine == "auto":
+        if self.settings.evaluation.eval_engine == "auto":
             records = [read_json(path, ["engine"]) for path in self.folder.glob(f"samples/*/{_POLICY}")]
             if records:
                 check_names("engine", recorded := [record["engine"] for record in records], ENGINES)
                 return min(recorded)
-        return engine_here(self.settings.eval_engine, self.loading)
+        return engine_here(self.settings.evaluation.eval_engine, self.loading)

@@ -43,7 +43,7 @@ def export_results(run: Run, folder: Path) -> Path:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already: give a folder that does not exist.")
     check_folder(folder, "results")
-    benchmarks = run.settings.benchmarks
+    benchmarks = run.settings.evaluation.benchmarks
     missing = [(p, b) for p in POLICIES for b in benchmarks if not run.evaluation.is_complete(p, b)]
     if missing:
         raise ValueError(
@@ -136,13 +136,13 @@ def _save_for_harness(
     from amir_grpo.policies.loading import load_tokenizer
 
     s = run.settings
-    tokenizer = load_tokenizer(run.base(), s.trust_remote_code)
+    tokenizer = load_tokenizer(run.base(), s.policy.trust_remote_code)
     generation = {
         "until": [],
         "do_sample": True,
-        "temperature": s.eval_temperature,
-        "top_p": s.eval_top_p,
-        "max_gen_toks": s.eval_max_new_tokens,
+        "temperature": s.evaluation.eval_temperature,
+        "top_p": s.evaluation.eval_top_p,
+        "max_gen_toks": s.evaluation.eval_max_new_tokens,
     }
     date = record_of(run.folder)["ended"].partition("+")[0].replace(":", "-")
     prompts = {
@@ -154,8 +154,8 @@ def _save_for_harness(
         entries = {}
         for name, of_benchmark in problems.items():
             rows = samples[(samples["policy"] == policy) & (samples["benchmark"] == name)]
-            entries[name] = harness_samples(rows, of_benchmark, prompts, generation, s.ks)
+            entries[name] = harness_samples(rows, of_benchmark, prompts, generation, s.evaluation.ks)
             lines = "".join(json.dumps(entry) + "\n" for entry in entries[name])
             write_text(folder / policy / f"samples_{name}_{date}.jsonl", lines)
-        results = harness_results(policy, entries, generation, s.seed)
+        results = harness_results(policy, entries, generation, s.train.seed)
         write_text(folder / policy / f"results_{date}.json", to_json(results))

@@ -44,10 +44,12 @@ def render_model_card(run: Run, method: str, merged: bool = False, summary: pd.D
         **{name: version for name, version in made["packages"].items() if version},
         **{f"problems {p['set']}": f"{p['problems']}, fingerprint {p['fingerprint']}" for p in record["problems"]},
     }
-    base = run.settings.model_name
+    base = run.settings.policy.model_name
     local = Path(base).is_dir()
     shown = record["settings"] | {"model_name": Path(base).name if local else base}
-    metadata = _metadata(run, method, merged, base if not local and not run.settings.is_sandbox else None, summary)
+    metadata = _metadata(
+        run, method, merged, base if not local and not run.settings.policy.is_sandbox else None, summary
+    )
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined)
     environment.filters["cell"] = _cell
     return environment.get_template("model_card.md").render(
@@ -80,11 +82,11 @@ def _metadata(run: Run, method: str, merged: bool, base: str | None, summary: pd
                     metric_value=round(row.estimate, 1),
                 )
             )
-    trained_on = TRAINING_SETS.get(run.settings.dataset_name)
+    trained_on = TRAINING_SETS.get(run.settings.data.dataset_name)
     return ModelCardData(
         library_name="transformers" if merged else "peft",
         base_model=base,
-        datasets=[trained_on.hub_id if trained_on else run.settings.dataset_name],
+        datasets=[trained_on.hub_id if trained_on else run.settings.data.dataset_name],
         tags=["trl", "grpo", *(["amir-grpo"] if method == "amir_grpo" else [])],
         model_name=POLICY_NAMES[method],
         eval_results=results or None,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from amir_grpo.choices import check_names
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON
-from amir_grpo.settings import ADDED_SINCE, PROFILES, Settings, differences, settings_of
+from amir_grpo.settings import FIELDS, PROFILES, RunSettings, differences, settings_of
 from amir_grpo.system.files import check_folder, write_text
 from amir_grpo.system.locks import in_progress, locked
 from amir_grpo.system.processes import is_main
@@ -28,7 +27,7 @@ NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *_CONSENTS)
 
 def configure(
     folder: Path, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
-) -> tuple[str, Settings]:
+) -> tuple[str, RunSettings]:
     """The profile and the settings of a run folder; written into it where it is new or holds no results yet.
 
     An existing folder supplies its own settings, but for the two by which one consents to reading untrusted weights.
@@ -65,7 +64,7 @@ def configure(
                     record.unlink()
             own = stored is not None and name == stored["profile"]
             given = sorted({*overrides, *(_given(stored) if own else ())})
-            config = {"profile": name, "settings": asdict(settings), "given": given}
+            config = {"profile": name, "settings": settings.flat(), "given": given}
             config["provenance"] = made_with or provenance()
             write_text(folder / CONFIG, to_json(config))
     return name, settings
@@ -111,7 +110,7 @@ def resolve_profile(profile: str) -> str:
 
 
 @contextmanager
-def stage_lock(folder: Path, settings: Settings, work: str) -> Iterator[None]:
+def stage_lock(folder: Path, settings: RunSettings, work: str) -> Iterator[None]:
     """Hold the lock of a stage while the block runs, with the folder configured as the stage expects.
 
     Args:
@@ -141,7 +140,7 @@ def _lock(folder: Path, work: str) -> Iterator[None]:
         yield
 
 
-def _differing(stored: Mapping[str, Any], settings: Settings) -> dict[str, tuple[Any, Any]]:
+def _differing(stored: Mapping[str, Any], settings: RunSettings) -> dict[str, tuple[Any, Any]]:
     return {k: v for k, v in differences(stored["settings"], settings).items() if k not in NO_EFFECT}
 
 
@@ -155,14 +154,13 @@ def _mixing(folder: Path, differing: Mapping[str, tuple[Any, Any]]) -> ValueErro
 
 def _merged(
     stored: Mapping[str, Any] | None, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
-) -> tuple[str, Settings]:
+) -> tuple[str, RunSettings]:
     """The profile and the settings: the folder's own where there are some, and what is given anew."""
     if stored is None:
         name, settings = new_profile, settings_of(new_profile, overrides)
     elif profile in (None, stored["profile"]):
         name = stored["profile"] if stored["profile"] in PROFILES else "sandbox"
-        known = {f.name for f in fields(Settings)}.difference(_CONSENTS)
-        own = {setting: value for setting, value in (ADDED_SINCE | stored["settings"]).items() if setting in known}
+        own = {k: v for k, v in stored["settings"].items() if k in FIELDS and k not in _CONSENTS}
         settings = settings_of(name, own | dict(overrides))
     else:
         name, settings = profile, settings_of(profile, overrides)
@@ -170,15 +168,16 @@ def _merged(
     return name, settings
 
 
-def _check(settings: Settings) -> None:
-    check_names("benchmark", settings.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
-    check_names("training set", [settings.dataset_name], [*TRAINED_ON, *TRAINING_SETS])
-    if settings.is_sandbox and settings.dataset_name != settings.model_name:
+def _check(settings: RunSettings) -> None:
+    check_names("benchmark", settings.evaluation.benchmarks, [*ALL_FAMILIES, *BENCHMARKS])
+    check_names("training set", [settings.data.dataset_name], [*TRAINED_ON, *TRAINING_SETS])
+    model, data = settings.policy.model_name, settings.data.dataset_name
+    if settings.policy.is_sandbox and data != model:
         raise ValueError(
-            f"The sandbox's policy reads arithmetic only: with model_name={settings.model_name!r}, dataset_name must be "
-            f"{settings.model_name!r}, not {settings.dataset_name!r}."
+            f"The sandbox's policy reads arithmetic only: with model_name={model!r}, dataset_name must be {model!r}, "
+            f"not {data!r}."
         )
-    if settings.is_sandbox and settings.calibration:
+    if settings.policy.is_sandbox and settings.data.calibration:
         raise ValueError(
             "The sandbox's policy cannot state a confidence: leave calibration off, or take another policy."
         )

@@ -17,28 +17,28 @@ import torch
 
 from amir_grpo.answers import extract_answer, plain_number, plain_text
 from amir_grpo.rewards import Completion, RewardFunction, completion_texts, reward_functions, strict_format
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 
 _CREDIT_RANGE = 10  # how far off an answer may be to earn partial credit
 
 
-def rewards_of(settings: Settings) -> tuple[list[RewardFunction], list[float]]:
+def rewards_of(settings: RunSettings) -> tuple[list[RewardFunction], list[float]]:
     """The reward functions of a run, and the weight of each in the reward.
 
     The published ones come first. A nuisance follows as `nuisance`, and where the reward is clipped, what that takes off
     follows as `clip`. With `reward_terms="correctness"` all others are logged, but weigh nothing.
     """
-    functions = reward_functions(settings.calibration)
-    if settings.nuisance != "none":
+    functions = reward_functions(settings.data.calibration)
+    if settings.study.nuisance != "none":
         functions.append(_nuisance(settings))
-    if settings.reward_clip is not None:
-        functions.append(_clip(settings.reward_clip, list(functions)))
-    only = settings.reward_terms == "correctness"
+    if settings.study.reward_clip is not None:
+        functions.append(_clip(settings.study.reward_clip, list(functions)))
+    only = settings.study.reward_terms == "correctness"
     return functions, [0.0 if only and function.__name__ != "correctness" else 1.0 for function in functions]
 
 
-def _nuisance(settings: Settings) -> RewardFunction:
-    kind, size = settings.nuisance, settings.nuisance_size
+def _nuisance(settings: RunSettings) -> RewardFunction:
+    kind, size = settings.study.nuisance, settings.study.nuisance_size
 
     def nuisance(completions: Sequence[Completion], **columns: Any) -> list[float]:
         if kind == "format":
@@ -46,9 +46,9 @@ def _nuisance(settings: Settings) -> RewardFunction:
         if kind == "partial":
             texts = completion_texts(completions)
             return [size * _closeness(*pair) for pair in zip(texts, columns["answer"], strict=True)]
-        numbers = _numbers(settings.seed, columns["trainer_state"].global_step, columns["id"])
+        numbers = _numbers(settings.train.seed, columns["trainer_state"].global_step, columns["id"])
         if kind == "outliers":
-            return [size if number < settings.nuisance_rate else 0.0 for number in numbers]
+            return [size if number < settings.study.nuisance_rate else 0.0 for number in numbers]
         return [size * (2 * number - 1) for number in numbers]
 
     return nuisance

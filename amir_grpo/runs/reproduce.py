@@ -20,7 +20,7 @@ from amir_grpo.runs.kept import compared_with_kept
 from amir_grpo.runs.locations import kept_results, notebooks_folder
 from amir_grpo.runs.run import Run
 from amir_grpo.runs.showing import results_of, write_report
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 from amir_grpo.system.cluster import Cluster
 from amir_grpo.system.executors import executor_of, visible_gpus
 from amir_grpo.system.locks import locked
@@ -142,7 +142,7 @@ def _executor(run: Run, cluster: Cluster | None) -> Iterator[tuple[Executor, lis
         with executor_of(cluster) as executor:
             yield executor, []
         return
-    gpus = visible_gpus(run.settings.device)
+    gpus = visible_gpus(run.settings.policy.device)
     with ThreadPoolExecutor(len(gpus) or min(2, os.cpu_count() or 1)) as executor:
         yield executor, gpus
 
@@ -153,7 +153,7 @@ class _Check:
 
     folder: Path
     profile: str
-    settings: Settings
+    settings: RunSettings
     label: str = "run"
 
 

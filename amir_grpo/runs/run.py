@@ -37,7 +37,7 @@ from amir_grpo.runs.side_by_side import draw_side_by_side, use_one_thread, worke
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
 from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
@@ -61,7 +61,7 @@ class Run:
         evaluation: Draws, grades and scores completions of any policy into the folder.
     """
 
-    def __init__(self, folder: Path, profile: str, settings: Settings) -> None:
+    def __init__(self, folder: Path, profile: str, settings: RunSettings) -> None:
         self.folder = folder
         self.profile = profile
         self.settings = settings
@@ -81,11 +81,13 @@ class Run:
         from amir_grpo.policies.loading import check_hardware, load_tokenizer
 
         s = self.settings
-        check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm, s.eval_engine)
+        check_hardware(
+            s.policy.load_in_4bit, s.train.optim, s.train.report_to, s.train.use_vllm, s.evaluation.eval_engine
+        )
         self.training_problems()
-        self._check_problems(POLICIES, s.benchmarks)
-        if not s.is_sandbox:
-            load_tokenizer(s.model_name, s.trust_remote_code)
+        self._check_problems(POLICIES, s.evaluation.benchmarks)
+        if not s.policy.is_sandbox:
+            load_tokenizer(s.policy.model_name, s.policy.trust_remote_code)
 
     # --- problems -----------------------------------------------------------------------------------------------
 
@@ -96,14 +98,16 @@ class Run:
             ValueError: If it is smaller than one rollout, or not the one that the run has used before.
         """
         s = self.settings
-        problems = load_problems(s.dataset_name, s.dataset_split, s.dataset_limit, s.calibration, seed=s.seed)
-        prompts = s.prompts_per_rollout * world_size()
+        problems = load_problems(
+            s.data.dataset_name, s.data.dataset_split, s.data.dataset_limit, s.data.calibration, seed=s.train.seed
+        )
+        prompts = s.train.prompts_per_rollout * world_size()
         if len(problems) < prompts:
             raise ValueError(
-                f"The training set {s.dataset_name} holds {len(problems)} problems, fewer than the {prompts} prompts of a "
-                "rollout: no step would be made.\nLower per_device_train_batch_size, or train in fewer processes."
+                f"The training set {s.data.dataset_name} holds {len(problems)} problems, fewer than the {prompts} prompts "
+                "of a rollout: no step would be made.\nLower per_device_train_batch_size, or train in fewer processes."
             )
-        self._record_problems(f"{s.dataset_name}-{s.dataset_split}", problems)
+        self._record_problems(f"{s.data.dataset_name}-{s.data.dataset_split}", problems)
         return problems
 
     def problems(self, benchmark: str) -> Dataset:
@@ -113,13 +117,13 @@ class Run:
             ValueError: If they are not those that the run has used before.
         """
         s = self.settings
-        problems = load_problems(benchmark, limit=s.eval_limit, calibration=s.calibration)
+        problems = load_problems(benchmark, limit=s.evaluation.eval_limit, calibration=s.data.calibration)
         self._record_problems(benchmark, problems)
         return problems
 
     def questions(self) -> dict[str, str]:
         """The question of each problem of the run's benchmarks, by its id."""
-        loaded = [self.problems(benchmark) for benchmark in self.settings.benchmarks]
+        loaded = [self.problems(benchmark) for benchmark in self.settings.evaluation.benchmarks]
         return {id_: question for rows in loaded for id_, question in zip(rows["id"], rows["question"], strict=True)}
 
     def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
@@ -148,13 +152,17 @@ class Run:
 
     def base(self) -> str:
         """Folder or Hub id of the base policy; the sandbox's is made now unless it is there."""
-        if not self.settings.is_sandbox:
-            return self.settings.model_name
+        if not self.settings.policy.is_sandbox:
+            return self.settings.policy.model_name
         folder = self.folder / "base"
         if folder.exists() and not (is_main() and first_damaged(folder)):
             return str(folder)
         s = self.settings
-        spec = replace(SPECS[s.model_name], warmup_steps=s.sandbox_warmup_steps, seed=WARMUP_SEEDS[s.base_seed])
+        spec = replace(
+            SPECS[s.policy.model_name],
+            warmup_steps=s.policy.sandbox_warmup_steps,
+            seed=WARMUP_SEEDS[s.policy.base_seed],
+        )
         with explain_full_disk(self.folder):
             made = base_policy(spec, self.folder.parent / ".cache")
             with self._stage("copying the base policy"):
@@ -210,12 +218,12 @@ class Run:
         from amir_grpo.policies.loading import check_hardware, check_sharding
 
         s = self.settings
-        check_hardware(s.load_in_4bit, s.optim, s.report_to, s.use_vllm)
-        check_sharding(s.load_in_4bit, s.optim)
-        backend = start_backend(s.backend)
+        check_hardware(s.policy.load_in_4bit, s.train.optim, s.train.report_to, s.train.use_vllm)
+        check_sharding(s.policy.load_in_4bit, s.train.optim)
+        backend = start_backend(s.policy.backend)
         from amir_grpo.policies.memory_plan import card_here, plan_here  # imports PEFT, which Unsloth speeds up
 
-        if is_main() and s.device == "auto" and (card := card_here()):
+        if is_main() and s.policy.device == "auto" and (card := card_here()):
             made = plan_here(s, backend.name)
             print(
                 f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
@@ -254,7 +262,7 @@ class Run:
             logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed; with calibration also
             confidence (NaN where none is stated).
         """
-        policies, benchmarks = list(policies), list(benchmarks or self.settings.benchmarks)
+        policies, benchmarks = list(policies), list(benchmarks or self.settings.evaluation.benchmarks)
         check_names("policy", policies, POLICIES)
         self._check_problems(policies, benchmarks)
         sources = {
@@ -290,7 +298,7 @@ class Run:
             sources: Policies by the names that the column policy is to show.
             benchmarks, greedy, workers: As in `samples`.
         """
-        benchmarks = list(benchmarks or self.settings.benchmarks)
+        benchmarks = list(benchmarks or self.settings.evaluation.benchmarks)
         folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
         self.evaluation.expect(sources.values())
         self._check_problems(folders.values(), benchmarks)

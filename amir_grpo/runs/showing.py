@@ -34,17 +34,19 @@ def results_of(run: Run) -> RunResults:
         logs=run.logs(),
         questions=run.questions(),
         profile=run.profile,
-        model=run.settings.model_name,
-        ks=run.settings.ks,
+        model=run.settings.policy.model_name,
+        ks=run.settings.evaluation.ks,
     )
 
 
 def policy_summary_of(run: Run, method: str) -> pd.DataFrame | None:
     """What the base policy and a trained one do on the run's benchmarks; None where one of them is not evaluated yet."""
     policies = ["base", method]
-    if not all(run.evaluation.is_complete(*pair) for pair in product(policies, run.settings.benchmarks)):
+    if not all(run.evaluation.is_complete(*pair) for pair in product(policies, run.settings.evaluation.benchmarks)):
         return None
-    return EvaluationResults(run.samples(policies), run.samples(policies, greedy=True), run.settings.ks).policies
+    return EvaluationResults(
+        run.samples(policies), run.samples(policies, greedy=True), run.settings.evaluation.ks
+    ).policies
 
 
 def save_results(run: Run, results: EvaluationResults, only: Iterable[str] | None = None) -> dict[str, Path]:

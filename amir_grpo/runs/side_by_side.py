@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from amir_grpo.choices import SANDBOX
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.evaluation import Evaluation
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 from amir_grpo.system.executors import executor_of, run_jobs, visible_gpus
 
 
@@ -45,7 +45,7 @@ def workers_for(evaluation: Evaluation, names: Iterable[str], benchmarks: Iterab
     missing = len(_missing(evaluation, names, benchmarks))
     if missing < 2:
         return 1
-    return min(missing, workers or len(visible_gpus(evaluation.settings.device)) or 1)
+    return min(missing, workers or len(visible_gpus(evaluation.settings.policy.device)) or 1)
 
 
 def draw_side_by_side(
@@ -64,7 +64,7 @@ def draw_side_by_side(
     number = workers_for(evaluation, sources, benchmarks, workers)
     if number > 1:
         work = [_Drawing(evaluation, *named, sources[named[0]]) for named in _missing(evaluation, sources, benchmarks)]
-        with executor_of(number, visible_gpus(evaluation.settings.device)) as executor:
+        with executor_of(number, visible_gpus(evaluation.settings.policy.device)) as executor:
             run_jobs("evaluating", _draw, work, executor)
 
 
@@ -78,9 +78,9 @@ def _draw(drawing: _Drawing) -> None:
     drawing.evaluation.completions(drawing.name, drawing.benchmark, drawing.source)
 
 
-def use_one_thread(settings: Settings) -> None:
+def use_one_thread(settings: RunSettings) -> None:
     """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
-    if settings.model_name == SANDBOX:
+    if settings.policy.model_name == SANDBOX:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
         else:  # who only reads results need not wait for torch

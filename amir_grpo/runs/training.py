@@ -33,7 +33,7 @@ from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
 from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint, name_the_cpu_as_torch_does
 from amir_grpo.runs.rollout_record import RolloutRecord
 from amir_grpo.runs.trl_config import trainer_config
-from amir_grpo.settings import Settings
+from amir_grpo.settings import RunSettings
 from amir_grpo.system.files import atomic_write, check_folder
 from amir_grpo.system.processes import is_main
 from amir_grpo.system.progress import progress_bar
@@ -104,15 +104,15 @@ class _Progress(TrainerCallback):
             self.bar.close()
 
 
-def _policy(settings: Settings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
+def _policy(settings: RunSettings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
     """The policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
-    adapter = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+    adapter = settings.policy.lora_rank, settings.policy.lora_alpha, settings.policy.lora_targets
     loading = Loading.of(settings)
     if backend.name == "transformers":
         policy = load_policy(base, loading=loading)
         return policy, lora_config(*adapter, policy)
-    length, checkpointing = settings.max_seq_length, settings.gradient_checkpointing
-    return load_by_unsloth(base, loading, lora_config(*adapter), length, checkpointing, settings.seed), None
+    length, checkpointing = settings.policy.max_seq_length, settings.train.gradient_checkpointing
+    return load_by_unsloth(base, loading, lora_config(*adapter), length, checkpointing, settings.train.seed), None
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def explain_full_gpu() -> Iterator[None]:
 
 
 def train(
-    method: str, settings: Settings, base: str, problems: Dataset, folder: Path, backend: Backend
+    method: str, settings: RunSettings, base: str, problems: Dataset, folder: Path, backend: Backend
 ) -> pd.DataFrame:
     """Train a LoRA adapter on `base` and save it into `folder`; continue from its last checkpoint where there is one.
 
@@ -170,7 +170,7 @@ def train(
 
 def _train(
     method: str,
-    settings: Settings,
+    settings: RunSettings,
     config: GRPOConfig,
     base: str,
     problems: Dataset,
@@ -201,12 +201,12 @@ def _train(
 
 
 def run_trainer(
-    method: str, settings: Settings, config: GRPOConfig, base: str, problems: Dataset, backend: Backend
+    method: str, settings: RunSettings, config: GRPOConfig, base: str, problems: Dataset, backend: Backend
 ) -> GRPOTrainer:
     """The trainer of a run, with the policy and a fresh adapter loaded; arguments as in `train` and `trainer_config`."""
-    set_seed(settings.seed)  # before the adapter is drawn, so that both methods start from the same one
+    set_seed(settings.train.seed)  # before the adapter is drawn, so that both methods start from the same one
     trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
-    tokenizer = load_tokenizer(base, settings.trust_remote_code)  # small, and tells what cannot be trained
+    tokenizer = load_tokenizer(base, settings.policy.trust_remote_code)  # small, and tells what cannot be trained
     if backend.name == "unsloth":
         check_padding(tokenizer)
     policy, lora = _policy(settings, base, backend)
@@ -219,13 +219,13 @@ def run_trainer(
         processing_class=tokenizer,
         peft_config=lora,
     )
-    if config.fp16 or settings.load_in_4bit:
+    if config.fp16 or settings.policy.load_in_4bit:
         keep_trained_weights_in_float32(trainer.model)
     if backend.name == "transformers":  # else Unsloth has ways of its own
-        draw_adapter(trainer.model, settings.seed)
+        draw_adapter(trainer.model, settings.train.seed)
         # where each process holds a part of the policy, TRL draws
-        trainer.draws_rollouts = not settings.use_vllm and not is_sharded()
-    trainer.max_prompt_length = settings.max_prompt_length
-    trainer.drop_uniform_groups = settings.drop_uniform_groups
+        trainer.draws_rollouts = not settings.train.use_vllm and not is_sharded()
+    trainer.max_prompt_length = settings.data.max_prompt_length
+    trainer.drop_uniform_groups = settings.study.drop_uniform_groups
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -33,7 +33,7 @@ from amir_grpo.sandbox.problems import (
     question_of,
     solution,
 )
-from amir_grpo.settings import PROFILES, Settings
+from amir_grpo.settings import FIELDS, PROFILES
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ class SandboxSpec(Habits):
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     intermediate_size: int = 192
-    warmup_steps: int = Settings.sandbox_warmup_steps
+    warmup_steps: int = FIELDS["sandbox_warmup_steps"].default
     warmup_batch_size: int = 16
     warmup_learning_rate: float = 5e-3
     warmup_chains: int = 6000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,7 +49,10 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
     needed = {run.base for run in waiting}
-    with locked(runs[0].folder, "study"), executor_of(workers, visible_gpus(runs[0].settings.device)) as executor:
+    with (
+        locked(runs[0].folder, "study"),
+        executor_of(workers, visible_gpus(runs[0].settings.policy.device)) as executor,
+    ):
         for run in runs:  # killed between keeping its results and deleting its folder
             if run not in waiting:
                 _throw_away(run)
@@ -192,7 +195,7 @@ def _record(run: StudyRun, digests: dict[str, str], seconds: dict[str, float]) -
         "seed": run.seed,
         "base": run.base,
         "profile": run.profile,
-        "settings": asdict(run.settings),
+        "settings": run.settings.flat(),
         "digests": digests,
         "seconds": {what: round(value, 1) for what, value in seconds.items()},
         **{name: made_with[name] for name in ("python", "commit", "uncommitted_changes", "packages")},
@@ -206,9 +209,9 @@ def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:
     from amir_grpo.study.shared_scores import boundary_table, mixed_completions, tempered_scores
 
     s = base.settings
-    benchmarks = [name for name in s.benchmarks if name in TRAINED_ON[s.model_name]]
+    benchmarks = [name for name in s.evaluation.benchmarks if name in TRAINED_ON[s.policy.model_name]]
     shared = mixed_completions(base.samples([BASE], benchmarks))
-    tokenizer = load_tokenizer(base.base(), s.trust_remote_code)
+    tokenizer = load_tokenizer(base.base(), s.policy.trust_remote_code)
     prompts: dict[str, list[int]] = {}
     for benchmark in benchmarks:
         prompts |= tokenize_prompts(tokenizer, base.problems(benchmark))
@@ -229,4 +232,4 @@ def _policies(opened: Run, method: str) -> dict[int, Path | None]:
         int(path.name.rpartition("-")[2]): path
         for path in (opened.folder / method / "checkpoints").glob("checkpoint-*")
     }
-    return dict(sorted((found | {opened.settings.max_steps: opened.folder / method}).items()))
+    return dict(sorted((found | {opened.settings.train.max_steps: opened.folder / method}).items()))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amir_grpo.choices import STUDIES, check_names
 from amir_grpo.runs.run import Run, open_run
-from amir_grpo.settings import Settings, settings_of
+from amir_grpo.settings import RunSettings, settings_of
 from amir_grpo.study.plan import Plan
 from amir_grpo.study.regimes import ARMS, BASE, RegimeArm
 
@@ -55,16 +55,16 @@ class StudyRun:
         return self.seed + self.arm.seed_offset
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RunSettings:
         """All settings of the run; it keeps a checkpoint where half of the training is done."""
         changes = {"seed": self.training_seed, "base_seed": self.base, "eval_limit": PROBLEMS, **self.arm.changes}
         changes |= self.overrides
-        half = -(-settings_of(self.profile, changes).max_steps // 2)
+        half = -(-settings_of(self.profile, changes).train.max_steps // 2)
         return settings_of(self.profile, changes | {"save_steps": half, "save_total_limit": None})
 
     def open(self) -> Run:
         """The run folder, with every setting given, so that none is taken from what is there."""
-        return open_run(self.profile, self.folder / self.name, asdict(self.settings))
+        return open_run(self.profile, self.folder / self.name, self.settings.flat())
 
 
 def arms_in_order(plan: Plan, study: str) -> list[list[str]]:

@@ -110,7 +110,7 @@ def predicted_cosine(
         pass_rate: Mean share of right completions.
         model, rollouts, seed: Of the simulation.
     """
-    settings = vars(settings_of(PROFILE, ARMS[arm].changes))
+    settings = settings_of(PROFILE, ARMS[arm].changes).flat()
     correct, reward = simulated_rewards(settings, pass_rate, rollouts, np.random.default_rng(seed), model)
     update = update_of(settings, reward, ARMS[arm].method == "amir_grpo")
     wanted = advantages(correct, scaled=False)

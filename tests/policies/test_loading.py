@@ -480,8 +480,8 @@ def test_code_of_a_policy_is_run_only_where_asked_for(base, tmp_path):
 def test_trust_is_off_in_every_profile():
     for name in ("sandbox", "colab-t4", "paper-qwen7b"):
         settings = settings_of(name)
-        assert not settings.trust_remote_code
-        assert settings.safetensors_only
+        assert not settings.policy.trust_remote_code
+        assert settings.policy.safetensors_only
 
 
 def test_under_unsloth_the_pad_token_is_not_the_end(tokenizer):

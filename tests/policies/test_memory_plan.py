@@ -20,7 +20,7 @@ from amir_grpo.policies.memory_plan import hours_table, plan, profile_for
 from amir_grpo.policies.meta_pass import config_of, peak_of_a_pass, policy_on_meta
 from amir_grpo.policies.sampling import _batches
 from amir_grpo.results.published import published_sizes
-from amir_grpo.settings import PROFILES, settings_of
+from amir_grpo.settings import PROFILES, replace, settings_of
 
 ROOT = Path(__file__).parents[2]
 GPU_PROFILES = ("colab-t4", "paper-qwen3b", "paper-qwen7b", "paper-gemma4b")
@@ -39,7 +39,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_shapes_have_the_published_number_of_parameters(name, parameters):
-    own = [profile for profile in GPU_PROFILES[1:] if settings_of(profile).model_name == name]  # in 16 bits
+    own = [profile for profile in GPU_PROFILES[1:] if settings_of(profile).policy.model_name == name]  # in 16 bits
     rel = 0.01 if "gemma" in name else 0
     if own:
         planned = plan(settings_of(own[0]))
@@ -89,20 +89,20 @@ def test_memory_of_the_training_pass_is_within_15_percent_of_what_is_measured(ch
     s = settings(checkpointing, micro_batch)
     planned = plan(s, bits=32)
     policy = AutoModelForCausalLM.from_config(config_of(s), dtype=torch.float32, attn_implementation="sdpa")
-    policy = get_peft_model(policy, lora_config(s.lora_rank, s.lora_alpha))
+    policy = get_peft_model(policy, lora_config(s.policy.lora_rank, s.policy.lora_alpha))
     if checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.enable_input_require_grads()
     policy.train()
-    length = s.max_prompt_length + s.max_completion_length
+    length = s.data.max_prompt_length + s.train.max_completion_length
 
     def step():
         ids = torch.ones(micro_batch, length, dtype=torch.long)
         mask = torch.ones_like(ids)
         mask[:, :5] = 0  # padding, so that the mask is a real one
-        options = {"use_cache": False, "logits_to_keep": s.max_completion_length + 1}
+        options = {"use_cache": False, "logits_to_keep": s.train.max_completion_length + 1}
         logits = policy(input_ids=ids, attention_mask=mask, **options).logits[:, :-1]
-        logps = selective_log_softmax(logits, ids[:, -s.max_completion_length :])  # TRL's
+        logps = selective_log_softmax(logits, ids[:, -s.train.max_completion_length :])  # TRL's
         logps.backward(torch.zeros_like(logps))
 
     measured = peak_of_the_allocator(step) / GIB
@@ -116,11 +116,11 @@ def test_weights_adapters_and_cache_are_what_they_are():
     policy = AutoModelForCausalLM.from_config(config_of(s), dtype=torch.float32)
     assert planned.parts["weights"] * GIB == sum(p.nbytes for p in policy.parameters())
     with torch.no_grad():
-        length = s.max_prompt_length + s.max_completion_length
+        length = s.data.max_prompt_length + s.train.max_completion_length
         cache = policy(torch.ones(16, length, dtype=torch.long), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert planned.parts["KV cache"] * GIB == held, "a rollout is 8 × 2 completions"
-    adapted = get_peft_model(policy, lora_config(s.lora_rank, s.lora_alpha))
+    adapted = get_peft_model(policy, lora_config(s.policy.lora_rank, s.policy.lora_alpha))
     trained = sum(p.nbytes for p in adapted.parameters() if p.requires_grad)
     assert planned.parts["adapters"] * GIB == planned.parts["gradients"] * GIB == trained
     assert planned.parts["optimizer"] * GIB == 2 * trained
@@ -128,12 +128,12 @@ def test_weights_adapters_and_cache_are_what_they_are():
 
 def test_sliding_windows_hold_less():
     full = plan(settings_of("paper-gemma4b"))
-    s = dataclasses.replace(full.settings)
+    s = full.settings
     layers, per_token = full.layers, 2 * 4 * 256 * 2  # keys and values of 4 heads of 256, in 2 bytes
     global_layers = layers // 6  # every sixth; the others see 1,024 tokens
     tokens = global_layers * 2048 + (layers - global_layers) * 1024
     assert full.parts["KV cache"] * GIB == 32 * per_token * tokens
-    assert s.num_generations == 8
+    assert s.train.num_generations == 8
 
 
 def test_4_bits_take_a_little_more_than_a_quarter():
@@ -155,7 +155,7 @@ def test_the_way_out_makes_it_fit():
         changes = dict(word.split("=") for word in words if "=" in word)
         assert changes, text
         overrides = {k: v == "True" if v in ("True", "False") else int(v) for k, v in changes.items()}
-        s = dataclasses.replace(s, **overrides)
+        s = replace(s, **overrides)
     assert plan(s).fits(tight)
     assert seen[0].startswith("load_in_4bit=True"), "the weights alone are too large"
     assert seen[1].startswith("per_device_train_batch_size=4, gradient_accumulation_steps=8")
@@ -285,9 +285,11 @@ def test_the_operations_of_a_step_are_within_10_percent_of_those_that_are_counte
     s = settings_of("sandbox-large", changes | {"gradient_accumulation_steps": 1, "lora_rank": 1})
     policy, *_ = policy_on_meta(s, torch.bfloat16)
     with FlopCounterMode(display=False) as counter:
-        peak_of_a_pass(policy, s.micro_batch, s.max_prompt_length, s.max_completion_length, "transformers", True)
+        peak_of_a_pass(
+            policy, s.train.micro_batch, s.data.max_prompt_length, s.train.max_completion_length, "transformers", True
+        )
     made, slow = plan(s), Card("slow", 1e9, 1e-3, 1e18)
-    prefill = 2 * made.parameters * s.max_prompt_length / (0.35e9)  # of one prompt
+    prefill = 2 * made.parameters * s.data.max_prompt_length / (0.35e9)  # of one prompt
     assert (made.step_seconds(slow) - prefill) * 0.35e9 == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
@@ -297,9 +299,9 @@ def test_the_evaluation_waits_for_the_batches_that_are_drawn(budget, problems):
     """Even where the budget does not hold one completion."""
     made = changed(eval_token_budget=budget, benchmarks=["chain6"], eval_limit=None)
     s = made.settings
-    prompts = {str(n): [0] * s.max_prompt_length for n in range(problems)}
-    length = s.eval_max_new_tokens
-    batches = sum(len(list(_batches(prompts, samples, length, budget))) for samples in (s.num_samples, 1))
+    prompts = {str(n): [0] * s.data.max_prompt_length for n in range(problems)}
+    length = s.evaluation.eval_max_new_tokens
+    batches = sum(len(list(_batches(prompts, samples, length, budget))) for samples in (s.evaluation.num_samples, 1))
     token = made.layers * 0.8e-3
     assert made.evaluation_hours(FAST, {"chain6": problems}) * 3600 == pytest.approx(3 * batches * length * token)
 

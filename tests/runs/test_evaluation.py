@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ from amir_grpo.runs import side_by_side
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.runs.showing import results_of, write_report
+from amir_grpo.settings import replace
 from amir_grpo.system import executors
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monk
     run = calibrated(run)
     problems = Dataset.from_list([{"id": f"p-{n}", "answer": ["27"]} for n in range(3)])
     monkeypatch.setattr(run.evaluation, "problems", lambda name: problems)
-    results = EvaluationResults(run.samples(), run.samples(greedy=True), run.settings.ks)
+    results = EvaluationResults(run.samples(), run.samples(greedy=True), run.settings.evaluation.ks)
     base = results.policies[results.policies["policy"] == "base"].set_index("quantity")["estimate"]
     assert base["stated"] == 75
     assert base["brier"] == pytest.approx((0.01 + 0.04 + 0.81) / 3)
@@ -256,9 +256,9 @@ def test_one_engine_for_all_policies_of_a_run_and_room_for_the_longest(open_tiny
     assert len(built) == 1
     assert built[0].room.lora_rank == 64
     tokenizer = loading.load_tokenizer(base)
-    prompts = [sampling.tokenize_prompts(tokenizer, run.problems(name)) for name in run.settings.benchmarks]
+    prompts = [sampling.tokenize_prompts(tokenizer, run.problems(name)) for name in run.settings.evaluation.benchmarks]
     longest = max(len(ids) for benchmark in prompts for ids in benchmark.values())
-    assert built[0].room.tokens == longest + run.settings.eval_max_new_tokens
+    assert built[0].room.tokens == longest + run.settings.evaluation.eval_max_new_tokens
     run.evaluation.expect(sources[:1])
     assert run.evaluation._engine(sources[0]) is built[0], "more room than is needed is no reason to build it again"
     run.evaluation._engine(PolicySource(base, adapter(tmp_path / "larger", 65)))
@@ -300,7 +300,7 @@ def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings
         for greedy, rows in expected.items():
             again = two.samples(["base", "grpo"], greedy=greedy, workers=2)
             pd.testing.assert_frame_equal(again, rows)
-    assert side_by_side.workers_for(two.evaluation, ["base", "grpo"], two.settings.benchmarks, 2) == 1, (
+    assert side_by_side.workers_for(two.evaluation, ["base", "grpo"], two.settings.evaluation.benchmarks, 2) == 1, (
         "nothing is left to draw"
     )
 

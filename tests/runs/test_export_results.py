@@ -40,7 +40,7 @@ def test_every_problem_of_every_policy_has_a_row_that_its_completions_confirm(ru
         assert row.tokens == pytest.approx(own["tokens"].mean())
         assert row.truncated == (own["finish_reason"] == "length").sum()
         assert row.formatted == own["formatted"].sum()
-    asked = {row["id"]: row for name in run.settings.benchmarks for row in run.problems(name)}
+    asked = {row["id"]: row for name in run.settings.evaluation.benchmarks for row in run.problems(name)}
     assert {r.problem_id: (r.question, list(r.answers)) for r in problems.itertuples()} == {
         name: (row["question"], row["answer"]) for name, row in asked.items()
     }

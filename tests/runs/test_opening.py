@@ -1,7 +1,6 @@
 """Opening a run folder: it keeps its own settings, what is given anew is compared with them, and one process at a time."""
 
 import json
-from dataclasses import asdict
 from importlib.metadata import version
 from multiprocessing.connection import wait
 
@@ -16,7 +15,7 @@ def test_config_holds_settings_and_provenance(open_tiny, tiny_settings):
     run = open_tiny()
     config = json.loads((run.folder / "config.json").read_text())
     assert config["profile"] == "sandbox"
-    assert config["settings"] == asdict(settings_of("sandbox", tiny_settings | {"eval_limit": 2}))
+    assert config["settings"] == settings_of("sandbox", tiny_settings | {"eval_limit": 2}).flat()
     made_with = config["provenance"]
     assert made_with["packages"]["trl"] == version("trl")
     assert made_with["packages"]["torch"] == version("torch")
@@ -44,7 +43,7 @@ def test_a_changed_setting_is_refused_with_both_values(open_tiny):
 def test_settings_that_change_no_number_may_change(open_tiny):
     folder = open_tiny().folder
     before = (folder / "config.json").read_bytes()
-    assert open_tiny(report_to="trackio", save_steps=7).settings.report_to == "trackio"
+    assert open_tiny(report_to="trackio", save_steps=7).settings.train.report_to == "trackio"
     assert (folder / "config.json").read_bytes() == before
 
 
@@ -71,7 +70,7 @@ def test_a_folder_that_keeps_former_defaults_says_so_in_one_line(open_tiny, caps
     config = json.loads(path.read_text())
     config["settings"]["epsilon"] = 0.3
     path.write_text(json.dumps(config))
-    assert open_run(run_dir=run.folder).settings.epsilon == 0.3
+    assert open_run(run_dir=run.folder).settings.train.epsilon == 0.3
     note = capsys.readouterr().out
     assert note == f"{run.folder} keeps its own settings, other than profile sandbox now: epsilon 0.3 (now 0.2).\n"
     path.write_text(json.dumps({name: value for name, value in config.items() if name != "given"}))
@@ -111,19 +110,6 @@ def test_auto_without_a_gpu_is_the_sandbox(monkeypatch, tmp_path):
     assert json.loads((run.folder / "config.json").read_text())["profile"] == "sandbox"
 
 
-def test_a_run_of_an_earlier_version_goes_on(open_tiny):
-    run = open_tiny()
-    run.samples(["base"], ["chain3"])
-    path = run.folder / "config.json"
-    config = json.loads(path.read_text())
-    for later in ("backend", "use_vllm", "lora_targets", "trust_remote_code"):
-        del config["settings"][later]
-    path.write_text(json.dumps(config))
-    open_tiny()
-    with pytest.raises(ValueError, match="backend was 'transformers', is now 'unsloth'"):
-        open_tiny(backend="unsloth", dtype="auto", device="auto")
-
-
 # --- a folder that is there -----------------------------------------------------------------------------------------
 
 
@@ -133,7 +119,7 @@ def test_a_folder_that_is_there_supplies_its_own_settings(tmp_path, profile):
     pretend_results(tmp_path)
     again = open_run(profile, tmp_path)
     assert (again.profile, again.settings) == ("smoke", strong.settings)
-    assert again.settings.lambda_reg == 1.0
+    assert again.settings.train.lambda_reg == 1.0
 
 
 def pretend_results(folder):
@@ -144,7 +130,7 @@ def pretend_results(folder):
 def test_only_what_is_given_anew_is_compared(tmp_path):
     open_run("smoke", tmp_path, {"lambda_reg": 1.0, "seed": 3})
     pretend_results(tmp_path)
-    assert open_run(run_dir=tmp_path, overrides={"seed": 3}).settings.lambda_reg == 1.0
+    assert open_run(run_dir=tmp_path, overrides={"seed": 3}).settings.train.lambda_reg == 1.0
     with pytest.raises(ValueError, match=r"settings: seed was 3, is now 4\.") as raised:
         open_run(run_dir=tmp_path, overrides={"seed": 4})
     assert "lambda_reg" not in str(raised.value)
@@ -169,8 +155,12 @@ def test_a_folder_does_not_consent_to_untrusted_weights(tmp_path):
     open_run("paper-qwen3b", tmp_path, {"trust_remote_code": True, "safetensors_only": False, "seed": 3})
     pretend_results(tmp_path)
     settings = open_run(run_dir=tmp_path).settings
-    assert (settings.trust_remote_code, settings.safetensors_only, settings.seed) == (False, True, 3)
-    assert open_run(run_dir=tmp_path, overrides={"trust_remote_code": True}).settings.trust_remote_code
+    assert (settings.policy.trust_remote_code, settings.policy.safetensors_only, settings.train.seed) == (
+        False,
+        True,
+        3,
+    )
+    assert open_run(run_dir=tmp_path, overrides={"trust_remote_code": True}).settings.policy.trust_remote_code
 
 
 @pytest.mark.parametrize(
@@ -192,7 +182,7 @@ def open_and_work(folder, seed, start, go_on, said):
     try:
         run = open_run("smoke", folder, {"seed": seed})
         with run._stage("training grpo"):
-            said.write_text(f"working with {run.settings.seed}")
+            said.write_text(f"working with {run.settings.train.seed}")
             go_on.wait()
             (run.folder / "grpo").mkdir()
             (run.folder / "grpo" / "stage.json").write_text("{}")
@@ -226,7 +216,7 @@ def test_settings_of_a_folder_in_which_work_goes_on_are_kept(tmp_path):
     run = open_run("smoke", tmp_path, {"seed": 1})
     with locked(run.folder, "training grpo"), pytest.raises(ValueError, match="seed was 1, is now 2"):
         open_run("smoke", tmp_path, {"seed": 2})
-    assert open_run("smoke", tmp_path, {"seed": 2}).settings.seed == 2
+    assert open_run("smoke", tmp_path, {"seed": 2}).settings.train.seed == 2
 
 
 def test_a_stage_is_not_begun_under_settings_that_another_has_changed(tmp_path):

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import weakref
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -191,7 +190,7 @@ def test_papermills_own_cell_is_read():
     namespace = {"In": ["", "seed = 9", source, "max_steps"], "seed": 9}
     exec(source, namespace)
     assert injected_parameters(namespace) == settings
-    assert settings_of("sandbox", injected_parameters(namespace)).ks == [1, 2]
+    assert settings_of("sandbox", injected_parameters(namespace)).evaluation.ks == [1, 2]
 
 
 def test_without_papermill_nothing_is_injected():
@@ -206,8 +205,8 @@ def test_every_table_says_what_it_was_made_with(open_tiny):
     record = json.loads((run.folder / "tables" / "some.json").read_text())
     assert record["table"] == "some"
     assert record["profile"] == "sandbox"
-    assert record["settings"] == asdict(run.settings)
-    assert record["seed"] == run.settings.seed
+    assert record["settings"] == run.settings.flat()
+    assert record["seed"] == run.settings.train.seed
     assert {p["set"]: p["fingerprint"] for p in record["problems"]} == {"chain3": fingerprint(run.problems("chain3"))}
     assert set(record["stages"]) == {"samples/base/chain3", "samples/base/chain3.greedy"}
     assert record["started"] <= record["ended"] <= record["made"]

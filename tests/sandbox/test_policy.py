@@ -165,7 +165,7 @@ def test_policies_have_the_parameters_that_are_said(name):
 def test_the_large_policy_has_room_for_its_problems():
     tokenizer = build_tokenizer(SPECS["sandbox-large"].words)
     longest = max(len(tokenizer.encode(question)) for question in load_sandbox("words6", 200)["question"])
-    assert longest + 10 < settings_of("sandbox-large").max_prompt_length
+    assert longest + 10 < settings_of("sandbox-large").data.max_prompt_length
 
 
 def test_the_small_sandbox_has_no_word_tokens():

@@ -1,7 +1,5 @@
 """Made-up results of a study whose truth is known: kept runs, as `load_study` would read them."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pandas as pd
 
@@ -63,7 +61,7 @@ def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40, st
             richness | {"share": share, "residual_share": 0.2 * share + 0.001 * own.random(WINDOWS)}
         )
     record = {"study": study, "regime": arm.regime, "arm": arm.name, "method": arm.method, "seed": seed, "base": base}
-    settings = asdict(settings_of(model_name, {"num_samples": SAMPLES, "benchmarks": list(BENCHMARKS)}))
+    settings = settings_of(model_name, {"num_samples": SAMPLES, "benchmarks": list(BENCHMARKS)}).flat()
     return KeptRun(record | {"profile": model_name, "settings": settings, "digests": {}}, tables)
 
 

@@ -42,7 +42,7 @@ def test_with_separated_classes_the_linear_term_is_a_multiple_of_dr_grpos_advant
 
 
 def test_a_mixture_keeps_the_size_of_the_advantages_but_for_what_cancels():
-    settings = vars(settings_of(PROFILE, ARMS["clean/mixture-0.6"].changes))
+    settings = settings_of(PROFILE, ARMS["clean/mixture-0.6"].changes).flat()
     _, reward = simulated_rewards(settings, 0.4, 50, np.random.default_rng(0), RewardModel())
     advantage, mixture = (update_of(settings, reward, preference) for preference in (False, True))
     sizes = [np.abs(values).sum(axis=(1, 2)) for values in (advantage, mixture)]
@@ -56,7 +56,7 @@ def test_regimes_reward_what_they_say():
         ("outliers/dr_grpo-clipped", 3.3),
         ("nuisance/correctness-only", 2.0),
     ):
-        settings = vars(settings_of(PROFILE, ARMS[path].changes))
+        settings = settings_of(PROFILE, ARMS[path].changes).flat()
         correct, reward = simulated_rewards(settings, 0.5, 50, np.random.default_rng(0), RewardModel())
         assert reward.max() == pytest.approx(highest)
         assert correct.mean() == pytest.approx(0.5, abs=0.05)
