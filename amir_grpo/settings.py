@@ -328,10 +328,10 @@ def replace(settings: RunSettings, **changes: Any) -> RunSettings:
 
 # Which bound a number breaks, by pydantic's name for it.
 _BOUNDS = {
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "above {gt:.15g}",
+    "greater_than_equal": "at least {ge:.15g}",
+    "less_than": "below {lt:.15g}",
+    "less_than_equal": "at most {le:.15g}",
 }
 
 
