@@ -8,18 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
-from fractions import Fraction
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, TextIO
 
 import sympy
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, grader, parse, verify
 
-from amir_grpo.answers import PlainNumber, plain_number, plain_text
+from amir_grpo.notation import notation
 
 try:
     import resource
@@ -27,57 +25,37 @@ except ImportError:  # Windows: the parent's clock is the only limit
     resource: ModuleType | None = None
 
 _BOXED_ONLY = (LatexExtractionConfig(boxed_match_priority=0),)
-_ANYWHERE = (LatexExtractionConfig(), ExprExtractionConfig())
 # No completion has any business with these. The limits of the process hold even so.
 _REFUSED = ("os.exec", "os.fork", "os.kill", "os.posix_spawn", "os.remove", "os.rename", "os.rmdir", "os.spawn")
 _REFUSED += ("os.system", "os.truncate", "shutil.", "socket.", "subprocess.", "ctypes.", "urllib.")
 
 
 def equal(answer: str, gold: str) -> bool:
-    """Whether math-verify takes an answer for the gold one. May take any time and any memory."""
-    parsed = _parse(answer)
-    number = plain_number(plain_text(gold))
-    if number and 0 < abs(number.value) < Fraction(1, 1000):
-        return any(_equals_small(value, number) for value in parsed if isinstance(value, sympy.Expr))
-    return verify(_parse_gold(gold), parsed, timeout_seconds=None)
-
-
-def _equals_small(value: sympy.Expr, gold: PlainNumber) -> bool:
-    # math-verify rounds to six places, where all small numbers are zero: compare the ratio instead
-    ratio = (value.doit() / sympy.Rational(gold.value.numerator, gold.value.denominator)).evalf(15)
-    return bool(ratio.is_real) and abs(float(ratio) - 1) <= 5e-7
+    """Ask math-verify whether an answer is the gold one. May take any time and any memory."""
+    return verify(_parse_gold(gold), _parse(answer), timeout_seconds=None)
 
 
 def _parse(text: str) -> list[Any]:
-    prepared, is_prose = latex(text)
-    if is_prose:
-        return parse(prepared, _ANYWHERE, parsing_timeout=None)
-    return parse(rf"\boxed{{{prepared}}}", _BOXED_ONLY, parsing_timeout=None)
+    return parse(rf"\boxed{{{notation(text).removesuffix('.')}}}", _BOXED_ONLY, parsing_timeout=None)
 
 
 # The completions of one problem come in a row and share its gold answer.
 _parse_gold = lru_cache(maxsize=64)(_parse)
 
-_ROOT = re.compile(r"√\s*(\d+|[A-Za-z])")
-_SCIENTIFIC = re.compile(r"([+-]?\d*\.?\d+)[eE]([+-]?\d{1,3})")
-_NUMBER_ALONE = re.compile(r"\d\S*\s|\s\S*\d")
-_LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_FUNCTIONS = {"inf", "infinity", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min"}
-# Words that change what a number is: leaving them out would take 5 for "5 million", and 3 for "x = 5 and y = 3".
-_MATHEMATICAL_WORDS = _FUNCTIONS | {"and", "dozen", "hundred", "thousand", "million", "billion", "half", "percent"}
-_CURRENCY = re.compile(r"^\s*(?:Rs\.?|[€£₹¥])\s*")
+_round_and_compare = grader.sympy_numeric_eq
 
 
-def latex(text: str) -> tuple[str, bool]:
-    """An answer as LaTeX without delimiters, and whether it is rather prose in which a number is to be found."""
-    text = re.sub(r"\\?\$", "", _CURRENCY.sub("", text)).strip().removesuffix(".")
-    text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", r"\sqrt").replace("–", "-").replace("−", "-")
-    scientific = _SCIENTIFIC.fullmatch(text)
-    if scientific:  # math-verify takes the e for Euler's number
-        return rf"{scientific[1]} \times 10^{{{int(scientific[2])}}}", False
-    words = _LONG_WORD.findall(text)
-    is_prose = bool(_NUMBER_ALONE.search(text)) and "\\" not in text and not _MATHEMATICAL_WORDS.issuperset(words)
-    return text, is_prose
+def _equal_numbers(gold: Any, value: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """Compare as math-verify does, which rounds to six places, and by six digits where that would leave nothing."""
+    if all(isinstance(side, sympy.Expr) and side.is_number for side in (gold, value)):
+        sizes = [abs(side.doit().evalf(15)) for side in (gold, value)]
+        if all(size.is_real for size in sizes) and min(sizes) < 1e-3:
+            exact_gold = gold.doit()
+            return bool(abs((value.doit() - exact_gold).evalf(15)) <= 5e-7 * abs(exact_gold.evalf(15)))
+    return _round_and_compare(gold, value, float_rounding, numeric_precision)
+
+
+grader.sympy_numeric_eq = _equal_numbers  # at its root, so that it holds in lists, intervals and matrices, too
 
 
 # --- the process --------------------------------------------------------------------------------------------------

@@ -1,22 +1,34 @@
 r"""What an answer means: where a completion gives it, and whether it equals the gold answer as far as text can tell.
 
-Pure functions on untrusted text, linear in its length. What they leave open goes to
-math-verify, in processes that can be killed: see `amir_grpo.grading`.
+Pure functions on untrusted text. What they leave open goes to math-verify, in processes that can be killed: see
+`amir_grpo.grading`. `docs/evaluate.md` compares math-verify alone with both on a list of cases.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Literal
 
-# Runs of braces are one token, so that ten million of them are few.
-_BOX_TOKEN = re.compile(r"\\boxed\s*\{|\\\\(?!boxed)|\\[{}]|\{+|\}+")
+from amir_grpo.notation import SCALE, PlainNumber, plain_number, plain_text
+
+# --- where the answer is ------------------------------------------------------------------------------------------
+
+# Runs of braces are one token, so that ten million of them are few. A box without braces holds one word or number.
+_BOX_TOKEN = re.compile(
+    r"\\boxed\s*(?:\{|(?P<bare>-?\d+(?:[.,/]\d+)*|(?<=\s)[A-Za-z]\b))|\\\\(?!boxed)|\\[{}]|\{+|\}+"
+)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}`` whose brace is closed, None where there is none. Linear in the text."""
+    r"""Find the content of the last ``\boxed{...}`` whose brace is closed, or of ``\fbox{...}`` where none is boxed.
+
+    Linear in the text; None where there is no box.
+    """
+    return _last_boxed(text) or _last_boxed(text.replace("\\fbox", "\\boxed"))
+
+
+def _last_boxed(text: str) -> str | None:
     start = text.find("\\boxed")
     if start < 0:
         return None
@@ -24,7 +36,9 @@ def last_boxed(text: str) -> str | None:
     open_boxes: list[tuple[int, int]] = []  # depth outside the box, and where its content begins
     for token in _BOX_TOKEN.finditer(text, start):
         kind = token.group()
-        if kind[-1] == "{" and kind != "\\{":
+        if token["bare"]:
+            last = max(last or token.span("bare"), token.span("bare"))
+        elif kind[-1] == "{" and kind != "\\{":
             if kind[0] == "\\":
                 open_boxes.append((depth, token.end()))
                 depth += 1
@@ -40,7 +54,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def extract_answer(completion: str) -> str | None:
-    r"""The answer that a completion gives; None if it gives none.
+    r"""Find the answer that a completion gives; None if it gives none.
 
     It is taken from the last closed ``<answer>`` block: the content of the block's last ``\boxed{}``, or the whole
     block where it has none. Without such a block it is the last ``\boxed{}`` of the completion. Boxes and blocks that
@@ -57,107 +71,27 @@ def extract_answer(completion: str) -> str | None:
     return answer or None
 
 
-def decide(answer: str, gold: str) -> bool | None:
-    """Whether an answer equals the gold answer; None where only a symbolic parser could tell.
+# --- what is certain ----------------------------------------------------------------------------------------------
 
-    Settled here are the same notation (up to spacing and typesetting), two plain numbers or lists of them, an option
-    named by its letter, and gold answers that are words; math-verify would read words as products of letters, equal to
-    any anagram.
+
+def decide(answer: str, gold: str) -> bool | None:
+    """Say whether an answer equals the gold answer; None where only a symbolic parser could tell.
+
+    Settled here are the same notation (up to spacing and typesetting), plain numbers, lists of them, numbers of a base,
+    ratios and times, options named by their letter, words, and prose: math-verify would read words as products of
+    letters, equal to any anagram, and find a number in "not 7".
     """
     ours, theirs = plain_text(answer), plain_text(gold)
     if not ours or not theirs:
         return False
     if ours == theirs:
         return True
-    number, gold_number = plain_number(ours), plain_number(theirs)
-    if number and gold_number:
-        return _equal_numbers(number, gold_number)
-    lists = _number_list(ours), _number_list(theirs)
-    if all(lists):
-        return _equal_lists(*lists)
-    if _LETTER.fullmatch(theirs):
-        choice = _CHOICE.match(ours)
-        if choice:
-            return choice["letter"] == theirs.strip("()")
-        # another single letter, or a number, is not this letter
-        return False if number or len(ours) == 1 else None
-    if _WORDS.fullmatch(theirs):
-        return ours.casefold() == theirs.casefold()
-    return None
-
-
-_TYPESETTING = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\displaystyle|\\[!,;:]|\\\s|\\?\$")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}")
-_SYNONYMS = {"\\dfrac": "\\frac", "\\tfrac": "\\frac", "{,}": ",", "−": "-", "–": "-", "°": "^\\circ", "\\%": "%"}
-_SYNONYM = re.compile("|".join(map(re.escape, _SYNONYMS)))
-_SPACES = re.compile(r"\s+")
-# A space between two letters or digits parts words or numbers; every other one is typesetting.
-_SPACE_BETWEEN_SIGNS = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
-_LETTER = re.compile(r"\(?[A-Z]\)?")
-# An option: its letter alone, in brackets, or before its value, as in "C) 59".
-_CHOICE = re.compile(r"\(?(?P<letter>[A-Z])(?:[).]|$)")
-# Four letters or more, or a short capitalised word: fewer are a product of variables.
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]{2,}[A-Za-z]|[A-Z][a-z]{1,2}")
-
-
-def plain_text(answer: str) -> str:
-    """An answer without the typesetting that does not change its meaning. Linear in its length."""
-    text = _TYPESETTING.sub(" ", answer)
-    text = _SYNONYM.sub(lambda match: _SYNONYMS[match.group()], text)
-    text = _TEXT_COMMAND.sub(r" \1 ", text)
-    text = _SPACE_BETWEEN_SIGNS.sub("", _SPACES.sub(" ", text).strip())
-    return text.removesuffix(".") if not text.endswith("..") else text
-
-
-_PLAIN_NUMBER = re.compile(
-    r"(?P<sign>[+-]?)(?P<whole>\d{1,3}(?:[, ]\d{3})+|\d*)(?P<decimals>\.\d*)?"
-    r"(?:(?:[eE]|(?:\\times|\\cdot|\*|×) ?10\^)\{?(?P<exponent>[+-]?\d{1,3})\}?)?(?P<percent>%?)",
-    re.ASCII,
-)
-_FRACTION = re.compile(
-    r"(?P<sign>[+-]?)(?:\\frac ?(?:\{(?P<a>-?\d+)\}|(?P<b>\d)) ?(?:\{(?P<c>\d+)\}|(?P<d>\d))|(?P<e>\d+)/(?P<f>\d+))",
-    re.ASCII,
-)
-_LONGEST_NUMBER = 400
-
-
-@dataclass(frozen=True, slots=True)
-class PlainNumber:
-    """A number as it was written: its exact value, and whether it was a decimal, a fraction or a percentage."""
-
-    value: Fraction
-    form: Literal["integer", "decimal", "fraction"]
-    percent: bool = False
-
-
-def plain_number(text: str) -> PlainNumber | None:
-    r"""Read an integer, a decimal, a fraction of integers or a power of ten times one; None for anything else.
-
-    Args:
-        text: An answer as `plain_text` returns it. Thousands may be parted by commas or spaces.
-    """
-    if len(text) > _LONGEST_NUMBER:
-        return None
-    match = _FRACTION.fullmatch(text)
-    if match:
-        above, below = int(match["a"] or match["b"] or match["e"]), int(match["c"] or match["d"] or match["f"])
-        if below == 0:
-            return None
-        value = Fraction(above, below)
-        return PlainNumber(-value if match["sign"] == "-" else value, "fraction")
-    match = _PLAIN_NUMBER.fullmatch(text)
-    decimals = match and (match["decimals"] or "").removeprefix(".")
-    if not match or not (match["whole"] or decimals):
-        return None
-    exponent = int(match["exponent"] or 0)
-    digits = int(re.sub("[, ]", "", match["whole"]) + decimals)
-    value = Fraction(digits) * Fraction(10) ** (exponent - len(decimals))
-    form = "decimal" if decimals or exponent < 0 else "integer"
-    return PlainNumber(-value if match["sign"] == "-" else value, form, bool(match["percent"]))
+    rules = (_by_number, _by_list, _by_base, _by_ratio, _by_time, _by_letter, _by_words, _by_prose)
+    return next((verdict for rule in rules if (verdict := rule(ours, theirs)) is not None), None)
 
 
 def _equal_numbers(number: PlainNumber, gold: PlainNumber) -> bool | None:
-    """Exact for integers and fractions; decimals to six places, or to six digits where the gold one is below 1.
+    """Compare integers and fractions exactly, decimals to six places, or to six digits where the gold is below 1.
 
     math-verify compares at six places whatever the size, so that 1e-8 equals 1e-9. As there, a percentage equals the
     number with its sign left out and the number that it stands for.
@@ -176,20 +110,186 @@ def _equal_numbers(number: PlainNumber, gold: PlainNumber) -> bool | None:
     return any(abs(value - gold.value) <= tolerance for value in values)
 
 
-def _number_list(text: str) -> tuple[str, list[PlainNumber]] | None:
-    """The brackets and the plain numbers of a list such as ``(3,-2)`` or ``1,-2``; None for anything else."""
-    brackets = text[:1] + text[-1:] if text[:1] == "(" and text[-1:] == ")" else ""
-    items = (text[1:-1] if brackets else text).split(",")
-    numbers = [plain_number(item) for item in items] if 2 <= len(items) <= 20 else [None]
-    return None if None in numbers else (brackets, numbers)
-
-
-def _equal_lists(ours: tuple[str, list[PlainNumber]], gold: tuple[str, list[PlainNumber]]) -> bool | None:
-    """Item by item; without brackets the order does not count."""
-    if ours[0] != gold[0] or len(ours[1]) != len(gold[1]):
-        return None
-    numbers, golds = ([*items] if gold[0] else sorted(items, key=lambda n: n.value) for _, items in (ours, gold))
-    verdicts = [_equal_numbers(number, item) for number, item in zip(numbers, golds, strict=True)]
-    if False in verdicts:
+def _compare(numbers: list[PlainNumber], golds: list[PlainNumber]) -> bool | None:
+    """Compare item by item: False where any differs."""
+    if len(numbers) != len(golds):
         return False
-    return None if None in verdicts else True
+    verdicts = {_equal_numbers(*pair) for pair in zip(numbers, golds, strict=True)}
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def _by_number(ours: str, theirs: str) -> bool | None:
+    number, gold = plain_number(ours), plain_number(theirs)
+    if number and gold:
+        return _equal_numbers(number, gold)
+    inequality = _INEQUALITY.search(ours if gold else theirs)
+    return False if (number or gold) and inequality else None
+
+
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt|not)(?![A-Za-z])")
+
+
+def _by_list(ours: str, theirs: str) -> bool | None:
+    """Settle lists such as ``(3,-2)``, in order, and ``1,-2`` or ``{1,-2}``, in any."""
+    (brackets, numbers), (gold_brackets, golds) = _number_list(ours), _number_list(theirs)
+    if not numbers or not golds or brackets != gold_brackets or len(numbers) != len(golds):
+        return None
+    if not brackets or brackets == r"\{}":
+        numbers, golds = (sorted(items, key=lambda item: item.value) for items in (numbers, golds))
+    return _compare(numbers, golds)
+
+
+_LIST = re.compile(r"(?P<open>\(|\[|\\\{)?(?P<items>[^()\[\]]*?)(?P<close>\)|\]|\\\})?")
+
+
+def _number_list(text: str) -> tuple[str, list[PlainNumber]]:
+    match = _LIST.fullmatch(text)
+    items = re.split("[,;]", match["items"]) if match and bool(match["open"]) == bool(match["close"]) else []
+    numbers = [plain_number(item.strip()) for item in items] if 2 <= len(items) <= 20 else [None]
+    return ("", []) if None in numbers else ((match["open"] or "") + (match["close"] or ""), numbers)
+
+
+_BASE = re.compile(
+    r"\(?(?P<digits>\d[\dA-Za-z]*)\)?(?:_\{?(?:base)?|,? ?\(?(?:in )?base ?)(?P<base>\d\d?|two|three|eight|sixteen)[})]?"
+)
+_BASES = {"two": "2", "three": "3", "eight": "8", "sixteen": "16"}
+
+
+def _by_base(ours: str, theirs: str) -> bool | None:
+    """Settle numbers whose bases are stated: both must agree; where one alone states it, its digits do."""
+    match, gold = _BASE.fullmatch(ours), _BASE.fullmatch(theirs)
+    if not match and not gold:
+        return None
+    (digits, base), (gold_digits, gold_base) = (
+        (m["digits"].lstrip("0").upper(), _BASES.get(m["base"], m["base"])) if m else (text.lstrip("0").upper(), None)
+        for m, text in ((match, ours), (gold, theirs))
+    )
+    if digits == gold_digits:
+        return base is None or gold_base is None or base == gold_base
+    return False if match and gold else None
+
+
+_SIMPLE = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)"
+_RATIO = re.compile(rf"({_SIMPLE})(?::| (?:is )?(?P<word>to) )({_SIMPLE})")
+
+
+def _by_ratio(ours: str, theirs: str) -> bool | None:
+    """Settle ``3 to 4`` against ``3:4``; without the word, a ratio is the fraction that math-verify reads."""
+    match, gold = _RATIO.fullmatch(ours), _RATIO.fullmatch(theirs)
+    if not ((match and match["word"]) or (gold and gold["word"])):
+        return None
+    if not match or not gold:
+        return False
+    return Fraction(match[1]) * Fraction(gold[3]) == Fraction(match[3]) * Fraction(gold[1])
+
+
+_TIME = re.compile(r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))? ?(?:(?P<half>[apAP])\.? ?[mM]\.?)?")
+
+
+def _by_time(ours: str, theirs: str) -> bool | None:
+    """Settle times of which one at least says am or pm: the same clock face, and the same half of the day if both do."""
+    match, gold = _TIME.fullmatch(ours), _TIME.fullmatch(theirs)
+    if not match or not gold or not (match["half"] or gold["half"]):
+        return None
+    if not (match["half"] or match["minute"]) or not (gold["half"] or gold["minute"]):
+        return None  # "3 PM" against "3": a number with a unit
+    minutes, gold_minutes = ({*_minutes(time)} for time in (match, gold))
+    return bool(minutes & gold_minutes)
+
+
+def _minutes(time: re.Match[str]) -> Iterator[int]:
+    """The minutes of the day that a time may mean: both halves of the day where it does not say which."""
+    hour, minute = int(time["hour"]), int(time["minute"] or 0)
+    if hour > 12 or not time["half"]:
+        yield 60 * hour + minute
+    for half in time["half"] or "ap" if hour <= 12 else "":
+        yield 60 * (hour % 12 + 12 * (half in "pP")) + minute
+
+
+# An option: its letter alone, in brackets, or before its value, as in "C) 59".
+_CHOICE = re.compile(r"(?i:option|choice)? ?[(\[]?(?P<letter>[A-Z])(?:[).\]:]+|$)(?P<value>.*)")
+
+
+def _by_letter(ours: str, theirs: str) -> bool | None:
+    choice, gold = _CHOICE.match(ours), _CHOICE.fullmatch(theirs)
+    if not gold or gold["value"]:
+        return None
+    if choice:
+        return choice["letter"] == gold["letter"] and not _NEGATED.match(choice["value"])
+    # another single letter, or a number, is not this letter
+    return False if plain_number(ours) or len(ours) == 1 else None
+
+
+# Four letters or more, or a short capitalised word: fewer are a product of variables.
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]{2,}[A-Za-z]|[A-Z][a-z]{1,2}")
+
+
+def _by_words(ours: str, theirs: str) -> bool | None:
+    return ours.casefold() == theirs.casefold() if _WORDS.fullmatch(theirs) else None
+
+
+# What makes another statement of a number: negation, comparison, and what is computed from it.
+_NEGATED = re.compile(r"\s*(?:is |was )?(?i:not|wrong|incorrect|false|untrue)\b")
+_REFUSED = re.compile(
+    rf"""~~|\\x?cancel|\\sout|(?:is|are|was|do|does|ca|ould|has|have)n['’]?t(?![a-z])|(?<![\\a-z])(?:
+    (?:not|cannot|never|nor|neither|except|excluding|unless|instead|rather|opposite|(?:all|anything)\ but|other\ than)
+    |no(?=\W*$|\ \d|\ (?:more|less|fewer)\b)
+    |(?:wrong|incorrect|false|untrue)(?!\ (?!(?:answer|value|result|solution)\b)[a-z])
+    |at\ (?:least|most)|half|{SCALE}
+    |(?:than|over|under|above|below|beyond|exceed\w*|within|between|(?<!add\ )(?<!adds\ )up\ to|or\ equal\ to
+    |(?<=\d\ )to|negative|minus|twice|double|triple|thrice|root\ of|third\ of|quarter\ of|square\ of)
+    (?=(?:\ (?:about|roughly|around|approximately))?\ ?[-+.\d\\])
+    )(?![a-z])
+    |\d\ (?:squared|cubed|factorial|root|halves|thirds|fourths|fifths|and\ (?:above|below|over|under|up|a|one)\b)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_TOKEN = re.compile(
+    r"(?P<number>(?<![\w.\\])[-+]?(?:\d+ ?)?(?:\\frac\{\d+\}\{\d+\}|(?:\d+(?:\.\d+)?(?:/\d+)?|\.\d+)(?!\w|\.\d))%?)"
+    r"|(?P<word>[A-Za-z]+(?:['’-][A-Za-z]+)*)|[\s,;:.()!?'-]|(?P<other>.)"
+)
+_FORMULA = {"max", "min", "gcd", "lcm", "mod"}
+_CONNECTIVES = {"a", "and", "or", "the", "plus"}
+_ALTERNATIVE = re.compile(r"(?<![\\A-Za-z])or(?![A-Za-z])", re.IGNORECASE)
+_CONCLUSION = re.compile(r"(?<![\\A-Za-z])(?:is|are|equals)(?![A-Za-z])|: ?")
+
+
+def _by_prose(ours: str, theirs: str) -> bool | None:
+    """Settle sentences: refused where they say something else of a number, else read for their numbers."""
+    if _REFUSED.search(ours) or _REFUSED.search(theirs):
+        return False
+    (labels, numbers), (gold_labels, golds) = _labelled(ours), _labelled(theirs)
+    if not numbers or not golds or not (labels or gold_labels):
+        return None
+    if len(golds) == 1 and len(numbers) > 1 and len(parts := _CONCLUSION.split(ours)) == 2:
+        numbers = _labelled(parts[1])[1]  # "The sum of 3 and 4 is 7"
+    if len(golds) == 1 and _ALTERNATIVE.search(f"{ours} {theirs}"):
+        return False
+    if len(golds) > 1 and labels and gold_labels:
+        if sorted(labels) != sorted(gold_labels):
+            return False
+        numbers, golds = _by_label(labels, numbers), _by_label(gold_labels, golds)
+    return _compare(numbers, golds)
+
+
+def _by_label(labels: list[str], numbers: list[PlainNumber]) -> list[PlainNumber]:
+    pairs = sorted(zip(labels, numbers, strict=True), key=lambda pair: (pair[0], pair[1].value))
+    return [number for _, number in pairs]
+
+
+def _labelled(text: str) -> tuple[list[str], list[PlainNumber]]:
+    """Read the numbers of a sentence and the words that go with each; no words for a plain list, nothing for formulas."""
+    words: list[list[str]] = [[]]
+    numbers: list[PlainNumber | None] = []
+    for token in _TOKEN.finditer(text):
+        if token["other"]:
+            return [], []
+        if token["number"]:
+            numbers.append(plain_number(token["number"]))
+            words.append([])
+        elif token["word"] and token["word"].lower() not in _CONNECTIVES:
+            words[-1].append(token["word"].lower())
+    if None in numbers or any(len(word) == 1 or word in _FORMULA for group in words for word in group):
+        return [], []
+    labels = words[:-1] if words[0] and not words[-1] else words[1:]
+    spoken = any(len(word) > 2 for group in words for word in group)
+    return ([" ".join(label) for label in labels] if spoken else []), numbers

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,14 +95,21 @@ class Grader:
         """
         if len(completions) != len(answers):
             raise ValueError(f"{len(completions)} completions cannot be graded against {len(answers)} answers.")
-        pairs = [(extract_answer(text), _golds(gold)) for text, gold in zip(completions, answers, strict=True)]
-        verdicts = {pair: _decide_any(*pair) for pair in dict.fromkeys(pairs)}
-        undecided = [pair for pair, verdict in verdicts.items() if verdict is None]
-        if undecided:
-            verdicts.update(zip(undecided, self._compare(undecided), strict=True))
-        grades = [_grade(pair[0], verdicts[pair]) for pair in pairs]
-        _report([grade for grade in grades if grade.limit])
-        return grades
+        golds = [(answer,) if isinstance(answer, str) else tuple(answer) for answer in answers]
+        pairs = list(zip(map(extract_answer, completions), golds, strict=True))
+        verdicts = {pair: _settle(*pair) for pair in dict.fromkeys(pairs)}
+        # a gold that the answer is not goes to no parser, which might see it otherwise
+        left_open = {pair: (pair[0], verdict) for pair, verdict in verdicts.items() if isinstance(verdict, tuple)}
+        if left_open:
+            verdicts.update(zip(left_open, self._compare(list(left_open.values())), strict=True))
+        limits = Counter(verdict for verdict in map(verdicts.get, pairs) if isinstance(verdict, str))
+        if limits:
+            counts = ", ".join(f"{limit} {count}" for limit, count in sorted(limits.items()))
+            logger.warning("%d graded as wrong because they hit a limit of the grader (%s).", limits.total(), counts)
+        return [
+            Grade(pair[0], verdicts[pair] is True, verdicts[pair] if isinstance(verdicts[pair], str) else None)
+            for pair in pairs
+        ]
 
     def close(self) -> None:
         """End the workers. The grader may be used again: it starts new ones."""
@@ -121,7 +129,7 @@ class Grader:
         if self._pid != os.getpid():  # forked: the workers and the lock belong to the parent
             self._forget()
         with self._lock:
-            new = [pair for pair in pairs if pair not in self._known]
+            new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
             if len(self._known) + len(new) > _REMEMBERED:
                 known = {pair: self._known[pair] for pair in pairs if pair in self._known}
                 self._known = known
@@ -160,7 +168,7 @@ def grade_many(completions: Sequence[str], answers: Sequence[str | Sequence[str]
 
 
 def is_correct(completion: str, answer: str | Sequence[str]) -> bool:
-    """Whether a completion gives the gold answer, or one of several; see `grade_many`."""
+    """Say whether a completion gives the gold answer, or one of several; see `grade_many`."""
     return grade_many([completion], [answer], workers=1)[0].correct
 
 
@@ -181,30 +189,16 @@ def _shared_grader(workers: int) -> Grader:
         return _shared
 
 
-def _report(stopped: list[Grade]) -> None:
-    if stopped:
-        limits = [grade.limit for grade in stopped]
-        counts = ", ".join(f"{limit} {limits.count(limit)}" for limit in sorted(set(limits)))
-        logger.warning("%d graded as wrong because they hit a limit of the grader (%s).", len(stopped), counts)
-
-
-def _golds(answer: str | Sequence[str]) -> tuple[str, ...]:
-    return (answer,) if isinstance(answer, str) else tuple(answer)
-
-
-def _grade(answer: str | None, verdict: bool | Limit) -> Grade:
-    return Grade(answer, verdict) if isinstance(verdict, bool) else Grade(answer, False, verdict)
-
-
-def _decide_any(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | None:
+def _settle(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | tuple[str, ...]:
+    """Give the verdict, or the golds that only math-verify can compare with the answer."""
     if answer is None:
         return False
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return "length"
-    verdicts = [decide(answer, gold) for gold in golds]
-    if True in verdicts:
+    verdicts = {gold: decide(answer, gold) for gold in golds}
+    if True in verdicts.values():
         return True
-    return None if None in verdicts else False
+    return tuple(gold for gold, verdict in verdicts.items() if verdict is None) or False
 
 
 # --- worker processes ---------------------------------------------------------------------------------------------

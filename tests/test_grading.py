@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from math_verify import parse, verify
 
 from amir_grpo import grading
 from amir_grpo.answers import plain_text
@@ -70,6 +72,58 @@ def test_what_math_verify_compares(grader):
     grades = grader.grade([boxed(answer) for answer, _, _ in COMPARED], [gold for _, gold, _ in COMPARED])
     assert [(grade.answer, bool(grade)) for grade in grades] == [(answer, right) for answer, _, right in COMPARED]
     assert not any(grade.limit for grade in grades)
+
+
+# --- the kinds of answers and golds that public bug reports brought up ------------------------------------------------
+
+
+def cases():
+    """The lines of grading_cases.tsv by kind; <U+200B> stands for the character."""
+    lines = (Path(__file__).parent / "grading_cases.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    return {kind: [row[1:] for row in rows if row[0] == kind] for kind in dict.fromkeys(row[0] for row in rows)}
+
+
+def written(text):
+    return re.sub(r"<U\+(....)>", lambda match: chr(int(match[1], 16)), text)
+
+
+@pytest.mark.parametrize("kind", cases())
+def test_a_kind_of_answers(grader, kind):
+    form = str if kind == "boxes" else r"\boxed{{{}}}".format
+    rows = [(form(written(answer)), written(gold), right == "yes") for answer, gold, right, _ in cases()[kind]]
+    grades = grader.grade([completion for completion, _, _ in rows], [gold for _, gold, _ in rows])
+    assert [row for row, grade in zip(rows, grades, strict=True) if bool(grade) is not row[2]] == []
+    assert {right for _, _, right in rows} == {True, False}
+    # any other gold beside it changes nothing
+    both = grader.grade([completion for completion, _, _ in rows], [["qqq", gold] for _, gold, _ in rows])
+    assert [bool(grade) for grade in both] == [bool(grade) for grade in grades]
+
+
+def comparison_tables(grader):
+    """The rows of docs/evaluate.md: how many of each kind math-verify and this grader judge rightly, and examples."""
+    table, listed = [], []
+    for kind, rows in cases().items():
+        form = str if kind == "boxes" else r"\boxed{{{}}}".format
+        answers, golds_ = [form(written(row[0])) for row in rows], [written(row[1]) for row in rows]
+        theirs = [
+            verify(parse(rf"\boxed{{{gold}}}"), parse(answer)) for answer, gold in zip(answers, golds_, strict=True)
+        ]
+        right = [row[2] == "yes" for row in rows]
+        ours = [bool(grade) for grade in grader.grade(answers, golds_)]
+        agreed = [sum(a is b for a, b in zip(verdicts, right, strict=True)) for verdicts in (theirs, ours)]
+        table.append(f"| {kind} | {len(rows)} | {agreed[0]} | {agreed[1]} |")
+        for (answer, gold, _, shown), *verdicts in zip(rows, theirs, ours, strict=True):
+            if shown == "yes":
+                says = " | ".join("right" if verdict else "wrong" for verdict in verdicts)
+                listed.append(f"| {kind} | `` {answer} `` | `` {gold} `` | {says} |")
+    return "\n".join(table), "\n".join(listed)
+
+
+def test_the_tables_in_the_docs_are_what_math_verify_and_this_grader_say(grader):
+    page = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    for table in comparison_tables(grader):
+        assert table in page, f"the rows should be:\n{table}"
 
 
 def test_any_of_several_answers_is_right(grader):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom to the top; within a layer, anything without a circle. "" is the package itself.
 LAYERS = [
-    {"choices", "metrics", "answers", "preference", "system"},
+    {"choices", "metrics", "answers", "notation", "preference", "system"},
     {"settings", "preference_settings"},
     {"_grading_worker", "grading", "rewards", "sandbox", "problems"},
     {"config", "logp_recorder", "microbatches", "trainer"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"", "__main__", "cli", "colab"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-ALONE = {"preference": {"choices"}, "metrics": set(), "answers": set(), "choices": set()}
+ALONE = {"preference": {"choices"}, "metrics": set(), "answers": {"notation"}, "notation": set(), "choices": set()}
 
 
 def modules():
