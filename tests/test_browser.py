@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from amir_grpo.runs.comparing import write_comparison
-
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make test-browser")
 
@@ -349,12 +347,3 @@ def test_the_report_on_paper_is_unfolded(page_of_report):
     assert page.evaluate(closed) == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate(closed) == before > 0
-
-
-def test_axe_finds_nothing_serious_on_the_page_that_compares_runs(browser, report, axe, tmp_path):
-    other = shutil.copytree(report.parent, tmp_path / "other")
-    page = browser.new_page(viewport={"width": 1100, "height": 1000})
-    page.goto(write_comparison([report.parent, other], tmp_path / "page.html").as_uri())
-    assert page.get_by_role("img").count() == 1
-    assert serious_findings(page, axe) == []
-    page.close()

@@ -25,7 +25,6 @@ WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
 WITHOUT = {
     "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public", "results"},
     "verify": set(),
-    "report": {"out"},
     "figures": {"profile", "run_dir"},
     "notebooks": set(),
 }

@@ -236,7 +236,7 @@ def test_commands_name_what_there_is():
         line = shlex.join(words)
         try:
             arguments = None if why_not(line) else check_command(words)
-            if arguments and arguments[0] not in ("--help", "verify", "report") and "--help" not in arguments:
+            if arguments and arguments[0] not in ("--help", "verify") and "--help" not in arguments:
                 options, changed = cli._parse(arguments[0], list(arguments[1:]))
                 profile = "sandbox" if options.profile in (None, "auto") else options.profile
                 if arguments[0] == "evaluate":
@@ -258,7 +258,7 @@ def test_reasons_for_not_running_are_needed():
 
 def of_the_sandbox(arguments):
     command, words = arguments[0], list(arguments[1:])
-    if command in ("--help", "verify", "report"):
+    if command in ("--help", "verify"):
         return True
     given = words[words.index("--profile") + 1] if "--profile" in words else "sandbox"
     slow = command in ("reproduce", "evidence", "plan") and "--help" not in words
@@ -278,7 +278,7 @@ def test_commands_on_the_sandbox_run(runs, tiny_settings, tmp_path, monkeypatch,
         if not of_the_sandbox(arguments):
             continue
         words = list(arguments)
-        if words[0] in ("verify", "report"):
+        if words[0] == "verify":
             for folder in words[1:]:
                 if not Path(folder).exists():
                     shutil.copytree("runs/sandbox", folder)

@@ -9,11 +9,10 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from amir_grpo import cli
+from amir_grpo import cli, notebook
 from amir_grpo import problems as problem_sets
 from amir_grpo.policies import loading, sampling
 from amir_grpo.problems import load_problems
-from amir_grpo.results import formatting, report
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.settings import settings_of
@@ -153,8 +152,6 @@ def test_every_outlet_shows_hostile_text_as_text(runs, tiny_settings, hostile_pr
     results = results_of(hostile)
     save_results(hostile, results)
     write_report(hostile, results)
-    shutil.copytree(hostile.folder, tmp_path / "other")
-    cli.main(["report", str(hostile.folder), str(tmp_path / "other"), "--out", str(tmp_path / "comparison.html")])
     cli.main(["export", "--run_dir", str(hostile.folder), "--merged", "--out", str(tmp_path / "merged")])
     cli.main(["export", "--run_dir", str(hostile.folder), "--results", str(tmp_path / "results")])
     cli.main(["evaluate", "--run_dir", str(hostile.folder)])
@@ -168,19 +165,8 @@ def test_every_outlet_shows_hostile_text_as_text(runs, tiny_settings, hostile_pr
         assert re.fullmatch(r"[\w.()=+-]+", path.name), "no text becomes a name"
 
 
-def test_every_template_of_a_page_escapes_what_it_is_given():
-    """All of the package, found by their place; a template of a page that is rendered otherwise is not among them."""
-    pages = {path.name for path in (ROOT / "amir_grpo").rglob("templates/*.html")}
-    assert pages == {name for name in report.TEMPLATES.list_templates() if name.endswith(".html")}
-    assert report.TEMPLATES.autoescape is True
-    for name in pages:
-        source = report.TEMPLATES.loader.get_source(report.TEMPLATES, name)[0]
-        unescaped = set(re.findall(r"[\w.]+(?=\s*\|\s*safe)", source))
-        assert unescaped <= {"picture.svg", "gains"}, "matplotlib's, checked as pictures"
-
-
 def test_tables_with_texts_show_them_as_text():
-    html = formatting.style_texts(pd.DataFrame({"text": HOSTILE, "n": 1.0})).to_html()
+    html = notebook.show_table(pd.DataFrame({"text": HOSTILE, "n": 1.0}), caption=HOSTILE[0]).to_html()
     assert "<script" not in html
     assert "<img" not in html
     assert "<iframe" not in html
@@ -190,8 +176,8 @@ def test_tables_with_texts_show_them_as_text():
 
 
 def test_visible_keeps_text_and_lines():
-    assert formatting.visible("7+8=15\n\tö 数 🙂") == "7+8=15\n\tö 数 🙂"
-    assert formatting.visible("a\x1b[31mb\x00\ud800") == "a�[31mb��"
+    assert notebook.visible("7+8=15\n\tö 数 🙂") == "7+8=15\n\tö 数 🙂"
+    assert notebook.visible("a\x1b[31mb\x00\ud800") == "a�[31mb��"
 
 
 def test_every_table_of_a_run_is_free_of_formulas(hostile):

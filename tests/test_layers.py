@@ -18,7 +18,7 @@ LAYERS = [
     {"results"},
     {"runs"},
     {"study"},
-    {"", "__main__", "cli", "colab"},
+    {"", "__main__", "cli", "colab", "notebook"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 ALONE = {"preference": {"choices"}, "metrics": set(), "answers": {"notation"}, "notation": set(), "choices": set()}

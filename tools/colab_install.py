@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from amir_grpo.colab import kept
+from amir_grpo.notebook import kept
 
 ROOT = Path(__file__).parents[1]
 PYTHON = "3.13"  # Colab's since August 2026
@@ -44,7 +44,7 @@ def resolved(installed: dict[str, str], extra: str = "") -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         constraints, pins = Path(folder) / "kept.txt", Path(folder) / "pins.txt"
         by_module_name = {"jupyter_client": installed.get("jupyter-client", "")}
-        constraints.write_text("\n".join(kept(ROOT, {**installed, **by_module_name})) + "\n")
+        constraints.write_text("\n".join(kept({**installed, **by_module_name})) + "\n")
         pins.write_text("".join(f"{name}=={version}\n" for name, version in installed.items()))
         command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", str(ROOT / "pyproject.toml")]
         command += ["--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_28"]

@@ -1,7 +1,7 @@
-"""Every figure of figures/, drawn from the tables in data/; and how a run's results get there.
+"""Keep what the notebooks of a run have made, draw the study's figures from data/, and make notebooks fit to commit.
 
-python -m tools.gallery                      draw figures/ from data/, and what README and docs compute
-python -m tools.gallery --keep runs/sandbox  first keep the run's results in data/results/sandbox
+python -m tools.gallery                      draw the study's figures from data/, and what README and docs compute
+python -m tools.gallery --keep runs/sandbox  first keep the run's results in data/results/sandbox and its figures in figures/
 python -m tools.gallery --tidy notebooks     make executed notebooks fit to commit
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from amir_grpo.results import figures, findings, published_noise, study_figures, style, training_figures
-from amir_grpo.results.published import published_sizes, published_table
+from amir_grpo.results import study_figures, style
 from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
@@ -37,33 +36,8 @@ from tools.hero import evidence
 from tools.readme import computed_parts, with_parts
 
 PROFILE = "sandbox"
-
-
-def published_figures(folder: Path) -> dict[str, Figure]:
-    """The figures of the paper's tables; `folder` holds them."""
-    noise = published_noise.noise_table(published_table("table1", folder), published_sizes(folder))
-    beyond = published_noise.beyond_noise(noise)["implied"]
-    counts, margin = published_table("coverage", folder), published_table("margin", folder)
-    title = f"Published: {beyond} of {len(noise)} gains exceed the noise of their own evaluation"
-    return {
-        "main_published": study_figures.noise_figure(noise, published_noise.pooled_table(noise), title),
-        "coverage_published": figures.coverage_figure(counts, f"Published (AMC23): {findings.coverage_title(counts)}"),
-        "margin_published": figures.margin_figure(margin, title=findings.published_margin_title(margin)),
-    }
-
-
-def run_figures(kept: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """The figures of the kept run; `kept`: its tables by name."""
-    main, coverage, margins, log = (kept[name] for name in ("main", "coverage", "margins", "log"))
-    coverage.attrs["problems"] = int(main.query("k == 1")["problems"].sum())
-    share = log[log["method"] == "amir_grpo"]
-    return {
-        "main": figures.main_figure(main, findings.main_title(main)),
-        "coverage": figures.coverage_figure(coverage, findings.coverage_title(coverage)),
-        "margin": figures.margin_figure(margins, kept["margin_summary"], findings.margin_title(margins)),
-        "reward": training_figures.reward_figure(log, findings.reward_title(log)),
-        "share": training_figures.share_figure(share, findings.share_title(share["preference/share"])),
-    }
+# Figures that the notebooks save in the run folder, and the pages show.
+OF_A_RUN = ("main", "main_published", "coverage", "coverage_published", "margin")
 
 
 def study_tables(studies: Studies, plan: Plan) -> dict[str, pd.DataFrame]:
@@ -104,8 +78,8 @@ def _ids_in_order(text: str) -> str:
 def _tidy_outputs(outputs: list[dict]) -> list[dict]:
     kept: list[dict] = []
     for output in outputs:
-        if "image/png" in output.get("data", {}):  # a page without a kernel shows that in place of the widget
-            output["data"].pop("application/vnd.jupyter.widget-view+json", None)
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+            continue  # a page without a kernel cannot show it
         if output["output_type"] != "stream":
             kept.append(output)
         elif kept and kept[-1].get("name") == output["name"]:
@@ -133,12 +107,14 @@ def main() -> None:
     if arguments.keep:
         run = open_run(run_dir=arguments.keep)
         keep_results(run, results_of(run), results / PROFILE)
+        for name, kind in product(OF_A_RUN, ("png", "svg")):
+            shutil.copy(run.folder / "figures" / f"{name}.{kind}", root / "figures")
     kept = {path.stem: pd.read_csv(path) for path in (results / PROFILE).glob("*.csv")}
     plan = read_plan()
     studies = kept_studies(plan, results)
     top = evidence(studies, kept)
     title = "The preference weights are wins − losses until β is large"
-    drawn = published_figures(root / "data" / "published") | run_figures(kept) | figures_of_study(studies, plan)
+    drawn = figures_of_study(studies, plan)
     sizes = size_table(kept_sizes(plan, results), plan)
     drawn |= {
         "hero": top.figure(),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from amir_grpo import metrics
 from amir_grpo.choices import PARAMETERS, SANDBOX
 from amir_grpo.results.hero import hero_figure, same_batches
-from amir_grpo.results.tables import preference_share
+from amir_grpo.results.old_tables import preference_share
 from amir_grpo.study.gains import gain
 from amir_grpo.study.inference import MIN_UNITS
 from amir_grpo.study.results import Studies, StudyResults, shared_runs

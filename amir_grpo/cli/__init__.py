@@ -25,7 +25,6 @@ from amir_grpo.cli.options import (
     ExportOptions,
     NotebooksOptions,
     PlanOptions,
-    ReportOptions,
     ReproduceOptions,
     RunOptions,
     TrainOptions,
@@ -131,10 +130,10 @@ def _train(options: TrainOptions, overrides: dict[str, Any]) -> None:
     leave_process_group()
     if not is_main():
         return
-    ends = reward_ends(log)
+    first, last, steps = reward_ends(log)
     print(
-        f"{options.method}: reward {ends.first:.3f} over the first {ends.steps} logged steps, {ends.last:.3f} over the "
-        f"last. Adapter and log: {run.folder / options.method}"
+        f"{options.method}: reward {first:.3f} over the first {steps} logged steps, {last:.3f} over the last. "
+        f"Adapter and log: {run.folder / options.method}"
     )
     if adapter:
         copy_policy(run.folder / options.method, adapter)
@@ -254,15 +253,6 @@ def _verify(options: VerifyOptions) -> None:
     print("The same: settings, problems, policies, completions, scores, tables and figures.")
 
 
-def _report(options: ReportOptions) -> None:
-    from amir_grpo.runs.comparing import write_comparison
-    from amir_grpo.runs.locations import runs_folder
-
-    folders = [user_path(folder) for folder in options.runs]
-    default = runs_folder() / "comparisons" / f"{'-vs-'.join(folder.name for folder in folders)}.html"
-    print(write_comparison(folders, user_path(options.out) if options.out else default))
-
-
 def _figures(options: ExistingRunOptions) -> None:
     from amir_grpo.runs.showing import results_of, save_results, write_report
 
@@ -329,20 +319,6 @@ _COMMANDS = {
         _verify,
         takes_settings=False,
         arguments={"runs": {"nargs": "*", "metavar": "RUN_DIR", "help": "The two run folders."}},
-    ),
-    "report": Command(
-        "Write one page that compares two runs or more; figures writes the page of a single run.",
-        ReportOptions,
-        _report,
-        takes_settings=False,
-        arguments={
-            "runs": {
-                "nargs": "*",
-                "metavar": "RUN_DIR",
-                "help": "The run folders; the others are compared with the first.",
-            },
-            "--out": {"metavar": "FILE", "help": "The page. Default: runs/comparisons/a-vs-b.html."},
-        },
     ),
     "figures": Command(
         "Draw the figures of a run and write its report; what it has not trained, drawn or scored yet is made first.",

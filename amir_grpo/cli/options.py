@@ -123,14 +123,6 @@ class EvidenceOptions(ClusterOptions):
 
 
 @dataclass
-class ReportOptions:
-    """Options of report."""
-
-    runs: list[str]
-    out: str | None
-
-
-@dataclass
 class VerifyOptions:
     """Options of verify."""
 

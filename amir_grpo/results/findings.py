@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
-from amir_grpo.results import tables
+from amir_grpo.results import old_tables as tables
 from amir_grpo.results.formatting import p_equals, p_text, signed
 from amir_grpo.results.verdicts import MARGIN_SHARE
 

@@ -9,7 +9,7 @@ from pandas.io.formats.style import Styler
 
 from amir_grpo import metrics
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
-from amir_grpo.results import tables
+from amir_grpo.results import old_tables as tables
 from amir_grpo.settings import RunSettings, help_of
 
 # blue and orange are told apart by every common kind of colour vision, and by their grey values

@@ -11,9 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
-from amir_grpo.results.figures import MARKS
 from amir_grpo.results.formatting import with_interval
-from amir_grpo.results.style import COLOURS, add_footnote, gain_marker, new_figure, styled
+from amir_grpo.results.style import COLOURS, MARKS, add_footnote, gain_marker, new_figure, styled
 
 _STRIP = {"same completions": "#d4d4d4", "different": "#4d4d4d"}
 _DIGITS = 1  # of gains, in points

@@ -11,9 +11,9 @@ import pandas as pd
 
 from amir_grpo.choices import METHODS, POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.results.formatting import p_text, signed, unchanged_note, wide_summary
+from amir_grpo.results.old_svg import inline_svg
+from amir_grpo.results.old_tables import preference_share
 from amir_grpo.results.run_results import RunResults, examples, furthest_apart
-from amir_grpo.results.style import inline_svg
-from amir_grpo.results.tables import preference_share
 
 _CAPTIONS = {
     "main": "pass@k of the policies, and the gain of AMIR-GRPO over GRPO with its 95 % interval over problems.",

@@ -11,7 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from amir_grpo.choices import METHODS, POLICY_NAMES
-from amir_grpo.results import figures, tables, training_figures
+from amir_grpo.results import old_figures as figures
+from amir_grpo.results import old_tables as tables
+from amir_grpo.results import training_figures
 from amir_grpo.results.findings import (
     coverage_title,
     findings_table,

@@ -1,16 +1,13 @@
-"""How every figure looks, and how it is written: the same figure gives the same bytes."""
+"""The look of every figure and number; figures are written so that the same one gives the same bytes."""
 
 import io
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
-from html import escape
 from pathlib import Path
 from textwrap import fill
 
 import matplotlib.style
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -28,6 +25,18 @@ LINES = {
     "base": {"linestyle": ":", "linewidth": 1.2},
     "grpo": {"linestyle": "-", "linewidth": 3.0},
     "amir_grpo": {"linestyle": (0, (2.5, 1.5)), "linewidth": 1.4},
+}
+# A ring and a dot: both are seen where they coincide, and without colour.
+MARKS = {
+    "base": {"marker": "|", "markersize": 8, "markeredgewidth": 1.6, "color": COLOURS["base"]},
+    "grpo": {
+        "marker": "o",
+        "markersize": 8,
+        "markeredgewidth": 1.8,
+        "color": COLOURS["grpo"],
+        "markerfacecolor": "white",
+    },
+    "amir_grpo": {"marker": "o", "markersize": 4, "color": COLOURS["amir_grpo"]},
 }
 SMALL_PRINT = {"fontsize": 6.5, "color": "#444444"}
 STYLE = {
@@ -111,11 +120,6 @@ def add_footnote(figure: Figure, text: str) -> None:
     figure.supxlabel(fill(text, int(20 * figure.get_figwidth())), x=0.01, ha="left", **SMALL_PRINT)
 
 
-def add_note(axes: Axes, text: str) -> None:
-    """Put a small note at the top right, above a panel."""
-    axes.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", **SMALL_PRINT)
-
-
 def gain_marker(gain: float, p_value: float) -> str:
     """The colour of a gain of AMIR-GRPO over GRPO: that of the method that is ahead, grey where p says it may be neither."""
     if not p_value < SIGNIFICANCE:
@@ -143,6 +147,24 @@ def arm_colours(labels: Iterable[str]) -> dict[str, str]:
     return colours
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, as +1.3, −0.2 and 0.0; – for NaN."""
+    if value != value:
+        return "–"
+    return f"{0:.{digits}f}" if abs(value) < 0.5 * 10**-digits else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with three decimals, < 0.001 below that; – for NaN."""
+    return "–" if p_value != p_value else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def with_interval(row: Mapping[str, float], digits: int = 2) -> str:
+    """A gain and the ends of its interval, as +0.02 [−0.10, +0.14]; `row`: gain, gain_low and gain_high."""
+    gain, low, high = (signed(row[end], digits) for end in ("gain", "gain_low", "gain_high"))
+    return f"{gain} [{low}, {high}]"
+
+
 def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
     """Write `path_stem`.png (200 dpi) and .svg atomically; the same figure gives the same bytes. Returns both paths."""
     stem = Path(path_stem)
@@ -164,17 +186,3 @@ def png(figure: Figure, dpi: int = 115) -> bytes:
     with _house_style():
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def inline_svg(figure: Figure, name: str) -> str:
-    """A figure as an SVG element of a page that scales it: its title is the text alternative, its ids begin with `name`."""
-    buffer = io.StringIO()
-    with _house_style():
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'((?<=\sid=")|(?<=href="#)|(?<=url\(#))', f"{name}-", text[text.index("<svg") :])
-    title = escape(" ".join(figure.get_suptitle().split()) or name)
-    label = f'role="img" aria-labelledby="{name}-alt"><title id="{name}-alt">{title}</title>'
-    head, _, drawing = text.partition(">")
-    size = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    return f"{size} {label}{drawing}"

@@ -1,208 +1,89 @@
-"""A run's tables, computed from its completions.
+"""Tables of an evaluation, from its completions: what each policy reaches, and every two policies side by side.
 
-The samples table has one row per completion, with columns policy (base, grpo, amir_grpo), benchmark, problem_id, sample
-(0 to n-1), text, tokens, finish_reason (stop, length), correct, logprob and seed. Shares and pass rates are in
-percent, gains in percentage points, margins in nats per token.
+A table of samples has one row per completion, with columns policy, benchmark, problem_id, sample (0 to n-1), tokens,
+finish_reason (stop, length), correct and, where they are known, formatted and confidence. Shares and pass rates are in
+percent, gains in percentage points.
 """
 
 from collections.abc import Sequence
 from itertools import combinations, product
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from amir_grpo import metrics
-from amir_grpo.choices import METHODS, POLICIES, check_names
+from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.results.style import p_text
+
+UNSCALED = ("tokens", "brier", "ece")  # quantities that are no shares
 
 
-def correct_counts(samples: pd.DataFrame) -> pd.DataFrame:
-    """Per policy, benchmark and problem: columns policy, benchmark, problem_id, correct and samples (both counts).
+def per_problem(
+    samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
+) -> dict[str, pd.DataFrame]:
+    """What each policy reaches on each problem, a table per quantity: rows (benchmark, problem_id), columns the policies.
 
-    Order as first met. Raises ValueError where a completion is there twice, as when two runs were put together.
+    Quantities: pass@k for each k; greedy (1 where the greedy completion is right), where those are given; means over the
+    problem's completions of tokens, truncated (ended for length), formatted, stated (states a confidence) and brier
+    (squared difference of stated confidence and success, NaN without one). What is no column of `samples` is left out.
+
+    Raises:
+        ValueError: If a completion is there twice, or the policies were not sampled alike.
     """
-    key = ["policy", "benchmark", "problem_id", "sample"]
-    missing = [column for column in [*key, "correct"] if column not in samples.columns]
-    if missing:
-        raise ValueError(f"the samples table has no column {', '.join(missing)}.\nIt needs {', '.join(key)}, correct.")
-    twice = samples.duplicated(key)
-    if twice.any():
+    samples = samples.assign(correct=samples["correct"].astype(float), truncated=samples["finish_reason"] == "length")
+    if (twice := samples.duplicated(["policy", "benchmark", "problem_id", "sample"])).any():
         raise ValueError(
-            f"{twice.sum()} completions appear twice, the first being {tuple(samples.loc[twice, key].iloc[0])}.\n"
-            "One table holds one run: select one training seed."
+            f"{twice.sum()} completions appear twice.\nOne table holds one run: select one training seed."
         )
-    return (
-        samples.assign(correct=samples["correct"].astype(bool))
-        .groupby(key[:-1], sort=False, observed=True)["correct"]
-        .agg(correct="sum", samples="size")
-        .reset_index()
-    )
-
-
-def _paired_counts(
-    counts: pd.DataFrame, benchmark: str, policies: Sequence[str] = POLICIES
-) -> tuple[dict[str, np.ndarray], int]:
-    """Correct counts of each policy on the same problems in the same order, and the samples per problem."""
-    part = counts[(counts["benchmark"] == benchmark) & counts["policy"].isin(policies)]
-    wide = part.pivot_table(index="problem_id", columns="policy", values="correct", sort=False, observed=True)
-    wide = wide.reindex(columns=list(policies))
-    absent = wide.isna().sum()
-    if absent.any():
+    right, drawn = _pivot(samples, "correct", "sum"), _pivot(samples, "correct", "count").fillna(0)
+    n = int(drawn.max(axis=None))
+    if drawn.min(axis=None) != n:
         raise ValueError(
-            f"{benchmark}: of {len(wide)} problems, these are without completions: "
-            + ", ".join(f"{policy} {number}" for policy, number in absent.items() if number)
-            + ".\nA gain is paired by problem: sample every policy on every problem."
+            f"{int((drawn != n).sum(axis=None))} problems have fewer than {n} completions of a policy.\n"
+            "Gains are paired by problem: sample every policy on every problem, the same number of times."
         )
-    if part["samples"].min() != part["samples"].max():
-        raise ValueError(
-            f"{benchmark}: {part['samples'].min()} to {part['samples'].max()} samples per problem.\n"
-            "Every policy needs the same number for every problem: finish the sampling."
-        )
-    return {policy: wide[policy].to_numpy(dtype=int) for policy in policies}, int(part["samples"].iloc[0])
+    found = {f"pass@{k}": right.assign(**dict(zip(right, metrics.pass_at_k(right, n, k).T, strict=True))) for k in ks}
+    if greedy is not None:
+        found["greedy"] = _pivot(greedy.assign(correct=greedy["correct"].astype(float)), "correct")
+    if "confidence" in samples:
+        error = (samples["confidence"] - samples["correct"]) ** 2
+        samples = samples.assign(stated=samples["confidence"].notna(), brier=error)
+    names = ("tokens", "truncated", "formatted", "stated", "brier")
+    return found | {name: _pivot(samples, name) for name in names if name in samples}
 
 
-MAIN_COLUMNS = (
-    "benchmark k model grpo amir_grpo gain gain_low gain_high p_value p_holm base problems samples "
-    "grpo_low grpo_high amir_grpo_low amir_grpo_high base_low base_high"
-).split()
-
-
-def main_table(samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), model: str = "sandbox") -> pd.DataFrame:
-    """The main table: one row for each benchmark and k, in percent; benchmarks in the order first met.
-
-    Columns `MAIN_COLUMNS`. The gain is AMIR-GRPO minus GRPO, paired
-    by problem (`metrics.paired_gain`); p_holm is corrected over all rows. `samples` is n, for each problem.
-    Raises ValueError where the policies were not all sampled alike.
-    """
-    counts = correct_counts(samples)
-    rows = []
-    for benchmark in counts["benchmark"].unique():
-        correct, n = _paired_counts(counts, benchmark)
-        for k in ks:
-            solved = {policy: metrics.pass_at_k(correct[policy], n, k) for policy in POLICIES}
-            gain = metrics.paired_gain(solved["amir_grpo"], solved["grpo"])
-            level = {policy: metrics.mean_interval(solved[policy]) for policy in POLICIES}
-            row = {"benchmark": benchmark, "k": k, "model": model}
-            row |= gain.columns(scale=100) | {"problems": len(correct["base"]), "samples": n}
-            for policy in (*METHODS, "base"):
-                row |= level[policy].columns(policy, 100)
-            rows.append(row)
-    table = pd.DataFrame(rows, columns=MAIN_COLUMNS)
-    table["p_holm"] = metrics.holm(table["p_value"])
-    return table
-
-
-def coverage_table(samples: pd.DataFrame, benchmark: str | None = None) -> pd.DataFrame:
-    """Who solves the problems that at least one policy solves; a problem is solved if one of its n samples is correct.
-
-    Columns base, grpo, amir_grpo (1 = solves), percent and problems, as in the published coverage table: of the
-    problems of one benchmark, or of all, that at least one policy solves. The last row, no policy, is 0 so.
-    `attrs["problems"]` is the number of all problems, the unsolved ones too.
-    """
-    counts = correct_counts(samples)
-    names = list(counts["benchmark"].unique())
-    check_names("benchmark", [] if benchmark is None else [benchmark], names)
-    parts = [_paired_counts(counts, name)[0] for name in (names if benchmark is None else [benchmark])]
-    solved = {policy: np.concatenate([part[policy] > 0 for part in parts]) for policy in POLICIES}
-    coverage = metrics.coverage_patterns(solved["base"], solved["grpo"], solved["amir_grpo"])
-    table = pd.DataFrame(coverage.patterns, columns=list(POLICIES))
-    problems = np.where(table.any(axis=1), coverage.counts, 0)
-    table["percent"] = 100.0 * problems / max(coverage.solved, 1)
-    table["problems"] = problems
-    table.attrs["problems"] = len(solved["base"])
-    return table
-
-
-def mixed_problem(samples: pd.DataFrame) -> str:
-    """The problem to look at: the one whose share of right completions is nearest to a half.
-
-    Of equals the one with the most different completions, then the first.
-
-    Args:
-        samples: Columns problem_id, text and correct, one row per completion.
-    """
-    problems = samples.groupby("problem_id", sort=False).agg(right=("correct", "mean"), texts=("text", "nunique"))
-    distance = (problems["right"] - 0.5).abs().round(9)
-    return str(
-        problems.assign(distance=distance, texts=-problems["texts"])
-        .sort_values(["distance", "texts"], kind="stable")
-        .index[0]
-    )
-
-
-UNSCALED = ("tokens", "brier", "ece")  # quantities of a policy summary that are no percentages
-SUMMARY_COLUMNS = ["policy", "benchmark", "quantity", "estimate", "estimate_low", "estimate_high"]
-SUMMARY_COLUMNS += ["problems", "samples"]
+def _pivot(completions: pd.DataFrame, value: str, by: str = "mean") -> pd.DataFrame:
+    completions = completions.assign(value=completions[value].astype(float))
+    table = completions.pivot_table("value", ["benchmark", "problem_id"], "policy", by, sort=False, dropna=False)
+    return table[list(completions["policy"].unique())].dropna(how="all")
 
 
 def policy_summary(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """What each policy does on each benchmark, one row per quantity: columns `SUMMARY_COLUMNS`, ends of 95 % intervals
-    over problems.
+    """Mean of each quantity of `per_problem` for each policy and benchmark, with its 95 % interval over problems.
 
-    Quantities: pass@k for each k; greedy (percent right of one greedy completion per problem) where those are given;
-    tokens (mean number per completion); truncated (percent that ended for length); formatted (percent in the strict
-    format). Where the samples have a column confidence also stated (percent that state one) and, of those that do,
-    brier (mean of (confidence - right)², 0 is best) and ece (expected calibration error, `metrics.calibration_error`).
-    Shares have the interval of `metrics.mean_interval` within 0 and 100, tokens its t-interval.
+    Columns policy, benchmark, quantity, estimate, estimate_low, estimate_high, problems and samples (per problem). With
+    stated confidence there is also ece, the expected calibration error (`metrics.calibration_error`).
     """
-    counts = correct_counts(samples)
-    samples = samples.assign(truncated=samples["finish_reason"] == "length")
-    greedy_counts = None if greedy is None else correct_counts(greedy)
-    rows = []
-    for (policy, benchmark), part in counts.groupby(["policy", "benchmark"], sort=False, observed=True):
-        ours = samples[(samples["policy"] == policy) & (samples["benchmark"] == benchmark)]
-        by_problem = ours.groupby("problem_id", sort=False)
-        n = part["samples"].to_numpy()
-        found = {f"pass@{k}": metrics.pass_at_k(part["correct"].to_numpy(), n, k) for k in ks}
-        if greedy_counts is not None:
-            one = greedy_counts[(greedy_counts["policy"] == policy) & (greedy_counts["benchmark"] == benchmark)]
-            found["greedy"] = one["correct"].to_numpy(dtype=float)
-        intervals = {name: metrics.mean_interval(values) for name, values in found.items()}
-        intervals["tokens"] = metrics.mean_interval(by_problem["tokens"].mean(), bounds=None)
-        for name in ("truncated", "formatted"):
-            if name in ours:
-                intervals[name] = metrics.mean_interval(by_problem[name].mean())
-        if "confidence" in ours:
-            intervals |= _calibration(ours)
-        for quantity, level in intervals.items():
+    found, rows = per_problem(samples, ks, greedy), []
+    n = int(samples["sample"].max()) + 1
+    for policy, benchmark in product(samples["policy"].unique(), samples["benchmark"].unique()):
+        level = {}
+        for quantity, table in found.items():
+            values = table.loc[benchmark, policy].dropna()
+            level[quantity] = metrics.mean_interval(values, bounds=None if quantity == "tokens" else (0, 1))
+        if "confidence" in samples:
+            own = samples[(samples["policy"] == policy) & (samples["benchmark"] == benchmark)].dropna(
+                subset="confidence"
+            )
+            level["ece"] = metrics.calibration_error(own["problem_id"], own["confidence"], own["correct"])
+        problems = len(found[f"pass@{ks[0]}"].loc[benchmark])
+        for quantity, interval in level.items():
             row = {"policy": policy, "benchmark": benchmark, "quantity": quantity}
-            row |= level.columns("estimate", 1 if quantity in UNSCALED else 100)
-            rows.append(row | {"problems": len(part), "samples": 1 if quantity == "greedy" else int(n.min())})
-    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
-
-
-def _calibration(samples: pd.DataFrame) -> dict[str, metrics.Interval]:
-    states = samples["confidence"].notna()
-    stated = samples[states]
-    error = (stated["confidence"] - stated["correct"]) ** 2
-    return {
-        "stated": metrics.mean_interval(states.groupby(samples["problem_id"]).mean()),
-        "brier": metrics.mean_interval(error.groupby(stated["problem_id"]).mean()),
-        "ece": metrics.calibration_error(stated["problem_id"], stated["confidence"], stated["correct"]),
-    }
-
-
-def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """How often completions of a stated confidence are right: one row for each policy and bin of ten.
-
-    Columns policy, low, high (of the bin), confidence (mean stated), right (share that is right, by problem), right_low,
-    right_high (95 % interval over problems) and completions. Completions that state no confidence are left out.
-    """
-    stated = samples[samples["confidence"].notna()]
-    stated = stated.assign(bin=metrics.confidence_bins(stated["confidence"]))
-    rows = []
-    for (policy, place), part in stated.groupby(["policy", "bin"], sort=False, observed=True):
-        right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
-        row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
-        row |= {"confidence": part["confidence"].mean(), **right.columns("right")}
-        rows.append(row | {"completions": len(part)})
-    columns = ["policy", "low", "high", "confidence", "right", "right_low", "right_high", "completions"]
-    order = list(samples["policy"].unique())
-    rows.sort(key=lambda row: (order.index(row["policy"]), row["low"]))
-    return pd.DataFrame(rows, columns=columns)
+            row |= interval.columns("estimate", 1 if quantity in UNSCALED else 100)
+            rows.append(row | {"problems": problems, "samples": 1 if quantity == "greedy" else n})
+    return pd.DataFrame(rows)
 
 
 COMPARISON_COLUMNS = (
@@ -213,155 +94,90 @@ COMPARISON_COLUMNS = (
 def comparison_table(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Every two policies of a samples table, paired by problem: columns `COMPARISON_COLUMNS`.
+    """Every two policies, paired by problem, in pass@k and greedy: columns `COMPARISON_COLUMNS`.
 
-    One row for each pair of policies (the later in the table is `new`), benchmark and quantity: pass@k for each k,
-    and greedy where greedy completions are given. Gain and its interval in percentage points (`metrics.paired_gain`);
-    p_holm is corrected over all rows. Raises ValueError where the policies were not all sampled alike.
+    The later policy of the samples is `new`. The gain and its interval are in percentage points (`metrics.paired_gain`);
+    p_holm is corrected over all rows.
     """
-    counts = correct_counts(samples)
-    greedy_counts = None if greedy is None else correct_counts(greedy)
-    names = list(counts["policy"].unique())
+    found = per_problem(samples, ks, greedy)
+    quantities = [name for name in found if name.startswith("pass@") or name == "greedy"]
+    n, policies = int(samples["sample"].max()) + 1, samples["policy"].unique()
     rows = []
-    for benchmark in counts["benchmark"].unique():
-        correct, n = _paired_counts(counts, benchmark, names)
-        solved = {f"pass@{k}": {name: metrics.pass_at_k(correct[name], n, k) for name in names} for k in ks}
-        if greedy_counts is not None:
-            solved["greedy"] = _paired_counts(greedy_counts, benchmark, names)[0]
-        for (old, new), (quantity, values) in product(combinations(names, 2), solved.items()):
-            gain = metrics.paired_gain(values[new], values[old])
-            row = {"benchmark": benchmark, "quantity": quantity, "new": new, "old": old}
-            row |= {"new_percent": 100 * np.mean(values[new]), "old_percent": 100 * np.mean(values[old])}
-            drawn = {"problems": len(values[new]), "samples": 1 if quantity == "greedy" else n}
-            rows.append(row | gain.columns(scale=100) | drawn)
+    for benchmark, (old, new), quantity in product(
+        samples["benchmark"].unique(), combinations(policies, 2), quantities
+    ):
+        solved = found[quantity].loc[benchmark]
+        row = {"benchmark": benchmark, "quantity": quantity, "new": new, "old": old}
+        row |= {"new_percent": 100 * solved[new].mean(), "old_percent": 100 * solved[old].mean()}
+        row |= metrics.paired_gain(solved[new], solved[old]).columns(scale=100)
+        rows.append(row | {"problems": len(solved), "samples": 1 if quantity == "greedy" else n})
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
-    table["p_holm"] = metrics.holm(table["p_value"])
-    return table
+    return table.assign(p_holm=metrics.holm(table["p_value"].astype(float)))
 
 
-MARGIN_COLUMNS = ["reading", "method", "benchmark", "problem_id", "margin"]
+RELIABILITY_COLUMNS = "policy low high confidence right right_low right_high completions".split()
 
 
-def margin_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Log-probability margins of every problem with right and wrong completions, in both readings.
+def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """Success by stated confidence: one row for each policy and bin of ten; columns `RELIABILITY_COLUMNS`.
 
-    `scores`: one row per completion and scorer, columns scorer (whose log-probability it is), sampler (who wrote the
-    completion), benchmark, problem_id, tokens, correct, logprob. Columns of the result: reading, method, benchmark,
-    problem_id, margin (nats per token). Reading "own": each method scores what it sampled itself. Reading "shared":
-    every method scores the same completions, pooled over the samplers that all scorers scored; absent where there is
-    no such sampler or only one scorer. A completion without tokens has no log-probability per token and is left out.
-    Raises ValueError where the scorers of a sampler's completions did not score the same ones.
+    Columns low and high are the ends of the bin, confidence the mean stated one, right the share that is right, by problem,
+    with its 95 % interval over problems. Completions that state no confidence are left out.
     """
-    scores = scores[scores["tokens"] > 0]
-    scores = scores.assign(correct=scores["correct"].astype(bool), per_token=scores["logprob"] / scores["tokens"])
-    scorers = list(scores["scorer"].unique())
-    by_sampler = scores.groupby("sampler", sort=False, observed=True)["scorer"].nunique()
-    common = by_sampler.index[by_sampler == len(scorers)] if len(scorers) > 1 else []
-    shared = scores[scores["sampler"].isin(common)]
-    _check_scored_alike(shared, scorers)
-    frames = []
-    for reading, part in (("own", scores[scores["scorer"] == scores["sampler"]]), ("shared", shared)):
-        for (method, benchmark), group in part.groupby(["scorer", "benchmark"], sort=False, observed=True):
-            problems, values = metrics.margins(group["problem_id"], group["per_token"], group["correct"])
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "reading": reading,
-                        "method": method,
-                        "benchmark": benchmark,
-                        "problem_id": problems,
-                        "margin": values,
-                    }
-                )
-            )
-    frames = [frame for frame in frames if len(frame)]
-    return pd.concat(frames, ignore_index=True)[MARGIN_COLUMNS] if frames else pd.DataFrame(columns=MARGIN_COLUMNS)
-
-
-def _check_scored_alike(shared: pd.DataFrame, scorers: Sequence[str]) -> None:
-    """Raise ValueError where scorers have another number of completions of a problem, or of right ones."""
-    problem = ["sampler", "benchmark", "problem_id"]
-    counts = shared.groupby([*problem, "scorer"], observed=True)["correct"].agg(["size", "sum"]).reset_index()
-    by_problem = counts.groupby(problem, observed=True)
-    least, most = by_problem[["size", "sum"]].min(), by_problem[["size", "sum"]].max()
-    same = (by_problem["scorer"].size() == len(scorers)) & (least == most).all(axis=1)
-    if not same.all():
-        raise ValueError(
-            f"the completions of {tuple(same.index[~same][0])} differ between the scorers "
-            f"{', '.join(scorers)}.\nScore the same completions with every policy."
-        )
-
-
-def margin_summary(margins: pd.DataFrame) -> pd.DataFrame:
-    """Per reading and method: columns reading, method, mean, mean_low, mean_high (95 % t-interval over problems; NaN
-    for fewer than two), positive (percent of the margins above 0) and problems."""
+    stated = samples[samples["confidence"].notna()]
+    stated = stated.assign(bin=metrics.confidence_bins(stated["confidence"]))
     rows = []
-    for (reading, method), part in margins.groupby(["reading", "method"], sort=False, observed=True):
-        values = part["margin"].to_numpy(dtype=float)
-        mean = metrics.mean_interval(values, bounds=None)
-        row = {"reading": reading, "method": method, **mean.columns("mean")}
-        rows.append(row | {"positive": 100 * np.mean(values > 0), "problems": len(values)})
-    columns = ["reading", "method", "mean", "mean_low", "mean_high", "positive", "problems"]
-    return pd.DataFrame(rows, columns=columns)
+    for (policy, place), part in stated.groupby(["policy", "bin"], observed=True):
+        right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
+        row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
+        row |= {"confidence": part["confidence"].mean(), **right.columns("right")}
+        rows.append(row | {"completions": len(part)})
+    order = list(samples["policy"].unique())
+    rows.sort(key=lambda row: (order.index(row["policy"]), row["low"]))
+    return pd.DataFrame(rows, columns=RELIABILITY_COLUMNS)
 
 
-def coverage_test(coverage: pd.DataFrame) -> dict[str, float]:
-    """Do more problems fall to AMIR-GRPO alone than to GRPO alone? McNemar's exact test on a coverage table.
-
-    Returns only_amir_grpo and only_grpo (problems that the one solves and the other does not, whatever the base does)
-    and p_value (two-sided binomial test of equal odds; 1 where there is no such problem).
-    """
-    counts = {
-        "only_amir_grpo": int(coverage.loc[coverage["amir_grpo"] > coverage["grpo"], "problems"].sum()),
-        "only_grpo": int(coverage.loc[coverage["amir_grpo"] < coverage["grpo"], "problems"].sum()),
-    }
-    either = sum(counts.values())
-    p_value = stats.binomtest(counts["only_amir_grpo"], either).pvalue if either else 1.0
-    return counts | {"p_value": float(p_value)}
+# --- as people read them ------------------------------------------------------------------------------------------
 
 
-def shared_margin_gain(margins: pd.DataFrame) -> dict[str, float]:
-    """AMIR-GRPO's margin minus GRPO's, paired by problem, in the reading "shared" of a margin table.
-
-    Returns problems, level (GRPO's mean margin), gain, gain_low, gain_high (nats per token, 95 % interval over problems)
-    and p_value; all but problems are NaN where no problem has right and wrong completions.
-    """
-    shared = margins[margins["reading"] == "shared"]
-    wide = shared.pivot(index=["benchmark", "problem_id"], columns="method", values="margin")
-    wide = wide.reindex(columns=list(METHODS)).astype(float)
-    gain = metrics.paired_gain(wide["amir_grpo"].to_numpy(), wide["grpo"].to_numpy(), bounds=None)
-    return {"problems": len(wide), "level": wide["grpo"].mean(), **gain.columns()}
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the policies' names as people write them, in its heads and in the columns that name a policy."""
+    columns = [column for column in ("policy", "method", "new", "old") if column in table]
+    names = {column: table[column].map(lambda name: POLICY_NAMES.get(name, name)) for column in columns}
+    return table.assign(**names).rename(columns=POLICY_NAMES)
 
 
-class RewardEnds(NamedTuple):
-    """Mean reward of the first and of the last `steps` steps of a training; NaN where no step has a reward."""
+def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """A table with rounded numbers, without −0.0, and p-values as text."""
+    numbers = table.select_dtypes("float")
+    return table.assign(
+        **{c: numbers[c].map(p_text) if c.startswith("p_") else numbers[c].round(digits) + 0.0 for c in numbers}
+    )
 
-    first: float
-    last: float
-    steps: int
+
+def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
+    """A policy summary with a row for each benchmark and policy, and as text its estimates with their intervals."""
+
+    def text(row: pd.Series) -> str:
+        digits = 3 if row["quantity"] in ("brier", "ece") else 1
+        estimate, *ends = (f"{row[end]:.{digits}f}" for end in ("estimate", "estimate_low", "estimate_high"))
+        known = np.isfinite(row["estimate_low"])
+        return f"{estimate} [{ends[0]},\u00a0{ends[1]}]" if known else estimate.replace("nan", "–")
+
+    summary = named(summary).assign(text=summary.apply(text, axis=1))
+    order = summary.drop_duplicates(["benchmark", "policy"])[["benchmark", "policy"]]
+    places = {name: place for place, name in enumerate(order["benchmark"].unique())}
+    order = order.sort_values("benchmark", key=lambda column: column.map(places), kind="stable")
+    wide = summary.pivot_table("text", ["benchmark", "policy"], "quantity", "first")
+    return wide.loc[list(order.itertuples(index=False, name=None)), list(summary["quantity"].unique())]
 
 
-def reward_ends(log: pd.DataFrame) -> RewardEnds:
-    """Where a training began and ended: means over the first and the last tenth of its steps, at least one step each.
+def reward_ends(log: pd.DataFrame) -> tuple[float, float, int]:
+    """Mean reward of the first and of the last tenth of a training's steps, and how many steps that is, at least one.
 
     Args:
-        log: A training log, one row per step; a step that reuses a rollout has no reward of its own and is left out.
+        log: A row per step; a step that reuses a rollout has no reward of its own (NaN) and is left out.
     """
     reward = log["reward"].dropna()
-    steps = reward_window(len(reward))
-    return RewardEnds(float(reward.head(steps).mean()), float(reward.tail(steps).mean()), steps)
-
-
-def reward_window(steps: int) -> int:
-    """How many steps one mean of rewards is taken over, in figures and sentences alike: a tenth of `steps`, at least 1."""
-    return max(1, steps // 10)
-
-
-def preference_share(log: pd.DataFrame) -> float:
-    """Share of the update that the preference term makes, 0 to 1: the median over the steps; NaN where none has it."""
-    return float(log["preference/share"].median()) if "preference/share" in log else np.nan
-
-
-def with_gain(table: pd.DataFrame) -> pd.DataFrame:
-    """The main table with its gain column, computed where the table (as the published one) has none."""
-    return table if "gain" in table.columns else table.assign(gain=table["amir_grpo"] - table["grpo"])
+    steps = max(1, len(reward) // 10)
+    return float(reward.head(steps).mean()), float(reward.tail(steps).mean()), steps

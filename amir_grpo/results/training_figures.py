@@ -8,6 +8,7 @@ from scipy import stats
 
 from amir_grpo import metrics
 from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.results.old_tables import reward_window
 from amir_grpo.results.style import (
     COLOURS,
     LINES,
@@ -18,7 +19,6 @@ from amir_grpo.results.style import (
     policy_colour,
     styled,
 )
-from amir_grpo.results.tables import reward_window
 
 _BANDED = 4  # steps of a block from which on their scatter is shown: of fewer it says next to nothing
 

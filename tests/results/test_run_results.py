@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amir_grpo.results import report, tables
+from amir_grpo.results import old_tables as tables
+from amir_grpo.results import report
 from amir_grpo.results.run_results import EvaluationResults, RunResults, furthest_apart
 from amir_grpo.runs.showing import save_results
 from tests.results.test_tables import samples_from

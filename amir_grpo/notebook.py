@@ -1,0 +1,168 @@
+"""For notebooks: install what the package needs, as on Colab, and show tables and figures.
+
+Nothing but the standard library and packaging is imported before something is shown: the installation runs without the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from IPython.display import Image
+    from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
+
+# Kept where their versions are within the package's bounds: what is large and built for the machine's driver, ...
+_TORCH = ("torch", "torchvision", "torchaudio", "triton")
+# ... what the running kernel speaks through, and what it is likely to have imported.
+_KERNEL = ("ipykernel", "ipython", "jupyter_client", "tornado", "pyzmq", "numpy", "pandas")
+
+# All notebooks of a profile, one after the other. Only the sandbox's time was measured.
+_EXPECTED = """
+  sandbox   needs no GPU; all notebooks together take about 6 minutes on 2 cores
+  colab-t4  Qwen2.5-0.5B on GSM8K, on a T4; by arithmetic 2 to 4 hours, and not tried on a T4 yet"""
+
+
+def set_up() -> None:
+    """Install what the package needs, unless it is there; on Colab, say which device there is and how long profiles take.
+
+    Raises:
+        subprocess.CalledProcessError: If the installation fails; its output is above.
+        SystemExit: If a package that this kernel has imported was replaced, after the kernel was told to restart.
+    """
+    if importlib.util.find_spec("trl") is None:
+        install()
+    if "google.colab" in sys.modules:
+        device = _gpu() or "no GPU (for colab-t4: Runtime → Change runtime type → T4)"
+        print(f"Device: {device}. Choose a profile below:{_EXPECTED}")
+
+
+def install() -> None:
+    """Install what the package needs, with the extra gpu where there is an NVIDIA GPU; restart the kernel only if needed.
+
+    Raises:
+        subprocess.CalledProcessError: If the installation fails; its output is above.
+        SystemExit: If a package that this kernel has imported was replaced, after the kernel was told to restart.
+    """
+    gpu = shutil.which("nvidia-smi") is not None
+    print(f"Installing what amir-grpo needs, about {3 if gpu else 1} minutes …", flush=True)
+    # uv, which Colab brings, needs a fraction of pip's time
+    uv = shutil.which("uv")
+    tool = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "kept.txt"
+        constraints.write_text("\n".join(kept()) + "\n")
+        needed = requirements("gpu" if gpu else "")
+        subprocess.run([*tool, "--quiet", "--constraint", str(constraints), *needed], check=True)
+    if replaced := imported_before():
+        _restart(replaced)
+
+
+def requirements(extra: str = "") -> list[str]:
+    """What the installed package needs, as pip takes it: its dependencies, and those of an extra."""
+    from packaging.requirements import Requirement
+
+    declared = map(Requirement, importlib.metadata.requires("amir-grpo") or [])
+    chosen = [r for r in declared if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return [f"{r.name}{r.specifier}" for r in chosen]
+
+
+def kept(installed: dict[str, str] | None = None) -> list[str]:
+    """Constraints that keep what the kernel runs on, and torch with what belongs to it, where they are within the bounds.
+
+    Args:
+        installed: Versions by package; None for those of this kernel.
+    """
+    from packaging.requirements import Requirement
+
+    bounds = {r.name: r.specifier for r in map(Requirement, requirements())}
+    version_of = _version if installed is None else installed.get
+    there = {name: version for name in (*_TORCH, *_KERNEL) if (version := version_of(name))}
+    fit = {name for name, version in there.items() if name not in bounds or version in bounds[name]}
+    if "torch" not in fit:
+        fit -= set(_TORCH)
+    return [f"{name}=={version}" for name, version in there.items() if name in fit]
+
+
+def imported_before() -> list[str]:
+    """Packages that this kernel has imported in a version other than the one installed now."""
+    imported = {name: getattr(module, "__version__", None) for name, module in sys.modules.items() if "." not in name}
+    return [
+        f"{name} {before} → {now}"
+        for name, before in sorted(imported.items())
+        if isinstance(before, str) and (now := _version(name)) and now != before
+    ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _restart(replaced: list[str]) -> None:
+    print(f"Installed. The kernel restarts, as it holds older versions: {', '.join(replaced)}. Press Run all again.")
+    from IPython import get_ipython
+
+    kernel = get_ipython()
+    if kernel is not None and getattr(kernel, "kernel", None) is not None:
+        kernel.kernel.do_shutdown(restart=True)
+    raise SystemExit("Press Run all again.")
+
+
+def _gpu() -> str | None:
+    """The name of the first NVIDIA GPU; None without one."""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+# --- what a cell shows --------------------------------------------------------------------------------------------
+
+
+def show(figure: Figure, width: int = 680) -> Image:
+    """A figure as the output of a cell, `width` pixels wide."""
+    from IPython.display import Image
+
+    from amir_grpo.results.style import png
+
+    return Image(png(figure, dpi=160), width=width)
+
+
+def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Styler:
+    """A table as the output of a cell: policies by name, numbers rounded, p-values as text.
+
+    Texts and caption may be untrusted: they are escaped, no mathematics is typeset in them, and their lines are kept.
+    """
+    import html
+
+    import pandas as pd
+
+    from amir_grpo.results.style import p_text
+    from amir_grpo.results.tables import named
+
+    table = named(table).map(lambda value: visible(value) if isinstance(value, str) else value)
+    texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
+    p_values = {column: p_text for column in table if str(column).startswith("p_")}
+    style = table.style.hide(axis="index").format(p_values, precision=digits, escape="html")
+    style = style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"').set_properties(
+        subset=texts, **{"text-align": "left", "white-space": "pre-wrap", "max-width": "36em"}
+    )
+    left = {"selector": "caption", "props": "text-align: left; white-space: pre-wrap; font-weight: bold"}
+    return style.set_caption(html.escape(visible(caption))).set_table_styles([left]) if caption else style
+
+
+def visible(text: str) -> str:
+    """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
+    return "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)
