@@ -154,7 +154,7 @@ def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Style
 
     table = named(table).map(lambda value: visible(value) if isinstance(value, str) else value)
     texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
-    p_values = {column: p_text for column in table if str(column).startswith("p_")}
+    p_values = {column: lambda p: html.escape(p_text(p)) for column in table if str(column).startswith("p_")}
     style = table.style.hide(axis="index").format(p_values, precision=digits, escape="html")
     style = style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"').set_properties(
         subset=texts, **{"text-align": "left", "white-space": "pre-wrap", "max-width": "36em"}
@@ -165,4 +165,4 @@ def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Style
 
 def visible(text: str) -> str:
     """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
-    return "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)
+    return "".join(c if c in "\n\t\u00a0" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)

@@ -20,6 +20,7 @@ def executed(path: Path, **parameters) -> NotebookNode:
     source = PythonTranslator.codify(parameters, "Parameters")
     notebook.cells.insert(first + 1, new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.run_line_magic("matplotlib", "inline")
     try:
         for cell in notebook.cells:
             if cell.cell_type == "code":

@@ -79,7 +79,7 @@ def test_environment_yml_and_colab_install_the_extra_gpu():
     assert {Requirement(line).name for line in PROJECT["optional-dependencies"]["gpu"]} <= {
         Requirement(line).name for line in pip if not line.startswith("-e")
     }
-    assert '"[gpu]"' in (ROOT / "amir_grpo" / "colab.py").read_text()
+    assert '"gpu"' in (ROOT / "amir_grpo" / "notebook.py").read_text()
 
 
 def test_pyproject_ci_and_the_backend_name_one_version_of_unsloth():

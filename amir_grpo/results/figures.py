@@ -145,10 +145,8 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     both = patterns[1, 1, 1] + patterns[0, 1, 1]
-    note = f"Hatched: the base policy solves them as well. Both methods solve {both} problems, neither of them"
-    add_footnote(
-        figure, f"{note} {patterns[1, 0, 0]} that the base policy solves. Solved: at least one completion is right."
-    )
+    note = f"Hatched: the base policy solves them as well. Both methods solve {both} problems; the base policy alone solves"
+    add_footnote(figure, f"{note} {patterns[1, 0, 0]}. Solved: at least one completion is right.")
     add_title(figure, title)
     return figure
 

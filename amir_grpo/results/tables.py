@@ -53,9 +53,8 @@ def per_problem(
 
 
 def _pivot(completions: pd.DataFrame, value: str, by: str = "mean") -> pd.DataFrame:
-    completions = completions.assign(value=completions[value].astype(float))
-    table = completions.pivot_table("value", ["benchmark", "problem_id"], "policy", by, sort=False, dropna=False)
-    return table[list(completions["policy"].unique())].dropna(how="all")
+    groups = completions.astype({value: float}).groupby(["benchmark", "problem_id", "policy"], sort=False)
+    return groups[value].agg(by).unstack("policy")[list(completions["policy"].unique())]
 
 
 def policy_summary(

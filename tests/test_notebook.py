@@ -1,4 +1,4 @@
-"""A notebook opened alone: what its first cell installs, what it keeps, and when the kernel restarts."""
+"""A notebook opened alone: what its first cell installs and keeps, when the kernel restarts, and what a cell shows."""
 
 import importlib.metadata
 import json
@@ -6,15 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 
-from amir_grpo import colab
+from amir_grpo import notebook
+from amir_grpo.results.style import new_figure
 from amir_grpo.settings import PROFILES
 from tools import colab_install
 
@@ -25,8 +27,8 @@ COLABS |= {"pyzmq": "26.2.1", "numpy": "2.1.3", "pandas": "2.2.3"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def first_cell(path):
-    return next("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+def code_cells(path):
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
 
 
 @pytest.fixture
@@ -38,8 +40,8 @@ def asked(monkeypatch):
         constraints = Path(command[command.index("--constraint") + 1]).read_text().split()
         commands.append((command, constraints))
 
-    monkeypatch.setattr(colab.subprocess, "run", run)
-    monkeypatch.setattr(colab, "imported_before", lambda: [])
+    monkeypatch.setattr(notebook.subprocess, "run", run)
+    monkeypatch.setattr(notebook, "imported_before", lambda: [])
     return commands
 
 
@@ -48,37 +50,27 @@ def asked(monkeypatch):
 def test_the_extra_gpu_is_installed_where_there_is_one(asked, monkeypatch, gpu, uv):
     there = {"nvidia-smi": gpu, "uv": uv}
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if there[name] else None)
-    colab.install(ROOT)
+    notebook.install()
     ((command, constraints),) = asked
-    assert command[-2:] == ["--editable", f"{ROOT}{'[gpu]' if gpu else ''}"]
+    names = {Requirement(word).name for word in command[command.index("--constraint") + 2 :]}
+    assert {"torch", "trl", "papermill"} <= names
+    assert ("unsloth" in names) == gpu
+    assert "jupyterlab" not in names, "Colab brings its own"
     assert command[:3] == (["/bin/uv", "pip", "install"] if uv else [sys.executable, "-m", "pip"])
     assert any(line.startswith("torch==") for line in constraints)
 
 
-def test_the_seconds_are_shown_while_it_installs(asked, monkeypatch):
-    shown, ticked = [], threading.Event()
-
-    def note(text, **options):
-        shown.append(text)
-        if len(shown) > 1:
-            ticked.set()
-
-    monkeypatch.setattr(colab, "print", note, raising=False)
-    monkeypatch.setattr(colab.subprocess, "run", lambda *_, **__: ticked.wait(600))
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    colab.install(ROOT)
-    assert re.fullmatch(r"\rInstalling amir-grpo .* about 1 minutes: [1-9]\d* s", shown[1]), "while it installs"
-
-
-def test_on_colab_it_says_which_device_there_is_and_what_the_profiles_take(monkeypatch, capsys):
-    colab.introduce()
+def test_set_up_installs_only_what_is_missing_and_on_colab_says_what_to_expect(monkeypatch, capsys):
+    monkeypatch.setattr(notebook, "install", lambda: print("installed"))
+    notebook.set_up()
     assert capsys.readouterr().out == "", "elsewhere it says nothing"
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
     for gpu in ("Tesla T4", None):
-        monkeypatch.setattr(colab, "_gpu", lambda gpu=gpu: gpu)
-        colab.introduce()
+        monkeypatch.setattr(notebook, "_gpu", lambda gpu=gpu: gpu)
+        notebook.set_up()
         printed = capsys.readouterr().out
-        assert printed.startswith(f"Device: {gpu or 'no GPU'}")
+        assert printed.startswith(f"installed\nDevice: {gpu or 'no GPU'}")
         assert re.search(r"sandbox +.* minutes", printed)
         assert re.search(r"colab-t4 +.* hours", printed)
 
@@ -104,31 +96,21 @@ def test_nothing_is_replaced_that_colabs_kernel_holds():
     assert not colab_install.replaced(there, after).keys() & set(colab_install.STAYS)
 
 
-def test_torch_is_kept_as_it_is_with_what_belongs_to_it(monkeypatch):
-    there = {"torch": "2.9.0+cu126", "torchvision": "0.24.0+cu126"}
-    monkeypatch.setattr(colab, "_version", there.get)
-    assert colab.kept(ROOT) == ["torch==2.9.0+cu126", "torchvision==0.24.0+cu126"]
-    for line in colab.kept(ROOT):
-        Requirement(line)
-
-
-def test_what_colabs_kernel_runs_on_is_kept():
+def test_what_the_kernel_runs_on_is_kept_and_torch_with_what_belongs_to_it():
     colabs = COLABS | {"jupyter_client": COLABS["jupyter-client"]}
-    expected = ("ipykernel", "ipython", "jupyter_client", "tornado", "pyzmq", "numpy", "pandas")
-    assert colab.kept(ROOT, colabs) == [f"{name}=={colabs[name]}" for name in expected]
-    assert "numpy==1.26.4" not in colab.kept(ROOT, colabs | {"numpy": "1.26.4"})  # out of bounds: the kernel restarts
+    expected = ["ipykernel", "ipython", "jupyter_client", "tornado", "pyzmq", "numpy", "pandas"]
+    assert notebook.kept(colabs) == [f"{name}=={colabs[name]}" for name in expected]
+    assert "numpy==1.26.4" not in notebook.kept(colabs | {"numpy": "1.26.4"})  # out of bounds: the kernel restarts
+    there = {"torch": "2.9.0+cu126", "torchvision": "0.24.0+cu126"}
+    assert notebook.kept(there) == ["torch==2.9.0+cu126", "torchvision==0.24.0+cu126"]
+    for version in ("2.7.1", "2.15.0"):
+        assert notebook.kept(there | {"torch": version}) == []
 
 
 def test_the_core_install_names_no_notebook_server():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {Requirement(line).name for line in project["dependencies"]}
     assert names.isdisjoint({"jupyterlab", "notebook", "jupyter_server", "ipywidgets", "tornado", "jupyter_client"})
-
-
-@pytest.mark.parametrize("version", ["2.7.1", "2.15.0", None])
-def test_torch_out_of_bounds_is_replaced(monkeypatch, version):
-    monkeypatch.setattr(colab, "_version", {"torch": version}.get)
-    assert colab.kept(ROOT) == []
 
 
 def test_only_an_imported_package_that_was_replaced_asks_for_a_restart(monkeypatch):
@@ -138,74 +120,70 @@ def test_only_an_imported_package_that_was_replaced_asks_for_a_restart(monkeypat
         monkeypatch.setitem(sys.modules, name, module)
     real = importlib.metadata.version
     now = {"some_old": "1.1", "some_same": "2.0", "some_unimported": "3.0"}
-    monkeypatch.setattr(colab.importlib.metadata, "version", lambda name: now.get(name) or real(name))
-    assert [line for line in colab.imported_before() if line.startswith("some_")] == ["some_old 1.0 → 1.1"]
+    monkeypatch.setattr(notebook.importlib.metadata, "version", lambda name: now.get(name) or real(name))
+    assert [line for line in notebook.imported_before() if line.startswith("some_")] == ["some_old 1.0 → 1.1"]
 
 
 def test_a_restart_is_said_and_stops_the_cell(asked, monkeypatch, capsys):
-    monkeypatch.setattr(colab, "imported_before", lambda: ["numpy 1.26.4 → 2.0.2"])
+    monkeypatch.setattr(notebook, "imported_before", lambda: ["numpy 1.26.4 → 2.0.2"])
     with pytest.raises(SystemExit, match="Run all again"):
-        colab.install(ROOT)
+        notebook.install()
     assert "numpy 1.26.4 → 2.0.2" in capsys.readouterr().out
 
 
 def test_the_installer_needs_nothing_that_it_installs():
-    code = "import sys; import amir_grpo.colab; sys.exit(bool({'torch', 'trl', 'numpy', 'pandas'} & set(sys.modules)))"
+    needed = "{'torch', 'trl', 'numpy', 'pandas', 'pydantic'}"
+    code = f"import sys; import amir_grpo.notebook; sys.exit(bool({needed} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_every_notebook_has_the_same_first_cell_and_its_own_badge():
-    cells = {first_cell(path) for path in NOTEBOOKS}
-    assert len(cells) == 1
-    assert cells == {cell for cell in cells if cell.startswith("# @title ") and len(cell.splitlines()) <= 20}
-    (cell,) = cells
-    assert "from amir_grpo.colab import install" in cell
+def test_every_notebook_has_the_same_short_first_cell_and_its_own_badge():
+    (cell,) = {code_cells(path)[0] for path in NOTEBOOKS[:6]}
+    assert len(cell.splitlines()) <= 6
     for path in NOTEBOOKS:
         assert f"/blob/main/notebooks/{path.name})" in path.read_text()
 
 
-def test_the_first_cell_opened_alone_clones_and_installs(tmp_path, monkeypatch):
-    """In an empty folder, without the package: with git and the installer replaced by what they would do."""
+@pytest.mark.parametrize("there", [True, False])
+def test_the_first_cell_fetches_the_package_only_where_it_is_missing(tmp_path, there):
+    """In a folder of its own; pip is replaced by what it would do."""
     script = tmp_path / "cell.py"
+    cell = TransformerManager().transform_cell(code_cells(NOTEBOOKS[0])[0])
     script.write_text(f"""
-import importlib.util, os, shutil, subprocess, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name in ("trl", "amir_grpo") else find(name)
-run = subprocess.run
-def instead(command, **options):
-    if command[:2] == ["git", "clone"]:
-        assert "--depth" in command
-        shutil.copytree({str(ROOT / "amir_grpo")!r}, command[-1] + "/amir_grpo")
-        return os.mkdir(command[-1] + "/notebooks")
-    return run(command, **options)
-subprocess.run = instead
-import types
-fake = types.ModuleType("amir_grpo.colab")
-fake.install = lambda clone: print("installed", clone)
-fake.introduce = lambda: print("introduced")
-sys.modules["amir_grpo.colab"] = fake
-{first_cell(NOTEBOOKS[0])}
+import sys, types
+def install(magic, arguments):
+    print(magic, arguments)
+    fake = types.ModuleType("amir_grpo.notebook")
+    fake.set_up = lambda: print("set up")
+    sys.modules["amir_grpo.notebook"] = fake
+get_ipython = lambda: types.SimpleNamespace(run_line_magic=install)
+if not {there}:
+    sys.modules["amir_grpo.notebook"] = None
+{cell}
 """)
-    (tmp_path / "alone").mkdir()
-    done = subprocess.run([sys.executable, script], cwd=tmp_path / "alone", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    clone = tmp_path / "alone" / "amir-grpo"
-    assert f"installed {clone}" in done.stdout
-    assert "introduced" in done.stdout
-
-
-def test_the_first_cell_does_nothing_in_a_clone(tmp_path):
-    script = tmp_path / "cell.py"
-    script.write_text("import subprocess\nsubprocess.run = None\n" + first_cell(NOTEBOOKS[0]))
-    subprocess.run([sys.executable, script], cwd=ROOT / "notebooks", check=True)
+    done = subprocess.run([sys.executable, script], cwd=ROOT / "notebooks", capture_output=True, text=True, check=True)
+    assert ("set up" in done.stdout) == (not there), "where it is there, nothing is said"
+    assert ("pip install --quiet --no-deps git+https://github.com/amir-grpo/amir-grpo" in done.stdout) == (not there)
 
 
 def test_the_form_offers_profiles_and_begins_with_the_one_that_runs_anywhere():
     for path in NOTEBOOKS:
-        cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        cells = code_cells(path)
         forms = [found for cell in cells if (found := re.search(r'^profile = "(.*)"  # @param (\[.*\])', cell, re.M))]
         assert len(forms) == ("profile =" in "".join(cells)), path.name
         for form in forms:
             assert form[1] == "sandbox"
             assert json.loads(form[2])[:2] == ["sandbox", "colab-t4"]
             assert set(json.loads(form[2])) <= {*PROFILES, "auto"}
+
+
+def test_a_table_is_shown_with_names_rounded_numbers_and_p_values():
+    table = pd.DataFrame({"policy": ["amir_grpo"], "grpo": [1.23456], "p_holm": [0.0001], "n": [3]})
+    shown = re.findall(r"<t[dh][^>]*>([^<]+)</t", notebook.show_table(table, "Read\nthis", digits=3).to_html())
+    assert shown == ["policy", "GRPO", "p_holm", "n", "AMIR-GRPO", "1.235", "&lt; 0.001", "3"]
+
+
+def test_a_figure_is_shown_as_a_picture():
+    shown = notebook.show(new_figure(2, 1), width=300)
+    assert shown.data.startswith(b"\x89PNG")
+    assert shown.width == 300
