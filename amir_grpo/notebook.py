@@ -165,4 +165,6 @@ def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Style
 
 def visible(text: str) -> str:
     """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
-    return "".join(c if c in "\n\t\u00a0" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text)
+    return "".join(
+        c if c in "\n\t\u00a0" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text
+    )

@@ -128,10 +128,9 @@ def test_committed_notebook_is_executed_and_small(path):
 
 def test_reproduce_fills_the_run_folder(reproduced):
     folder, printed = reproduced
-    for name in ("main", "coverage", "margin", "reward"):
+    for name in ("main", "coverage", "margin", "comparisons", "main_published", "coverage_published"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
         assert (folder / "figures" / f"{name}.svg").read_text().startswith("<?xml")
-        assert f'aria-labelledby="{name}-alt"' in (folder / "report.html").read_text()
     for name in ("main", "coverage", "margins", "margin_summary", "policies", "comparisons"):
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) or name.startswith("margin")
     for method in ("grpo", "amir_grpo"):
@@ -164,7 +163,7 @@ def test_samples_are_one_row_a_completion_and_the_table_agrees_with_them(reprodu
 
 def test_executed_notebooks_show_their_figures(reproduced):
     folder, _ = reproduced
-    for path in (folder / "notebooks").glob("0[1345]*.ipynb"):
+    for path in (folder / "notebooks").glob("0[1-5]*.ipynb"):
         outputs = [o for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs]
         pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
         assert pictures, f"{path.name} shows no figure"
@@ -296,12 +295,12 @@ def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path, m
 def test_changed_settings_are_refused_in_a_notebook(reproduced):
     folder, _ = reproduced
     with pytest.raises(ValueError, match=r"lambda_reg was 0\.01, is now 0\.5"):
-        run_cells("04_coverage", profile="smoke", run_dir=str(folder), lambda_reg=0.5)
+        run_cells("04_coverage", profile="smoke", run_dir=str(folder), overrides={"lambda_reg": 0.5})
 
 
 def test_an_unknown_setting_is_refused_in_a_notebook(tmp_path):
     with pytest.raises(ValueError, match=r"Unknown setting 'max_step'\. Did you mean 'max_steps'\?"):
-        run_cells("01_train", profile="smoke", run_dir=str(tmp_path / "run"), max_step=2)
+        run_cells("01_train", profile="smoke", run_dir=str(tmp_path / "run"), overrides={"max_step": 2})
     assert not (tmp_path / "run").exists()
 
 
@@ -324,22 +323,21 @@ def test_a_method_trained_alone_is_trained_the_same(reproduced):
 @pytest.mark.parametrize("reproduced", ["from a wheel"], indirect=True)
 def test_train_alone_with_papermill_from_the_notebooks_folder(reproduced, tmp_path):
     folder, _ = reproduced
-    small = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
-    parameters = [f for name, value in small.items() for f in ("-p", name.lstrip("-"), value)]
+    small = {name.lstrip("-"): int(value) for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
     done = run(
         "papermill",
         "01_train.ipynb",
         tmp_path / "out.ipynb",
         *("-p", "method", "grpo", "-p", "profile", "smoke", "-p", "run_dir", folder.parent / "by papermill"),
-        *(*parameters, "-k", "python3"),
+        *("-p", "overrides", json.dumps(small), "-k", "python3"),
         cwd=ROOT / "notebooks",
     )
     assert done.returncode == 0, done.stderr
     assert_trained_the_same(folder, folder.parent / "by papermill")
 
 
-def test_notebooks_hold_no_logic_of_their_own():
-    for path in NOTEBOOKS:
-        for cell in json.loads(path.read_text())["cells"]:
-            source = "".join(cell["source"])
-            assert cell["cell_type"] != "code" or not re.search(r"^\s*(def|class) ", source, re.MULTILINE)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_cell_is_short(path):
+    code = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert max(len(cell.splitlines()) for cell in code) <= 36
+    assert sum(len(cell.splitlines()) <= 20 for cell in code) >= 0.8 * len(code)
