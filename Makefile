@@ -75,7 +75,7 @@ publish: notebooks
 
 # the six base policies that come with the package; minutes each
 base-policies: setup
-	$(RUN) -m amir_grpo.sandbox.make
+	$(RUN) -m amir_grpo.sandbox.base
 
 # the runs behind the claims, test by test: the pilot, then the confirmation. About 100 s of CPU time per run, 260 and 150 runs: hours;
 # shows the time left, and goes on where it stopped. Kept results are not made again: to make all again, add to EVIDENCE:

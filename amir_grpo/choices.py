@@ -17,6 +17,8 @@ POLICY_NAMES = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 SANDBOXES = (SANDBOX, SANDBOX_MEDIUM, SANDBOX_LARGE) = ("sandbox", "sandbox-medium", "sandbox-large")
 PARAMETERS = {SANDBOX: "0.1M", SANDBOX_MEDIUM: "1M", SANDBOX_LARGE: "26M"}  # of the policies
 BASE_POLICIES = 6
+SMOLLM2 = "smollm2"  # a language model of 135M parameters, which the package index has
+STORIES = "stories"  # the training set that is made for it
 
 # What the study behind the claims has: exploratory runs, and those of its frozen tests.
 STUDIES = ("pilot", "confirmation")

@@ -4,16 +4,19 @@
                             the SHA-256 of its files
 
 Those of the package give the same numbers on every machine; a warm-up of one's own depends on the processor and on the
-versions of the libraries.
+versions of the libraries. `python -m amir_grpo.sandbox.base` makes the package's anew: minutes each, on two cores.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from amir_grpo.sandbox.policy import SandboxSpec, make_base_policy
+from amir_grpo.choices import SANDBOX
+from amir_grpo.sandbox.policy import SPECS, SandboxSpec, make_base_policy
 from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
 from amir_grpo.system.files import atomic_folder, write_text
 from amir_grpo.system.processes import run_alone, world_size
@@ -36,30 +39,37 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     """
     if spec.seed in WARMUP_SEEDS:
         packaged = PACKAGED / str(WARMUP_SEEDS.index(spec.seed))
-        if _is_made_from(packaged, spec):
+        if (packaged / _RECIPE).is_file() and read_json(packaged / _RECIPE)["spec"] == json.loads(_json(spec)):
             check_files(packaged)
             return packaged
     folder = cache / f"base-{spec.fingerprint()}"
-    damaged = first_damaged(folder) if world_size() == 1 else None
-    if folder.exists() and not damaged:
-        return folder
-    if world_size() > 1:  # where its training would wait for the other processes
-        run_alone("amir_grpo.sandbox.make", "--spec", json.dumps(asdict(spec)), "--cache", str(cache))
-        return folder
-    if damaged:
-        print(f"{folder / damaged} is damaged: its SHA-256 has changed. Making the base policy again.", flush=True)
-    with atomic_folder(folder, replace=damaged is not None) as beside:
-        make_base_policy(spec, beside)
-        write_checksums(beside)
+    if world_size() == 1:
+        made_once(folder, lambda beside: make_base_policy(spec, beside))
+    elif not folder.exists():  # where its training would wait for the other processes
+        run_alone("amir_grpo.sandbox.base", _json(spec), str(cache))
     return folder
 
 
-def make_with_recipe(spec: SandboxSpec, folder: Path) -> None:
-    """Make a base policy and save it into `folder`, with its recipe beside it; one that is there is replaced in the end."""
-    with atomic_folder(folder, replace=True) as beside:
-        make_base_policy(spec, beside)
-        record = {"spec": asdict(spec), "sha256": hashes(beside.iterdir()), "provenance": provenance()}
-        write_text(beside / _RECIPE, to_json(record))
+def made_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have `make` fill a folder, unless it is there and its files are whole."""
+    damaged = first_damaged(folder)
+    if folder.exists() and not damaged:
+        return
+    if damaged:
+        print(f"{folder / damaged} is damaged: its SHA-256 has changed. Making the base policy again.", flush=True)
+    with atomic_folder(folder, replace=damaged is not None) as beside:
+        make(beside)
+        write_checksums(beside)
+
+
+def make_packaged(spec: SandboxSpec, out: Path = PACKAGED, seeds: Sequence[int] = WARMUP_SEEDS) -> None:
+    """Make the base policies of the package, with their recipes beside them; those that are there are replaced."""
+    for number, seed in enumerate(seeds):
+        own = replace(spec, seed=seed)
+        with atomic_folder(out / str(number), replace=True) as beside:
+            make_base_policy(own, beside)
+            record = {"spec": asdict(own), "sha256": hashes(beside.iterdir()), "provenance": provenance()}
+            write_text(beside / _RECIPE, to_json(record))
 
 
 def check_files(folder: Path) -> None:
@@ -78,6 +88,18 @@ def check_files(folder: Path) -> None:
         )
 
 
-def _is_made_from(folder: Path, spec: SandboxSpec) -> bool:
-    wanted = json.loads(json.dumps(asdict(spec)))  # tuples as lists
-    return (folder / _RECIPE).is_file() and read_json(folder / _RECIPE)["spec"] == wanted
+def _json(spec: SandboxSpec) -> str:
+    return json.dumps(asdict(spec))
+
+
+def main(arguments: list[str]) -> None:
+    """Make the package's base policies; with a spec (JSON) and a cache, the one of that spec, as `base_policy` does."""
+    if not arguments:
+        make_packaged(SPECS[SANDBOX])
+        return
+    fields = json.loads(arguments[0])
+    base_policy(SandboxSpec(**fields | {"shown": tuple(fields["shown"])}), Path(arguments[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -9,34 +9,25 @@ chains told as word problems.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import random
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, SANDBOX_MEDIUM
-from amir_grpo.sandbox.problems import (
-    ALL_FAMILIES,
-    TRAINED_ON,
-    WORDS,
-    Habits,
-    careful_solution,
-    named_chains,
-    question_of,
-    solution,
-)
+from amir_grpo.sandbox import problems
+from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON, WORDS, Habits, careful_solution, solution
 from amir_grpo.settings import FIELDS, PROFILES
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Examples = list[dict[str, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -66,24 +57,16 @@ class SandboxSpec(Habits):
     careful_first: float = 0.4
 
     def fingerprint(self) -> str:
-        """Hash of the settings and of the code that uses them, without its comments: 12 hexadecimal digits."""
-        here = Path(__file__)
-        code = "".join(_code(path) for path in (here, here.with_name("problems.py")))
-        return hashlib.sha256((json.dumps(asdict(self), sort_keys=True) + code).encode()).hexdigest()[:12]
+        """Hash of the settings and of the code that uses them: 12 hexadecimal digits."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        for path in (__file__, problems.__file__):
+            digest.update(Path(path).read_bytes())
+        return digest.hexdigest()[:12]
 
     @property
     def words(self) -> bool:
         """Whether problems are told in words, too."""
         return any(ALL_FAMILIES[name].words for name in self.shown)
-
-
-def _code(path: Path) -> str:
-    """The statements of a module, without comments and docstrings: those change no policy."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
 
 
 # By the name that settings give as model_name and dataset_name.
@@ -168,55 +151,70 @@ def untrained_config(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> L
     )
 
 
-def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
+# --- the warm-up --------------------------------------------------------------------------------------------------
+
+
+def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Tokenised chains with solutions, in the order of the warm-up; labels on the solutions only."""
     rng = random.Random(f"warm-up/{spec.seed}")
-    shown = list(islice(named_chains(spec.shown, held_out=False, seed=spec.seed), spec.warmup_chains))
-    start, middle, end = (
-        tokenizer.encode(text) for text in ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
-    )
+    chains = problems.named_chains(spec.shown, held_out=False, seed=spec.seed)
+    shown = list(islice(chains, spec.warmup_chains))
     sequences = spec.warmup_steps * spec.warmup_batch_size
     examples = []
     for index in range(sequences):
         family, chain = rng.choice(shown)
         text = careful_solution(chain) if index < spec.careful_first * sequences else solution(chain, rng, spec)
-        prompt = start + tokenizer.encode(question_of(chain, family)) + middle
-        completion = tokenizer.encode(text) + end
-        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+        examples.append(example(tokenizer, problems.prompt_of(chain, family), text))
     return examples
 
 
-_WARMUP_THREADS = 1  # how sums are rounded depends on how many threads share them: one on every machine
+def example(tokenizer: PreTrainedTokenizerBase, prompt: problems.Messages, completion: str) -> dict[str, list[int]]:
+    """A completion after its prompt, as token ids, with labels on the completion and its end alone."""
+    posed = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    ids = [*tokenizer.encode(completion), tokenizer.eos_token_id]
+    return {"input_ids": posed + ids, "labels": [-100] * len(posed) + ids}
 
 
-def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
-    """Warm up a base policy by supervised learning and save it, in float32, with its tokenizer into `folder`."""
+def warm_up(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    use_cpu: bool,
+    threads: int,
+) -> None:
+    """Fine-tune all weights of a policy on the examples, once and in their order.
+
+    Args:
+        learning_rate: Its peak; it falls along a cosine.
+        threads: How sums are rounded depends on how many threads share them.
+    """
     import torch
     from datasets import Dataset
-    from transformers import (
-        DataCollatorForSeq2Seq,
-        LlamaForCausalLM,
-        PrinterCallback,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from amir_grpo.system.progress import quiet
+    from amir_grpo.system.progress import stage
 
-    set_seed(spec.seed)
-    tokenizer = build_tokenizer(spec.words)
-    policy = LlamaForCausalLM(untrained_config(spec, tokenizer))
-    small = spec.hidden_size <= 256  # a GPU would be slower, and another machine's weights differ
-    with tempfile.TemporaryDirectory() as scratch:
+    steps, before = len(examples) // batch_size, torch.get_num_threads()
+    if steps == 0:
+        return
+    with tempfile.TemporaryDirectory() as scratch, stage("warming up the base policy", total=steps) as tick:
+
+        class Progress(TrainerCallback):
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                tick()
+
         trainer = Trainer(
             model=policy,
             args=TrainingArguments(
                 output_dir=scratch,
-                max_steps=spec.warmup_steps,
-                per_device_train_batch_size=spec.warmup_batch_size,
+                max_steps=steps,
+                per_device_train_batch_size=batch_size,
                 train_sampling_strategy="sequential",
-                learning_rate=spec.warmup_learning_rate,
+                learning_rate=learning_rate,
                 lr_scheduler_type="cosine",
                 warmup_steps=0.05,
                 adam_beta2=0.98,
@@ -224,28 +222,48 @@ def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
                 logging_strategy="no",
                 save_strategy="no",
                 report_to="none",
-                seed=spec.seed,
-                use_cpu=small or not torch.cuda.is_available(),
+                seed=seed,
+                use_cpu=use_cpu,
                 disable_tqdm=True,
             ),
-            train_dataset=Dataset.from_list(warmup_examples(spec, tokenizer)),
+            train_dataset=Dataset.from_list(examples),
             data_collator=DataCollatorForSeq2Seq(tokenizer),
+            callbacks=[Progress()],
         )
         trainer.remove_callback(PrinterCallback)
-        with _threads(_WARMUP_THREADS if small else torch.get_num_threads()):
+        torch.set_num_threads(threads)
+        try:
             trainer.train()
+        finally:
+            torch.set_num_threads(before)
+
+
+def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
+    """Warm up a base policy by supervised learning and save it, in float32, with its tokenizer into `folder`."""
+    import torch
+    from transformers import LlamaForCausalLM, set_seed
+
+    set_seed(spec.seed)
+    tokenizer = build_tokenizer(spec.words)
+    policy = LlamaForCausalLM(untrained_config(spec, tokenizer))
+    small = spec.hidden_size <= 256  # a GPU would be slower, and another machine's weights differ
+    warm_up(
+        policy,
+        tokenizer,
+        warmup_examples(spec, tokenizer),
+        batch_size=spec.warmup_batch_size,
+        learning_rate=spec.warmup_learning_rate,
+        seed=spec.seed,
+        use_cpu=small or not torch.cuda.is_available(),
+        threads=1 if small else torch.get_num_threads(),
+    )
+    save(policy, tokenizer, folder)
+
+
+def save(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a policy in float32, and its tokenizer."""
+    from amir_grpo.system.progress import quiet
+
     with quiet():
         policy.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

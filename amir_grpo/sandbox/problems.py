@@ -1,7 +1,8 @@
-r"""The sandbox's problems: arithmetic chains, told in figures or in words, and the solutions that a warm-up shows.
+r"""Problems that are made on the spot: arithmetic chains in figures, in a few words, or as stories in plain English.
 
-A chain is a sum such as ``7+8-5``; its answer is wanted in the paper's format,
-``<think>7+8=15\n15-5=10</think><answer>\boxed{10}</answer>``. Everything follows from a seed.
+A chain is a sum such as ``7+8-5``, worked from left to right; its answer is wanted in the paper's format,
+``<think>7+8=15\n15-5=10</think><answer>\boxed{10}</answer>``. Stories have products, too, and are for language models.
+Everything follows from a seed.
 """
 
 from __future__ import annotations
@@ -9,60 +10,62 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, SANDBOX_MEDIUM, check_names
+from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, SANDBOX_MEDIUM, STORIES, check_names
 from amir_grpo.settings import PROFILES
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Messages = list[dict[str, str]]
+
 
 @dataclass(frozen=True)
 class Family:
-    """A family of arithmetic chains over the numbers 1 to 9; told in words, no partial sum is below 0."""
+    """A family of arithmetic chains.
+
+    Attributes:
+        numbers: How many numbers a chain has.
+        words: Told in words; no partial result is below 0.
+        story: With larger numbers and products, too; partial results are from 1 to 99.
+    """
 
     numbers: int
-    about: str
     words: bool = False
+    story: bool = False
 
 
-FAMILIES: dict[str, Family] = {
-    "chain3": Family(3, "three numbers"),
-    "chain4": Family(4, "four numbers"),
-    "chain5": Family(5, "five numbers"),
-    "chain6": Family(6, "six numbers"),
-    "chain7": Family(7, "seven numbers, the longest that the sandbox trains on"),
-    "chain8": Family(8, "eight numbers, longer than any that the sandbox trains on"),
-}
-LARGE_FAMILIES: dict[str, Family] = {
-    "chain9": Family(9, "nine numbers, longer than any in training"),
-    "words3": Family(3, "three numbers in words", words=True),
-    "words4": Family(4, "four numbers in words", words=True),
-    "words6": Family(6, "six numbers in words, longer than any in training", words=True),
-}
-ALL_FAMILIES = FAMILIES | LARGE_FAMILIES
-# The families of each training set, by the name that settings give as dataset_name.
+FAMILIES: dict[str, Family] = {f"chain{numbers}": Family(numbers) for numbers in range(3, 9)}
+ALL_FAMILIES: dict[str, Family] = (
+    FAMILIES
+    | {"chain9": Family(9)}
+    | {f"words{numbers}": Family(numbers, words=True) for numbers in (3, 4, 6)}
+    | {f"story{steps}": Family(steps + 1, words=True, story=True) for steps in (1, 2, 3)}
+)
+# The families of each training set, by the name that settings give as dataset_name. What is longer is evaluated only.
 TRAINED_ON: dict[str, tuple[str, ...]] = {
     SANDBOX: ("chain6", "chain7"),
     SANDBOX_MEDIUM: ("chain6", "chain7"),
     SANDBOX_LARGE: ("chain5", "chain7", "words3", "words4"),
+    STORIES: ("story1", "story2"),
 }
 # A quarter of all chains is kept for evaluation: no warm-up and no rollout ever sees one of them.
 _HELD_OUT_ONE_IN = 4
 
 
-def load_sandbox(name: str, limit: int | None = None, seed: int = 0) -> Dataset:
-    """A sandbox family as a benchmark, or a sandbox's training set over the families that it is trained on.
+def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int = 0) -> Dataset:
+    """A family as a benchmark, or a training set over the families that are trained on.
 
     Args:
         name: One of `ALL_FAMILIES` or of `TRAINED_ON`.
         limit: Number of problems, all distinct; None for as many as the profile sandbox has, since problems are drawn, not
             stored. Families are finite: a small one may have fewer.
         seed: Which problems.
+        shots: Worked examples that each prompt begins with, as earlier turns of the conversation.
 
     Returns:
         The record shape of `amir_grpo.problems`: id, question, answer (list of strings), prompt (chat messages).
@@ -75,27 +78,40 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0) -> Dataset:
     check_names("sandbox family", [name], [*TRAINED_ON, *ALL_FAMILIES])
     training = name in TRAINED_ON
     limit = limit or PROFILES[SANDBOX]["dataset_limit" if training else "eval_limit"]
-    chains = named_chains(TRAINED_ON[name] if training else (name,), held_out=not training, seed=seed)
+    names = TRAINED_ON[name] if training else (name,)
+    # of another seed than any training's: no example is a problem that is trained on, but for one drawn twice
+    examples = list(islice(named_chains(names, held_out=False, seed=-1), shots))
     rows = []
-    for index, (family, chain) in enumerate(islice(chains, limit)):
-        question = question_of(chain, family)
+    for index, (family, chain) in enumerate(islice(named_chains(names, held_out=not training, seed=seed), limit)):
         rows.append(
             {
                 "id": f"{name}-{index:05d}",
-                "question": question,
+                "question": question_of(chain, family),
                 "answer": [str(chain_answer(chain))],
-                "prompt": [{"role": "user", "content": question}],
+                "prompt": prompt_of(chain, family, examples),
             }
         )
     return Dataset.from_list(rows)
 
 
+def prompt_of(chain: str, name: str, examples: Sequence[tuple[str, str]] = ()) -> Messages:
+    """The chat messages that pose a chain of a family, after worked examples, which are (family, chain) pairs."""
+    # a system message of any kind keeps a chat template from writing a longer one of its own
+    messages = [{"role": "system", "content": "Solve."}] if ALL_FAMILIES[name].story else []
+    for family, example in examples:
+        messages.append({"role": "user", "content": question_of(example, family)})
+        messages.append({"role": "assistant", "content": careful_solution(example)})
+    return [*messages, {"role": "user", "content": question_of(chain, name)}]
+
+
 # --- chains -------------------------------------------------------------------------------------------------------
+
+_TERMS = re.compile(r"[-+*]?\d+")
 
 
 def chain_answer(chain: str) -> int:
-    """The value of a chain of additions and subtractions, such as ``"7+8-5"``."""
-    return sum(int(term) for term in re.findall(r"[+-]?\d+", chain))
+    """The value of a chain, such as ``"7+8-5"``, worked from left to right."""
+    return _steps(chain)[-1][1]
 
 
 def named_chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[tuple[str, str]]:
@@ -126,19 +142,27 @@ def _is_held_out(chain: str) -> bool:
 
 def _random_chain(rng: random.Random, family: Family) -> str:
     while True:
+        if family.story:
+            signs = [rng.choice("+-*") for _ in range(family.numbers - 1)]
+            rest = (sign + str(rng.randint(2, 5 if sign == "*" else 20)) for sign in signs)
+            chain = str(rng.randint(2, 30)) + "".join(rest)
+            if all(0 < result < 100 for _, result in _steps(chain)):
+                return chain
+            continue
         terms = [rng.randint(1, 9) for _ in range(family.numbers)]
         chain = str(terms[0]) + "".join(rng.choice("+-") + str(term) for term in terms[1:])
-        if not family.words or all(total >= 0 for _, total in _steps(chain)):
+        if not family.words or all(result >= 0 for _, result in _steps(chain)):
             return chain
 
 
 def _steps(chain: str) -> list[tuple[str, int]]:
-    """The partial sums of a chain, ``[("7+8", 15), ("15-5", 10)]``."""
-    first, *rest = re.findall(r"[+-]?\d+", chain)
-    total, steps = int(first), []
+    """The partial results of a chain, ``[("7+8", 15), ("15-5", 10)]``."""
+    first, *rest = _TERMS.findall(chain)
+    result, steps = int(first), []
     for term in rest:
-        steps.append((f"{total}{term}", total + int(term)))
-        total += int(term)
+        before = result
+        result = before * int(term[1:]) if term[0] == "*" else before + int(term)
+        steps.append((f"{before}{term}", result))
     return steps
 
 
@@ -147,7 +171,7 @@ def _steps(chain: str) -> list[tuple[str, int]]:
 _NAMES = ("Mia", "Tom", "Ana", "Ben", "Zoe", "Leo")
 _ITEMS = ("apples", "books", "coins", "stamps", "shells", "cards")
 _MORE, _LESS = ("buys", "finds", "gets"), ("loses", "sells", "gives away")
-# Every word of a word problem.
+# Every word of a word problem without products: the sandbox's tokenizer has a token for each.
 WORDS = (*_NAMES, *_ITEMS, *_MORE, *"loses sells gives away has more How many does have".split())
 
 
@@ -160,14 +184,18 @@ def word_problem(chain: str) -> str:
     """A chain told in words, always in the same ones: ``7+8-5`` as "Mia has 7 apples. Mia buys 8 more. …"."""
     rng = random.Random(f"words/{chain}")
     name, item = rng.choice(_NAMES), rng.choice(_ITEMS)
-    first, *rest = re.findall(r"[+-]?\d+", chain)
+    first, *rest = _TERMS.findall(chain)
     told = [f"{name} has {first} {item}."]
-    for term in rest:
-        told.append(
-            f"{name} {rng.choice(_MORE)} {term[1:]} more."
-            if term[0] == "+"
-            else f"{name} {rng.choice(_LESS)} {term[1:]}."
-        )
+    for place, term in enumerate(rest):
+        sign, number = term[0], term[1:]
+        if sign == "*" and place == 0:
+            told = [f"{name} buys {number} packs of {first} {item}."]
+        elif sign == "*":
+            told.append(f"Then the {item} grow to {number} times as many.")
+        elif sign == "+":
+            told.append(f"{name} {rng.choice(_MORE)} {number} more.")
+        else:
+            told.append(f"{name} {rng.choice(_LESS)} {number}.")
     return " ".join([*told, f"How many {item} does {name} have?"])
 
 
@@ -194,13 +222,13 @@ class Habits:
 
 
 def careful_solution(chain: str) -> str:
-    """The solution that adds up term by term, always right and in format."""
+    """The solution that works term by term, always right and in format."""
     lines = [f"{left}={right}" for left, right in _steps(chain)]
     return f"<think>{chr(10).join(lines)}</think>{_answer_block(chain_answer(chain))}"
 
 
 def solution(chain: str, rng: random.Random, habits: Habits) -> str:
-    """One solution of a chain, of a kind drawn from `habits`; not always right, not always in format."""
+    """One solution of a sum, of a kind drawn from `habits`; not always right, not always in format."""
     (kind,) = rng.choices(("careful", "hasty", "rambling"), (habits.careful, habits.hasty, habits.rambling))
     value = chain_answer(chain)
     if kind == "careful":
@@ -209,7 +237,7 @@ def solution(chain: str, rng: random.Random, habits: Habits) -> str:
         guess = value if rng.random() < habits.hasty_right else _off(rng, value)
         return f"<think>{chain}={guess}</think>{_answer_block(guess)}"
     # Rambling: partial sums with slips that later lines build on, each line said once or twice.
-    first, *rest = re.findall(r"[+-]?\d+", chain)
+    first, *rest = _TERMS.findall(chain)
     total, lines = int(first), []
     for term in rest:
         right = total + int(term)

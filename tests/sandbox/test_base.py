@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from amir_grpo.choices import BASE_POLICIES, SANDBOXES
+from amir_grpo.choices import BASE_POLICIES, SANDBOXES, STORIES
 from amir_grpo.sandbox import base as base_policies
-from amir_grpo.sandbox import make
-from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy, check_files
+from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy, check_files, main, make_packaged
 from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.sandbox.problems import TRAINED_ON
 
@@ -23,6 +22,7 @@ def never(spec, folder):
 def test_a_base_policy_is_made_once(base, tiny_spec, tmp_path, monkeypatch):
     monkeypatch.setattr(base_policies, "make_base_policy", never)
     assert base_policy(tiny_spec, base.parent) == base
+    main([base_policies._json(tiny_spec), str(base.parent)])  # as several processes have it made by one
     with pytest.raises(AssertionError, match="made again"):
         base_policy(replace(tiny_spec, seed=WARMUP_SEEDS[1]), tmp_path)
     assert not list(tmp_path.iterdir()), "an unfinished one is left behind"
@@ -30,9 +30,9 @@ def test_a_base_policy_is_made_once(base, tiny_spec, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def packaged(tmp_path_factory):
-    """Two base policies made as those of the package are, by its command, with a warm-up of a few steps."""
+    """Base policies made as those of the package are, with a warm-up of a few steps."""
     folder = tmp_path_factory.mktemp("base policies")
-    make.main(["--numbers", "0", "1", "--out", str(folder), "--spec", json.dumps({"warmup_steps": 4})])
+    make_packaged(replace(SPECS["sandbox"], warmup_steps=4), folder, WARMUP_SEEDS[:2])
     return folder
 
 
@@ -77,7 +77,8 @@ def test_a_file_that_is_not_the_published_one_is_named(packaged, in_place, tiny_
 def test_every_base_seed_of_the_settings_has_a_base_policy():
     assert len(WARMUP_SEEDS) == BASE_POLICIES
     assert {path.name for path in base_policies.PACKAGED.glob("[0-9]*")} == {*map(str, range(BASE_POLICIES))}
-    assert tuple(SPECS) == tuple(TRAINED_ON) == SANDBOXES
+    assert tuple(SPECS) == SANDBOXES
+    assert tuple(TRAINED_ON) == (*SANDBOXES, STORIES)
 
 
 @pytest.mark.parametrize("folder", sorted(base_policies.PACKAGED.glob("[0-9]*")), ids=lambda path: path.name)

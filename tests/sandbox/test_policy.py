@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from amir_grpo.choices import PARAMETERS
 from amir_grpo.sandbox.policy import (
@@ -22,47 +23,41 @@ from amir_grpo.sandbox.policy import (
 )
 from amir_grpo.sandbox.problems import FAMILIES, TRAINED_ON, careful_solution, load_sandbox, named_chains, solution
 from amir_grpo.settings import settings_of
+from tests.sandbox.test_problems import some_chains
 
 TOKENIZER = build_tokenizer()
-some_chains = st.builds(
-    lambda first, rest: str(first) + "".join(f"{sign}{term}" for sign, term in rest),
-    st.integers(1, 9),
-    st.lists(st.tuples(st.sampled_from("+-"), st.integers(1, 9)), min_size=1, max_size=7),
-)
 
 
-def first_chains(names, held_out, seed, count=300):
-    return [chain for _, chain in islice(named_chains(names, held_out, seed), count)]
+def chain_and_solution(example):
+    """What an example of the warm-up asks and what it shows, as text."""
+    asked = TOKENIZER.decode(
+        [i for i, label in zip(example["input_ids"], example["labels"], strict=True) if label < 0]
+    )
+    chain = re.fullmatch(r"<\|im_start\|>user\n(.*?)<\|im_end\|>\n<\|im_start\|>assistant\n", asked)[1]
+    return chain, TOKENIZER.decode([label for label in example["labels"] if label >= 0])
 
 
-# --- warm-up ----------------------------------------------------------------------------------------------------
-
-
-def test_warmup_never_sees_a_chain_of_the_evaluation(tiny_spec):
-    shown = set()
-    for example in warmup_examples(tiny_spec, TOKENIZER):
-        text = TOKENIZER.decode(example["input_ids"])
-        shown.add(re.search(r"user\n(.*?)<\|im_end\|>", text)[1])
+def test_the_warmup_starts_careful_goes_on_mixed_and_never_sees_a_chain_of_the_evaluation(tiny_spec):
+    examples = [chain_and_solution(example) for example in warmup_examples(tiny_spec, TOKENIZER)]
+    assert len(examples) == tiny_spec.warmup_steps * tiny_spec.warmup_batch_size
+    careful = [shown == careful_solution(chain) + "<|im_end|>" for chain, shown in examples]
+    turn = int(0.4 * len(examples))
+    assert all(careful[:turn])
+    assert sum(careful[turn:]) / len(careful[turn:]) == pytest.approx(0.25, abs=0.06)
+    shown = {chain for chain, _ in examples}
     assert len(shown) > 500
     for name in FAMILIES:
         assert shown.isdisjoint(load_sandbox(name, limit=700)["question"])
 
 
-def test_warmup_starts_careful_and_goes_on_mixed(tiny_spec):
-    examples = warmup_examples(tiny_spec, TOKENIZER)
-    assert len(examples) == tiny_spec.warmup_steps * tiny_spec.warmup_batch_size
-    careful = []
-    for example in examples:
-        text = TOKENIZER.decode(example["input_ids"])
-        chain = re.search(r"user\n(.*?)<\|im_end\|>", text)[1]
-        shown = TOKENIZER.decode([label for label in example["labels"] if label != -100])
-        careful.append(shown == careful_solution(chain) + "<|im_end|>")
-    turn = int(0.4 * len(examples))
-    assert all(careful[:turn])
-    assert sum(careful[turn:]) / len(careful[turn:]) == pytest.approx(0.25, abs=0.06)
-
-
-# --- tokenizer ------------------------------------------------------------------------------------------------------
+def test_a_problem_is_posed_as_in_the_warmup(tiny_spec, tokenizer):
+    for example in warmup_examples(tiny_spec, TOKENIZER)[:100]:
+        chain, _ = chain_and_solution(example)
+        posed = tokenizer.apply_chat_template(
+            [{"role": "user", "content": chain}], add_generation_prompt=True, return_dict=True
+        )
+        assert example["input_ids"][: len(posed["input_ids"])] == posed["input_ids"]
+        assert example["input_ids"][-1] == example["labels"][-1] == TOKENIZER.eos_token_id
 
 
 @given(some_chains, st.integers(0, 10**6))
@@ -74,12 +69,10 @@ def test_text_survives_the_tokenizer(chain, seed):
 
 
 def test_tokenizer_reloads_to_the_same_ids(base):
-    from transformers import AutoTokenizer
-
     loaded = AutoTokenizer.from_pretrained(base)
-    texts = [solution(c, random.Random(c), SandboxSpec()) for c in first_chains(TRAINED_ON["sandbox"], False, seed=0)]
-    texts += ["<|im_start|>user\n12+345-6<|im_end|>\n", "a ß €\t", ""]
-    for text in texts:
+    chains = [chain for _, chain in islice(named_chains(TRAINED_ON["sandbox"], False, seed=0), 300)]
+    texts = [solution(chain, random.Random(chain), SandboxSpec()) for chain in chains]
+    for text in (*texts, "<|im_start|>user\n12+345-6<|im_end|>\n", "a ß €\t", ""):
         assert loaded.encode(text) == TOKENIZER.encode(text)
         assert loaded.decode(loaded.encode(text)) == TOKENIZER.decode(TOKENIZER.encode(text))
     assert loaded.get_vocab() == TOKENIZER.get_vocab()
@@ -87,30 +80,7 @@ def test_tokenizer_reloads_to_the_same_ids(base):
     assert loaded.eos_token_id != loaded.pad_token_id
 
 
-def test_generation_prompt_is_what_the_warmup_showed(tiny_spec, tokenizer):
-    for example in warmup_examples(tiny_spec, TOKENIZER)[:100]:
-        shown = [i for i, label in zip(example["input_ids"], example["labels"], strict=True) if label == -100]
-        chain = re.search(r"user\n(.*?)<\|im_end\|>", TOKENIZER.decode(shown))[1]
-        posed = tokenizer.apply_chat_template(
-            [{"role": "user", "content": chain}], add_generation_prompt=True, return_dict=True
-        )
-        assert posed["input_ids"] == shown
-        assert TOKENIZER.decode(shown) == f"<|im_start|>user\n{chain}<|im_end|>\n<|im_start|>assistant\n"
-        assert example["input_ids"][-1] == example["labels"][-1] == TOKENIZER.eos_token_id
-
-
-# --- base policy ----------------------------------------------------------------------------------------------------
-
-
-def test_policy_is_small(tiny_policy, tiny_spec):
-    default = SandboxSpec()
-    assert replace(tiny_spec, warmup_steps=default.warmup_steps, seed=default.seed) == default, (
-        "the shape is the default's"
-    )
-    assert sum(p.numel() for p in tiny_policy.parameters()) < 2_000_000
-
-
-def test_warmup_has_taught_something(tiny_policy, tokenizer, tiny_spec):
+def test_the_warmup_has_taught_something(tiny_policy, tokenizer, tiny_spec):
     """Its loss on new examples is far below that of guessing among all tokens."""
     losses = []
     for example in warmup_examples(replace(tiny_spec, seed=9), TOKENIZER)[:50]:
@@ -120,24 +90,15 @@ def test_warmup_has_taught_something(tiny_policy, tokenizer, tiny_spec):
     assert sum(losses) / len(losses) < 0.6 * torch.tensor(float(len(tokenizer))).log().item()
 
 
-def test_fingerprint_is_the_specs():
-    specs = [
-        SandboxSpec(),
-        SandboxSpec(seed=1),
-        SandboxSpec(warmup_steps=60),
-        SandboxSpec(hidden_size=32),
-        SandboxSpec(slip=0.3),
-        SandboxSpec(careful=0.3, hasty=0.45),
-    ]
-    prints = [spec.fingerprint() for spec in specs]
-    assert len(set(prints)) == len(specs)
-    assert prints == [spec.fingerprint() for spec in specs]
+def test_the_fingerprint_is_the_specs():
+    changes = ({}, {"seed": 1}, {"warmup_steps": 60}, {"hidden_size": 32}, {"slip": 0.3}, {"careful": 0.3})
+    prints = [SandboxSpec(**change).fingerprint() for change in changes]
+    assert len(set(prints)) == len(changes)
+    assert prints == [SandboxSpec(**change).fingerprint() for change in changes]
     assert all(re.fullmatch(r"[0-9a-f]{12}", p) for p in prints)
 
 
-def test_base_policy_is_made_of_its_spec_alone(tmp_path):
-    from safetensors.torch import load_file
-
+def test_a_base_policy_is_made_of_its_spec_alone(tmp_path):
     weights = []
     for number, seed in enumerate((0, 0, 1)):
         torch.manual_seed(number)  # whatever was random before
@@ -162,12 +123,9 @@ def test_policies_have_the_parameters_that_are_said(name):
     assert 0.9 * said < millions < 1.15 * said
 
 
-def test_the_large_policy_has_room_for_its_problems():
+def test_the_large_policy_has_words_and_room_for_its_problems():
+    assert not SPECS["sandbox"].words
     tokenizer = build_tokenizer(SPECS["sandbox-large"].words)
+    assert len(build_tokenizer()) < len(tokenizer)
     longest = max(len(tokenizer.encode(question)) for question in load_sandbox("words6", 200)["question"])
     assert longest + 10 < settings_of("sandbox-large").data.max_prompt_length
-
-
-def test_the_small_sandbox_has_no_word_tokens():
-    assert len(build_tokenizer()) < len(build_tokenizer(words=True))
-    assert not SPECS["sandbox"].words

@@ -1,4 +1,4 @@
-"""The sandbox's problems: answers by Python's own arithmetic, evaluation apart from training, solutions as described."""
+"""Problems made on the spot: answers by Python's own arithmetic, evaluation apart from training, solutions as described."""
 
 import os
 import random
@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amir_grpo.sandbox.policy import (
-    build_tokenizer,
-)
+from amir_grpo.rewards import count_true_claims, has_format
+from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.sandbox.problems import (
+    ALL_FAMILIES,
     FAMILIES,
-    LARGE_FAMILIES,
     TRAINED_ON,
     Habits,
     careful_solution,
@@ -24,6 +23,7 @@ from amir_grpo.sandbox.problems import (
     load_sandbox,
     named_chains,
     solution,
+    word_problem,
 )
 
 SOLUTION = re.compile(r"<think>(?P<think>[^<>]+)</think><answer>\\boxed\{(?P<answer>-?\d+)\}</answer>")
@@ -60,7 +60,7 @@ def test_records_are_right_and_distinct(name):
         assert re.fullmatch(r"[1-9]([+-][1-9])+", row["question"])
 
 
-def test_families_rise_and_only_the_last_is_longer_than_training():
+def test_families_rise_and_the_longest_is_not_trained_on():
     lengths = {name: {numbers(chain) for chain in load_sandbox(name, 100)["question"]} for name in FAMILIES}
     assert lengths == {f"chain{n}": {n} for n in range(3, 9)}
     trained = [numbers(chain) for chain in load_sandbox("sandbox", 3000)["question"]]
@@ -69,20 +69,16 @@ def test_families_rise_and_only_the_last_is_longer_than_training():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
-def test_training_never_sees_a_chain_of_the_evaluation(seed):
-    trained = set(load_sandbox("sandbox", limit=4000, seed=seed)["question"])
-    for name in FAMILIES:
-        assert trained.isdisjoint(load_sandbox(name, limit=700)["question"])
+@pytest.mark.parametrize("name", TRAINED_ON)
+def test_training_never_sees_a_problem_of_the_evaluation(name, seed):
+    trained = set(load_sandbox(name, limit=1500, seed=seed)["question"])
+    for family in ALL_FAMILIES:
+        assert trained.isdisjoint(load_sandbox(family, limit=300)["question"])
 
 
 def test_a_small_family_ends():
     every = {
-        f"{a}{s}{b}{t}{c}"
-        for a in range(1, 10)
-        for b in range(1, 10)
-        for c in range(1, 10)
-        for s in "+-"
-        for t in "+-"
+        f"{a}{s}{b}{t}{c}" for a in "123456789" for b in "123456789" for c in "123456789" for s in "+-" for t in "+-"
     }
     trained, held_out = (set(first_chains(("chain3",), side, seed=0, count=None)) for side in (False, True))
     assert trained.isdisjoint(held_out)
@@ -92,34 +88,24 @@ def test_a_small_family_ends():
     assert len(held_out) / len(every) == pytest.approx(0.25, abs=0.03)
 
 
-def test_problems_follow_from_the_seed():
-    assert first_chains(TRAINED_ON["sandbox"], False, seed=3) == first_chains(TRAINED_ON["sandbox"], False, seed=3)
-    assert first_chains(TRAINED_ON["sandbox"], False, seed=3) != first_chains(TRAINED_ON["sandbox"], False, seed=4)
-    assert load_sandbox("chain5", 50)["question"] == load_sandbox("chain5", 50, seed=0)["question"]
-    assert load_sandbox("chain5", 20)["question"] == load_sandbox("chain5", 50)["question"][:20]
-
-
-def test_problems_are_the_same_in_another_process():
+def test_problems_follow_from_the_seed_in_any_process():
+    of_sandbox = TRAINED_ON["sandbox"]
+    assert first_chains(of_sandbox, False, seed=3) == first_chains(of_sandbox, False, seed=3)
+    assert first_chains(of_sandbox, False, seed=3) != first_chains(of_sandbox, False, seed=4)
+    assert load_sandbox("chain5", 20)["question"] == load_sandbox("chain5", 50, seed=0)["question"][:20]
     code = """if True:
         from itertools import islice
         from amir_grpo.sandbox.problems import named_chains
         print(*(chain for _, chain in islice(named_chains(('chain4',), held_out=True, seed=5), 20)))
     """
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.split() == first_chains(("chain4",), True, seed=5, count=20)
 
 
 def test_unknown_family_is_refused():
     with pytest.raises(
-        ValueError,
-        match=r"Unknown sandbox family 'chain2'.*\n"
-        r"Valid: sandbox, sandbox-medium, sandbox-large, chain3, chain4, chain5, chain6, chain7",
+        ValueError, match=r"Unknown sandbox family 'chain2'.*\nValid: sandbox, .*stories, chain3, chain4"
     ):
         load_sandbox("chain2", 1)
 
@@ -141,9 +127,8 @@ def test_careful_solution_is_right_line_by_line(chain):
 
 def test_mixture_is_as_the_spec_says():
     spec, rng = Habits(), random.Random(0)
-    drawn = [
-        (chain, solution(chain, rng, spec)) for chain in first_chains(TRAINED_ON["sandbox"], False, seed=0, count=4000)
-    ]
+    chains = first_chains(TRAINED_ON["sandbox"], False, seed=0, count=4000)
+    drawn = [(chain, solution(chain, rng, spec)) for chain in chains]
     careful = [text == careful_solution(chain) for chain, text in drawn]
     rambling = ["hmm" in text for _, text in drawn]
     hasty = [(c, t) for (c, t), *other in zip(drawn, careful, rambling, strict=True) if not any(other)]
@@ -161,37 +146,59 @@ def test_mixture_is_as_the_spec_says():
     assert sum(guessed) / len(guessed) == pytest.approx(0.35, abs=0.05)
 
 
-# --- in words ----------------------------------------------------------------------------------------------------
+# --- in words -------------------------------------------------------------------------------------------------------
 
 
-def reading(story):
+def reading(told):
     """The answer of a word problem, read sentence by sentence."""
     total = 0
-    for sentence in story.split(". "):
-        number = re.search(r"\d+", sentence)
-        if number:
-            sign = -1 if re.search("loses|sells|gives away", sentence) else 1
-            total += sign * int(number[0])
-            assert total >= 0, "nobody has less than nothing"
+    for sentence in told.split(". "):
+        found = [int(number) for number in re.findall(r"\d+", sentence)]
+        if "packs" in sentence:
+            total = found[0] * found[1]
+        elif "times as many" in sentence:
+            total *= found[0]
+        elif found:
+            total += -found[0] if re.search("loses|sells|gives away", sentence) else found[0]
+        assert total >= 0, "nobody has less than nothing"
     return total
 
 
-@pytest.mark.parametrize("name", ["words3", "words4", "words6"])
-def test_word_problems_are_right_told_in_known_words_and_distinct(name):
+@pytest.mark.parametrize("name", [name for name, family in ALL_FAMILIES.items() if family.words])
+def test_word_problems_are_right_distinct_and_have_as_many_numbers(name):
+    problems = load_sandbox(name, limit=150)
+    assert len(set(problems["question"])) == 150
     tokenizer = build_tokenizer(words=True)
-    problems = load_sandbox(name, limit=100)
-    assert len(set(problems["question"])) == 100
     for row in problems:
         assert row["answer"] == [str(reading(row["question"]))]
-        ids = tokenizer.encode(row["question"])
-        assert tokenizer.unk_token_id not in ids
-        assert tokenizer.decode(ids) == row["question"]
-        assert len(re.findall(r"\d", row["question"])) == LARGE_FAMILIES[name].numbers
+        assert numbers(row["question"]) == ALL_FAMILIES[name].numbers
+        if not ALL_FAMILIES[name].story:
+            ids = tokenizer.encode(row["question"])
+            assert tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids) == row["question"]
 
 
-def test_the_large_sandbox_trains_on_figures_and_words_and_evaluates_on_others():
+def test_stories_have_every_operation_and_end_between_1_and_99():
+    questions = load_sandbox("stories", limit=1500)["question"]
+    for words in ("packs of", "times as many", "more", "gives away"):
+        assert sum(words in question for question in questions) > 100
+    assert all(0 < reading(question) < 100 for question in questions)
+    assert word_problem("4*6-5").split(". ")[0].endswith("buys 6 packs of 4 " + word_problem("4*6-5").split()[-4])
+
+
+def test_a_solved_story_can_earn_every_reward():
+    problems = load_sandbox("story2", limit=20, shots=2)
+    for row in problems:
+        system, *turns, posed = row["prompt"]
+        assert (system["role"], posed) == ("system", {"role": "user", "content": row["question"]})
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+        for asked, solved in zip(turns[::2], turns[1::2], strict=True):
+            assert has_format(solved["content"])
+            assert count_true_claims(solved["content"], 5) >= 1
+            assert SOLUTION.fullmatch(solved["content"])["answer"] == str(reading(asked["content"]))
+
+
+def test_the_large_sandbox_trains_on_figures_and_words():
     trained = load_sandbox("sandbox-large", limit=2000)["question"]
     assert {bool(re.search("How many", question)) for question in trained} == {True, False}
     assert {numbers(question) for question in trained} == {3, 4, 5, 7}
-    for name in ("chain7", "words3", "words4"):
-        assert set(trained).isdisjoint(load_sandbox(name, limit=300)["question"])
