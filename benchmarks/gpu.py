@@ -46,11 +46,9 @@ from transformers import (
 from amir_grpo.choices import BACKENDS, METHODS
 from amir_grpo.policies.backend import Backend, import_early, start_backend
 from amir_grpo.policies.cards import GIB, card_here
-from amir_grpo.policies.engines import Room, engine_here, load_engine
+from amir_grpo.policies.engines import engine_here, load_engine
 from amir_grpo.policies.loading import compute_dtype, device, free_memory, load_policy, load_tokenizer
-from amir_grpo.policies.memory_plan import plan
-from amir_grpo.policies.meta_pass import SHAPES
-from amir_grpo.policies.source import Loading
+from amir_grpo.policies.plan import SHAPES, plan
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
@@ -157,14 +155,14 @@ def evaluation_rows(settings: RunSettings, base: Path, backend: Backend) -> Iter
     """The published loop and the evaluation, from the same policy, which ends hardly any completion early."""
     from sampling_speed import our_rate, published_rate  # beside this file
 
-    loading, length = Loading.of(settings), settings.train.max_completion_length
+    loading, length = settings.policy, settings.train.max_completion_length
     problems = load_sandbox("sandbox", 32 if torch.cuda.is_available() else 8)
-    policy, tokenizer = load_policy(str(base), loading=loading), load_tokenizer(str(base))
+    policy, tokenizer = load_policy(str(base), None, loading), load_tokenizer(str(base))
     published = published_rate(policy.eval(), tokenizer, problems.select(range(4)), length)
     del policy
     free_memory()
-    room = Room(0, settings.data.max_prompt_length + length)
-    engine = load_engine(engine_here("auto", loading), str(base), None, loading, room)
+    room = 0, settings.data.max_prompt_length + length
+    engine = load_engine(engine_here("auto", loading), str(base), None, loading, *room)
     ours = our_rate(engine, problems, length, settings.evaluation.eval_token_budget, 0)
     rates = {"published_per_second": published, "ours_per_second": ours, "ratio": ours / published}
     yield {"engine": engine.name, "load_in_4bit": settings.policy.load_in_4bit, "max_new_tokens": length, **rates}
@@ -184,7 +182,7 @@ def gradient_rows(settings: RunSettings, base: Path, backend: Backend) -> Iterat
 def step_rows(settings: RunSettings, base: Path, backend: Backend) -> Iterator[dict]:
     """Both methods."""
     card = card_here()
-    planned = plan(settings, card is None or card.bf16, 16 if card else 32, backend.name)
+    planned = plan(settings, 16 if card else 32, backend.name)
     for method in METHODS:
         row = {"backend": backend.name, "load_in_4bit": settings.policy.load_in_4bit, "method": method}
         yield (

@@ -15,7 +15,6 @@ import torch
 
 from amir_grpo.policies.engines import load_engine
 from amir_grpo.policies.sampling import draw_completions
-from amir_grpo.policies.source import Loading
 from amir_grpo.preference import mine_pairs, preference_weights
 from amir_grpo.problems import load_problems
 from amir_grpo.rewards import reward_functions
@@ -32,7 +31,7 @@ def main() -> None:
     """Entry point."""
     s = settings_of("sandbox")
     base = base_policy(replace(SPECS[s.policy.model_name], seed=WARMUP_SEEDS[0]), project_root() / "runs" / ".cache")
-    engine = load_engine("transformers", str(base), None, Loading.of(s))
+    engine = load_engine("transformers", str(base), None, s.policy)
     problems = load_problems(s.data.dataset_name, s.data.dataset_split, PROBLEMS)
     options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": s.train.max_completion_length, "seed": s.train.seed}
     drawn = draw_completions(engine, problems, s.train.num_generations, **options)

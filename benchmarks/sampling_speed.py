@@ -23,12 +23,12 @@ from amir_grpo.choices import DTYPES
 from amir_grpo.policies.engines import Engine, TransformersEngine
 from amir_grpo.policies.loading import load_policy, load_tokenizer
 from amir_grpo.policies.sampling import draw_completions, tokenize_prompts
-from amir_grpo.policies.source import Loading, find_policy
+from amir_grpo.policies.source import find_policy
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SandboxSpec
 from amir_grpo.sandbox.problems import load_sandbox
-from amir_grpo.settings import settings_of
+from amir_grpo.settings import PolicySettings, settings_of
 from amir_grpo.system.files import atomic_write
 
 SAMPLES, TEMPERATURE = 8, 0.6
@@ -91,7 +91,7 @@ def main() -> None:
     where = arguments.policy or str(base_policy(SandboxSpec(seed=WARMUP_SEEDS[0]), root / "runs" / ".cache"))
     source = find_policy(where)
     dtype = arguments.dtype or ("auto" if arguments.policy else "float64")
-    loading = Loading(dtype=dtype, device="auto" if arguments.policy else "cpu")
+    loading = PolicySettings(dtype=dtype, device="auto" if arguments.policy else "cpu")
     policy, tokenizer = load_policy(source.base, source.adapter, loading), load_tokenizer(source.base)
     policy.eval()
     engine = TransformersEngine(policy, tokenizer)

@@ -35,7 +35,6 @@ from trl import GRPOTrainer
 from amir_grpo import mine_pairs, preference_weights
 from amir_grpo.policies.backend import Backend
 from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
-from amir_grpo.policies.source import Loading
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.regimes import rewards_of
 from amir_grpo.runs.training import run_trainer
@@ -128,7 +127,7 @@ def make_trainer(kind: str, case: Case, base: Path, folder: Path) -> GRPOTrainer
         trainer = run_trainer(kind, settings, config, str(base), problems, backend)
     else:
         set_seed(settings.train.seed)
-        policy = load_policy(str(base), loading=Loading.of(settings))
+        policy = load_policy(str(base), None, settings.policy)
         functions, config.reward_weights = rewards_of(settings)
         trainer = GRPOTrainer(
             model=policy,
@@ -136,9 +135,7 @@ def make_trainer(kind: str, case: Case, base: Path, folder: Path) -> GRPOTrainer
             args=config,
             train_dataset=problems,
             processing_class=load_tokenizer(str(base)),
-            peft_config=lora_config(
-                settings.policy.lora_rank, settings.policy.lora_alpha, settings.policy.lora_targets, policy
-            ),
+            peft_config=lora_config(settings.policy, policy),
         )
         trainer.remove_callback(PrinterCallback)
     if case.long_tailed:

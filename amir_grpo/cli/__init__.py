@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -106,17 +105,13 @@ def _open_existing(options: ExistingRunOptions) -> Run:
 
 
 def _plan(options: PlanOptions, overrides: dict[str, Any]) -> None:
-    from amir_grpo.policies.memory_plan import planned
-    from amir_grpo.results.published import published_sizes
+    from amir_grpo.policies.plan import planned
     from amir_grpo.runs.run import resolve_profile
     from amir_grpo.settings import settings_of
 
     profile = resolve_profile(options.profile)
     settings = settings_of(profile, overrides)
-    known = {re.sub(r"\W", "", name).lower(): size for name, size in published_sizes().items()} | {"math500": 500}
-    sizes = {name: known.get(name, settings.evaluation.eval_limit or 200) for name in settings.evaluation.benchmarks}
-    print(f"Estimating {profile} by a dry run without weights …", file=sys.stderr, flush=True)
-    print(planned(profile, settings, sizes, "unsloth" if settings.policy.backend == "unsloth" else "transformers"))
+    print(planned(profile, settings, "unsloth" if settings.policy.backend == "unsloth" else "transformers"))
 
 
 def _train(options: TrainOptions, overrides: dict[str, Any]) -> None:

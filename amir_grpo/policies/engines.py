@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from transformers import DynamicCache, TopPLogitsWarper
 from amir_grpo.choices import ENGINES, check_names
 from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.policies.loading import compute_dtype, free_memory, load_policy, load_tokenizer
-from amir_grpo.policies.source import Loading
+from amir_grpo.settings import PolicySettings
 from amir_grpo.system.shipped import install_command
 
 if TYPE_CHECKING:
@@ -67,45 +67,13 @@ class Drawn:
     logprobs: list[float]
 
 
-@dataclass(frozen=True)
-class Room:
-    """What an engine that sets its memory aside beforehand is built for.
-
-    Attributes:
-        lora_rank: The largest rank of an adapter; 0 where none will come.
-        tokens: The longest prompt and completion together; None for all that the policy can take.
-    """
-
-    lora_rank: int = 16
-    tokens: int | None = None
-
-
 def stream(*names: object) -> int:
     """The random stream of what these names name, in order: a non-negative integer of 64 bits."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8], "big")
 
 
-class Engine(Protocol):
-    """Draws completions from one policy. `name` is one of `ENGINES`."""
-
-    name: str
-    tokenizer: PreTrainedTokenizerBase
-
-    def generate(
-        self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
-    ) -> list[list[Drawn]]:
-        """The samples of each request, in order. Temperature 0 is greedy: the streams are not used then.
-
-        Raises:
-            FloatingPointError: If the policy's logits are not numbers.
-        """
-
-    def close(self) -> None:
-        """Give back the memory; the engine draws no more."""
-
-
 class TransformersEngine:
-    """A decoding loop over a transformers policy and its tokenizer; decoder-only policies with rotary positions.
+    """Draws completions from a transformers policy: decoder-only, with rotary positions.
 
     A prompt goes through the policy once, whatever the number of its samples, and completions that have ended leave
     the batch: transformers' own `generate` carries them along until the longest has ended, and cannot be told not to.
@@ -121,16 +89,17 @@ class TransformersEngine:
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[list[Drawn]]:
-        """See `Engine.generate`.
+        """The samples of each request, in order. Temperature 0 is greedy: the streams are not used then.
 
         Raises:
+            FloatingPointError: If the policy's logits are not numbers.
             torch.OutOfMemoryError: If the requests do not fit into memory together.
         """
         with _evaluating(self.policy), merged_adapters(self.policy):
             return self._generate(requests, temperature, top_p, max_new_tokens)
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Give back the memory; the engine draws no more."""
         self.policy = None
         free_memory()
 
@@ -187,26 +156,25 @@ class TransformersEngine:
 
 
 class VLLMEngine:
-    """vLLM on a base policy, with any LoRA adapter of it on top; needs the extra `vllm` and a GPU.
+    """Draws completions by vLLM from a base policy, with any LoRA adapter of it on top.
 
     Its prefix cache computes a prompt once for all its samples, and its scheduler lets no completion wait for another: give
     it all requests at once. The engine is built once for a base; `use` changes the adapter.
 
     Args:
-        llm: Of `_start_vllm`.
-        base, adapter: As in `load_engine`.
+        llm: Of `_start_vllm`, built for adapters up to `lora_rank`.
+        base, adapter, lora_rank: As in `load_engine`.
         tokenizer: Of the base.
-        room: What the engine is built for.
     """
 
     name = "vllm"
 
     def __init__(
-        self, llm: LLM, base: str, adapter: Path | None, tokenizer: PreTrainedTokenizerBase, room: Room
+        self, llm: LLM, tokenizer: PreTrainedTokenizerBase, base: str, adapter: Path | None, lora_rank: int
     ) -> None:
         self.tokenizer = tokenizer
         self.base = base
-        self.room = room
+        self.lora_rank = lora_rank
         self._llm = llm
         self._adapters: list[Path] = []  # vLLM tells them apart by a number
         self.use(adapter)
@@ -223,34 +191,29 @@ class VLLMEngine:
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[list[Drawn]]:
-        """See `Engine.generate`."""
+        """As `TransformersEngine.generate`, but that vLLM manages its memory."""
         from vllm import SamplingParams
 
-        prompts, parameters = [], []
-        for request in requests:
-            for stream in request.streams:
-                prompts.append({"prompt_token_ids": list(request.prompt_ids)})
-                parameters.append(
-                    SamplingParams(
-                        temperature=temperature,
-                        top_p=top_p,
-                        max_tokens=max_new_tokens,
-                        seed=stream % 2**63,
-                        logprobs=0,  # of the drawn token alone; raw, so at temperature 1
-                    )
-                )
+        # logprobs=0 asks for the drawn token's alone; they are raw, so at temperature 1
+        same = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, "logprobs": 0}
+        each = [(request.prompt_ids, stream) for request in requests for stream in request.streams]
+        prompts = [{"prompt_token_ids": list(ids)} for ids, _ in each]
+        parameters = [SamplingParams(seed=stream % 2**63, **same) for _, stream in each]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._lora)
         drawn = iter([_of_vllm(output.outputs[0]) for output in outputs])
         return [[next(drawn) for _ in request.streams] for request in requests]
 
     def close(self) -> None:
-        """See `Engine.close`. Ends vLLM's processes, which nothing else does for certain."""
+        """Give back the memory and end vLLM's processes, which nothing else does for certain; the engine draws no more."""
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         free_memory()
 
 
-def _start_vllm(base: str, loading: Loading, room: Room) -> LLM:
+Engine = TransformersEngine | VLLMEngine
+
+
+def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int | None) -> LLM:
     """vLLM's own engine.
 
     Raises:
@@ -261,13 +224,13 @@ def _start_vllm(base: str, loading: Loading, room: Room) -> LLM:
             f"eval_engine=vllm needs vLLM, which is not installed: {install_command('vllm')} (Linux, NVIDIA GPU).\n"
             "Or set eval_engine to transformers."
         )
-    if room.lora_rank > _VLLM_RANKS[-1]:
+    if lora_rank > _VLLM_RANKS[-1]:
         raise ValueError(
-            f"eval_engine=vllm takes adapters up to rank {_VLLM_RANKS[-1]}, and this one's is {room.lora_rank}:\n"
+            f"eval_engine=vllm takes adapters up to rank {_VLLM_RANKS[-1]}, and this one's is {lora_rank}:\n"
             "set eval_engine to transformers."
         )
     pickled = Path(base).is_dir() and not any(Path(base).glob("*.safetensors"))
-    if loading.in_4bit and loading.safetensors_only and pickled:
+    if settings.load_in_4bit and settings.safetensors_only and pickled:
         raise ValueError(
             f"{base} holds no safetensors, and with 4 bits vLLM would read pickled weights, which can run code.\n"
             "Save it as safetensors, or set safetensors_only to False if you trust it."
@@ -277,14 +240,18 @@ def _start_vllm(base: str, loading: Loading, room: Room) -> LLM:
 
     return LLM(
         model=base,
-        quantization="bitsandbytes" if loading.in_4bit else None,
-        trust_remote_code=loading.trust_remote_code,
-        load_format="bitsandbytes" if loading.in_4bit else "safetensors" if loading.safetensors_only else "auto",
-        dtype=str(compute_dtype(loading)).removeprefix("torch."),  # by itself, it wants bfloat16 on a T4
-        max_model_len=room.tokens,
+        quantization="bitsandbytes" if settings.load_in_4bit else None,
+        trust_remote_code=settings.trust_remote_code,
+        load_format="bitsandbytes"
+        if settings.load_in_4bit
+        else "safetensors"
+        if settings.safetensors_only
+        else "auto",
+        dtype=str(compute_dtype(settings)).removeprefix("torch."),  # by itself, it wants bfloat16 on a T4
+        max_model_len=tokens,
         enable_prefix_caching=True,
-        enable_lora=room.lora_rank > 0,
-        max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= room.lora_rank),
+        enable_lora=lora_rank > 0,
+        max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= lora_rank),
         gpu_memory_utilization=_free_share(),
     )
 
@@ -302,32 +269,40 @@ def _of_vllm(output: CompletionOutput) -> Drawn:
     return Drawn(ids, output.finish_reason == "stop", logprobs)
 
 
-def engine_here(wanted: str, loading: Loading) -> str:
+def engine_here(wanted: str, settings: PolicySettings) -> str:
     """One of `ENGINES`: for auto, vLLM where it is installed and policies run on a GPU, else transformers."""
     if wanted != "auto":
         return wanted
-    on_gpu = loading.device != "cpu" and torch.cuda.is_available()
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     return "vllm" if on_gpu and importlib.util.find_spec("vllm") is not None else "transformers"
 
 
-def load_engine(name: str, base: str, adapter: Path | None, loading: Loading, room: Room = Room()) -> Engine:
+def load_engine(
+    name: str,
+    base: str,
+    adapter: Path | None,
+    settings: PolicySettings,
+    lora_rank: int = 16,
+    tokens: int | None = None,
+) -> Engine:
     """The engine of one policy.
 
     Args:
         name: One of `ENGINES`.
         base: Hub id or folder of the policy, or of the base of its adapter.
         adapter: Folder of a PEFT adapter, None for the base itself.
-        loading: 4 bits or not, and what is trusted.
-        room: What vLLM is built for.
+        settings: 4 bits or not, what is trusted, in what precision and where.
+        lora_rank: The largest rank of an adapter that vLLM is to take; 0 where none will come.
+        tokens: The longest prompt and completion together that vLLM is to take; None for all that the policy can.
 
     Raises:
         ValueError: If there is no such engine, it is not installed, or the policy cannot be loaded so.
     """
     check_names("engine", [name], ENGINES)
-    tokenizer = load_tokenizer(base, loading.trust_remote_code)
+    tokenizer = load_tokenizer(base, settings.trust_remote_code)
     if name == "transformers":
-        return TransformersEngine(load_policy(base, adapter, loading), tokenizer)
-    return VLLMEngine(_start_vllm(base, loading, room), base, adapter, tokenizer, room)
+        return TransformersEngine(load_policy(base, adapter, settings), tokenizer)
+    return VLLMEngine(_start_vllm(base, settings, lora_rank, tokens), tokenizer, base, adapter, lora_rank)
 
 
 def check_finite(logprobs: Tensor, dtype: torch.dtype) -> None:
@@ -344,11 +319,7 @@ def check_finite(logprobs: Tensor, dtype: torch.dtype) -> None:
         name = str(dtype).removeprefix("torch.")
         raise FloatingPointError(
             f"The policy's logits are not numbers: it computes in {name}, and has overflown, or its weights are damaged.\n"
-            + (
-                "Take a card that computes in bfloat16, or a policy whose activations float16 can hold."
-                if dtype == torch.float16
-                else "Compare its weights with those that were saved, or train again with a lower learning_rate."
-            )
+            "In float16 take a GPU with bfloat16, or another policy; else train again with a lower learning_rate."
         )
 
 

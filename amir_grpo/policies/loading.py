@@ -6,18 +6,17 @@ import gc
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 
-from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies.float64 import compute_in_float64
-from amir_grpo.policies.source import ADAPTER_FILES, Loading
+from amir_grpo.policies.source import ADAPTER_FILES
+from amir_grpo.settings import PolicySettings, RunSettings
 from amir_grpo.system.network import hub_or_cache
 from amir_grpo.system.progress import quiet
 from amir_grpo.system.shipped import install_command
@@ -25,6 +24,15 @@ from amir_grpo.system.shipped import install_command
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Put before a chat template that takes no system message: the first user's message then begins with it.
+_FOLD = (
+    "{%- if messages[1:] and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}"
+    "{%- set told = messages[0]['content'] + '\\n\\n' + messages[1]['content'] -%}"
+    "{%- set messages = [{'role': 'user', 'content': told}] + messages[2:] -%}"
+    "{%- endif -%}"
+)
+_EMBEDDINGS = ("lm_head", "embed_tokens")  # which may share their weights
 
 
 @contextmanager
@@ -60,53 +68,71 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def device(loading: Loading = Loading()) -> torch.device:
+def device(settings: PolicySettings = PolicySettings()) -> torch.device:
     """Where policies run: this process's GPU, the first unless it is one of several, else the CPU."""
-    if loading.device == "cpu" or not torch.cuda.is_available():
+    if settings.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def compute_dtype(loading: Loading = Loading()) -> torch.dtype:
+def compute_dtype(settings: PolicySettings = PolicySettings()) -> torch.dtype:
     """The dtype that is asked for; for auto float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
-    if loading.dtype != "auto":
-        return getattr(torch, loading.dtype)
-    if device(loading).type == "cpu":
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    if device(settings).type == "cpu":
         return torch.float32
     # a T4 reports bfloat16 as supported, but emulates it
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def check_hardware(
-    load_in_4bit: bool, optim: str, report_to: str = "none", use_vllm: bool = False, eval_engine: str = "transformers"
-) -> None:
-    """Check, before anything is loaded, that what the settings ask for is installed and has the GPU that it needs.
+def check_hardware(settings: RunSettings, evaluation: bool = False) -> None:
+    """Check, before anything is loaded, that what a training needs is installed, has its GPU and goes together.
+
+    Args:
+        settings: Of the run.
+        evaluation: Check what its evaluation needs, too.
 
     Raises:
         ValueError: If not; the message gives the install command or the setting to change.
     """
-    for name, value, package, extra, instead in (
-        ("load_in_4bit", load_in_4bit, load_in_4bit and "bitsandbytes", "gpu", "False"),
-        ("optim", optim, "8bit" in optim and "bitsandbytes", "gpu", "adamw_torch"),
-        ("use_vllm", use_vllm, use_vllm and "vllm", "vllm", "False"),
-        ("eval_engine", eval_engine, eval_engine == "vllm" and "vllm", "vllm", "transformers"),
-    ):
-        if package and device().type != "cuda":
-            raise ValueError(f"{name}={value} needs an NVIDIA GPU, and none is visible: set {name} to {instead}.")
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(f"{name}={value} needs {package}: {install_command(extra)}. Or set {name} to {instead}.")
-    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+    policy, train = settings.policy, settings.train
+    by_vllm = evaluation and settings.evaluation.eval_engine == "vllm"
+    if policy.load_in_4bit:
+        _need("load_in_4bit=True", "bitsandbytes", "gpu", "load_in_4bit to False")
+    if "8bit" in train.optim:
+        _need(f"optim={train.optim}", "bitsandbytes", "gpu", "optim to adamw_torch")
+    if train.use_vllm:
+        _need("use_vllm=True", "vllm", "vllm", "use_vllm to False")
+    if by_vllm:
+        _need("eval_engine=vllm", "vllm", "vllm", "eval_engine to transformers")
+    if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
         raise ValueError(
-            f"report_to={report_to} needs {report_to}: pip install {report_to}. Or set report_to to none."
+            f"report_to={train.report_to} needs {train.report_to}: pip install {train.report_to}. "
+            "Or set report_to to none."
+        )
+    _check_sharding(policy.load_in_4bit, train.optim)
+    whole = [name for name in policy.lora_targets if name in _EMBEDDINGS]
+    if whole and (train.use_vllm or by_vllm):
+        raise ValueError(
+            f"lora_targets={','.join(whole)}: vLLM takes no adapter there.\n"
+            "Leave it out of lora_targets, or draw by transformers: use_vllm to False, eval_engine to transformers."
+        )
+    if "gemma-3" in policy.model_name.lower() and compute_dtype(policy) == torch.float16:
+        raise ValueError(
+            f"{policy.model_name} overflows in float16, and this GPU has no bfloat16.\n"
+            "Take another model_name (the profile colab-t4 is made for such a card), or a newer GPU."
         )
 
 
-def check_sharding(load_in_4bit: bool, optim: str) -> None:
-    """Refuse what cannot be sharded over several GPUs, as `accelerate launch` says that it will be.
+def _need(what: str, package: str, extra: str, instead: str) -> None:
+    if device().type != "cuda":
+        raise ValueError(f"{what} needs an NVIDIA GPU, and none is visible: set {instead}.")
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{what} needs {package}: {install_command(extra)}. Or set {instead}.")
 
-    Raises:
-        ValueError: If so, with the setting to change.
-    """
+
+def _check_sharding(load_in_4bit: bool, optim: str) -> None:
+    """Refuse what cannot be sharded over several GPUs, as `accelerate launch` says that it will be."""
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     zero3 = _by_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
     if fsdp and "8bit" in optim:
@@ -119,6 +145,15 @@ def check_sharding(load_in_4bit: bool, optim: str) -> None:
             f"load_in_4bit=True cannot be sharded over GPUs by {'FSDP' if fsdp else 'ZeRO 3'}: set load_in_4bit to False, "
             "or use configs/accelerate/ddp.yaml."
         )
+
+
+def is_sharded() -> bool:
+    """Whether FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
+    return _by_deepspeed() or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _by_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 def explain_invisible_gpu() -> str:
@@ -135,9 +170,12 @@ def explain_invisible_gpu() -> str:
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hub id or folder, padding on the left as generation needs it.
 
+    Where its chat template refuses a system message, or leaves it out, the template is changed to put the instructions
+    before the question, in the user's message; `instructions_in` says so, and what is saved has the changed one.
+
     Raises:
         OSError: If it cannot be loaded.
-        ValueError: If it has no chat template: problems are posed as chat messages.
+        ValueError: If its chat template cannot tell a problem: instructions and question.
     """
     from transformers import AutoTokenizer
 
@@ -145,9 +183,31 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {name} has no chat template: use an instruction-tuned policy.")
+    if not _tells_instructions(tokenizer):
+        tokenizer.chat_template = _FOLD + tokenizer.get_chat_template()
+        if not _tells_instructions(tokenizer):
+            raise ValueError(
+                f"The chat template of {name} shows no instructions, neither from the system nor from the user.\n"
+                "Correct its tokenizer's chat_template, or use another policy."
+            )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def instructions_in(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The message that tells the policy its instructions: system, or user where there is no system role."""
+    return "user" if tokenizer.get_chat_template().startswith(_FOLD) else "system"
+
+
+def _tells_instructions(tokenizer: PreTrainedTokenizerBase) -> bool:
+    parts = {"system": "instructions 271", "user": "question 828"}
+    messages = [{"role": role, "content": content} for role, content in parts.items()]
+    try:
+        told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception:  # a template is code of its author's, which can fail in many ways
+        return False
+    return all(content in told for content in parts.values())
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -163,7 +223,9 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loading()) -> PreTrainedModel:
+def load_policy(
+    name: str, adapter: Path | None = None, settings: PolicySettings = PolicySettings()
+) -> PreTrainedModel:
     """The policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
 
     In float32 and float64 the adapter is merged into the weights. In 16 or 4 bits it stays apart: what training has moved
@@ -172,7 +234,7 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     Args:
         name: Hub id or folder of the base policy.
         adapter: Folder of a PEFT adapter, saved by either backend.
-        loading: In 4 bits or not, what is trusted, in what precision and where.
+        settings: In 4 bits or not, what is trusted, in what precision and where.
 
     Raises:
         ValueError: If 4 bits are asked for without a GPU or bitsandbytes, or float64 of an architecture that cannot.
@@ -182,43 +244,46 @@ def load_policy(name: str, adapter: Path | None = None, loading: Loading = Loadi
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantization = None
-    if loading.in_4bit:
-        check_hardware(True, "")
+    if settings.load_in_4bit:
+        _need("load_in_4bit=True", "bitsandbytes", "gpu", "load_in_4bit to False")
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=compute_dtype(loading),
+            bnb_4bit_compute_dtype=compute_dtype(settings),
             bnb_4bit_use_double_quant=True,
         )
     wanted = ADAPTER_FILES if adapter is not None else ()
-    for part in wanted if loading.safetensors_only else wanted[:1]:
+    for part in wanted if settings.safetensors_only else wanted[:1]:
         if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
             raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
     with quiet(), explain_loading_error("policy", name):
         policy = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=compute_dtype(loading),
-            device_map=None if is_sharded() else {"": device(loading)},
+            dtype=compute_dtype(settings),
+            device_map=None if is_sharded() else {"": device(settings)},
             quantization_config=quantization,
-            use_safetensors=loading.safetensors_only or None,
-            trust_remote_code=loading.trust_remote_code,
+            use_safetensors=settings.safetensors_only or None,
+            trust_remote_code=settings.trust_remote_code,
         )
-    if loading.dtype == "float64":
+    if settings.dtype == "float64":
         compute_in_float64(policy)
     if adapter is not None:
         from peft import PeftModel
 
         with explain_loading_error("adapter", str(adapter)):
-            policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=loading.safetensors_only or None)
-        if policy.dtype in (torch.float32, torch.float64) and not loading.in_4bit:  # one product instead of three
+            policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=settings.safetensors_only or None)
+        if (
+            policy.dtype in (torch.float32, torch.float64) and not settings.load_in_4bit
+        ):  # one product instead of three
             _untie(policy.get_base_model())
             policy = policy.merge_and_unload()
     return policy
 
 
-def merged_policy(name: str, adapter: Path, loading: Loading = Loading()) -> PreTrainedModel:
+def merged_policy(name: str, adapter: Path, settings: PolicySettings = PolicySettings()) -> PreTrainedModel:
     """The whole policy with its adapter merged, for an export: in float32, on the CPU. Else as `load_policy`."""
-    return load_policy(name, adapter, replace(loading, in_4bit=False, dtype="float32", device="cpu"))
+    exact = {"load_in_4bit": False, "dtype": "float32", "device": "cpu"}
+    return load_policy(name, adapter, settings.model_copy(update=exact))
 
 
 def _untie(policy: PreTrainedModel) -> None:
@@ -226,41 +291,21 @@ def _untie(policy: PreTrainedModel) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    layers = policy.get_output_embeddings(), policy.get_input_embeddings()
-    if not any(isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) for layer in layers):
-        return
-    head, embedding = (
-        layer.original_module
-        if isinstance(layer, AuxiliaryTrainingWrapper)
-        else layer.get_base_layer()
-        if isinstance(layer, BaseTunerLayer)
-        else layer
-        for layer in layers
-    )
-    if head.weight is embedding.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    policy.config.tie_word_embeddings = policy.config.get_text_config().tie_word_embeddings = False
+    layers = [policy.get_output_embeddings(), policy.get_input_embeddings()]
+    if any(isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) for layer in layers):
+        inner = (getattr(layer, "original_module", getattr(layer, "base_layer", layer)) for layer in layers)
+        head, embedding = inner
+        if head.weight is embedding.weight:
+            head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        policy.config.tie_word_embeddings = policy.config.get_text_config().tie_word_embeddings = False
 
 
-def is_sharded() -> bool:
-    """Whether FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
-    return _by_deepspeed() or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
-def _by_deepspeed() -> bool:
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-
-
-def load_by_unsloth(
-    name: str, loading: Loading, lora: LoraConfig, max_seq_length: int, gradient_checkpointing: bool, seed: int
-) -> PeftModel:
+def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing: bool, seed: int) -> PeftModel:
     """The policy with a fresh LoRA adapter, from Unsloth's FastLanguageModel; `amir_grpo.policies.backend` has imported it.
 
     Args:
         name: Hub id or folder of the base policy; Unsloth does not replace it with a copy of its own.
-        loading: In 4 bits or not, and what is trusted.
-        lora: The adapter's rank, alpha and targets.
-        max_seq_length: Longest prompt and completion together, in tokens.
+        settings: In 4 bits or not, what is trusted, the adapter, and the longest prompt and completion together.
         gradient_checkpointing: Recompute activations, in Unsloth's own way.
         seed: Seed of the adapter's initial weights.
 
@@ -270,38 +315,37 @@ def load_by_unsloth(
     """
     from unsloth import FastLanguageModel
 
-    if whole := sorted({"lm_head", "embed_tokens"} & set(lora.target_modules)):
+    if whole := [name for name in settings.lora_targets if name in _EMBEDDINGS]:
         raise ValueError(
             f"lora_targets={','.join(whole)}: Unsloth would train the whole layer there, with no adapter.\n"
             "Leave it out of lora_targets, or set backend to transformers."
         )
-
     checkpointing = "unsloth" if gradient_checkpointing else False
     with quiet(), explain_loading_error("policy", name):
         policy, _ = FastLanguageModel.from_pretrained(
             name,
-            max_seq_length=max_seq_length,
-            dtype=compute_dtype(loading),
-            load_in_4bit=loading.in_4bit,
-            trust_remote_code=loading.trust_remote_code,
-            use_safetensors=loading.safetensors_only or None,
+            max_seq_length=settings.max_seq_length,
+            dtype=compute_dtype(settings),
+            load_in_4bit=settings.load_in_4bit,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=settings.safetensors_only or None,
             use_gradient_checkpointing=checkpointing,
             use_exact_model_name=True,
         )
-    if loading.in_4bit and not getattr(policy, "is_loaded_in_4bit", False):
+    if settings.load_in_4bit and not getattr(policy, "is_loaded_in_4bit", False):
         raise ValueError(
             f"load_in_4bit=True: Unsloth has loaded {name} in 16 bits, since bitsandbytes does not work here.\n"
             "Reinstall it (python -m bitsandbytes says what is wrong), or set load_in_4bit to False."
         )
     return FastLanguageModel.get_peft_model(
         policy,
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=sorted(lora.target_modules),
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=sorted(settings.lora_targets),
         use_gradient_checkpointing=checkpointing,
         random_state=seed,
-        max_seq_length=max_seq_length,
+        max_seq_length=settings.max_seq_length,
     )
 
 
@@ -316,25 +360,21 @@ def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def lora_config(
-    rank: int, alpha: int, targets: Iterable[str] = LORA_TARGETS, policy: torch.nn.Module | None = None
-) -> LoraConfig:
-    """LoRA without dropout, as published: by default on all linear projections of attention and MLP.
+def lora_config(settings: PolicySettings, policy: torch.nn.Module | None = None) -> LoraConfig:
+    """LoRA without dropout, as published.
 
     Args:
-        rank: Rank of the adapter.
-        alpha: The adapter's scale is alpha / rank.
-        targets: Names of the projections that get an adapter.
+        settings: The adapter's rank, its alpha (it is scaled by alpha / rank) and the projections that get one.
         policy: The policy that gets the adapter. A vision tower gets none, since no image is shown.
     """
     from peft import LoraConfig
 
     sees = policy is not None and any("vision_tower" in name for name, _ in policy.named_modules())
     return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
-        target_modules=list(targets),
+        target_modules=list(settings.lora_targets),
         exclude_modules=r".*vision_tower.*" if sees else None,
         task_type="CAUSAL_LM",
     )

@@ -12,7 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from amir_grpo.policies.engines import Drawn, Engine, Request, check_finite, stream
 from amir_grpo.policies.loading import free_memory
-from amir_grpo.system.progress import progress_bar
+from amir_grpo.system.progress import stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,8 +83,8 @@ def draw_batches(
         token_budget = sys.maxsize
     batches = _batches(prompt_ids, num_samples, max_new_tokens, token_budget)
     shrink = _Shrinking(engine, options)
-    counts = {"total": num_samples * len(prompt_ids), "initial": num_samples * len(set(done) & set(prompt_ids))}
-    with progress_bar(**counts, desc=label, unit=" completions", mininterval=2, leave=temperature > 0) as progress:
+    total, there = num_samples * len(prompt_ids), num_samples * len(set(done) & set(prompt_ids))
+    with stage(label, total, there, unit="completion", leave=temperature > 0) as tick:
         for batch in batches:
             batch = [problem for problem in batch if problem not in done]
             if not batch:
@@ -92,7 +92,7 @@ def draw_batches(
             requests = [Request(prompt_ids[p], [stream(seed, p, n) for n in range(num_samples)]) for p in batch]
             drawn = zip(batch, shrink.generate(requests), strict=True)
             rows = [_row(p, n, one, tokenizer) for p, samples in drawn for n, one in enumerate(samples)]
-            progress.update(len(rows))
+            tick(len(rows))
             yield pd.DataFrame(rows)
 
 
@@ -166,28 +166,27 @@ def sequence_logprobs(
     """
     policy.eval()
     token_budget = min(token_budget, _LOGITS // policy.get_output_embeddings().weight.shape[0])
-    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    sums = [0.0] * len(lengths)
-    while by_length:
-        longest = lengths[by_length[-1]]
-        count = max(1, token_budget // max(longest, 1))
-        batch, by_length = by_length[-count:], by_length[:-count]
-        # padded on the right: causal attention never looks there, so no mask is needed
-        ids = torch.full((len(batch), longest), pad_token_id)
-        wanted = torch.zeros((len(batch), longest), dtype=torch.bool)
-        for row, index in enumerate(batch):
-            whole = [*prompt_ids[index], *completion_ids[index]]
-            ids[row, : len(whole)] = torch.tensor(whole)
-            wanted[row, len(prompt_ids[index]) : len(whole)] = True
-        ids = ids.to(policy.device)
-        logits = policy(input_ids=ids, use_cache=False).logits[:, :-1]
-        dtype = logits.dtype
-        logits = logits if dtype == torch.float64 else logits.float()
-        token_logps = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(2).cpu()
-        check_finite(token_logps[wanted[:, 1:]], dtype)
-        for row, index in enumerate(batch):
-            sums[index] = round(token_logps[row][wanted[row, 1:]].double().sum().item(), LOGPROB_DIGITS)
+    whole = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    waiting = sorted(range(len(whole)), key=lambda index: len(whole[index]))
+    sums = [0.0] * len(whole)
+    with stage("scoring", len(whole), unit="completion", leave=False) as tick:
+        while waiting:
+            longest = len(whole[waiting[-1]])
+            count = max(1, token_budget // max(longest, 1))
+            batch, waiting = waiting[-count:], waiting[:-count]
+            # padded on the right: causal attention never looks there, so no mask is needed
+            ids = torch.full((len(batch), longest), pad_token_id)
+            for row, index in enumerate(batch):
+                ids[row, : len(whole[index])] = torch.tensor(whole[index])
+            ids = ids.to(policy.device)
+            logits = policy(input_ids=ids, use_cache=False).logits[:, :-1]
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            token_logps = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(2).cpu()
+            for row, index in enumerate(batch):
+                wanted = token_logps[row, max(0, len(prompt_ids[index]) - 1) : max(0, len(whole[index]) - 1)]
+                check_finite(wanted, policy.dtype)
+                sums[index] = round(wanted.double().sum().item(), LOGPROB_DIGITS)
+            tick(len(batch))
     return sums
 
 

@@ -10,43 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from amir_grpo.system.files import atomic_write, user_path
-
-if TYPE_CHECKING:
-    from amir_grpo.settings import RunSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # With the adapter, what it takes to load a trained policy elsewhere.
 _TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens*", "added_tokens*", "vocab*", "merges*")
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How weights are read.
-
-    Attributes:
-        in_4bit: Quantise the base policy to 4 bits (NF4) with bitsandbytes; needs a GPU. Else as `dtype` says.
-        trust_remote_code: Run the code that comes with a policy.
-        safetensors_only: Refuse pickled weights, which can run code when they are loaded.
-        dtype: auto, float32 on a CPU and 16 bits on a GPU, or float64.
-        device: auto, the GPU where there is one, or cpu.
-    """
-
-    in_4bit: bool = False
-    trust_remote_code: bool = False
-    safetensors_only: bool = True
-    dtype: str = "auto"
-    device: str = "auto"
-
-    @classmethod
-    def of(cls, settings: RunSettings) -> Loading:
-        """How a run with these settings reads weights."""
-        s = settings.policy
-        return cls(s.load_in_4bit, s.trust_remote_code, s.safetensors_only, s.dtype, s.device)
 
 
 @dataclass(frozen=True)

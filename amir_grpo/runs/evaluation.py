@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from amir_grpo.choices import ENGINES, check_names
-from amir_grpo.policies.source import Loading, PolicySource
+from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage, write_table
 from amir_grpo.settings import RunSettings
@@ -20,7 +20,7 @@ from amir_grpo.system.provenance import now, provenance, read_json, to_json
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from amir_grpo.policies.engines import Engine, Room
+    from amir_grpo.policies.engines import Engine
 
 _POLICY = "policy.json"  # beside the samples: what drew them
 _DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
@@ -33,16 +33,12 @@ class Evaluation:
     Args:
         folder: The run folder.
         settings: Of the run.
-        loading: How weights are read.
         problems: The problems of a benchmark, by its name.
     """
 
-    def __init__(
-        self, folder: Path, settings: RunSettings, loading: Loading, problems: Callable[[str], Dataset]
-    ) -> None:
+    def __init__(self, folder: Path, settings: RunSettings, problems: Callable[[str], Dataset]) -> None:
         self.folder = folder
         self.settings = settings
-        self.loading = loading
         self.problems = problems
         self._loaded: tuple[PolicySource, Engine] | None = None  # the engine used last
         self._lora_rank = settings.policy.lora_rank
@@ -111,7 +107,7 @@ class Evaluation:
         from amir_grpo.policies.sampling import sequence_logprobs, tokenize_prompts
 
         self.close()
-        policy = load_policy(source.base, source.adapter, self.loading)
+        policy = load_policy(source.base, source.adapter, self.settings.policy)
         tokenizer = load_tokenizer(source.base, self.settings.policy.trust_remote_code)
         prompts = {}
         for benchmark in self.settings.evaluation.benchmarks:
@@ -139,12 +135,15 @@ class Evaluation:
 
     def _record_policy(self, folder: Path, source: PolicySource) -> None:
         """Record beside the samples what drew them."""
+        from amir_grpo.policies.loading import instructions_in, load_tokenizer
+
         if not (folder / _POLICY).exists():
             s = self.settings
             drawn_by = {
                 "engine": self.engine_name(),
                 "load_in_4bit": s.policy.load_in_4bit,
                 "weights": source.weights_hash(),
+                "instructions_in": instructions_in(load_tokenizer(source.base, s.policy.trust_remote_code)),
             }
             record = {"base": source.base, "adapter": source.adapter and str(source.adapter), **drawn_by}
             write_text(folder / _POLICY, to_json(record | {"provenance": provenance()}))
@@ -190,31 +189,30 @@ class Evaluation:
         return rows
 
     def _engine(self, source: PolicySource) -> Engine:
-        from amir_grpo.policies.engines import Room, load_engine
+        from amir_grpo.policies.engines import load_engine
 
         if self._loaded is None or self._loaded[0] != source:
             last = self._loaded[1] if self._loaded else None
             rank = source.lora_rank()
-            if last is not None and last.name == "vllm" and last.base == source.base and rank <= last.room.lora_rank:
+            if last is not None and last.name == "vllm" and last.base == source.base and rank <= last.lora_rank:
                 last.use(source.adapter)  # building it takes minutes
                 self._loaded = source, last
             else:
                 self.close()
                 name = self.engine_name()
-                room = self._room(source.base, rank) if name == "vllm" else Room()
-                self._loaded = source, load_engine(name, source.base, source.adapter, self.loading, room)
+                room = self._room(source.base, rank) if name == "vllm" else ()
+                self._loaded = source, load_engine(name, source.base, source.adapter, self.settings.policy, *room)
         return self._loaded[1]
 
-    def _room(self, base: str, rank: int) -> Room:
-        """For the longest prompt of any benchmark, an adapter of this rank, and the policies to come."""
-        from amir_grpo.policies.engines import Room
+    def _room(self, base: str, rank: int) -> tuple[int, int]:
+        """The largest rank of this adapter and those to come, and the longest prompt of any benchmark and completion."""
         from amir_grpo.policies.loading import load_tokenizer
         from amir_grpo.policies.sampling import tokenize_prompts
 
         tokenizer = load_tokenizer(base, self.settings.policy.trust_remote_code)
         prompts = [tokenize_prompts(tokenizer, self.problems(name)) for name in self.settings.evaluation.benchmarks]
         longest = max(len(ids) for benchmark in prompts for ids in benchmark.values())
-        return Room(max(rank, self._lora_rank), longest + self.settings.evaluation.eval_max_new_tokens)
+        return max(rank, self._lora_rank), longest + self.settings.evaluation.eval_max_new_tokens
 
     def engine_name(self) -> str:
         """What draws; with eval_engine=auto the one that drew what is there: engines differ, and policies are compared."""
@@ -225,4 +223,4 @@ class Evaluation:
             if records:
                 check_names("engine", recorded := [record["engine"] for record in records], ENGINES)
                 return min(recorded)
-        return engine_here(self.settings.evaluation.eval_engine, self.loading)
+        return engine_here(self.settings.evaluation.eval_engine, self.settings.policy)

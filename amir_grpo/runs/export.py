@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amir_grpo.policies.source import Loading, copy_policy
+from amir_grpo.policies.source import copy_policy
 from amir_grpo.runs.model_card import render_model_card
 from amir_grpo.runs.showing import policy_summary_of
 from amir_grpo.runs.stages import check_trained
@@ -106,4 +106,4 @@ def _merge(run: Run, trained: Path, folder: Path) -> None:
     from amir_grpo.system.progress import quiet
 
     with quiet():
-        merged_policy(run.base(), trained, Loading.of(run.settings)).save_pretrained(folder)
+        merged_policy(run.base(), trained, run.settings.policy).save_pretrained(folder)

@@ -93,7 +93,7 @@ def _given(stored: Mapping[str, Any]) -> list[str]:
 
 
 def resolve_profile(profile: str) -> str:
-    """The profile itself; for auto, the one that `amir_grpo.policies.memory_plan` finds for the GPU of this process.
+    """The profile itself; for auto, the one that `amir_grpo.policies.plan` finds for the GPU of this process.
 
     Raises:
         ValueError: If the name is unknown.
@@ -102,7 +102,7 @@ def resolve_profile(profile: str) -> str:
     if profile != "auto":
         return profile
     from amir_grpo.policies.loading import explain_invisible_gpu
-    from amir_grpo.policies.memory_plan import card_here, profile_for
+    from amir_grpo.policies.plan import card_here, profile_for
 
     if warning := explain_invisible_gpu():
         warnings.warn(warning, stacklevel=2)

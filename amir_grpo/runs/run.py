@@ -28,7 +28,7 @@ import pandas as pd
 
 from amir_grpo.choices import METHODS, POLICIES, check_names
 from amir_grpo.policies.backend import Backend, start_backend
-from amir_grpo.policies.source import ADAPTER_FILES, Loading, PolicySource
+from amir_grpo.policies.source import ADAPTER_FILES, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import run_folder
@@ -65,12 +65,7 @@ class Run:
         self.folder = folder
         self.profile = profile
         self.settings = settings
-        self.evaluation = Evaluation(folder, settings, self.loading, self.problems)
-
-    @property
-    def loading(self) -> Loading:
-        """How the run reads weights."""
-        return Loading.of(self.settings)
+        self.evaluation = Evaluation(folder, settings, self.problems)
 
     def check(self) -> None:
         """Check before a whole run begins that its stages have what they need: GPU and packages, problems, tokenizer.
@@ -81,9 +76,7 @@ class Run:
         from amir_grpo.policies.loading import check_hardware, load_tokenizer
 
         s = self.settings
-        check_hardware(
-            s.policy.load_in_4bit, s.train.optim, s.train.report_to, s.train.use_vllm, s.evaluation.eval_engine
-        )
+        check_hardware(s, evaluation=True)
         self.training_problems()
         self._check_problems(POLICIES, s.evaluation.benchmarks)
         if not s.policy.is_sandbox:
@@ -192,6 +185,7 @@ class Run:
         if not (folder / "stage.json").exists():
             self.evaluation.close()  # its engine may hold the memory that training needs
             backend = self._start_training()
+            from amir_grpo.policies.loading import instructions_in, load_tokenizer
             from amir_grpo.runs import training  # imports TRL, which has to come after the backend
 
             with main_first():
@@ -205,8 +199,9 @@ class Run:
                         files = hashes(
                             folder / name for name in (*ADAPTER_FILES, training.RolloutRecord.FILE, log_path.name)
                         )
-                        more = {"backend": asdict(backend), "processes": world_size(), "sha256": files}
-                        write_stage(folder / "stage.json", started, **more)
+                        told = instructions_in(load_tokenizer(base, self.settings.policy.trust_remote_code))
+                        more = {"backend": asdict(backend), "processes": world_size(), "instructions_in": told}
+                        write_stage(folder / "stage.json", started, **more, sha256=files)
             wait_for_everyone()
         return read_table(log_path, numbers=("step", "reward"))
 
@@ -215,19 +210,15 @@ class Run:
 
     def _start_training(self) -> Backend:
         """Check that the hardware can do what the settings ask for, and start the backend."""
-        from amir_grpo.policies.loading import check_hardware, check_sharding
+        from amir_grpo.policies.loading import check_hardware
 
         s = self.settings
-        check_hardware(s.policy.load_in_4bit, s.train.optim, s.train.report_to, s.train.use_vllm)
-        check_sharding(s.policy.load_in_4bit, s.train.optim)
+        check_hardware(s)
         backend = start_backend(s.policy.backend)
-        from amir_grpo.policies.memory_plan import card_here, plan_here  # imports PEFT, which Unsloth speeds up
+        from amir_grpo.policies.plan import announce  # imports transformers, which Unsloth speeds up
 
-        if is_main() and s.policy.device == "auto" and (card := card_here()):
-            made = plan_here(s, backend.name)
-            print(
-                f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
-            )
+        if is_main() and s.policy.device == "auto" and (line := announce(s, backend.name)):
+            print(line)
         return backend
 
     def logs(self) -> pd.DataFrame:

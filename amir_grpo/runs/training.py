@@ -27,7 +27,7 @@ from amir_grpo.policies.loading import (
     load_tokenizer,
     lora_config,
 )
-from amir_grpo.policies.source import Loading, copy_policy
+from amir_grpo.policies.source import copy_policy
 from amir_grpo.runs.drawn_rollouts import DrawnRollouts, draw_adapter
 from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
 from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint, name_the_cpu_as_torch_does
@@ -106,13 +106,11 @@ class _Progress(TrainerCallback):
 
 def _policy(settings: RunSettings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
     """The policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
-    adapter = settings.policy.lora_rank, settings.policy.lora_alpha, settings.policy.lora_targets
-    loading = Loading.of(settings)
-    if backend.name == "transformers":
-        policy = load_policy(base, loading=loading)
-        return policy, lora_config(*adapter, policy)
-    length, checkpointing = settings.policy.max_seq_length, settings.train.gradient_checkpointing
-    return load_by_unsloth(base, loading, lora_config(*adapter), length, checkpointing, settings.train.seed), None
+    if backend.name == "unsloth":
+        train = settings.train
+        return load_by_unsloth(base, settings.policy, train.gradient_checkpointing, train.seed), None
+    policy = load_policy(base, None, settings.policy)
+    return policy, lora_config(settings.policy, policy)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from trl import GRPOConfig
 from amir_grpo.choices import METHODS, check_names
 from amir_grpo.config import use_one_gpu
 from amir_grpo.policies.loading import compute_dtype, device
-from amir_grpo.policies.source import Loading
 from amir_grpo.preference_settings import PREFERENCE
 from amir_grpo.settings import RunSettings
 from amir_grpo.trainer import AmirGRPOConfig
@@ -41,7 +40,7 @@ def trainer_config(method: str, settings: RunSettings, folder: Path) -> GRPOConf
     check_names("method", [method], METHODS)
     values = {name: value for name, value in settings.train.model_dump().items() if name not in PREFERENCE}
     steps = steps_per_rollout(settings)
-    loading = Loading.of(settings)
+    loading = settings.policy
     on_cpu = device(loading).type == "cpu"
     values |= {
         "output_dir": str(folder),

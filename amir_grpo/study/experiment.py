@@ -218,7 +218,7 @@ def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:
     asked = [prompts[problem] for problem in shared["problem_id"]]
     frames = []
     for step, adapter in _policies(opened, method).items():
-        policy = load_policy(opened.base(), adapter, opened.loading)
+        policy = load_policy(opened.base(), adapter, opened.settings.policy)
         scores = tempered_scores(policy, asked, shared["completion_ids"].tolist())
         frames.append(boundary_table(shared, *scores).assign(step=step))
     return pd.concat(frames, ignore_index=True)

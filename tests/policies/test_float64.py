@@ -22,9 +22,9 @@ from transformers import (
 
 from amir_grpo.policies.float64 import compute_in_float64, merged_adapters, round_to_float32
 from amir_grpo.policies.loading import load_policy
-from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import first_difference
+from amir_grpo.settings import PolicySettings
 
 # one worker of xdist, so that what the module shares is made once
 pytestmark = pytest.mark.xdist_group("float64")
@@ -123,7 +123,7 @@ def test_what_cannot_be_computed_so_is_refused():
 
 def test_it_loads_on_the_cpu_whatever_there_is(base, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    policy = load_policy(str(base), loading=Loading(dtype="float64", device="cpu"))
+    policy = load_policy(str(base), None, PolicySettings(dtype="float64", device="cpu"))
     assert {weight.dtype for weight in policy.parameters()} == {torch.float64}
     assert policy.device.type == "cpu"
 
@@ -147,7 +147,7 @@ RUN = """
 import sys
 import amir_grpo.cli, amir_grpo.runs.showing, amir_grpo.study.experiment
 import amir_grpo.policies.backend, amir_grpo.policies.engines, amir_grpo.policies.loading
-import amir_grpo.policies.memory_plan, amir_grpo.policies.sampling
+import amir_grpo.policies.plan, amir_grpo.policies.sampling
 from amir_grpo import mine_pairs, preference_loss
 from amir_grpo.runs.run import open_run
 print("imported:", *sys.modules)

@@ -1,4 +1,4 @@
-"""Loading: which backend and why, what the hardware must have, what is trusted, and which numbers are trained."""
+"""What is loaded: which backend and why, what the hardware must have, what is trusted, and which numbers are trained."""
 
 import copy
 import importlib.util
@@ -17,12 +17,11 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from amir_grpo import cli
 from amir_grpo.choices import LORA_TARGETS
-from amir_grpo.policies import backend, cards, engines, loading, sampling
+from amir_grpo.policies import backend, engines, loading, sampling
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.float64 import merged_adapters
-from amir_grpo.policies.source import Loading
 from amir_grpo.runs.run import open_run, resolve_profile
-from amir_grpo.settings import settings_of
+from amir_grpo.settings import PolicySettings, settings_of
 from amir_grpo.system import network
 
 
@@ -119,28 +118,6 @@ def test_unsloth_is_imported_for_a_training_alone(monkeypatch, command, wanted):
     assert imported == wanted
 
 
-@pytest.mark.parametrize(
-    ("name", "memory", "like"),
-    [
-        ("Tesla T4", 14.6, "T4"),
-        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40GB"),
-        ("NVIDIA A100 80GB PCIe", 79.2, "A100-80GB"),
-        ("NVIDIA H100 80GB HBM3", 79.2, "H100"),
-        ("NVIDIA L40S", 44.4, "A100-40GB"),  # by its memory, and not an L4
-    ],
-)
-def test_a_card_is_known_by_its_name_or_else_by_its_memory(machine, monkeypatch, name, memory, like):
-    machine(gpu=True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory * cards.GIB)
-    )
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    here = cards.card_here()
-    assert (here.name, here.memory) == (name, pytest.approx(memory))
-    assert (here.tflops, here.bandwidth) == (cards.CARDS[like].tflops, cards.CARDS[like].bandwidth)
-
-
 def test_the_tested_version_of_unsloth_is_the_one_that_is_installed():
     import tomllib
     from pathlib import Path
@@ -198,7 +175,7 @@ def test_what_unsloth_would_do_otherwise_in_silence_is_refused(monkeypatch, targ
     fast = SimpleNamespace(from_pretrained=lambda name, **options: (SimpleNamespace(), None))
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fast))
     with pytest.raises(ValueError, match=message):
-        loading.load_by_unsloth("me/it", Loading(in_4bit=in_4bit), loading.lora_config(4, 4, targets), 64, True, 0)
+        loading.load_by_unsloth("me/it", PolicySettings(load_in_4bit=in_4bit, lora_targets=targets), True, 0)
 
 
 def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
@@ -216,8 +193,8 @@ def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
             return "adapted policy"
 
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
-    lora = loading.lora_config(16, 32)
-    assert loading.load_by_unsloth("me/it", Loading(in_4bit=True), lora, 1024, True, 7) == "adapted policy"
+    wanted = PolicySettings(load_in_4bit=True, lora_rank=16, lora_alpha=32)
+    assert loading.load_by_unsloth("me/it", wanted, True, 7) == "adapted policy"
     assert asked["name"] == "me/it"
     assert asked["use_exact_model_name"], "not Unsloth's own quantised copy: the adapter belongs to the policy named"
     assert (asked["r"], asked["lora_alpha"], asked["random_state"]) == (16, 32, 7)
@@ -231,45 +208,50 @@ def test_unsloth_is_asked_for_the_same_policy(monkeypatch):
 # --- the hardware ---------------------------------------------------------------------------------------------------
 
 
+FOUR, EIGHT, VLLM = {"load_in_4bit": True, "optim": "adamw_torch"}, {"optim": "adamw_8bit"}, {"use_vllm": True}
+
+
 @pytest.mark.parametrize(
-    ("gpu", "packages", "arguments", "message"),
+    ("gpu", "packages", "changes", "message"),
     [
-        (
-            False,
-            ["bitsandbytes"],
-            (True, "adamw_torch"),
-            "load_in_4bit=True needs an NVIDIA GPU.*set load_in_4bit to False",
-        ),
-        (True, [], (True, "adamw_torch"), r"load_in_4bit=True needs bitsandbytes: pip install -e '.\[gpu\]'"),
-        (False, ["bitsandbytes"], (False, "adamw_8bit"), "optim=adamw_8bit needs an NVIDIA GPU.*adamw_torch"),
-        (True, [], (False, "adamw_8bit"), "optim=adamw_8bit needs bitsandbytes"),
-        (False, [], (False, "adamw_torch", "wandb"), "report_to=wandb needs wandb: pip install wandb"),
-        (False, ["vllm"], (False, "adamw_torch", "none", True), "use_vllm=True needs an NVIDIA GPU"),
-        (True, [], (False, "adamw_torch", "none", True), r"use_vllm=True needs vllm: pip install -e '.\[vllm\]'"),
+        (False, ["bitsandbytes"], FOUR, "load_in_4bit=True needs an NVIDIA GPU.*set load_in_4bit to False"),
+        (True, [], FOUR, r"load_in_4bit=True needs bitsandbytes: pip install -e '.\[gpu\]'"),
+        (False, ["bitsandbytes"], EIGHT, "optim=adamw_8bit needs an NVIDIA GPU.*adamw_torch"),
+        (True, [], EIGHT, "optim=adamw_8bit needs bitsandbytes"),
+        (False, [], {"report_to": "wandb"}, "report_to=wandb needs wandb: pip install wandb"),
+        (False, ["vllm"], VLLM, "use_vllm=True needs an NVIDIA GPU"),
+        (True, [], VLLM, r"use_vllm=True needs vllm: pip install -e '.\[vllm\]'"),
+        (False, ["vllm"], {"eval_engine": "vllm"}, "eval_engine=vllm needs an NVIDIA GPU"),
+        (True, ["vllm"], VLLM | {"lora_targets": ["lm_head"]}, r"lora_targets=lm_head: vLLM takes no adapter there"),
+        (True, [], {"model_name": "google/gemma-3-4b-it"}, r"overflows in float16.*\nTake another model_name"),
     ],
 )
-def test_what_is_missing_is_said_in_a_line(machine, gpu, packages, arguments, message):
+def test_what_is_missing_is_said(machine, monkeypatch, gpu, packages, changes, message):
     machine(gpu, packages)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    settings = settings_of("paper-qwen3b", {"optim": "adamw_torch"} | changes)
     with pytest.raises(ValueError, match=message) as caught:
-        loading.check_hardware(*arguments)
-    assert "\n" not in str(caught.value)
+        loading.check_hardware(settings, evaluation=True)
+    assert str(caught.value).count("\n") < 3
+    loading.check_hardware(settings_of("sandbox"), evaluation=True)
 
 
 @pytest.mark.parametrize(
-    ("engine", "stage", "arguments", "message"),
+    ("engine", "stage", "changes", "message"),
     [
-        ("FSDP", "", (False, "adamw_8bit"), r"weights that FSDP has sharded.*\nSet optim to adamw_torch_fused"),
-        ("FSDP", "", (True, "adamw_torch_fused"), "cannot be sharded over GPUs by FSDP: set load_in_4bit to False"),
-        ("DEEPSPEED", "3", (True, "adamw_8bit"), "cannot be sharded over GPUs by ZeRO 3"),
+        ("FSDP", "", EIGHT, r"weights that FSDP has sharded.*\nSet optim to adamw_torch_fused"),
+        ("FSDP", "", FOUR, "cannot be sharded over GPUs by FSDP: set load_in_4bit to False"),
+        ("DEEPSPEED", "3", FOUR | EIGHT, "cannot be sharded over GPUs by ZeRO 3"),
     ],
 )
-def test_what_cannot_be_cut_over_gpus_is_refused(monkeypatch, engine, stage, arguments, message):
-    loading.check_sharding(*arguments)  # in one process
+def test_what_cannot_be_cut_over_gpus_is_refused(machine, monkeypatch, engine, stage, changes, message):
+    machine(True, ["bitsandbytes"])
+    loading.check_hardware(settings := settings_of("paper-qwen3b", changes))  # in one process
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(ValueError, match=message):
-        loading.check_sharding(*arguments)
-    loading.check_sharding(False, "adamw_torch_fused")
+        loading.check_hardware(settings)
+    loading.check_hardware(settings_of("paper-qwen3b", {"optim": "adamw_torch_fused"}))
 
 
 def test_a_gpu_that_torch_cannot_see_is_spoken_of(machine, monkeypatch):
@@ -281,11 +263,6 @@ def test_a_gpu_that_torch_cannot_see_is_spoken_of(machine, monkeypatch):
         assert resolve_profile("auto") == "sandbox"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert loading.explain_invisible_gpu() == ""  # hidden on purpose
-
-
-def test_nothing_is_asked_of_who_wants_nothing(machine):
-    machine()
-    loading.check_hardware(False, "adamw_torch")
 
 
 def test_a_paper_profile_without_a_gpu_is_refused_before_anything_is_loaded(machine, tmp_path, monkeypatch):
@@ -315,7 +292,7 @@ def test_what_float16_trains_is_float32_and_a_loss_scaler_works(base):
     from peft import get_peft_model
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
-    adapted = get_peft_model(model, loading.lora_config(4, 4))
+    adapted = get_peft_model(model, loading.lora_config(PolicySettings()))
     for parameter in adapted.parameters():  # as TRL does to the adapters of a 4-bit policy
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
@@ -344,8 +321,8 @@ def test_each_of_several_processes_has_its_gpu(monkeypatch):
 
 def test_a_vision_tower_gets_no_adapter():
     tower = torch.nn.ModuleDict({"vision_tower": torch.nn.Linear(2, 2)})
-    assert loading.lora_config(4, 4, policy=tower).exclude_modules == r".*vision_tower.*"
-    assert loading.lora_config(4, 4, policy=torch.nn.Linear(2, 2)).exclude_modules is None
+    assert loading.lora_config(PolicySettings(), tower).exclude_modules == r".*vision_tower.*"
+    assert loading.lora_config(PolicySettings(), torch.nn.Linear(2, 2)).exclude_modules is None
 
 
 # --- what an adapter becomes -------------------------------------------------------------------------------------------
@@ -361,11 +338,16 @@ def tiny_qwen(folder, dtype=torch.float32, tied=True, width=32):
     return str(folder)
 
 
-def save_adapter(base, folder, size, targets=LORA_TARGETS, whole=None, loading_of=Loading()):
+def computing_in(dtype):
+    """Settings of a policy that computes in a dtype as a GPU has it, on the CPU."""
+    return PolicySettings(device="cpu").model_copy(update={"dtype": dtype})
+
+
+def save_adapter(base, folder, size, settings, whole=None):
     """A policy with an adapter whose second matrices are of that size; saved, and as it is trained."""
-    config = loading.lora_config(4, 4, targets)
+    config = loading.lora_config(settings)
     config.modules_to_save = whole
-    adapted = get_peft_model(loading.load_policy(base, loading=loading_of), config).eval()
+    adapted = get_peft_model(loading.load_policy(base, None, settings), config).eval()
     for name, weight in adapted.named_parameters():
         if weight.requires_grad and "lora_A" not in name:
             weight.data += size * torch.randn_like(weight)
@@ -385,8 +367,8 @@ def logprobs_of(policy, ids):
 def test_16_bits_keep_what_was_trained(tmp_path, dtype, size):
     """Merged into bfloat16 weights, an update of a training's size is rounded away: 0.2 of it was left at 1e-4."""
     base, ids = tiny_qwen(tmp_path / "base", getattr(torch, dtype), width=256), torch.randint(0, 200, (8, 32))
-    in_16, adapter = Loading(dtype=dtype, device="cpu"), tmp_path / "adapter"
-    trained = save_adapter(base, adapter, size, loading_of=in_16)
+    in_16, adapter = computing_in(dtype), tmp_path / "adapter"
+    trained = save_adapter(base, adapter, size, in_16)
     start = logprobs_of(loading.load_policy(base), ids)
     moved = logprobs_of(trained, ids) - start
     for policy in (loading.load_policy(base, adapter, in_16), loading.merged_policy(base, adapter, in_16)):
@@ -396,8 +378,8 @@ def test_16_bits_keep_what_was_trained(tmp_path, dtype, size):
 
 
 def test_policies_in_16_bits_draw_and_are_scored_with_their_adapter_apart(base, tokenizer, tmp_path):
-    in_16 = Loading(dtype="bfloat16", device="cpu")
-    save_adapter(str(base), tmp_path, 0.1, loading_of=in_16)
+    in_16 = computing_in("bfloat16")
+    save_adapter(str(base), tmp_path, 0.1, in_16)
     engine = engines.load_engine("transformers", str(base), tmp_path, in_16)
     assert isinstance(engine.policy, PeftModel)
     ((drawn,),) = engine.generate([engines.Request([5, 6, 7], [1])], 1.0, 1.0, 8)
@@ -416,17 +398,68 @@ LAYERS += [(["q_proj"], whole) for whole in (["lm_head"], ["embed_tokens"], ["lm
 def test_trained_drawn_evaluated_and_exported_policies_are_one(tmp_path, targets, whole, tied):
     """Also where the adapter is on an output layer that shares the embedding's weights: merging would change both."""
     base, ids = tiny_qwen(tmp_path / "base", tied=tied), torch.randint(0, 200, (2, 16))
-    exact = Loading(dtype="float64", device="cpu")
-    trained = save_adapter(base, tmp_path / "adapter", 0.3, targets, whole, exact)
+    exact = PolicySettings(dtype="float64", device="cpu", lora_targets=targets)
+    trained = save_adapter(base, tmp_path / "adapter", 0.3, exact, whole)
     wanted = trained(input_ids=ids).logits
-    assert (wanted - loading.load_policy(base, loading=exact)(input_ids=ids).logits).abs().max() > 0.01
+    assert (wanted - loading.load_policy(base, None, exact)(input_ids=ids).logits).abs().max() > 0.01
     with merged_adapters(trained):
         torch.testing.assert_close(trained(input_ids=ids).logits, wanted, rtol=0, atol=1e-12)
     evaluated = loading.load_policy(base, tmp_path / "adapter", exact)
     torch.testing.assert_close(evaluated(input_ids=ids).logits, wanted, rtol=0, atol=1e-12)
     loading.merged_policy(base, tmp_path / "adapter").save_pretrained(tmp_path / "whole")
-    exported = loading.load_policy(str(tmp_path / "whole"), loading=exact)
+    exported = loading.load_policy(str(tmp_path / "whole"), None, exact)
     torch.testing.assert_close(exported(input_ids=ids).logits, wanted, rtol=0, atol=1e-4)
+
+
+# --- chat templates ----------------------------------------------------------------------------------------------------
+
+_TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+_ALTERNATE = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {
+    "gemma": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + _ALTERNATE
+    + _TURNS,
+    "mistral": _ALTERNATE + _TURNS,
+    "silent": "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}"
+    + _TURNS[len("{% for m in messages %}") :].replace("{% endfor %}", "{% endif %}{% endfor %}"),
+}
+
+
+def with_template(base, folder, template):
+    shutil.copytree(base, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_instructions_are_the_users_where_there_is_no_system_role(base, tmp_path, name):
+    tokenizer = loading.load_tokenizer(with_template(base, tmp_path / "base", TEMPLATES[name]))
+    assert loading.instructions_in(tokenizer) == "user"
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1"}]
+    talk = [*asked, {"role": "assistant", "content": "2"}, {"role": "user", "content": "2+2"}]
+    told = tokenizer.apply_chat_template(talk, tokenize=False)
+    first, *rest = (f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in talk[1:])
+    assert told == first.replace("1+1", "Be brief.\n\n1+1") + "".join(rest)
+    assert tokenizer.apply_chat_template(asked[1:], tokenize=False) == first, "without instructions as it was"
+    tokenizer.save_pretrained(tmp_path / "trained")
+    again = loading.load_tokenizer(str(tmp_path / "trained"))
+    assert again.chat_template == tokenizer.chat_template
+    assert loading.instructions_in(again) == "user"
+
+
+def test_a_template_with_a_system_role_stays_as_it_is(base, tokenizer):
+    assert loading.instructions_in(tokenizer) == "system"
+    assert tokenizer.chat_template == (base / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ messages[0]['role'] }}", "{% for m in %}"])
+def test_a_template_that_shows_no_instructions_is_refused(base, tmp_path, template):
+    name = with_template(base, tmp_path / "base", template)
+    with pytest.raises(ValueError, match=r"shows no instructions, neither.*\nCorrect its tokenizer's chat_template"):
+        loading.load_tokenizer(name)
 
 
 # --- trust ----------------------------------------------------------------------------------------------------------
@@ -448,7 +481,7 @@ def test_pickled_weights_are_refused_unless_asked_for(pickled, base):
         loading.load_policy(str(pickled))
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
-        there = loading.load_policy(str(pickled), loading=Loading(safetensors_only=False))(ids).logits
+        there = loading.load_policy(str(pickled), None, PolicySettings(safetensors_only=False))(ids).logits
         torch.testing.assert_close(there, loading.load_policy(str(base))(ids).logits)
 
 
@@ -474,7 +507,7 @@ def test_code_of_a_policy_is_run_only_where_asked_for(base, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(OSError, match="cannot be loaded"):
         loading.load_policy(str(folder))
-    assert type(loading.load_policy(str(folder), loading=Loading(trust_remote_code=True))).__name__ == "Own"
+    assert type(loading.load_policy(str(folder), None, PolicySettings(trust_remote_code=True))).__name__ == "Own"
 
 
 def test_trust_is_off_in_every_profile():

@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from amir_grpo.policies import engines, sampling
-from amir_grpo.policies.engines import Request, Room, TransformersEngine, VLLMEngine, engine_here, load_engine
+from amir_grpo.policies.engines import Request, TransformersEngine, VLLMEngine, engine_here, load_engine
 from amir_grpo.policies.sampling import draw_batches, draw_completions, in_order, sequence_logprobs
-from amir_grpo.policies.source import Loading
 from amir_grpo.sandbox.problems import load_sandbox
+from amir_grpo.settings import PolicySettings
 
 NEW_TOKENS = 24
 
@@ -218,15 +218,15 @@ def test_other_errors_are_not_taken_for_memory(tiny_policy, tokenizer, draw):
 
 
 def test_engines_by_name(base):
-    assert isinstance(load_engine("transformers", str(base), None, Loading()), TransformersEngine)
+    assert isinstance(load_engine("transformers", str(base), None, PolicySettings()), TransformersEngine)
     with pytest.raises(ValueError, match=r"Unknown engine 'sglang'\.\nValid: transformers, vllm"):
-        load_engine("sglang", str(base), None, Loading())
+        load_engine("sglang", str(base), None, PolicySettings())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed_is_asked_for(base):
     with pytest.raises(ValueError, match=r"eval_engine=vllm needs vLLM.*pip install -e '\.\[vllm\]'"):
-        load_engine("vllm", str(base), None, Loading())
+        load_engine("vllm", str(base), None, PolicySettings())
 
 
 class _StandInLLM:
@@ -268,7 +268,7 @@ def test_vllm_takes_no_pickled_weights_in_4_bits(tokenizer, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
     with pytest.raises(ValueError, match=r"holds no safetensors, and with 4 bits vLLM would read pickled weights"):
-        engines._start_vllm(str(tmp_path), Loading(in_4bit=True), Room())
+        engines._start_vllm(str(tmp_path), PolicySettings(load_in_4bit=True), 16, None)
 
 
 def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
@@ -282,9 +282,8 @@ def test_vllm_engine_asks_for_each_sample_and_reads_the_answers(
     request.LoRARequest = lambda name, number, path: (name, number, path)
     for name, module in {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request}.items():
         monkeypatch.setitem(sys.modules, name, module)
-    engine = VLLMEngine(
-        engines._start_vllm("some/policy", Loading(), Room()), "some/policy", tmp_path, tokenizer, Room()
-    )
+    llm = engines._start_vllm("some/policy", PolicySettings(), 16, None)
+    engine = VLLMEngine(llm, tokenizer, "some/policy", tmp_path, 16)
     assert engine._llm.asked == {
         "model": "some/policy",
         "quantization": None,
@@ -324,8 +323,8 @@ def test_auto_takes_vllm_where_it_is_installed_and_there_is_a_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         there = object() if vllm else None
         monkeypatch.setattr(importlib.util, "find_spec", lambda n, there=there: there if n == "vllm" else find(n))
-        assert engine_here("auto", Loading(device=device)) == wanted
-    assert engine_here("vllm", Loading()) == "vllm"
+        assert engine_here("auto", PolicySettings(device=device)) == wanted
+    assert engine_here("vllm", PolicySettings()) == "vllm"
 
 
 def test_samples_of_a_problem_differ(drawn):
@@ -475,7 +474,9 @@ def test_logits_that_are_not_numbers_are_an_error(tiny_policy, tokenizer, temper
     spoilt = copy.deepcopy(tiny_policy).half()
     spoilt.lm_head.weight.data[7] = value
     engine = TransformersEngine(spoilt, tokenizer)
-    with pytest.raises(FloatingPointError, match=r"computes in float16, and has overflown.*\nTake a card.*bfloat16"):
+    with pytest.raises(
+        FloatingPointError, match=r"computes in float16, and has overflown.*\nIn float16 take a GPU with bfloat16"
+    ):
         engine.generate([Request([5, 6, 7, 8], [1, 2])], temperature, 1.0, 6)
     with pytest.raises(FloatingPointError, match="float16"):
         sequence_logprobs(spoilt, 0, [[5, 6, 7]], [[8, 9]])

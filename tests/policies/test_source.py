@@ -2,8 +2,7 @@
 
 import pytest
 
-from amir_grpo.policies.source import Loading, copy_policy
-from amir_grpo.settings import settings_of
+from amir_grpo.policies.source import copy_policy
 
 POLICY = {"adapter_config.json", "adapter_model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"}
@@ -34,9 +33,3 @@ def test_a_folder_without_an_adapter_is_refused(trained, tmp_path):
     (trained / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="adapter_model"):
         copy_policy(trained, tmp_path / "copy")
-
-
-def test_how_weights_are_read_is_as_the_settings_say():
-    assert Loading.of(settings_of("sandbox")) == Loading(dtype="float64", device="cpu")
-    changes = {"load_in_4bit": True, "trust_remote_code": True, "safetensors_only": False}
-    assert Loading.of(settings_of("colab-t4", changes)) == Loading(True, True, False)

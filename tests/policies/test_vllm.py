@@ -19,8 +19,9 @@ import torch
 from packaging.requirements import Requirement
 
 from amir_grpo.policies import engines
-from amir_grpo.policies.engines import Request, Room, VLLMEngine
-from amir_grpo.policies.source import Loading, PolicySource
+from amir_grpo.policies.engines import Request, VLLMEngine
+from amir_grpo.policies.source import PolicySource
+from amir_grpo.settings import PolicySettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,9 +79,9 @@ def asked(monkeypatch):
     return said
 
 
-def ask(asked, adapter=Path("adapter"), room=Room(), loading=Loading()):
-    llm = engines._start_vllm("some/policy", loading, room)
-    drawn = VLLMEngine(llm, "some/policy", adapter, None, room).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
+def ask(asked, adapter=Path("adapter"), rank=16, tokens=None):
+    llm = engines._start_vllm("some/policy", PolicySettings(), rank, tokens)
+    drawn = VLLMEngine(llm, None, "some/policy", adapter, rank).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
     assert drawn == [[engines.Drawn([7], True, [-0.5])]]
     return asked
 
@@ -131,7 +132,7 @@ def test_the_wheel_that_is_read_is_within_the_bounds_of_the_extra():
 
 @pytest.mark.parametrize(("rank", "built_for"), [(0, None), (4, 8), (16, 16), (17, 32), (512, 512)])
 def test_the_engine_is_built_for_the_rank(asked, rank, built_for):
-    options = ask(asked, None, Room(rank, 96))["LLM"][1]
+    options = ask(asked, None, rank, 96)["LLM"][1]
     assert options["enable_lora"] is (built_for is not None)
     assert options["max_lora_rank"] == (built_for or 1)
     assert options["max_model_len"] == 96
@@ -141,12 +142,12 @@ def test_the_engine_is_built_for_the_rank(asked, rank, built_for):
 
 def test_a_rank_without_kernels_is_refused(asked):
     with pytest.raises(ValueError, match=r"up to rank 512, and this one's is 513"):
-        ask(asked, room=Room(513))
+        ask(asked, rank=513)
 
 
 def test_a_t4_draws_in_float16(asked, monkeypatch):
     """vLLM would take the bfloat16 of the policy's configuration, and refuse the card."""
-    monkeypatch.setattr(engines, "compute_dtype", lambda loading: torch.float16)
+    monkeypatch.setattr(engines, "compute_dtype", lambda settings: torch.float16)
     assert ask(asked)["LLM"][1]["dtype"] == "float16"
 
 
@@ -155,7 +156,7 @@ def test_it_takes_nine_tenths_of_what_others_have_left_of_the_gpu(asked, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40, 80))
-    monkeypatch.setattr(engines, "compute_dtype", lambda loading: torch.bfloat16)
+    monkeypatch.setattr(engines, "compute_dtype", lambda settings: torch.bfloat16)
     assert ask(asked)["LLM"][1]["gpu_memory_utilization"] == 0.45
 
 

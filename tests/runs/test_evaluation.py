@@ -241,8 +241,8 @@ def test_one_engine_for_all_policies_of_a_run_and_room_for_the_longest(open_tiny
     run = open_tiny()
     built = []
 
-    def load_engine(name, base, adapter, loading, room):
-        built.append(_Built(name=name, base=base, room=room, used=adapter))
+    def load_engine(name, base, adapter, settings, lora_rank, tokens):
+        built.append(_Built(name=name, base=base, lora_rank=lora_rank, tokens=tokens, used=adapter))
         return built[-1]
 
     monkeypatch.setattr(engines, "load_engine", load_engine)
@@ -254,16 +254,16 @@ def test_one_engine_for_all_policies_of_a_run_and_room_for_the_longest(open_tiny
     for each in sources:
         assert run.evaluation._engine(each).used == each.adapter
     assert len(built) == 1
-    assert built[0].room.lora_rank == 64
+    assert built[0].lora_rank == 64
     tokenizer = loading.load_tokenizer(base)
     prompts = [sampling.tokenize_prompts(tokenizer, run.problems(name)) for name in run.settings.evaluation.benchmarks]
     longest = max(len(ids) for benchmark in prompts for ids in benchmark.values())
-    assert built[0].room.tokens == longest + run.settings.evaluation.eval_max_new_tokens
+    assert built[0].tokens == longest + run.settings.evaluation.eval_max_new_tokens
     run.evaluation.expect(sources[:1])
     assert run.evaluation._engine(sources[0]) is built[0], "more room than is needed is no reason to build it again"
     run.evaluation._engine(PolicySource(base, adapter(tmp_path / "larger", 65)))
     assert len(built) == 2
-    assert built[1].room.lora_rank == 65
+    assert built[1].lora_rank == 65
     assert [engine.closed for engine in built] == [True, False]
 
 
@@ -307,7 +307,7 @@ def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings
 
 @pytest.mark.parametrize(("asked", "gpus", "wanted"), [(0, [], 1), (0, ["0", "1", "2"], 3), (2, [], 2), (9, [], 4)])
 def test_one_worker_for_each_gpu_and_none_without_work(open_tiny, monkeypatch, asked, gpus, wanted):
-    evaluation = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None, None)
+    evaluation = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None)
     benchmarks = ["chain3", "chain6"]
     monkeypatch.setattr(side_by_side, "visible_gpus", lambda device: gpus)
     assert side_by_side.workers_for(evaluation, ["base", "grpo"], benchmarks, asked) == wanted

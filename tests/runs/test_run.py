@@ -140,7 +140,7 @@ def test_a_finished_training_leaves_no_policy_in_memory(open_tiny, monkeypatch):
 @pytest.mark.parametrize("in_4bit", [False, True])
 def test_what_is_trained_of_a_policy_in_4_bits_is_float32(open_tiny, monkeypatch, tmp_path, in_4bit):
     run, kept = open_tiny(load_in_4bit=in_4bit, dtype="auto", device="auto"), []
-    monkeypatch.setattr(training, "load_policy", lambda base, loading: load_policy(base))  # without bitsandbytes
+    monkeypatch.setattr(training, "load_policy", lambda base, *_: load_policy(base))  # without bitsandbytes
     monkeypatch.setattr(training, "keep_trained_weights_in_float32", kept.append)
     config = training.trainer_config("grpo", run.settings, tmp_path)
     backend = Backend("transformers", "chosen by the test")

@@ -1,0 +1,206 @@
+"""How much GPU memory a training takes, part by part, and whether it fits: arithmetic from the shape of the policy."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from amir_grpo.policies.cards import GIB, Card, card_here, cards_here
+from amir_grpo.settings import RunSettings, settings_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_CONTEXT = 0.6  # GiB: CUDA's context and the kernels' code and workspaces
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, and a scale for each 64, quantised in turn
+_DRAWN = 2 + 4 * 8  # bytes per logit of a token that is drawn: in 16 bits, and four times in float64
+_UNSLOTH_ROWS = 512  # of logits that Unsloth's fused projection holds at once
+
+
+def config_of(settings: RunSettings) -> PretrainedConfig:
+    """The policy's configuration; looked up, on the Hub or in its folder, where it is not known offline."""
+    from transformers import AutoConfig
+
+    from amir_grpo.policies.loading import explain_loading_error
+    from amir_grpo.sandbox.policy import SPECS, build_tokenizer, untrained_config
+
+    name = settings.policy.model_name
+    if settings.policy.is_sandbox:
+        return untrained_config(SPECS[name], build_tokenizer(SPECS[name].words))
+    shapes = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text())
+    if name in shapes and not Path(name).exists():
+        return AutoConfig.for_model(**shapes[name])
+    with explain_loading_error("configuration", name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=settings.policy.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The estimate for one training.
+
+    Attributes:
+        settings: The settings of the training.
+        parts: GiB on each GPU, by part. Activations and logits as they are at the peak of the training pass; KV cache and
+            generation logits are 0 where vLLM draws.
+        parameters: Number of parameters of the policy, without the adapter.
+        trained: Number of parameters of the adapter.
+    """
+
+    settings: RunSettings
+    parts: dict[str, float]
+    parameters: int
+    trained: int
+
+    @property
+    def training(self) -> float:
+        """GiB at the peak of the training pass."""
+        return sum(self.parts.values()) - self.parts["KV cache"] - self.parts["generation logits"]
+
+    @property
+    def rollout(self) -> float:
+        """GiB at the peak of a rollout."""
+        return sum(self.parts.values()) - self.parts["activations"] - self.parts["logits"]
+
+    @property
+    def peak(self) -> float:
+        """GiB at the higher of the two peaks."""
+        return max(self.training, self.rollout)
+
+    def fits(self, card: Card) -> bool:
+        """Whether the peak leaves a twentieth of the card's memory for fragmentation, beside what vLLM sets aside."""
+        train = self.settings.train
+        aside = train.vllm_gpu_memory_utilization if train.use_vllm and train.vllm_mode == "colocate" else 0.0
+        return self.peak <= (0.95 - aside) * card.memory
+
+    def ways_out(self, card: Card) -> str:
+        """The setting to change where the training does not fit, by what takes most memory; empty where it fits."""
+        train, fewer_bits = self.settings.train, not self.settings.policy.load_in_4bit
+        smaller = "load_in_4bit=True, or take a smaller model_name" if fewer_bits else "take a smaller model_name"
+        if self.fits(card):
+            return ""
+        if train.use_vllm and self.peak <= 0.95 * card.memory:
+            return "lower vllm_gpu_memory_utilization, or set use_vllm=False"
+        if self.parts["weights"] > 0.6 * card.memory:
+            return smaller
+        if self.rollout > self.training:
+            return "lower gradient_accumulation_steps or max_completion_length: a rollout is the peak"
+        if not train.gradient_checkpointing:
+            return "set gradient_checkpointing=True"
+        if train.micro_batch == 1 or self.parts["activations"] + self.parts["logits"] < 0.1 * self.peak:
+            return smaller
+        fewer, more = train.micro_batch // 2, 2 * train.gradient_accumulation_steps
+        return (
+            f"per_device_train_batch_size={fewer}, gradient_accumulation_steps={more}: the same rollouts and updates"
+        )
+
+
+def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -> MemoryPlan:
+    """Plan the training of one method; both take the same.
+
+    Args:
+        settings: Settings of the run. A policy whose shape is not known offline is looked up, on the Hub or in its folder.
+        bits: Bits per number in computation; 32 on a CPU.
+        backend: What trains, transformers or unsloth: they keep different things of the logits. Unsloth also moves
+            activations to the CPU's memory, which is not counted: its plan is an upper bound.
+
+    Raises:
+        OSError: If the shape of the policy cannot be found.
+    """
+    policy, train, prompt = settings.policy, settings.train, settings.data.max_prompt_length
+    whole = config_of(settings)
+    config, width = whole.get_text_config(), bits // 8
+    hidden, wide, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    query, key = head * config.num_attention_heads, head * config.num_key_value_heads
+    projections = dict.fromkeys(("gate_proj", "up_proj"), (hidden, wide)) | {"down_proj": (wide, hidden)}
+    projections |= dict.fromkeys(("k_proj", "v_proj"), (hidden, key)) | {"q_proj": (hidden, query)}
+    projections["o_proj"] = query, hidden
+    targets = [projections[name] for name in policy.lora_targets if name in projections]
+
+    gemma = "gemma" in config.model_type
+    linear = layers * sum(rows * columns for rows, columns in projections.values())
+    norms = layers * (4 * hidden + 2 * head if gemma else 2 * hidden) + hidden
+    biases = layers * (query + 2 * key) if config.model_type == "qwen2" else 0
+    total = linear + norms + biases + config.vocab_size * hidden * (1 if whole.tie_word_embeddings else 2)
+    if tower := getattr(whole, "vision_config", None):
+        seen = tower.num_hidden_layers * tower.hidden_size * (4 * tower.hidden_size + 2 * tower.intermediate_size)
+        linear, total = linear + seen, total + seen
+    trained = policy.lora_rank * layers * sum(map(sum, targets))
+
+    # For the backward pass a layer keeps the norms' inputs in float32; query, key, value and result of the attention;
+    # three values of the MLP's width; and the adapters' inputs, in 16 bits a float32 copy for each.
+    tokens, rows = (
+        train.micro_batch * (prompt + train.max_completion_length),
+        train.micro_batch * train.max_completion_length,
+    )
+    normed = 4 * hidden + query + key if gemma else 2 * hidden
+    inputs = sum(rows for rows, _ in targets) if bits == 16 else 2 * hidden + query + wide
+    layer = tokens * (4 * normed + width * (4 * query + 3 * wide) + 4 * inputs)
+    kept = layers * (tokens * hidden * width if train.gradient_checkpointing else layer)
+    # The peak is at the logits, or within a layer: its gradients, and with checkpointing its values computed again.
+    backward = tokens * (6 * wide + 4 * hidden) + (layer if train.gradient_checkpointing else 0)
+    # float32 logits and their gradient, twice without TRL's kernel, which is for GPUs; Unsloth writes one into the other
+    logit = 4 * min(_UNSLOTH_ROWS, rows) if backend == "unsloth" else (8 if bits == 16 else 16) * rows
+    at_logits = config.vocab_size * logit > backward
+    at_once = 0 if train.use_vllm else train.micro_batch * train.micro_batches
+    parts = {
+        "weights": linear * _NF4 + (total - linear) * width if policy.load_in_4bit else total * width,
+        "adapters": trained * 4,  # float32, whatever the policy is in
+        "gradients": trained * 4,
+        "optimizer": trained * 2 * (1 if "8bit" in train.optim else 4),
+        "activations": kept if at_logits else kept + backward,
+        "logits": config.vocab_size * logit if at_logits else 0,
+        "KV cache": at_once * 2 * key * width * _cached_tokens(config, prompt + train.max_completion_length),
+        "generation logits": at_once * config.vocab_size * _DRAWN,
+        "CUDA context": _CONTEXT * GIB if bits == 16 else 0,
+    }
+    in_gib = {name: value / GIB for name, value in parts.items()}
+    return MemoryPlan(settings, in_gib, total, trained)
+
+
+def _cached_tokens(config: PretrainedConfig, length: int) -> int:
+    """Tokens whose key and value the cache holds for one completion of that length, over all layers."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None) or length
+    return sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
+
+
+def profile_for(card: Card | None) -> str:
+    """The profile for a card: the largest of the paper's that fits, colab-t4 for a small one, sandbox without a GPU."""
+    if card is None:
+        return "sandbox"
+    largest_first = ("paper-qwen7b", "paper-gemma4b", "paper-qwen3b")
+    # on a card as small as a T4 the paper's policies would train for days, if they fit
+    fitting = (name for name in largest_first if card.memory > 20 and plan(settings_of(name)).fits(card))
+    return next(fitting, "colab-t4")
+
+
+def announce(settings: RunSettings, backend: str) -> str:
+    """A line that compares the plan with the GPU of this process; empty without one, or where there is no plan."""
+    card = card_here()
+    try:
+        made = plan(settings, backend=backend) if card else None
+    except Exception:  # of a configuration of another kind, or of the network: a plan is advice, and stops no training
+        made = None
+    if made is None:
+        return ""
+    return f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
+
+
+def planned(profile: str, settings: RunSettings, backend: str = "transformers") -> str:
+    """A plan as text: the parts, the card of this process or all known ones, and what to change where it does not fit."""
+    made = plan(settings, backend=backend)
+    parts = [*made.parts.items(), ("peak in training", made.training), ("peak in a rollout", made.rollout)]
+    cards = [(c.name, c.memory, "yes" if made.fits(c) else "no", made.ways_out(c)) for c in cards_here().values()]
+    return "\n\n".join(
+        (
+            f"Profile {profile}: {settings.policy.model_name}, {made.parameters / 1e6:,.0f}M parameters, the adapter's "
+            f"{made.trained / 1e6:.1f}M on top; by {backend}. GiB on each GPU:",
+            pd.DataFrame(parts, columns=["part", "GiB"]).round(2).to_string(index=False),
+            pd.DataFrame(cards, columns=["card", "memory", "fits", "change"]).round(1).to_string(index=False),
+        )
+    )
