@@ -31,7 +31,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from amir_grpo.answers import last_boxed
 from amir_grpo.choices import check_names
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON, load_sandbox
-from amir_grpo.system.json_lines import json_lines
+from amir_grpo.system.files import json_lines
 from amir_grpo.system.network import hub_or_cache
 
 MIRROR_VARIABLE = "AMIR_GRPO_DATA"

@@ -23,7 +23,7 @@ from matplotlib.image import imread
 from amir_grpo import cli
 from amir_grpo.runs import reproduce
 from amir_grpo.runs.run import open_run
-from amir_grpo.system.executors import InlineExecutor
+from amir_grpo.system.workers import submitting
 from tests.cells import executed, run_cells
 from tests.conftest import WARMUP_STEPS
 from tools import gallery
@@ -87,7 +87,7 @@ def reproduce_here(command):
         for name, secret in SECRETS.items():
             patch.setenv(name, secret)
         patch.setattr(reproduce, "_execute", execute_here)
-        patch.setattr(reproduce, "ThreadPoolExecutor", lambda workers: InlineExecutor())
+        patch.setattr(reproduce, "_submitting", lambda *_: submitting(1))
         cli.main([str(word) for word in command])
     return printed.getvalue()
 

@@ -17,10 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from amir_grpo.results import study_figures, style
-from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import results_of
+from amir_grpo.runs.verify import keep_results
 from amir_grpo.study.claims.table import claims_table
 from amir_grpo.study.figures import figures_of_study, size_gains
 from amir_grpo.study.finding import verdict_rows
@@ -106,7 +105,7 @@ def main() -> None:
     results = root / "data" / "results"
     if arguments.keep:
         run = open_run(run_dir=arguments.keep)
-        keep_results(run, results_of(run), results / PROFILE)
+        keep_results(run, results / PROFILE)
         for name, kind in product(OF_A_RUN, ("png", "svg")):
             shutil.copy(run.folder / "figures" / f"{name}.{kind}", root / "figures")
     kept = {path.stem: pd.read_csv(path) for path in (results / PROFILE).glob("*.csv")}

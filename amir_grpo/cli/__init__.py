@@ -15,8 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amir_grpo.choices import POLICIES, SANDBOX, SANDBOXES, check_names
-from amir_grpo.cli.cluster_options import check_workers, cluster_of
-from amir_grpo.cli.ending import ending
 from amir_grpo.cli.options import (
     EvaluateOptions,
     EvidenceOptions,
@@ -33,9 +31,11 @@ from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
 from amir_grpo.settings import FIELDS, PROFILES
+from amir_grpo.system.cluster import cluster_of
 from amir_grpo.system.files import atomic_write, check_folder, user_path
-from amir_grpo.system.processes import die_with_parent, is_main, leave_process_group, world_size
+from amir_grpo.system.processes import die_with_parent, ending, is_main, leave_process_group, world_size
 from amir_grpo.system.provenance import read_config
+from amir_grpo.system.workers import check_workers
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
@@ -224,7 +224,7 @@ def _export(options: ExportOptions) -> None:
 
 
 def _export_results(options: ExportOptions) -> None:
-    from amir_grpo.runs.export_results import export_results
+    from amir_grpo.runs.export import export_results
 
     of_policies = {"out": options.out, "merged": options.merged, "push_to": options.push_to, "public": options.public}
     if given := [name for name, value in of_policies.items() if value]:

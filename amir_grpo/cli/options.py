@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from amir_grpo.choices import METHODS, SANDBOX, SANDBOXES, STUDIES
-from amir_grpo.cli.cluster_options import ClusterOptions
 from amir_grpo.settings import PROFILES
+from amir_grpo.system.cluster import ClusterOptions
 
 _PROFILE_NAMES = ", ".join([*PROFILES, "auto (by the GPU)"])
 

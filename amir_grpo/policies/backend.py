@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from types import ModuleType
 
+from amir_grpo.system.files import install_command
 from amir_grpo.system.processes import world_size
-from amir_grpo.system.shipped import install_command
 
 _INSTALL = f"{install_command('gpu')} (Linux, NVIDIA GPU)"
 # Unsloth rewrites TRL by regular expressions, another way in each version: 2026.10.7 normalises bnpo as dapo, and breaks

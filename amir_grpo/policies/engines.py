@@ -27,7 +27,7 @@ from amir_grpo.choices import ENGINES, check_names
 from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.policies.loading import compute_dtype, free_memory, load_policy, load_tokenizer
 from amir_grpo.settings import PolicySettings
-from amir_grpo.system.shipped import install_command
+from amir_grpo.system.files import install_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from amir_grpo.policies.float64 import compute_in_float64
 from amir_grpo.policies.source import ADAPTER_FILES
 from amir_grpo.settings import PolicySettings, RunSettings
+from amir_grpo.system.files import install_command
 from amir_grpo.system.network import hub_or_cache
 from amir_grpo.system.progress import quiet
-from amir_grpo.system.shipped import install_command
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

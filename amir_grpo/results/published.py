@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from amir_grpo.choices import check_names
-from amir_grpo.system.shipped import shipped
+from amir_grpo.system.files import shipped
 
 PUBLISHED = {"table1": "table1.csv", "coverage": "coverage.csv", "margin": "margin.csv"}
 

@@ -1,18 +1,63 @@
-"""Export a trained policy, to a folder or to the Hub: its adapter, or the whole policy in float32, with a model card."""
+"""Export what a run has made: a trained policy, to a folder or to the Hub, or everything that its policies answered."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from amir_grpo.answers import extract_answer
+from amir_grpo.choices import POLICIES, POLICY_NAMES
+from amir_grpo.metrics import pass_at_k
 from amir_grpo.policies.source import copy_policy
-from amir_grpo.runs.model_card import render_model_card
-from amir_grpo.runs.showing import policy_summary_of
-from amir_grpo.runs.stages import check_trained
+from amir_grpo.problems import TRAINING_SETS
+from amir_grpo.runs.stages import check_trained, write_table
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
+from amir_grpo.system.provenance import read_json, record_of
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
+
+_OURS = "[amir-grpo](https://github.com/amir-grpo/amir-grpo)"
+_PAPER = "[arXiv 2601.03661](https://arxiv.org/abs/2601.03661)"
+_COMPLETION_COLUMNS = (
+    "policy benchmark problem_id sample text tokens finish_reason logprob correct formatted confidence seed".split()
+)
+
+_DATA_CARD = """---
+pretty_name: Completions of {names}, graded
+configs:
+- config_name: completions
+  data_files: completions.parquet
+tags: [amir-grpo, grpo, evaluation]
+---
+
+# What {names} answered
+
+{drawn} by a base policy and by what GRPO and AMIR-GRPO ([arXiv 2601.03661](https://arxiv.org/abs/2601.03661)) make of it in
+{trained}. Made by [amir-grpo](https://github.com/amir-grpo/amir-grpo), profile {profile}. One training of each method:
+another seed gives others.
+
+pass@1, in percent:
+
+{levels}
+
+`completions.parquet` has a row per completion: `policy` (base, grpo, amir_grpo), `benchmark`, `problem_id`, `sample` (its
+number), `text`, `tokens`, `finish_reason` (stop, length), `logprob` (sum over its tokens, in nats, at temperature 1),
+`correct` (math-verify says that its answer equals one of the wanted ones), `formatted` (it keeps to the format),
+`confidence` (where it was asked for), `seed`. `lm_eval/` holds the same, with questions and answers, as the
+lm-evaluation-harness logs samples. Questions and answers are those of the benchmarks, under the benchmarks' own licences:
+
+{problems}
+"""
+
+
+# --- a policy -----------------------------------------------------------------------------------------------------------
 
 
 def export_policy(run: Run, method: str, folder: Path, merged: bool = False, replace_old: bool = False) -> Path:
@@ -45,9 +90,67 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
     with explain_full_disk(folder.parent), atomic_folder(folder, replace_old) as beside:
         copy_policy(trained, beside, adapter=not merged)
         if merged:
-            _merge(run, trained, beside)
-        write_text(beside / "README.md", render_model_card(run, method, merged, policy_summary_of(run, method)))
+            from amir_grpo.policies.loading import merged_policy
+            from amir_grpo.system.progress import quiet
+
+            with quiet():
+                merged_policy(run.base(), trained, run.settings.policy).save_pretrained(beside)
+        write_text(beside / "README.md", model_card(run, method, merged))
     return folder
+
+
+def model_card(run: Run, method: str, merged: bool = False) -> str:
+    """Describe a trained policy in Markdown: metadata for the Hub, results where it was evaluated, settings, provenance."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    s, record, stage = run.settings, record_of(run.folder), read_json(run.folder / method / "stage.json")
+    local, name = Path(s.policy.model_name).is_dir(), Path(s.policy.model_name).name
+    trained_on = TRAINING_SETS.get(s.data.dataset_name)
+    data = ModelCardData(
+        library_name="transformers" if merged else "peft",
+        base_model=None if local or s.policy.is_sandbox else s.policy.model_name,
+        datasets=[trained_on.hub_id if trained_on else s.data.dataset_name],
+        tags=["trl", "grpo", *(["amir-grpo"] if method == "amir_grpo" else [])],
+        model_name=POLICY_NAMES[method],
+    )
+    term = (
+        f" ({_PAPER}): GRPO with the preferences that the rewards inside each rollout group imply, "
+        f"λ = {s.train.lambda_reg}, β = {s.train.beta_dpo}, δ = {s.train.reward_margin}"
+    )
+    made = stage["provenance"]
+    provenance = {
+        "trained": f"{stage['started']} to {stage['ended']}",
+        "backend": stage.get("backend", {}).get("name", "transformers"),
+        "processes": stage.get("processes", 1),
+        "device": made["device"],
+        "commit": f"{made['commit']}{' with changes' if made['uncommitted_changes'] else ''}",
+        **{package: version for package, version in made["packages"].items() if version},
+        **{f"problems {p['set']}": f"{p['problems']}, fingerprint {p['fingerprint']}" for p in record["problems"]},
+    }
+    kind = "a whole policy in float32, its adapter merged" if merged else "a LoRA adapter"
+    base = name if local else s.policy.model_name
+    card = f"""---
+{data.to_yaml()}
+---
+
+# {POLICY_NAMES[method]} on {base}
+
+This is {kind}, trained by {POLICY_NAMES[method]}{term if method == "amir_grpo" else ""}, for {s.train.max_steps} steps on
+{s.data.dataset_name}, by {_OURS}.
+
+## Results
+
+{_levels(run, method)}
+
+## Settings
+
+{_markdown(["setting", "value"], (record["settings"] | {"model_name": base}).items())}
+
+## Provenance
+
+{_markdown(["", ""], provenance.items())}
+"""
+    return str(ModelCard(card))
 
 
 def check_push(repo_id: str) -> None:
@@ -101,9 +204,147 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     return str(url)
 
 
-def _merge(run: Run, trained: Path, folder: Path) -> None:
-    from amir_grpo.policies.loading import merged_policy
-    from amir_grpo.system.progress import quiet
+# --- answers ------------------------------------------------------------------------------------------------------------
 
-    with quiet():
-        merged_policy(run.base(), trained, run.settings.policy).save_pretrained(folder)
+
+def export_results(run: Run, folder: Path) -> Path:
+    """Save the completions of a run that has been evaluated into a new folder.
+
+        README.md            the data card: what was evaluated, and what each column is
+        completions.parquet  a row for each completion
+        lm_eval/             the same as the lm-evaluation-harness logs samples, a file per policy and benchmark
+
+    Args:
+        run: All its policies have been evaluated on all its benchmarks.
+        folder: Must not exist.
+
+    Raises:
+        FileExistsError: If the folder is there.
+        ValueError: If a policy has not been evaluated.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: give a folder that does not exist.")
+    check_folder(folder, "results")
+    for policy, benchmark in product(POLICIES, run.settings.evaluation.benchmarks):
+        if not run.evaluation.is_complete(policy, benchmark):
+            raise ValueError(
+                f"{run.folder} holds no completions of {POLICY_NAMES[policy]} on {benchmark} yet.\n"
+                f"Evaluate it first: python -m amir_grpo evaluate --run_dir {run.folder}."
+            )
+    samples = run.samples()
+    with explain_full_disk(folder.parent), atomic_folder(folder) as beside:
+        kept = samples[[column for column in _COMPLETION_COLUMNS if column in samples]]
+        write_table(beside / "completions.parquet", kept)
+        for path, entries in _harness_files(run, samples):
+            write_text(beside / "lm_eval" / path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        write_text(beside / "README.md", data_card(run, kept))
+    return folder
+
+
+def data_card(run: Run, completions: pd.DataFrame) -> str:
+    """Describe the completions of a run in Markdown, with metadata for the Hub."""
+    s, e, record = run.settings, run.settings.evaluation, record_of(run.folder)
+    levels = completions.groupby(["benchmark", "policy"], sort=False)["correct"].mean().mul(100).round(1).unstack()
+    problems = [p for p in record["problems"] if p["set"] in set(completions["benchmark"])]
+    return _DATA_CARD.format(
+        names=", ".join(POLICY_NAMES.values()),
+        drawn=f"{e.num_samples} completions of every problem (temperature {e.eval_temperature}, top-p {e.eval_top_p})",
+        trained=f"{s.train.max_steps} steps on {s.data.dataset_name}, seed {s.train.seed}",
+        profile=run.profile,
+        levels=_markdown(["benchmark", *levels.columns], levels.itertuples()),
+        problems=_markdown(list(problems[0]), (p.values() for p in problems)),
+    )
+
+
+def harness_samples(
+    completions: pd.DataFrame,
+    problems: Sequence[Mapping[str, Any]],
+    prompts: Mapping[str, str],
+    generation: Mapping[str, Any],
+    ks: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Write completions of one policy on one benchmark as the lm-evaluation-harness (0.4.13) logs samples.
+
+    Args:
+        completions: n rows per problem: columns problem_id, sample, text and correct.
+        problems: id, question and answer of each, in the benchmark's order.
+        prompts: The text that the policy continued, by problem id.
+        generation: What the completions were drawn with, such as temperature.
+        ks: The k of the metrics pass@k.
+
+    Returns:
+        An entry per problem.
+    """
+    by_problem = {problem: rows.sort_values("sample") for problem, rows in completions.groupby("problem_id")}
+    entries = []
+    for number, problem in enumerate(problems):
+        rows, prompt = by_problem[problem["id"]], prompts[problem["id"]]
+        doc = {"id": problem["id"], "question": problem["question"], "answer": list(problem["answer"])}
+        target = json.dumps(doc["answer"], ensure_ascii=False) if len(doc["answer"]) > 1 else doc["answer"][0]
+        metrics = {f"pass@{k}": float(pass_at_k(rows["correct"].sum(), len(rows), k)) for k in ks}
+        entries.append(
+            {
+                "doc_id": number,
+                "doc": doc,
+                "target": target,
+                "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": dict(generation)}},
+                "resps": [rows["text"].tolist()],
+                "filtered_resps": [[extract_answer(text) or "" for text in rows["text"]]],
+                "filter": "extracted-answer",
+                "metrics": list(metrics),
+                "doc_hash": _hash(json.dumps(doc, indent=2, ensure_ascii=False)),
+                "prompt_hash": _hash(prompt),
+                "target_hash": _hash(target),
+                **metrics,
+            }
+        )
+    return entries
+
+
+def _harness_files(run: Run, samples: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the path of each file of samples, as the harness names it, and its entries."""
+    from amir_grpo.policies.loading import load_tokenizer
+
+    e = run.settings.evaluation
+    tokenizer = load_tokenizer(run.base(), run.settings.policy.trust_remote_code)
+    generation = {"until": [], "do_sample": True, "temperature": e.eval_temperature, "top_p": e.eval_top_p}
+    generation["max_gen_toks"] = e.eval_max_new_tokens
+    date = record_of(run.folder)["ended"].partition("+")[0].replace(":", "-")
+    for (policy, benchmark), rows in samples.groupby(["policy", "benchmark"], sort=False):
+        problems = run.problems(benchmark).to_list()
+        prompts = {
+            row["id"]: tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+            for row in problems
+        }
+        yield f"{policy}/samples_{benchmark}_{date}.jsonl", harness_samples(rows, problems, prompts, generation, e.ks)
+
+
+def _levels(run: Run, method: str) -> str:
+    """The levels of the base and a trained policy as a table, from what the evaluation has saved."""
+    path = run.folder / "tables" / "policies.csv"
+    if not path.is_file():
+        return "Not evaluated."
+    table = pd.read_csv(path)
+    table = table[table["policy"].isin(["base", method]) & table["quantity"].str.startswith(("pass@", "greedy"))]
+    rows = (
+        (
+            row.benchmark,
+            row.quantity,
+            row.policy,
+            f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}]",
+        )
+        for row in table.itertuples()
+    )
+    shown = _markdown(["benchmark", "quantity", "policy", "estimate"], rows)
+    return f"In percent; in brackets, 95 % intervals over problems. They do not cover another training.\n\n{shown}"
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    cells = [[" ".join(str(value).split()).replace("|", "\\|") for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells))
+
+
+def _hash(text: str) -> str:
+    """SHA-256, as the harness takes it."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amir_grpo.system.files import user_path
-from amir_grpo.system.shipped import shipped
+from amir_grpo.system.files import shipped, user_path
 
 _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 

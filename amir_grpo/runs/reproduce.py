@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import builtins
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from amir_grpo.choices import METHODS, POLICIES
-from amir_grpo.results.formatting import rounded
-from amir_grpo.runs.kept import compared_with_kept
 from amir_grpo.runs.locations import kept_results, notebooks_folder
 from amir_grpo.runs.run import Run
-from amir_grpo.runs.showing import results_of, write_report
+from amir_grpo.runs.verify import compared_with_kept
 from amir_grpo.settings import RunSettings
 from amir_grpo.system.cluster import Cluster
-from amir_grpo.system.executors import executor_of, visible_gpus
+from amir_grpo.system.files import write_text
 from amir_grpo.system.locks import locked
-from amir_grpo.system.provenance import read_json
+from amir_grpo.system.progress import REPORT_TO, reports_shown
+from amir_grpo.system.workers import results_of, submitting, visible_gpus, worker_processes
 
 # (notebook, parameters); those of one line may run side by side
 _STAGES: list[list[tuple[str, dict[str, Any]]]] = [
@@ -34,40 +32,36 @@ _STAGES: list[list[tuple[str, dict[str, Any]]]] = [
     [("03_main_figure", {}), ("04_coverage", {})],
     [("05_margin", {})],
 ]
-
-
-# A kernel ends with its papermill, and papermill with this process: nothing works on behind a restart's back.
-_PAPERMILL = (
-    "from amir_grpo.system.processes import die_with_parent; die_with_parent(); "
-    "import runpy; runpy.run_module('papermill', run_name='__main__')"
-)
-
-
 # Jupyter chooses a kernel's ports before the kernel opens them, and another program may be quicker: nothing has run then.
 _KERNEL_STARTS = 3
 _NOT_STARTED = "Kernel died before replying to kernel_info"
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_REPORTS = ".progress"  # in the run folder: a file for each notebook that is being executed
 
 
 class NotebookError(RuntimeError):
-    """A notebook has failed; the message is that of its error, as it stands in the notebook, and where that is.
+    """A notebook has failed; the message is that of its error, and where it stands.
 
     Attributes:
-        kind: Name of the error's class; None where the kernel died.
+        kind: Name of the error's class.
     """
 
-    def __init__(self, message: str, kind: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message, kind)
         self.kind = kind
+
+    def __str__(self) -> str:
+        return self.args[0]
 
     @property
     def mendable(self) -> bool:
         """Whether it is of those errors by which the package refuses input, rather than one of its own."""
-        known = getattr(builtins, self.kind or "", RuntimeError)
+        known = getattr(builtins, self.kind, RuntimeError)
         return self.kind == "Busy" or issubclass(known, (ValueError, OSError, MemoryError))
 
 
 def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | None = None) -> None:
-    """Execute the notebooks into the run folder, write the report, and print the main table and where everything is.
+    """Execute the notebooks into the run folder, with progress, write their page, and print the main table.
 
     It ends by saying whether the results are those that the package keeps of this profile, where the settings are.
 
@@ -85,35 +79,65 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
         NotebookError: If a notebook fails.
         Busy: If another process reproduces into the same folder.
     """
-    folder = notebooks_folder()
-    started = time.perf_counter()
+    folder, started = notebooks_folder(), time.perf_counter()
     parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
+    gpus = [] if cluster else visible_gpus(run.settings.policy.device)
+    stages = [
+        [
+            _Notebook(folder / f"{name}.ipynb", run.folder, parameters | own, tuple(gpus[n :: len(stage)]))
+            for n, (name, own) in enumerate(stage)
+        ]
+        for stage in _STAGES
+    ]
+    labels = [notebook.label for stage in stages for notebook in stage]
     with locked(run.folder, "reproduce"):
-        with _executor(run, cluster) as (executor, gpus):
-            executor.submit(_check, _Check(run.folder, run.profile, run.settings)).result()
-            print(_announcement(run.folder / "notebooks"), flush=True)
-            for stage in _STAGES:
-                _execute_stage(
-                    [
-                        _Notebook(folder / f"{name}.ipynb", run.folder, parameters | own, tuple(gpus[n :: len(stage)]))
-                        for n, (name, own) in enumerate(stage)
-                    ],
-                    executor,
-                    one_by_one=len(gpus) == 1,
-                )
-        results = results_of(run)
-        page = write_report(run, results)
-    shown = results.main[["benchmark", "k", *POLICIES, "gain", "gain_low", "gain_high", "p_holm"]]
+        with submitting(cluster or 1) as submit:
+            list(results_of(_check, [_Check(run.folder, run.profile, run.settings)], submit))
+        number = min(2, len(gpus) or os.cpu_count() or 1)
+        reports = reports_shown(run.folder / _REPORTS, run.folder / "reproduce.log")
+        with _submitting(cluster, number) as submit, reports as say:
+            say(_announcement(run.folder / "notebooks"))
+            for stage in stages:
+                for notebook, seconds in results_of(_execute, stage, submit):
+                    number = labels.index(notebook.label) + 1
+                    say(f"{number}/{len(labels)}  {notebook.label:<20} {seconds:4.0f} s")
+    page = write_page(run.folder, labels)
+    shown = pd.read_csv(run.folder / "tables" / "main.csv")
+    shown = shown[["benchmark", "k", *POLICIES, "gain", "gain_low", "gain_high", "p_holm"]]
     print(
         f"\nDone in {time.perf_counter() - started:.0f} s. pass@k in percent, gain in points with its 95 % interval:\n"
     )
-    print(rounded(shown).to_string(index=False))
-    print(f"\n{results.sentence}\n")
+    print(shown.round({"p_holm": 3} | dict.fromkeys(shown.columns[2:-1], 1)).to_string(index=False))
+    print()
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")
-    print(f"{'report:':<11}{page}")
-    if comparison := compared_with_kept(run, results, kept_results(run.profile)):
+    print(f"{'page:':<11}{page}")
+    if comparison := compared_with_kept(run, kept_results(run.profile)):
         print(f"\n{comparison}")
+
+
+def write_page(folder: Path, labels: Iterable[str]) -> Path:
+    """Write the executed notebooks of a run folder into one HTML page, run.html; returns its path.
+
+    Args:
+        folder: The run folder.
+        labels: Names of the notebooks, in the page's order.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    notebooks = {label: nbformat.read(folder / "notebooks" / f"{label}.ipynb", as_version=4) for label in labels}
+    contents = "\n".join(f"- [{label}](#cell-id={label}-0)" for label in notebooks)
+    cells = [nbformat.v4.new_markdown_cell(f"# {folder.name}\n\n{contents}", id="contents")]
+    for label, notebook in notebooks.items():
+        for number, cell in enumerate(notebook.cells):
+            cell.id = f"{label}-{number}"
+            if "outputs" in cell:  # a widget would need a kernel
+                cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+            cells.append(cell)
+    page = nbformat.v4.new_notebook(cells=cells, metadata={"title": folder.name})
+    exporter = HTMLExporter(require_js_url="", jquery_url="")
+    return write_text(folder / "run.html", exporter.from_notebook_node(page)[0])
 
 
 def _announcement(folder: Path) -> str:
@@ -123,28 +147,14 @@ def _announcement(folder: Path) -> str:
     return f"Executing the notebooks into {folder}{again}:"
 
 
-def _execute_stage(notebooks: list[_Notebook], executor: Executor, one_by_one: bool) -> None:
-    """Execute notebooks that do not need one another, and say how long each took."""
-    waiting = {}
-    for notebook in notebooks:
-        future = executor.submit(_execute, notebook)
-        waiting[future] = notebook
-        if one_by_one:
-            future.result()
-    for future in as_completed(waiting):
-        print(f"{waiting[future].label:<20} {future.result():4.0f} s", flush=True)
-
-
 @contextmanager
-def _executor(run: Run, cluster: Cluster | None) -> Iterator[tuple[Executor, list[str]]]:
-    """What executes the notebooks, and the GPUs that those of a stage may share out."""
-    if cluster is not None:
-        with executor_of(cluster) as executor:
-            yield executor, []
+def _submitting(cluster: Cluster | None, number: int) -> Iterator[Callable]:
+    """As `submitting`, but never in this process: what executes notebooks has signals of its own."""
+    if cluster:
+        yield cluster.submit
         return
-    gpus = visible_gpus(run.settings.policy.device)
-    with ThreadPoolExecutor(len(gpus) or min(2, os.cpu_count() or 1)) as executor:
-        yield executor, gpus
+    with worker_processes(number) as pool:
+        yield pool.submit
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ class _Check:
     folder: Path
     profile: str
     settings: RunSettings
-    label: str = "run"
+    label: str = "check"
 
 
 def _check(what: _Check) -> None:
@@ -163,7 +173,7 @@ def _check(what: _Check) -> None:
 
 @dataclass(frozen=True)
 class _Notebook:
-    """A notebook to be executed, as a value that travels to another machine.
+    """A notebook to be executed, as a value that travels to another process or machine.
 
     Attributes:
         path: The notebook.
@@ -184,57 +194,52 @@ class _Notebook:
 
 
 def _execute(notebook: _Notebook) -> float:
-    """Execute a notebook, again where its kernel has not started; the seconds that it took."""
+    """Execute a notebook, again where its kernel has not started; returns the seconds that it took."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    started = time.perf_counter()
     out = notebook.run_folder / "notebooks" / f"{notebook.label}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)  # the error of an earlier attempt is not that of this one
-    started = time.perf_counter()
-    for _ in range(_KERNEL_STARTS):
-        done = _papermill(notebook, out)
-        if not done.returncode:
-            return time.perf_counter() - started
-        if _NOT_STARTED not in done.stderr:
-            break
-    raise _failure(notebook.path.stem, out, done.stderr)
+    with _reporting(notebook, out.with_suffix(".log")):
+        for start in range(_KERNEL_STARTS):
+            try:
+                papermill.execute_notebook(
+                    notebook.path,
+                    out,
+                    notebook.parameters,
+                    cwd=notebook.path.parent,
+                    kernel_name="python3",
+                    progress_bar=False,
+                    start_timeout=600,
+                )
+                break
+            except PapermillExecutionError as error:
+                lines = [line for line in error.evalue.splitlines() if line.strip()][:2] or [error.ename]
+                raise NotebookError("\n".join([*lines, f"See {out}."]), error.ename) from None
+            except RuntimeError as error:
+                if _NOT_STARTED not in str(error) or start == _KERNEL_STARTS - 1:
+                    message = f"{notebook.path.stem} has failed: {error}\nSee {out.with_suffix('.log')}."
+                    raise NotebookError(message, "RuntimeError") from None
+    return time.perf_counter() - started
 
 
-def _papermill(notebook: _Notebook, out: Path) -> subprocess.CompletedProcess[str]:
-    import yaml
-
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _PAPERMILL,
-            str(notebook.path),
-            str(out),
-            "--parameters_yaml",
-            yaml.safe_dump(notebook.parameters),
-            "--cwd",
-            str(notebook.path.parent),
-            "--kernel",
-            "python3",
-            "--no-progress-bar",
-            "--start-timeout",
-            "600",
-        ],
-        env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(notebook.gpus)} if notebook.gpus else {}),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-
-
-def _failure(name: str, notebook: Path, errors: str) -> NotebookError:
-    """The error of a failed notebook: that of its cell, or the end of papermill's output where the kernel has died."""
+@contextmanager
+def _reporting(notebook: _Notebook, log: Path) -> Iterator[None]:
+    """Give the notebook's kernel its GPUs and a file for its progress, and have what it says beside its cells logged."""
+    report = notebook.run_folder / _REPORTS / notebook.label
+    write_text(report, "")
+    os.environ[REPORT_TO] = str(report)
+    if notebook.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(notebook.gpus)
+    errors = os.dup(2)
     try:
-        cells = read_json(notebook, ["cells"])["cells"]
-    except (OSError, ValueError):  # papermill was killed before it had written it, or while it did
-        cells = []
-    raised = [o for cell in cells for o in cell.get("outputs", ()) if o["output_type"] == "error"]
-    if not raised:
-        return NotebookError(f"{name} has failed: {' '.join(errors.split())[-300:]}\nSee {notebook}.")
-    error = raised[0]
-    lines = [line for line in error["evalue"].splitlines() if line.strip()][:2] or [error["ename"]]
-    return NotebookError("\n".join([*lines, f"See {notebook}."]), error["ename"])
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(errors, 2)
+        os.close(errors)
+        report.unlink(missing_ok=True)
+        if log.stat().st_size == 0:
+            log.unlink()

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig
 
 from amir_grpo.runs.rollout_record import RolloutRecord
-from amir_grpo.system.checksums import first_damaged
+from amir_grpo.system.files import first_damaged
 from amir_grpo.system.processes import main_first
 
 

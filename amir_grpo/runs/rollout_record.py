@@ -9,8 +9,7 @@ import pandas as pd
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from amir_grpo.system.checksums import write_checksums
-from amir_grpo.system.files import atomic_write
+from amir_grpo.system.files import atomic_write, write_checksums
 from amir_grpo.trainer import loss_mask, preference_factor
 
 

@@ -38,8 +38,15 @@ from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.settings import RunSettings
-from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
-from amir_grpo.system.files import atomic_folder, atomic_write, explain_full_disk, write_text
+from amir_grpo.system.files import (
+    atomic_folder,
+    atomic_write,
+    explain_full_disk,
+    first_damaged,
+    hashes,
+    write_checksums,
+    write_text,
+)
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
 from amir_grpo.system.provenance import now, read_json, record_of, to_json
 

@@ -16,7 +16,7 @@ from amir_grpo.choices import SANDBOX
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.settings import RunSettings
-from amir_grpo.system.executors import executor_of, run_jobs, visible_gpus
+from amir_grpo.system.workers import run_jobs, submitting, visible_gpus
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def draw_side_by_side(
     number = workers_for(evaluation, sources, benchmarks, workers)
     if number > 1:
         work = [_Drawing(evaluation, *named, sources[named[0]]) for named in _missing(evaluation, sources, benchmarks)]
-        with executor_of(number, visible_gpus(evaluation.settings.policy.device)) as executor:
-            run_jobs("evaluating", _draw, work, executor)
+        with submitting(number, visible_gpus(evaluation.settings.policy.device)) as submit:
+            run_jobs("evaluating", _draw, work, submit)
 
 
 def _missing(evaluation: Evaluation, names: Iterable[str], benchmarks: Iterable[str]) -> list[tuple[str, str]]:

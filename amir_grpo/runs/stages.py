@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 from pyarrow.lib import ArrowException
 
-from amir_grpo.system.checksums import first_damaged
-from amir_grpo.system.files import atomic_write, write_text
+from amir_grpo.system.files import atomic_write, first_damaged, write_text
 from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
 

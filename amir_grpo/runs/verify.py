@@ -1,67 +1,176 @@
-"""Compare two runs from cause to effect, and name the first difference."""
+"""Compare the results of two runs, or of a run and what the package keeps, from cause to effect."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import METHODS
+from amir_grpo.runs.opening import NO_EFFECT
 from amir_grpo.settings import differences
-from amir_grpo.system.provenance import read_config, read_json
+from amir_grpo.system.files import atomic_write, write_text
+from amir_grpo.system.provenance import read_config, read_json, record_of, to_json
 
-# Numbers of a training that differ by less, relative or absolute, count as the same: another processor rounds so in
-# float64.
+if TYPE_CHECKING:
+    from amir_grpo.runs.run import Run
+
+# Numbers of a training and of a table that differ by less, relative or absolute, count as the same: another processor
+# rounds so in float64.
 TOLERANCE = 1e-10
-# A pattern of files, and what compares two of them: None where they are the same, else what differs.
-Part = tuple[str, Callable[[Path, Path], str | None]]
+TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
+LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
 # Of the log: how long something took, or how much memory it had.
-_TIMES = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+_TIMES = ["step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"]
 
 
 def first_difference(a: Path, b: Path) -> str | None:
-    """The first difference between two run folders; None if everything that is compared is equal.
+    """Name the first difference between two run folders; None if everything that is compared is equal.
 
     In the order in which they are made: settings, problems, base policy, rollouts, logs and adapters of the training,
     completions, scores, tables, figures. The numbers in the log and in the record of the rollouts (rewards, advantages,
-    losses, gradients' norms) may differ by 1e-10, relative or absolute, all else not at all: completions and their
-    log-probabilities, adapters, tables, figures. Times, provenance and the report, which holds both, are not compared.
+    losses, gradients' norms) may differ by 1e-10, relative or absolute; everything else must match exactly. Times,
+    provenance and pages are not compared.
 
     Raises:
         FileNotFoundError: If one of them is not a run folder, or neither holds a result.
         ValueError: If a configuration or a record of one of them cannot be read.
     """
-    return next(_differences(a, b), None)
-
-
-def _differences(a: Path, b: Path) -> Iterator[str]:
     settings = [read_config(folder)["settings"] for folder in (a, b)]
     for name, (old, new) in differences(*settings).items():
-        yield f"setting {name}: {old!r} and {new!r}"
-    if not (yield from differing_files(a, b, _PARTS)):
+        return f"setting {name}: {old!r} and {new!r}"
+    names = [(same, name) for pattern, same in _PARTS for name in _names(pattern, a, b)]
+    if not names:
         raise FileNotFoundError(f"{a} and {b} hold nothing yet that could be compared.\nRun them first.")
+    for same, name in names:
+        missing = [folder for folder in (a, b) if not (folder / name).exists()]
+        if difference := f"not in {missing[0]}" if missing else same(a / name, b / name):
+            return f"{name}: {difference}"
+    return None
 
 
-def differing_files(a: Path, b: Path, parts: Sequence[Part]) -> Generator[str, None, int]:
-    """What differs between the files of two folders, in the order of `parts`; returns how many names were compared."""
-    compared = 0
-    for pattern, same in parts:
-        names = [sorted(path.relative_to(folder) for path in folder.glob(pattern)) for folder in (a, b)]
-        for name in sorted({*names[0], *names[1]}):
-            compared += 1
-            for folder, there in zip((a, b), names, strict=True):
-                if name not in there:
-                    yield f"{name}: not in {folder}"
-                    break
-            else:
-                difference = same(a / name, b / name)
-                if difference:
-                    yield f"{name}: {difference}"
-    return compared
+def keep_results(run: Run, folder: Path) -> None:
+    """Write what the package keeps of a complete run: its tables, a digest of its completions, logs, and provenance."""
+    for name, table in _results(run).items():
+        atomic_write(folder / f"{name}.csv", partial(table.to_csv, index=False))
+    write_text(folder / "provenance.json", to_json(record_of(run.folder)))
+
+
+def compared_with_kept(run: Run, kept: Path) -> str | None:
+    """Say in a line or two whether a complete run gives the results that the package keeps of its profile.
+
+    Args:
+        run: Its tables have been saved.
+        kept: The kept results, as `keep_results` wrote them.
+
+    Returns:
+        None where nothing is kept of the profile.
+    """
+    if not (kept / "provenance.json").is_file():
+        return None
+    old, new = read_json(kept / "provenance.json"), record_of(run.folder)
+    if old["profile"] != new["profile"]:
+        return None
+    changed = [
+        f"{name} (there {a!r}, here {b!r})"
+        for name, (a, b) in differences(old["settings"], new["settings"]).items()
+        if name not in NO_EFFECT
+    ]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"Not compared with the published results of this package, made with another {changed[0]}{more}."
+    results = _results(run)
+    for name, table in results.items():
+        names = ("policy", "benchmark") if name == "completions" else ()
+        if difference := table_difference(pd.read_csv(kept / f"{name}.csv"), table, TOLERANCE, names):
+            return (
+                "Not equal to the published results of this package. First difference (there and here): "
+                f"{name}.csv: {difference}\n{_explanation(old['provenance'], new['provenance'])}"
+            )
+    drawn = results["completions"]["completions"].sum()
+    return (
+        f"Equal to the published results of this package: {len(TABLES)} tables, the logs of both trainings and {drawn:,} "
+        "completions."
+    )
+
+
+def completion_digests(run: Run) -> pd.DataFrame:
+    """Digest the completions of a run: columns policy, benchmark, completions, sha256.
+
+    The digest goes over the samples in their order, then the greedy completions: of each the number of its tokens, their
+    ids, and whether it is correct.
+    """
+    drawn = pd.concat([run.samples(), run.samples(greedy=True)])
+    rows = []
+    for (policy, benchmark), part in drawn.groupby(["policy", "benchmark"], sort=False):
+        digest = hashlib.sha256()
+        for ids, correct in zip(part["completion_ids"], part["correct"], strict=True):
+            digest.update(np.array([len(ids), *ids, correct], dtype="<i8").tobytes())
+        row = {"policy": policy, "benchmark": benchmark}
+        rows.append(row | {"completions": len(part), "sha256": digest.hexdigest()})
+    return pd.DataFrame(rows)
+
+
+def table_difference(
+    a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 0.0, names: Sequence[str] = ()
+) -> str | None:
+    """Say what differs first between two tables; None where nothing does. Times and the order of columns do not count.
+
+    Args:
+        a, b: The tables.
+        tolerance: Numbers that differ by less, relative or absolute, are the same.
+        names: Columns that name a row, where its number says less.
+    """
+    a, b = (table.drop(columns=_TIMES, errors="ignore") for table in (a, b))
+    if set(a.columns) != set(b.columns):
+        return f"columns {', '.join(a.columns)} and {', '.join(b.columns)}"
+    if len(a) != len(b):
+        return f"{len(a)} and {len(b)} rows"
+    for column in a.columns:
+        for row, (x, y) in enumerate(zip(a[column], b[column], strict=True)):
+            if not _equal(x, y, tolerance):
+                named = ", ".join(str(a[name].iloc[row]) for name in names) or row
+                return f"column {column}, row {named}: {_short(x)} and {_short(y)}"
+    return None
+
+
+def _results(run: Run) -> dict[str, pd.DataFrame]:
+    """Everything that is compared with what is kept, from the cause to the effect."""
+    tables = {name: pd.read_csv(run.folder / "tables" / f"{name}.csv") for name in TABLES}
+    tables["margins"] = tables["margins"].round(6)
+    return {"log": run.logs()[LOG_COLUMNS], "completions": completion_digests(run)} | tables
+
+
+def _explanation(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name what differs between two provenances and may change numbers; where nothing does, the code is what is left."""
+    made = [
+        {**p["packages"], "Python": p["python"], "platform": p["platform"], "CPU": p.get("cpu")} for p in (old, new)
+    ]
+    told = [
+        f"{name} {there or 'unknown'} (here {made[1][name] or 'unknown'})"
+        for name, there in made[0].items()
+        if name in made[1] and there != made[1][name]
+    ]
+    if told:
+        return f"A possible reason: the published ones were made with {', '.join(told)}."
+    commits = [
+        f"{(p['commit'] or 'unknown')[:12]}{' with uncommitted changes' if p['uncommitted_changes'] else ''}"
+        for p in (old, new)
+    ]
+    return (
+        "Packages, platform and kind of CPU are the same, so that the code may be the reason: commit "
+        f"{commits[0]} there, {commits[1]} here."
+    )
+
+
+def _names(pattern: str, *folders: Path) -> Iterator[Path]:
+    yield from sorted({path.relative_to(folder) for folder in folders for path in folder.glob(pattern)})
 
 
 def _same_bytes(a: Path, b: Path) -> str | None:
@@ -74,41 +183,20 @@ def _same_problems(a: Path, b: Path) -> str | None:
     return None if prints[0] == prints[1] else f"fingerprints {prints[0]} and {prints[1]}"
 
 
-def _almost_same_table(a: Path, b: Path) -> str | None:
-    return same_table(a, b, TOLERANCE)
-
-
-def same_table(a: Path, b: Path, tolerance: float = 0.0, names: Sequence[str] = ()) -> str | None:
-    """What differs first between two tables, None where nothing does; times are no difference.
-
-    Args:
-        a, b: CSV or Parquet files.
-        tolerance: Numbers that differ by less, relative or absolute, are the same.
-        names: Columns that name a row, where its number says less.
-    """
+def _same_table(a: Path, b: Path, tolerance: float = 0.0) -> str | None:
     read = pd.read_parquet if a.suffix == ".parquet" else pd.read_csv
-    one, other = (read(path) for path in (a, b))
-    one, other = (table.drop(columns=[c for c in _TIMES if c in table]) for table in (one, other))
-    if list(one.columns) != list(other.columns):
-        return f"columns {', '.join(one.columns)} and {', '.join(other.columns)}"
-    if len(one) != len(other):
-        return f"{len(one)} and {len(other)} rows"
-    for column in one.columns:
-        left, right = one[column], other[column]
-        unequal = [not _equal(x, y, tolerance) for x, y in zip(left, right, strict=True)]
-        if any(unequal):
-            row = int(np.argmax(unequal))
-            named = ", ".join(str(one[name].iloc[row]) for name in names) or row
-            return f"column {column}, row {named}: {_short(left.iloc[row])} and {_short(right.iloc[row])}"
-    return None
+    return table_difference(read(a), read(b), tolerance)
+
+
+_almost_same_table = partial(_same_table, tolerance=TOLERANCE)
 
 
 def _equal(x: object, y: object, tolerance: float) -> bool:
     if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
         return np.array_equal(x, y)
     if tolerance and isinstance(x, float) and isinstance(y, float):
-        return math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance) or (pd.isna(x) and pd.isna(y))
-    return x == y or (pd.isna(x) and pd.isna(y))
+        return math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance) or (math.isnan(x) and math.isnan(y))
+    return x == y or bool(pd.isna(x) and pd.isna(y))
 
 
 def _short(value: object) -> str:
@@ -116,15 +204,15 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-# What is compared, in the order in which it is made.
-_PARTS: tuple[Part, ...] = (
+# Patterns of files, and what compares two of them: None where they are the same. In the order in which they are made.
+_PARTS: tuple[tuple[str, Callable[[Path, Path], str | None]], ...] = (
     ("problems/*.json", _same_problems),
     ("base/*.safetensors", _same_bytes),
     *((f"{method}/rollouts.parquet", _almost_same_table) for method in METHODS),
     *((f"{method}/log.csv", _almost_same_table) for method in METHODS),
     *((f"{method}/*.safetensors", _same_bytes) for method in METHODS),
-    ("samples/*/*.parquet", same_table),
-    ("scores/*.parquet", same_table),
-    ("tables/*.csv", same_table),
+    ("samples/*/*.parquet", _same_table),
+    ("scores/*.parquet", _same_table),
+    ("tables/*.csv", _same_table),
     ("figures/[!.]*", _same_bytes),  # files that begin with a dot are left over from killed processes
 )

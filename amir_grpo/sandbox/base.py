@@ -17,8 +17,7 @@ from pathlib import Path
 
 from amir_grpo.choices import SANDBOX
 from amir_grpo.sandbox.policy import SPECS, SandboxSpec, make_base_policy
-from amir_grpo.system.checksums import first_damaged, hashes, write_checksums
-from amir_grpo.system.files import atomic_folder, write_text
+from amir_grpo.system.files import atomic_folder, first_damaged, hashes, write_checksums, write_text
 from amir_grpo.system.processes import run_alone, world_size
 from amir_grpo.system.provenance import provenance, read_json, to_json
 

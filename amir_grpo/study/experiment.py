@@ -22,9 +22,9 @@ from amir_grpo.study.regimes import BASE
 from amir_grpo.study.schedule import StudyRun
 from amir_grpo.study.summaries import digest_of, length_table, problem_table, richness_table, rollout_table
 from amir_grpo.system.cluster import Cluster
-from amir_grpo.system.executors import executor_of, run_jobs, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import provenance
+from amir_grpo.system.workers import run_jobs, submitting, visible_gpus
 
 
 def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 0) -> None:
@@ -49,16 +49,13 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
     needed = {run.base for run in waiting}
-    with (
-        locked(runs[0].folder, "study"),
-        executor_of(workers, visible_gpus(runs[0].settings.policy.device)) as executor,
-    ):
+    with locked(runs[0].folder, "study"), submitting(workers, visible_gpus(runs[0].settings.policy.device)) as submit:
         for run in runs:  # killed between keeping its results and deleting its folder
             if run not in waiting:
                 _throw_away(run)
-        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in needed], executor)
+        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in needed], submit)
         trained = [run for run in waiting if run.arm.method != BASE]
-        run_jobs("runs", _Make(results, bases), trained, executor)
+        run_jobs("runs", _Make(results, bases), trained, submit)
 
 
 @dataclass(frozen=True)

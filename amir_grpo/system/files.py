@@ -1,23 +1,37 @@
-"""Atomic writes: a file or folder is filled beside its place and renamed, so that it is complete or not there."""
+"""Files: atomic writes, checksums, lines of JSON, and where those lie that come with the package.
+
+A file or folder is filled beside its place and renamed, so that it is complete or not there.
+"""
 
 from __future__ import annotations
 
 import errno
+import gzip
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+CHECKSUMS = "checksums.json"  # in a folder, beside the files
 _LITTLE = 1e6  # bytes
+_GZIP = b"\x1f\x8b"
+_PACKAGE = Path(__file__).parents[1]
+_INSIDE = (
+    _PACKAGE / "shipped"
+)  # where setup.py puts tables and notebooks in a wheel; a clone has them beside the package
 
 
 def user_path(given: str | Path) -> Path:
     """A path as a user gives it, absolute, with ~ for a home folder.
 
     Raises:
-        ValueError: If it names the home of a user that there is not.
+        ValueError: If it names the home folder of a user who does not exist.
     """
     try:
         return Path(given).expanduser().resolve()
@@ -82,19 +96,15 @@ def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    before = beside.with_name(f"{beside.name}.before")
     try:
         yield beside
         beside.chmod(0o755)  # mkdtemp's folder is for its owner alone
-        if replace and folder.exists():
-            os.replace(folder, before)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             os.replace(beside, folder)
     finally:
-        if before.exists() and not folder.exists():
-            os.replace(before, folder)
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager
@@ -107,16 +117,16 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (_is_full(error) or (isinstance(error, RuntimeError) and _little_is_left(folder))):
+        if not (_is_full(error) or _little_is_left(error, folder)):
             raise
         raise OSError(
             f"The disk of {folder} is full.\nWhat is complete is kept: free some space, and run the same command again."
         ) from error
 
 
-def _little_is_left(folder: Path) -> bool:
-    """Whether a disk is nearly full: torch.save does not say why it failed."""
-    return folder.exists() and shutil.disk_usage(folder).free < _LITTLE
+def _little_is_left(error: Exception, folder: Path) -> bool:
+    """Tell whether a disk is nearly full: torch.save does not say why it failed."""
+    return isinstance(error, RuntimeError) and folder.exists() and shutil.disk_usage(folder).free < _LITTLE
 
 
 def _is_full(error: BaseException | None) -> bool:
@@ -126,3 +136,103 @@ def _is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+# --- checksums -----------------------------------------------------------------------------------------------------------
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files, by their names."""
+    found = {}
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def write_checksums(folder: Path) -> None:
+    """Record the SHA-256 of every file of a folder, once they are all there, in checksums.json."""
+    files = (path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
+    write_text(folder / CHECKSUMS, json.dumps(hashes(files), indent=2) + "\n")
+
+
+def first_damaged(folder: Path, recorded: Mapping[str, str] | None = None) -> str | None:
+    """The name of the first file of a folder that is missing or no longer what it was; None where all are whole.
+
+    Args:
+        folder: The folder.
+        recorded: SHA-256 by name; by default what `write_checksums` has recorded there, and nothing where it has not.
+    """
+    if recorded is None:
+        path = folder / CHECKSUMS
+        if not path.is_file():
+            return None
+        try:
+            recorded = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            return CHECKSUMS
+    there = hashes(folder / name for name in recorded if (folder / name).is_file())
+    return next((name for name, digest in recorded.items() if there.get(name) != digest), None)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------------
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the object of each line that is not blank.
+
+    The file may be as programs and editors leave it: packed by gzip, with a byte-order mark or Windows' line ends.
+
+    Raises:
+        ValueError: If a line is no JSON object or no UTF-8, or a packed file is damaged; names the file and the row.
+    """
+    with path.open("rb") as file:
+        packed = file.read(len(_GZIP)) == _GZIP
+    number = 0
+    try:
+        with (gzip.open if packed else open)(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield _object(text, path, number)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}, after row {number}: the packed file is damaged ({error}).\nWrite it again."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}, row {number}: not UTF-8 ({error.reason} at byte {error.start} of the row).\nWrite it as UTF-8."
+        ) from error
+
+
+def _object(text: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
+        raise ValueError(f"{path}, row {number}: not a line of JSON ({error}).") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, row {number}: not a JSON object.")
+    return row
+
+
+def shipped(name: str) -> Path:
+    """A folder that comes with the package, to be read only.
+
+    Args:
+        name: "data/published", "data/results" or "notebooks".
+
+    Raises:
+        FileNotFoundError: If it is not there, with how to get it.
+    """
+    for root in (_INSIDE, _PACKAGE.parent):
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(
+        f"{name} did not come with the package in {_PACKAGE}.\n"
+        "Install its wheel (pip install amir-grpo), or a clone (pip install -e .)."
+    )
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of pyproject.toml, for a package from a wheel or from a clone."""
+    return f"pip install 'amir-grpo[{extra}]'" if _INSIDE.is_dir() else f"pip install -e '.[{extra}]'"

@@ -56,7 +56,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
 
 
 def in_progress(folder: Path, but: str) -> bool:
-    """Whether any process holds a lock of this folder.
+    """Tell whether any process holds a lock of this folder.
 
     Args:
         folder: The run folder.
@@ -70,29 +70,6 @@ def in_progress(folder: Path, but: str) -> bool:
             except Timeout:
                 return True
     return False
-
-
-def unseen_by_others(folder: Path, mounts: str) -> str:
-    """Why other machines would not see the locks in a folder that they share; empty where they do, or share nothing.
-
-    Locks are flock's. Network file systems hand them to their servers (NFS does so on Linux), unless they are mounted so as
-    to keep them on the machine.
-
-    Args:
-        folder: Absolute.
-        mounts: As /proc/mounts lists them.
-    """
-    rows = [fields for line in mounts.splitlines() if len(fields := line.split()) >= 4]
-    holding = [row for row in rows if folder.is_relative_to(row[1].replace("\\040", " "))]
-    if not holding:
-        return ""
-    _, point, kind, options = max(holding, key=lambda row: len(row[1]))[:4]
-    local = {"nolock", "local_lock=all", "local_lock=flock", "localflock"} & set(options.split(","))
-    return (
-        f"{point} ({kind}) is mounted with {', '.join(sorted(local))}: locks do not reach other machines"
-        if local
-        else ""
-    )
 
 
 def _file_name(work: str) -> str:

@@ -1,4 +1,4 @@
-"""Child processes that do not outlive their parent, and the processes of one training."""
+"""How a command's process ends, and the processes that work beside it: its children, and those that train together."""
 
 from __future__ import annotations
 
@@ -7,31 +7,127 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread, current_thread, main_thread
 
+from amir_grpo.system.locks import Busy
+from amir_grpo.system.progress import REPORT_TO
+
+_GOES_ON = "What is complete stays: start the same again, and it goes on."
+_PATIENCE = 3.0  # seconds for tidying up after a signal
+_NOBODY_READS = 141  # 128 and SIGPIPE's number, which not every system has
 PR_SET_PDEATHSIG = 1  # of prctl: the signal for when the parent ends
 # what a launcher sets for each of several processes
 _OF_SEVERAL = "RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
+@contextmanager
+def ending(name: str) -> Iterator[None]:
+    """Run the block as the command `name`, whose errors a user can mend are said in at most three lines.
+
+    SIGINT and SIGTERM end the process with one line, within seconds, and 128 and the signal's number.
+
+    Raises:
+        SystemExit: 2 for what the user can mend; 1 where another process of a training has ended; 141 for an output that
+            nobody reads any more.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # an encoding without λ or a minus sign ends no work
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        with _ended_by_signals(f"amir_grpo {name}: interrupted. {_GOES_ON}" if is_main() else ""):
+            yield
+            print(end="", flush=True)
+    except (ValueError, OSError, MemoryError, Busy) as error:
+        broken = isinstance(error, BrokenPipeError)
+        if _output_is_lost("\n" if broken else "") and broken:
+            raise SystemExit(_NOBODY_READS) from error
+        print(f"amir_grpo {name}: {_in_three_lines(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except RuntimeError as error:
+        if not _is_loss_of_another(error):
+            raise
+        print(f"amir_grpo {name}: another process of the training has ended. {_GOES_ON}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+@contextmanager
+def _ended_by_signals(line: str) -> Iterator[None]:
+    """Have SIGINT and SIGTERM unwind the block and end the process; after three seconds, whatever it does by then.
+
+    Python runs its handlers between two instructions: a library's call that takes long is waited for.
+    """
+    if current_thread() is not main_thread():  # which alone takes signals
+        yield
+        return
+    caught, left = [], []
+
+    def last_line() -> None:  # after those of progress bars that end
+        if line and not left:
+            left.append(os.write(2, f"\n{line}\n".encode()))
+
+    def leave_later() -> None:
+        time.sleep(_PATIENCE)
+        last_line()
+        os._exit(128 + caught[0])
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in handlers:  # a second one would interrupt the tidying up
+            signal.signal(each, signal.SIG_IGN)
+        caught.append(number)
+        sys.unraisablehook = lambda _: None
+        Thread(target=leave_later, daemon=True).start()
+        raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if caught:  # whatever a library has made of the interrupt
+            last_line()
+            raise SystemExit(128 + caught[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _output_is_lost(probe: str) -> bool:
+    """Tell whether standard output takes no `probe` more; the interpreter's end is quiet then."""
+    try:
+        print(end=probe, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _in_three_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
+    text = "\n".join(lines)[:4000] or type(error).__name__
+    return "".join(c for c in text if c == "\n" or c.isprintable())
+
+
 def die_with_parent() -> None:
     """Have the system end this process when the thread that started it ends, however that ends. Linux only.
 
-    Elsewhere a child that has lost its parent works on; what it holds is still locked, and a restart says so.
+    Elsewhere an orphaned child keeps running; what it holds is still locked, and a restart says so.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def work_for_parent() -> None:
-    """What a worker process does first: end with its parent, and leave a terminal's Ctrl-C to it."""
+    """Begin a worker process: end with its parent, leave a terminal's Ctrl-C to it, and show no progress."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[REPORT_TO] = ""
+
+
+# --- processes that train together ------------------------------------------------------------------------------------
 
 
 def world_size() -> int:
-    """How many processes train together, as `accelerate launch` and `torchrun` say."""
+    """Number of processes that train together, as `accelerate launch` and `torchrun` give it."""
     return _number_in("WORLD_SIZE", 1)
 
 
@@ -59,6 +155,19 @@ def main_first() -> Iterator[None]:
         yield
 
 
+def wait_for_everyone() -> None:
+    """Wait until all processes of the training are here."""
+    if world_size() > 1:
+        _state().wait_for_everyone()
+
+
+def leave_process_group() -> None:
+    """End this process's part in a distributed training: exiting inside the group may abort and take the others along."""
+    if world_size() > 1:
+        wait_for_everyone()
+        _state().destroy_process_group()
+
+
 def run_alone(module: str, *arguments: str) -> None:
     """Run a module in a process of its own, without the environment that makes it one of several.
 
@@ -74,23 +183,10 @@ def run_alone(module: str, *arguments: str) -> None:
         raise RuntimeError(f"{module} has failed: {' '.join(done.stderr.split())[-500:]}")
 
 
-def wait_for_everyone() -> None:
-    """Wait until all processes of the training are here."""
-    if world_size() > 1:
-        _state().wait_for_everyone()
-
-
-def is_loss_of_another(error: RuntimeError) -> bool:
-    """Whether a training of several processes has failed because another of them has ended."""
+def _is_loss_of_another(error: RuntimeError) -> bool:
+    """Tell whether a training of several processes has failed because another of them has ended."""
     kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's, which is not imported for this
     return world_size() > 1 and ("DistError" in kinds or "gloo" in str(error) or "closed by peer" in str(error))
-
-
-def leave_process_group() -> None:
-    """End this process's part in a distributed training: exiting inside the group may abort and take the others along."""
-    if world_size() > 1:
-        wait_for_everyone()
-        _state().destroy_process_group()
 
 
 def _state():

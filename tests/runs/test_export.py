@@ -1,26 +1,28 @@
 """A trained policy given away: what is in the folder, what the card says, and what reaches the Hub."""
 
+import hashlib
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
+from amir_grpo.metrics import pass_at_k
 from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import ADAPTER_FILES
-from amir_grpo.runs import export
-from amir_grpo.runs.model_card import render_model_card
+from amir_grpo.runs.export import export_policy, export_results, harness_samples, model_card
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import policy_summary_of
-from amir_grpo.system.checksums import hashes
-from amir_grpo.system.files import write_text
+from amir_grpo.system.files import hashes, write_text
 from amir_grpo.system.provenance import to_json
 
 pytestmark = pytest.mark.xdist_group("complete run")
@@ -32,7 +34,7 @@ def run(complete_run, tmp_path_factory):
 
 
 def test_a_merged_policy_loads_anywhere_and_is_the_trained_one(run, tmp_path):
-    folder = export.export_policy(run, "amir_grpo", tmp_path / "out", merged=True)
+    folder = export_policy(run, "amir_grpo", tmp_path / "out", merged=True)
     alone = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert alone.dtype == torch.float32, "16 bits would round away what was trained"
     trained = load_policy(run.base(), run.folder / "amir_grpo")
@@ -45,7 +47,7 @@ def test_a_merged_policy_loads_anywhere_and_is_the_trained_one(run, tmp_path):
 
 def test_an_adapter_on_a_hub_policy_is_copied_with_its_tokenizer(run, tmp_path, monkeypatch):
     monkeypatch.setattr(type(run), "base", lambda self: "Qwen/Qwen2.5-0.5B-Instruct")
-    folder = export.export_policy(run, "grpo", tmp_path / "out")
+    folder = export_policy(run, "grpo", tmp_path / "out")
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {
         path.name for path in folder.iterdir()
     }
@@ -54,7 +56,7 @@ def test_an_adapter_on_a_hub_policy_is_copied_with_its_tokenizer(run, tmp_path, 
 
 def test_an_adapter_on_a_folder_of_this_machine_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"a local folder, .*export it merged"):
-        export.export_policy(run, "grpo", tmp_path / "out")
+        export_policy(run, "grpo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -65,12 +67,12 @@ def test_a_damaged_adapter_is_not_given_away(open_tiny, tmp_path):
     write_text(run.folder / "grpo" / "stage.json", to_json({"sha256": hashes((run.folder / "grpo").iterdir())}))
     write_text(run.folder / "grpo" / ADAPTER_FILES[1], "changed since")
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
-        export.export_policy(run, "grpo", tmp_path / "out", merged=True)
+        export_policy(run, "grpo", tmp_path / "out", merged=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_card_has_method_settings_results_and_provenance(run):
-    card = ModelCard(render_model_card(run, "amir_grpo", summary=policy_summary_of(run, "amir_grpo")))
+    card = ModelCard(model_card(run, "amir_grpo"))
     assert card.data.library_name == "peft"
     assert "amir-grpo" in card.data.tags
     assert "λ = 0.01" in card.text
@@ -83,14 +85,12 @@ def test_the_card_has_method_settings_results_and_provenance(run):
     )
     (row,) = row.itertuples()
     assert f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}] |" in card.text
-    (result,) = (r for r in card.data.eval_results if (r.dataset_name, r.metric_type) == ("chain3", "pass@1"))
-    assert result.metric_value == round(row.estimate, 1)
     assert str(run.folder) not in card.text, "no path of the machine"
     assert "fingerprint" in card.text
 
 
 def test_grpos_card_says_nothing_of_preferences(run):
-    card = render_model_card(run, "grpo")
+    card = model_card(run, "grpo")
     assert "λ =" not in card
     assert ModelCard(card).data.tags == ["trl", "grpo"]
 
@@ -166,14 +166,111 @@ def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run
     card = run.folder / "export" / "amir_grpo-merged" / "README.md"
     card.write_text("old")
     cli.main(arguments(run, "--merged"))
-    assert card.read_text() == render_model_card(run, "amir_grpo", True, policy_summary_of(run, "amir_grpo"))
+    assert card.read_text() == model_card(run, "amir_grpo", True)
     assert not (run.folder / "export" / "amir_grpo").exists()
 
 
 def test_what_is_not_trained_or_in_the_way_is_refused(runs, tiny_settings, run, tmp_path):
     untrained = open_run("sandbox", runs / "untrained", tiny_settings)
     with pytest.raises(ValueError, match="holds no trained grpo"):
-        export.export_policy(untrained, "grpo", tmp_path / "out")
+        export_policy(untrained, "grpo", tmp_path / "out")
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="exists already"):
-        export.export_policy(run, "grpo", tmp_path / "there")
+        export_policy(run, "grpo", tmp_path / "there")
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory):
+    return export_results(run, tmp_path_factory.mktemp("out") / "results")
+
+
+def test_every_completion_has_a_row(run, folder):
+    rows = load_dataset("parquet", data_files=str(folder / "completions.parquet"), split="train").to_pandas()
+    assert len(rows) == 3 * 2 * 4 * 8
+    pd.testing.assert_frame_equal(rows, run.samples()[list(rows)], check_dtype=False)
+
+
+def test_the_card_describes_every_column_and_names_no_path(run, folder):
+    card = DatasetCard((folder / "README.md").read_text())
+    assert [each["data_files"] for each in card.data.configs] == ["completions.parquet"]
+    completions = pd.read_parquet(folder / "completions.parquet")
+    assert all(f"`{column}`" in card.text for column in completions)
+    base = completions[(completions["benchmark"] == "chain3") & (completions["policy"] == "base")]
+    assert f"| chain3 | {100 * base['correct'].mean():.1f} |" in card.text
+    assert "fingerprint" in card.text
+    assert str(run.folder) not in card.text
+    for path in folder.rglob("*.json*"):
+        assert str(run.folder.parent) not in path.read_text()
+
+
+def test_a_sample_of_the_harness_by_hand():
+    rows = pd.DataFrame(
+        {
+            "problem_id": ["p"] * 4,
+            "sample": [3, 0, 1, 2],
+            "text": ["none", r"<answer>\boxed{15}</answer>", r"\boxed{1}", r"<answer>15</answer>"],
+            "correct": [False, True, False, True],
+        }
+    )
+    problem = {"id": "p", "question": "7+8", "answer": ["15"]}
+    (entry,) = harness_samples(rows, [problem], {"p": "user: 7+8"}, {"temperature": 0.6}, [1, 2])
+    assert entry["resps"] == [[r"<answer>\boxed{15}</answer>", r"\boxed{1}", r"<answer>15</answer>", "none"]]
+    assert entry["filtered_resps"] == [["15", "1", "15", ""]]
+    assert entry["target"] == "15"
+    assert (entry["pass@1"], entry["pass@2"]) == pytest.approx((1 / 2, 5 / 6))
+    assert entry["arguments"] == {"gen_args_0": {"arg_0": "user: 7+8", "arg_1": {"temperature": 0.6}}}
+    assert entry["prompt_hash"] == hashlib.sha256(b"user: 7+8").hexdigest()
+    (several,) = harness_samples(rows, [problem | {"answer": ["15", "15.0"]}], {"p": ""}, {}, [1])
+    assert json.loads(several["target"]) == ["15", "15.0"]
+
+
+def test_samples_are_read_as_the_harness_reads_its_own(run, folder):
+    """By `datasets`, for which it writes them; each line has just the keys of its schema and the metrics that it names."""
+    fixed = "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash target_hash".split()
+    completions = pd.read_parquet(folder / "completions.parquet")
+    paths = sorted(folder.glob("lm_eval/*/samples_*.jsonl"))
+    assert len(paths) == 3 * 2
+    for path in paths:
+        policy, benchmark = path.parent.name, path.name.split("_")[1]
+        rows = load_dataset("json", data_files=str(path), split="train")
+        own = completions[(completions["policy"] == policy) & (completions["benchmark"] == benchmark)]
+        assert rows["resps"] == [[texts.tolist()] for _, texts in own.groupby("problem_id", sort=False)["text"]]
+        assert set(rows.column_names) == {*fixed, *rows[0]["metrics"]}
+        right = own.groupby("problem_id", sort=False)["correct"].sum().to_numpy()
+        np.testing.assert_allclose(rows["pass@2"], pass_at_k(right, 8, 2))
+
+
+def test_the_harness_own_tools_read_it(folder):
+    harness = pytest.importorskip("lm_eval.utils", reason="needs lm-eval")
+    schema = pytest.importorskip("lm_eval.result_schema", reason="needs lm-eval")
+    names = [str(path) for path in folder.glob("lm_eval/grpo/*")]
+    samples = harness.get_sample_results_filenames(names)
+    assert sorted(harness.get_file_task_name(name.rpartition("/")[2]) for name in samples) == ["chain3", "chain6"]
+    for name in samples:
+        for line in Path(name).read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            assert set(schema.SampleResult.__annotations__) == set(entry) - set(entry["metrics"])
+            assert entry["doc_hash"] == harness.hash_string(json.dumps(entry["doc"], indent=2, ensure_ascii=False))
+            assert entry["prompt_hash"] == harness.hash_string(entry["arguments"]["gen_args_0"]["arg_0"])
+            assert entry["target_hash"] == harness.hash_string(entry["target"])
+
+
+def test_on_the_command_line(run, tmp_path, capsys):
+    cli.main(["export", "--run_dir", str(run.folder), "--results", str(tmp_path / "out")])
+    assert f"Saved: {tmp_path / 'out'}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "completions.parquet").is_file()
+    assert "is there already" in refused(run, capsys, "--results", tmp_path / "out")
+    message = refused(run, capsys, "--results", tmp_path / "b", "--merged")
+    assert "--results goes without --merged" in message
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_that_is_not_evaluated_is_refused(runs, tiny_settings, tmp_path, capsys):
+    untrained = open_run("sandbox", runs / "not evaluated", tiny_settings)
+    message = refused(untrained, capsys, "--results", tmp_path / "out")
+    assert "holds no completions of Base on chain3 yet" in message
+    assert "amir_grpo evaluate" in message
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ import pytest
 from amir_grpo.runs import locations
 from amir_grpo.runs.locations import kept_results, notebooks_folder, project_root, runs_folder
 from amir_grpo.runs.run import open_run
-from amir_grpo.system import shipped
+from amir_grpo.system import files
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,13 +33,13 @@ def test_what_comes_with_the_package_is_found_from_anywhere(monkeypatch, tmp_pat
 
 
 def test_an_optional_part_is_installed_as_the_package_was(monkeypatch, tmp_path):
-    assert shipped.install_command("gpu") == "pip install -e '.[gpu]'"  # in a clone, as these tests run
-    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path)
+    assert files.install_command("gpu") == "pip install -e '.[gpu]'"  # in a clone, as these tests run
+    monkeypatch.setattr(files, "_INSIDE", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
-    assert shipped.install_command("gpu") == "pip install 'amir-grpo[gpu]'"
+    assert files.install_command("gpu") == "pip install 'amir-grpo[gpu]'"
 
 
 def test_what_did_not_come_with_the_package_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "amir_grpo")
+    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "amir_grpo")
     with pytest.raises(FileNotFoundError, match=r"notebooks did not come with the package.*\n.*pip install"):
         notebooks_folder()

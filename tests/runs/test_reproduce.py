@@ -1,44 +1,60 @@
 import json
+import os
 import pickle
+import shutil
 import sys
-from concurrent.futures import Future
 from contextlib import nullcontext
 
 import nbformat
+import papermill
 import pytest
 
 from amir_grpo.runs import reproduce
 from amir_grpo.runs.run import open_run
+from amir_grpo.runs.verify import keep_results
+from amir_grpo.system.progress import REPORT_TO
+from amir_grpo.system.workers import submitting
 
 
 @pytest.fixture
-def notebook(tmp_path):
-    return reproduce._Notebook(tmp_path / "00_base_policy.ipynb", tmp_path / "run", {})
+def notebook(tmp_path, monkeypatch):
+    """Writes a notebook of one cell, to be executed in this process."""
+    monkeypatch.setenv(REPORT_TO, "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def write(source="1 + 1", **more):
+        path = tmp_path / "00_base_policy.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+        return reproduce._Notebook(path, tmp_path / "run", {}, **more)
+
+    return write
 
 
-def write_executed(notebook, error):
-    """What papermill leaves of a notebook whose cell has raised."""
-    output = {"output_type": "error", "ename": "ValueError", "evalue": error, "traceback": []}
-    path = notebook.run_folder / "notebooks" / "00_base_policy.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cells": [{"cell_type": "code", "outputs": [output]}]}))
-    return path
+def executed(notebook):
+    return nbformat.read(notebook.run_folder / "notebooks" / "00_base_policy.ipynb", as_version=4)
 
 
-def test_notebooks_that_are_executed_again_are_announced(notebook):
-    folder = notebook.run_folder / "notebooks"
-    assert reproduce._announcement(folder) == f"Executing the notebooks into {folder}:"
-    write_executed(notebook, "an earlier error")
-    assert ", 1 of them again (what was trained" in reproduce._announcement(folder)
+def test_a_notebook_is_executed_with_its_gpus_and_a_place_for_its_progress(notebook):
+    source = (
+        f"import os; os.system('echo noise >&2'); print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['{REPORT_TO}'])"
+    )
+    piece = notebook(source, gpus=("3", "5"))
+    assert reproduce._execute(piece) > 0
+    report = piece.run_folder / ".progress" / "00_base_policy"
+    (output,) = [o for o in executed(piece).cells[-1].outputs if o.get("name") == "stdout"]
+    assert output["text"] == f"3,5 {report}\n"
+    assert not report.exists(), "it is complete"
 
 
-def test_an_error_of_an_earlier_attempt_is_not_reported_again(notebook, monkeypatch):
-    executed = write_executed(notebook, "an earlier error")
-    monkeypatch.setattr(reproduce, "_PAPERMILL", "raise SystemExit('the kernel has died')")
-    with pytest.raises(reproduce.NotebookError, match=r"has failed: the kernel has died") as caught:
-        reproduce._execute(notebook)
-    assert caught.value.kind is None
-    assert not executed.exists()
+def test_the_error_of_a_cell_is_told_with_its_place(notebook):
+    piece = notebook("raise ValueError('lambda_reg is -1; it must be at least 0.\\nmore\\neven more')")
+    with pytest.raises(reproduce.NotebookError) as caught:
+        reproduce._execute(piece)
+    error = pickle.loads(pickle.dumps(caught.value))
+    place = piece.run_folder / "notebooks" / "00_base_policy.ipynb"
+    assert str(error) == f"lambda_reg is -1; it must be at least 0.\nmore\nSee {place}."
+    assert error.mendable
+    assert not reproduce.NotebookError("", "IndexError").mendable
 
 
 @pytest.mark.parametrize(
@@ -50,13 +66,18 @@ def test_an_error_of_an_earlier_attempt_is_not_reported_again(notebook, monkeypa
     ],
 )
 def test_a_kernel_that_does_not_start_is_started_again(notebook, monkeypatch, failures, message, starts):
-    log = notebook.run_folder / "starts"
-    says = f"{message}' if len(done) < {failures} else 0"
-    count = f"from pathlib import Path; log = Path({str(log)!r}); done = log.read_text() if log.exists() else ''; "
-    monkeypatch.setattr(reproduce, "_PAPERMILL", f"{count}log.write_text(done + '.'); raise SystemExit('{says})")
-    with pytest.raises(reproduce.NotebookError, match=r"Kernel died") if failures == starts else nullcontext():
-        reproduce._execute(notebook)
-    assert len(log.read_text()) == starts
+    begun = []
+
+    def execute(*arguments, **options):
+        begun.append(arguments)
+        if len(begun) <= failures:
+            raise RuntimeError(message)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    failing = pytest.raises(reproduce.NotebookError, match=f"00_base_policy has failed: {message}\nSee ")
+    with failing if failures == starts else nullcontext():
+        reproduce._execute(notebook())
+    assert len(begun) == starts
 
 
 @pytest.mark.long
@@ -73,63 +94,57 @@ def test_a_kernel_that_dies_at_its_start_says_what_is_looked_for(notebook, tmp_p
         "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()\n"
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    cells = [nbformat.v4.new_code_cell("1 + 1")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook.path)
-    reproduce._execute(notebook)
-    executed = nbformat.read(notebook.run_folder / "notebooks" / notebook.path.name, as_version=4)
-    assert executed.cells[-1].outputs[0]["data"]["text/plain"] == "2"
+    piece = notebook()
+    reproduce._execute(piece)
+    assert executed(piece).cells[-1].outputs[0]["data"]["text/plain"] == "2"
     assert (tmp_path / "starts").exists()
 
 
-def test_the_error_of_a_cell_is_told_with_its_place(notebook):
-    executed = write_executed(notebook, "lambda_reg is -1; it must be at least 0.\nmore\neven more")
-    error = reproduce._failure("00_base_policy", executed, "papermill's own output")
-    assert str(error) == f"lambda_reg is -1; it must be at least 0.\nmore\nSee {executed}."
-    assert error.mendable
-
-
-def test_a_notebook_that_was_cut_off_hides_no_error(notebook):
-    executed = write_executed(notebook, "")
-    executed.write_text(executed.read_text()[:20])
-    error = reproduce._failure("00_base_policy", executed, "No space left on device")
-    assert str(error) == f"00_base_policy has failed: No space left on device\nSee {executed}."
-
-
-def test_the_check_of_a_run_is_a_value(tmp_path, monkeypatch):
-    """Who starts again compares it with the job that an earlier command has left in the queue."""
-    calls = []
-
-    class Queue:
-        def submit(self, *call):
-            calls.append(call)
-            raise InterruptedError
-
-    monkeypatch.setattr(reproduce, "_executor", lambda run, cluster: nullcontext((Queue(), [])))
-    with pytest.raises(InterruptedError):
-        reproduce.reproduce_run(open_run("smoke", tmp_path / "run"), {})
-    assert [pickle.loads(pickle.dumps(call)) for call in calls] == calls
+def test_the_page_holds_the_notebooks_in_their_order(tmp_path):
+    widget = nbformat.v4.new_output("display_data", {reproduce._WIDGET: {}, "text/plain": "a slider"})
+    for name in ("b", "a"):
+        shown = nbformat.v4.new_output("stream", text=f"the output of {name}")
+        cell = nbformat.v4.new_code_cell(f"print('{name}')", outputs=[shown, widget])
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / f"{name}.ipynb")
+    page = reproduce.write_page(tmp_path, ["b", "a"]).read_text()
+    assert page.index("the output of b") < page.index("the output of a")
+    assert 'href="#cell-id=b-0"' in page
+    assert 'id="cell-id=b-0"' in page
+    assert "a slider" not in page
 
 
 @pytest.mark.parametrize(
     ("gpus", "training"), [([], [(), ()]), (["5"], [("5",), ()]), (["0", "3", "7"], [("0", "7"), ("3",)])]
 )
-def test_notebooks_that_run_side_by_side_share_out_the_gpus(tmp_path, monkeypatch, gpus, training):
-    work = []
+@pytest.mark.xdist_group("complete run")
+def test_reproduce_shares_out_the_gpus_and_ends_with_the_comparison(
+    complete_run, tmp_path, monkeypatch, capsys, gpus, training
+):
+    seen = {}
 
-    class Queue:
-        def submit(self, do, what):
-            work.append(what)
-            done = Future()
-            done.set_result(0.0)
-            return done
+    def execute(notebook):
+        (notebook.run_folder / "notebooks").mkdir(exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(), notebook.run_folder / "notebooks" / f"{notebook.label}.ipynb")
+        seen[notebook.label] = notebook.gpus
+        return 2.0
 
-    def shown(run):
-        raise InterruptedError
+    def in_this_process(cluster, number):
+        assert number == min(2, len(gpus) or os.cpu_count())
+        return submitting(1)
 
-    monkeypatch.setattr(reproduce, "_executor", lambda run, cluster: nullcontext((Queue(), gpus)))
-    monkeypatch.setattr(reproduce, "results_of", shown)
-    with pytest.raises(InterruptedError):
-        reproduce.reproduce_run(open_run("smoke", tmp_path / "run"), {})
-    seen = {notebook.label: notebook.gpus for notebook in work[1:]}
+    copy = shutil.copytree(complete_run.folder, tmp_path / "copy")
+    keep_results(complete_run, tmp_path / "kept")
+    monkeypatch.setattr(reproduce, "_submitting", in_this_process)
+    monkeypatch.setattr(reproduce, "_execute", execute)
+    monkeypatch.setattr(reproduce, "visible_gpus", lambda _: gpus)
+    monkeypatch.setattr(reproduce, "kept_results", {"sandbox": tmp_path / "kept"}.__getitem__)
+    reproduce.reproduce_run(open_run(run_dir=copy), {})
     assert [seen["01_train_grpo"], seen["01_train_amir_grpo"]] == training
     assert seen["02_evaluate"] == tuple(gpus), "alone, it has all"
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"Executing the notebooks into {copy / 'notebooks'}:"
+    assert out[1] == "1/7  00_base_policy          2 s"
+    assert out[-1].startswith("Equal to the published results of this package: 6 tables")
+    assert len((copy / "reproduce.log").read_text().splitlines()) == 8
+    assert "7 of them again (what was trained" in reproduce._announcement(copy / "notebooks")

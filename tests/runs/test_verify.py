@@ -1,4 +1,4 @@
-"""Two runs of the same settings are the same; whatever is changed in one is named first."""
+"""Two runs of the same settings are the same, and so is a run and what the package keeps; else the first change is named."""
 
 import json
 import shutil
@@ -9,45 +9,49 @@ from safetensors.numpy import load_file, save_file
 
 from amir_grpo import cli
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import results_of, save_results, write_report
-from amir_grpo.runs.verify import first_difference
+from amir_grpo.runs.verify import TABLES, compared_with_kept, completion_digests, first_difference, keep_results
 
 pytestmark = pytest.mark.xdist_group("complete run")
 
 
-@pytest.fixture(scope="module")
-def two(complete_run, runs, tiny_settings):
-    """Two runs, made one after the other in folders of their own."""
-    run = open_run("sandbox", runs / "verify two", tiny_settings)
-    results = results_of(run)
-    save_results(run, results)
-    write_report(run, results)
-    return [complete_run.folder, run.folder]
+def edit(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def edit_table(path, change):
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    change(table)
+    table.to_parquet(path) if path.suffix == ".parquet" else table.to_csv(path, index=False)
 
 
 @pytest.fixture
-def copy(two, tmp_path):
-    """A copy of the second run, to be changed."""
-    folder = tmp_path / "copy"
-    shutil.copytree(two[1], folder)
-    return folder
+def copy(complete_run, tmp_path):
+    """A copy of the run, to be changed."""
+    return shutil.copytree(complete_run.folder, tmp_path / "copy")
 
 
-def test_the_same_settings_give_the_same_run(two, capsys):
-    assert first_difference(*two) is None
-    cli.main(["verify", *map(str, two)])
+# --- two run folders --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_give_the_same_run(complete_run, runs, tiny_settings, capsys):
+    again = open_run("sandbox", runs / "verify two", tiny_settings)
+    again.logs()
+    again.samples()
+    again.scores()
+    for name in ("tables", "figures"):  # drawn from these
+        shutil.copytree(complete_run.folder / name, again.folder / name)
+    cli.main(["verify", str(complete_run.folder), str(again.folder)])
     assert "The same" in capsys.readouterr().out
 
 
 def change_setting(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["settings"]["seed"] = 7
-    (folder / "config.json").write_text(json.dumps(config))
+    edit(folder / "config.json", lambda config: config["settings"].update(seed=7))
 
 
 def change_problems(folder):
-    path = folder / "problems" / "chain3.json"
-    path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    edit(folder / "problems" / "chain3.json", lambda record: record.update(fingerprint="0"))
 
 
 def change_adapter(folder):
@@ -56,17 +60,11 @@ def change_adapter(folder):
 
 
 def change_log(folder):
-    path = folder / "amir_grpo" / "log.csv"
-    log = pd.read_csv(path)
-    log.loc[1, "reward"] += 1e-9
-    log.to_csv(path, index=False)
+    edit_table(folder / "amir_grpo" / "log.csv", lambda log: log.update(log.loc[1:, "reward"] + 1e-9))
 
 
 def change_completion(folder):
-    path = folder / "samples" / "base" / "chain3.parquet"
-    rows = pd.read_parquet(path)
-    rows.loc[5, "text"] = "1+1=3"
-    rows.to_parquet(path)
+    edit_table(folder / "samples" / "base" / "chain3.parquet", lambda rows: rows.__setitem__("text", "1+1=3"))
 
 
 def lose_figure(folder):
@@ -74,37 +72,29 @@ def lose_figure(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("changes", "named"),
     [
-        (change_setting, "setting seed: 0 and 7"),
-        (change_problems, "problems/chain3.json: fingerprints"),
-        (change_adapter, "grpo/adapter_model.safetensors: contents"),
-        (change_log, "amir_grpo/log.csv: column reward, row 1"),
-        (change_completion, "samples/base/chain3.parquet: column text, row 5: "),
-        (lose_figure, "figures/main.png: not in "),
+        ([change_setting], "setting seed: 0 and 7"),
+        ([change_problems], "problems/chain3.json: fingerprints"),
+        ([change_adapter], "grpo/adapter_model.safetensors: contents"),
+        ([change_log], "amir_grpo/log.csv: column reward, row 1"),
+        ([change_completion], "samples/base/chain3.parquet: column text, row 0: "),
+        ([lose_figure], "figures/main.png: not in "),
+        ([lose_figure, change_completion, change_adapter], "grpo/adapter_model.safetensors"),
     ],
 )
-def test_the_first_difference_is_named(two, copy, change, named, capsys):
-    change(copy)
-    assert first_difference(two[0], copy).startswith(named)
+def test_the_first_difference_is_named(complete_run, copy, changes, named, capsys):
+    for change in changes:
+        change(copy)
     with pytest.raises(SystemExit) as caught:
-        cli.main(["verify", str(two[0]), str(copy)])
+        cli.main(["verify", str(complete_run.folder), str(copy)])
     assert caught.value.code == 1
-    assert named in capsys.readouterr().out
+    assert f"First difference: {named}" in capsys.readouterr().out
 
 
-def test_a_cause_is_named_before_its_effect(two, copy):
-    lose_figure(copy)
-    change_completion(copy)
-    change_adapter(copy)
-    assert first_difference(two[0], copy).startswith("grpo/adapter_model.safetensors")
-
-
-def test_time_is_no_difference(two, copy):
-    log = pd.read_csv(copy / "grpo" / "log.csv")
-    log["step_time"] += 1
-    log.to_csv(copy / "grpo" / "log.csv", index=False)
-    assert first_difference(two[0], copy) is None
+def test_time_is_no_difference(complete_run, copy):
+    edit_table(copy / "grpo" / "log.csv", lambda log: log.update(log["step_time"] + 1))
+    assert first_difference(complete_run.folder, copy) is None
 
 
 def test_runs_that_hold_nothing_yet_are_not_called_the_same(tmp_path, tiny_settings, capsys):
@@ -117,11 +107,94 @@ def test_runs_that_hold_nothing_yet_are_not_called_the_same(tmp_path, tiny_setti
 
 def test_folders_of_something_else_are_refused(tmp_path, capsys):
     """A policy's folder holds a config.json, too."""
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(SystemExit) as caught:
-        cli.main(["verify", *map(str, folders)])
+        cli.main(["verify", str(tmp_path), str(tmp_path)])
     assert caught.value.code == 2
-    assert f"{folders[0] / 'config.json'} is not a run's configuration" in capsys.readouterr().err
+    assert f"{tmp_path / 'config.json'} is not a run's configuration" in capsys.readouterr().err
+
+
+# --- a run, and what is kept ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(complete_run, tmp_path):
+    """What is kept of the run, to be changed."""
+    keep_results(complete_run, tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+def comparison(folder, kept):
+    """What a run in this folder, as it is now, is told."""
+    return compared_with_kept(open_run(run_dir=folder), kept)
+
+
+def test_every_kept_table_counts(copy, kept):
+    # 3 policies on 2 benchmarks of 4 problems, each with 8 samples and a greedy completion
+    equal = "Equal to the published results of this package: 6 tables, the logs of both trainings and 216 completions."
+    assert comparison(copy, kept) == equal
+    assert {path.stem for path in kept.glob("*.csv")} == {*TABLES, "log", "completions"}
+    for path in kept.glob("*.csv"):
+        text = path.read_text()
+        table = pd.read_csv(path)  # one may be empty, where no problem has right and wrong completions
+        table[table.columns[::-1]].to_csv(path, index=False)
+        assert comparison(copy, kept) == equal, "in any order of columns"
+        table.iloc[:, :-1].to_csv(path, index=False)
+        assert f"First difference (there and here): {path.name}: columns " in comparison(copy, kept)
+        path.write_text(text)
+
+
+def another_token(rows):
+    ids = list(rows["completion_ids"])
+    rows["completion_ids"] = [*ids[:3], [*ids[3][:-1], 1], *ids[4:]]
+
+
+def another_grade(rows):
+    rows.loc[3, "correct"] = not rows.loc[3, "correct"]
+
+
+def another_order(rows):
+    rows.loc[[0, 8]] = rows.loc[[8, 0]].to_numpy()
+
+
+@pytest.mark.parametrize("change", [another_token, another_grade, another_order])
+def test_a_change_of_one_completion_changes_its_digest_alone(copy, kept, change):
+    before = completion_digests(open_run(run_dir=copy))
+    edit_table(copy / "samples" / "grpo" / "chain6.parquet", change)
+    after = completion_digests(open_run(run_dir=copy))
+    changed = before[before["sha256"] != after["sha256"]]
+    assert changed[["policy", "benchmark"]].to_numpy().tolist() == [["grpo", "chain6"]]
+    assert "completions.csv: column sha256, row grpo, chain6: " in comparison(copy, kept)
+
+
+def test_what_may_explain_a_difference_is_named(copy, kept):
+    (kept / "main.csv").write_text((kept / "main.csv").read_text().replace("chain3", "chain9"))
+    message = comparison(copy, kept)
+    assert "main.csv: column benchmark, row 0: 'chain9' and 'chain3'" in message
+    assert "the code may be the reason: commit " in message
+
+    def elsewhere(record):
+        record["provenance"]["packages"]["torch"] = "2.9.0"
+        record["provenance"]["cpu"] = "Another CPU, AVX2"
+
+    edit(kept / "provenance.json", elsewhere)
+    message = comparison(copy, kept)
+    assert "were made with torch 2.9.0 (here " in message
+    assert ", CPU Another CPU, AVX2 (here " in message
+    assert "numpy" not in message
+    assert len(message.splitlines()) == 2
+
+
+def test_other_settings_are_not_compared(copy, kept):
+    edit(kept / "provenance.json", lambda record: record["settings"].update(report_to="wandb", save_steps=7))
+    assert comparison(copy, kept).startswith("Equal"), "these change no result"
+    edit(copy / "config.json", lambda record: record["settings"].update(max_steps=5, seed=3))
+    assert comparison(copy, kept) == (
+        "Not compared with the published results of this package, made with another max_steps (there 2, here 5) and 1 more."
+    )
+
+
+def test_a_profile_of_which_nothing_is_kept_is_not_spoken_of(copy, kept, tmp_path):
+    assert comparison(copy, tmp_path / "nothing") is None
+    edit(copy / "config.json", lambda record: record.update(profile="smoke"))
+    assert comparison(copy, kept) is None

@@ -1,9 +1,8 @@
-"""The commands of Slurm that are called, as far as they are: jobs begin at once, as processes of this machine.
+"""The commands of Slurm that submitit calls, as far as it does: jobs begin at once, as processes of this machine.
 
-    python fake_slurm.py sbatch|squeue|scancel|srun ARGUMENTS
+    python fake_slurm.py sbatch|sacct|scancel|srun ARGUMENTS
 
-FAKE_SLURM names the folder of the queue: a file for each job, with its name, and <number>.pid. `next` holds the number of
-the next job; where there is `silent`, squeue fails.
+FAKE_SLURM names a folder: <number>.job holds what was submitted, <number>.pid and <number>.ended tell how it goes.
 """
 
 import os
@@ -20,28 +19,26 @@ def sbatch(script):
     text = Path(script).read_text()
     if "--partition=none" in text:
         sys.exit("sbatch: error: invalid partition specified: none")
-    number = (QUEUE / "next").read_text()
-    (QUEUE / "next").write_text(str(int(number) + 1))
-    (QUEUE / number).write_text(re.search(r"--job-name=(\S+)", text)[1])
+    number = str(len(list(QUEUE.glob("*.job"))) + 7)
+    (QUEUE / f"{number}.job").write_text(text)
     job = {"SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
     job |= {"SLURM_JOB_NODELIST": "here", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    run = 'echo $$ >"$1.pid"; bash "$2"; rm -f "$1"'
+    run = 'echo $$ >"$1.pid"; bash "$2"; echo COMPLETED >"$1.ended"'
     command = ["bash", "-c", run, "job", str(QUEUE / number), script]
     silence = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.Popen(command, env=os.environ | job, start_new_session=True, **silence)
     print("Submitted batch job", number)
 
 
-def squeue(*_):
-    if (QUEUE / "silent").exists():
-        sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
-    for job in QUEUE.glob("[0-9]*"):
-        if job.suffix != ".pid":
-            print(job.name, job.read_text())
+def sacct(*_):
+    print("JobID|State|NodeList")
+    for job in QUEUE.glob("*.job"):
+        ended = job.with_suffix(".ended")
+        print(f"{job.stem}|{ended.read_text().strip() if ended.exists() else 'RUNNING'}|here")
 
 
 def scancel(number):
-    (QUEUE / number).unlink(missing_ok=True)
+    (QUEUE / f"{number}.ended").write_text("CANCELLED")
     os.killpg(int((QUEUE / f"{number}.pid").read_text()), signal.SIGKILL)
 
 

@@ -6,12 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from amir_grpo.system import locks
-from amir_grpo.system.locks import Busy, locked, unseen_by_others
+from amir_grpo.system.locks import Busy, locked
 
 HOLD = """
 import sys
@@ -73,31 +72,3 @@ def test_a_holder_that_has_not_said_so_yet_is_respected(tmp_path, holder):
     (tmp_path / ".locks" / "training-grpo.json").write_text("{")
     with pytest.raises(Busy, match="another process"), locked(tmp_path, "training grpo"):
         pass
-
-
-MOUNTS = """
-/dev/sda1 / ext4 rw,relatime 0 0
-server:/shared /shared nfs4 rw,vers=4.2,local_lock=none 0 0
-server:/old /old nfs rw,vers=3,nolock 0 0
-server:/fast /fast nfs rw,vers=3,local_lock=flock 0 0
-mds@tcp:/scratch /scratch lustre rw,flock,lazystatfs 0 0
-mds@tcp:/scratch /scratch/my\\040own lustre rw,localflock 0 0
-"""
-
-
-@pytest.mark.parametrize(
-    ("folder", "said"),
-    [
-        ("/data/runs", ""),
-        ("/shared/me/runs", ""),
-        ("/old/runs", "/old (nfs) is mounted with nolock"),
-        ("/older/runs", ""),
-        ("/fast/runs", "/fast (nfs) is mounted with local_lock=flock"),
-        ("/scratch/me", ""),
-        ("/scratch/my own/runs", "localflock"),
-    ],
-)
-def test_locks_that_other_machines_do_not_see_are_told(folder, said):
-    answer = unseen_by_others(Path(folder), MOUNTS)
-    assert said in answer
-    assert bool(answer) == bool(said)

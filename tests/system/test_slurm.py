@@ -1,6 +1,5 @@
 """Jobs on a real Slurm: `.ci/slurm` starts one on this machine and runs these tests."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,13 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
 from amir_grpo.runs.run import open_run
-from amir_grpo.system.cluster import Cluster, ClusterExecutor
-from amir_grpo.system.executors import executor_of
+from amir_grpo.system.cluster import ClusterOptions, cluster_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
@@ -24,116 +21,56 @@ COMMAND = ["--max_steps", "2", "--eval_limit", "8", "--per_device_train_batch_si
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Work that notes each beginning: the folder holds a file with the process's id for each."""
-
+class Training:
     folder: Path
-    label: str
-
-    def begin(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{self.label}.{time.time_ns()}").write_text(f"{os.getpid()} {os.environ['SLURM_JOB_ID']}")
-
-    def beginnings(self):
-        """(process id, job number) of each beginning."""
-        notes = sorted(self.folder.glob(f"{self.label}.*")) if self.folder.exists() else []
-        return [tuple(map(int, text.split())) for note in notes if (text := note.read_text())]
+    label: str = "training"
 
 
-def wait_for_another(piece):
-    """Work that ends when it has been begun twice."""
-    piece.begin()
-    while len(piece.beginnings()) < 2:
-        time.sleep(0.2)
-    return len(piece.beginnings())
-
-
-def train(piece):
-    piece.begin()
-    open_run("smoke", piece.folder / "run", TINY).train("grpo")
+def train(work):
+    work.folder.mkdir(exist_ok=True)
+    (work.folder / f"begun {os.environ['SLURM_JOB_ID']} {time.time_ns()}").touch()
+    open_run("smoke", work.folder / "run", TINY).train("grpo")
 
 
 def until(condition, seconds=600):
     end = time.monotonic() + seconds
-    while not (found := condition()):
+    while not condition():
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.2)
-    return found
 
 
-def by_scancel(process, job):
-    subprocess.run(["scancel", str(job)], check=True)
-
-
-def by_sigkill(process, job):
-    os.kill(process, signal.SIGKILL)
-
-
-def by_preemption(process, job):
-    subprocess.run(["scancel", "--signal=USR2", str(job)], check=True)  # as submitit asks Slurm to announce an end
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    return Cluster(tmp_path / "jobs", hours=0.5)
-
-
-@pytest.mark.parametrize("end", [by_scancel, by_sigkill, by_preemption])
-def test_a_job_that_is_ended_is_put_into_the_queue_again(slurm, tmp_path, end):
-    piece = Piece(tmp_path / "work", end.__name__)
-    with executor_of(slurm) as executor:
-        future = executor.submit(wait_for_another, piece)
-        end(*until(piece.beginnings)[0])
-        assert future.result(timeout=600) == 2
-
-
-@pytest.mark.parametrize("end", [by_scancel, by_sigkill])
-def test_a_training_that_is_ended_ends_with_the_same_results(slurm, tmp_path, end):
+def test_a_training_that_is_preempted_ends_with_the_same_results(tmp_path):
     plain = open_run("smoke", tmp_path / "plain", TINY)
     plain.train("grpo")
-    piece = Piece(tmp_path / "work", "training")
-    checkpoints = piece.folder / "run" / "grpo" / "checkpoints"
-    with executor_of(slurm) as executor:
-        future = executor.submit(train, piece)
-        until(lambda: list(checkpoints.glob("checkpoint-1/trainer_state.json")))
-        end(*piece.beginnings()[0])
-        future.result(timeout=900)
-    assert len(piece.beginnings()) == 2
-    ours, theirs = (load_file(f / "grpo" / "adapter_model.safetensors") for f in (piece.folder / "run", plain.folder))
+    work = Training(tmp_path / "work")
+    call = cluster_of(ClusterOptions("slurm", slurm_hours=0.5), tmp_path).submit(train, work)
+    until(lambda: list(work.folder.glob("run/grpo/checkpoints/checkpoint-1/trainer_state.json")))
+    subprocess.run(["scancel", "--signal=USR2", call.job.job_id], check=True)  # as submitit has Slurm announce an end
+    call.result()
+    assert len(list(work.folder.glob("begun *"))) == 2
+    ours, theirs = (load_file(f / "grpo" / "adapter_model.safetensors") for f in (work.folder / "run", plain.folder))
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)
-    logs = [pd.read_csv(folder / "grpo" / "log.csv")["reward"] for folder in (piece.folder / "run", plain.folder)]
-    pd.testing.assert_series_equal(*logs)
 
 
-def test_who_starts_again_waits_for_the_jobs_that_are_still_there(slurm, tmp_path):
-    piece = Piece(tmp_path / "work", "long")
-    first = ClusterExecutor(slurm)
-    first.submit(wait_for_another, piece)
-    until(piece.beginnings)
-    (record,) = slurm.folder.glob("*.json")
-    with executor_of(slurm) as second:
-        future = second.submit(wait_for_another, piece)
-        assert second._waiting[0].job.job_id == json.loads(record.read_text())["job"]
-        (tmp_path / "work" / "long.second").write_text("0 0")
-        assert future.result(timeout=600) == 2
-    first._waiting.clear()
-    first.shutdown()
-
-
-def test_an_error_comes_back_as_it_was(slurm):
-    with executor_of(slurm) as executor, pytest.raises(ValueError, match="invalid literal"):
-        executor.submit(int, "three").result(timeout=600)
+def run(*words):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-m", "amir_grpo", *words], env=environment)
 
 
 def test_reproduce_by_slurm_ends_with_the_results_of_this_machine(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for name, options in (("here", []), ("slurm", ["--executor", "slurm", "--slurm_cpus", "1"])):
-        words = ["reproduce", "--profile", "smoke", "--run_dir", str(tmp_path / name), *COMMAND, *options]
-        done = subprocess.run(
-            [sys.executable, "-m", "amir_grpo", *words], env=environment, capture_output=True, text=True
+        assert (
+            run("reproduce", "--profile", "smoke", "--run_dir", str(tmp_path / name), *COMMAND, *options).wait() == 0
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-    words = ["verify", str(tmp_path / "here"), str(tmp_path / "slurm")]
-    done = subprocess.run([sys.executable, "-m", "amir_grpo", *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run("verify", str(tmp_path / "here"), str(tmp_path / "slurm")).wait() == 0
+
+
+def test_an_interrupted_command_leaves_no_job(tmp_path):
+    process = run(
+        "reproduce", "--profile", "smoke", "--run_dir", str(tmp_path / "run"), *COMMAND, "--executor", "slurm"
+    )
+    until(lambda: list(tmp_path.glob("run/.jobs/*_log.out")))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    until(lambda: not subprocess.check_output(["squeue", "--noheader"]), 60)

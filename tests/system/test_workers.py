@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from amir_grpo.system import executors
-from amir_grpo.system.executors import executor_of, run_jobs
+from amir_grpo.system import workers
+from amir_grpo.system.workers import run_jobs, submitting
 
 GUARD = 600  # seconds until what should end in a few is taken to hang
 
@@ -31,8 +31,8 @@ def what_it_sees(piece):
 def test_each_worker_sees_a_gpu_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     pieces = [Piece(tmp_path, name) for name in "ab"]
-    with executor_of(0, ["2", "5"]) as executor:
-        run_jobs("looking", what_it_sees, pieces, executor)
+    with submitting(0, ["2", "5"]) as submit:
+        run_jobs("looking", what_it_sees, pieces, submit)
     assert {(tmp_path / name).read_text() for name in "ab"} == {"2", "5"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5"
 
@@ -54,8 +54,8 @@ def test_gpus_are_named_as_cuda_names_them(monkeypatch, named, seen, wanted):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert executors.visible_gpus("auto") == wanted
-    assert executors.visible_gpus("cpu") == []
+    assert workers.visible_gpus("auto") == wanted
+    assert workers.visible_gpus("cpu") == []
 
 
 def is_killed(piece):
@@ -67,6 +67,6 @@ def test_a_worker_that_is_killed_is_told_in_words(tmp_path):
     pieces = [Piece(tmp_path, name) for name in "ab"]
     with (
         pytest.raises(ChildProcessError, match=r"worker process has been killed.*\n.*fewer workers"),
-        executor_of(2) as executor,
+        submitting(2) as submit,
     ):
-        run_jobs("dying", is_killed, pieces, executor)
+        run_jobs("dying", is_killed, pieces, submit)

@@ -1,4 +1,4 @@
-"""Signals, in processes of their own: exit code, one line, and no longer than it takes."""
+"""Commands that end early, in processes of their own: by signals, or because their output goes nowhere."""
 
 import itertools
 import os
@@ -12,67 +12,55 @@ import psutil
 import pytest
 
 from amir_grpo import cli
+from amir_grpo.system.processes import ending
 
 ROOT = Path(__file__).parents[2]
-BEGIN = "from amir_grpo.system.interruption import ends_with_one_line; import signal, sys, time\n"
+BEGIN = "from amir_grpo.system.processes import ending; import atexit, signal, sys, time\n"
 GUARD = 300  # seconds: three are promised; a busy machine may take longer, and the work takes 600
+LINE = "amir_grpo plan: interrupted. What is complete stays: start the same again, and it goes on."
 WORK = {
     "sleeping": "time.sleep(600)",
     "computing": "while True: pass",
     "swallowing": "while True:\n        try: time.sleep(600)\n        except KeyboardInterrupt: pass",
     "tidying up": "try: time.sleep(600)\n    finally: time.sleep(600)",
-    "destroying": "type('Last', (), {'__del__': lambda _: time.sleep(600)})()",
+    "destroying": "type('Last', (), {'__del__': lambda _: time.sleep(600)})(); time.sleep(600)",
     "failing on the way out": "try: time.sleep(600)\n    finally: raise OSError('a consequence')",
     "naming": "type('A', (), {'b': type('B', (), {'__set_name__': lambda *_: time.sleep(600)})()})",
-    "destroying, then working": "type('Last', (), {'__del__': lambda _: time.sleep(600)})(); time.sleep(600)",
+    "exiting": "atexit.register(time.sleep, 600); time.sleep(600)",
 }
 
 
+def begun(script):
+    """A process that has said that it has begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
 def test_a_signal_ends_any_work_with_one_line():
-    """All at once: three of the eight take the three seconds."""
-    started = {}
-    for number, (work, line) in itertools.product((signal.SIGINT, signal.SIGTERM), WORK.items()):
-        script = f"{BEGIN}with ends_with_one_line('interrupted'):\n    print('begun', flush=True)\n    {line}"
-        started[work, number] = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
-    for process in started.values():
-        assert process.stdout.readline() == "begun\n"
+    """All at once: half of them take the three seconds; a second signal changes nothing."""
+    started = {
+        (work, number): begun(f"with ending('plan'):\n    print('begun', flush=True)\n    {line}")
+        for number, (work, line) in itertools.product((signal.SIGINT, signal.SIGTERM), WORK.items())
+    }
     for (_, number), process in started.items():
         process.send_signal(number)
+    time.sleep(0.5)
+    for process in started.values():
+        process.send_signal(signal.SIGTERM)
     for (work, number), process in started.items():
         _, errors = process.communicate(timeout=GUARD)
         assert process.returncode == 128 + number, work
-        assert errors.split() == ["interrupted"], work
-
-
-def test_further_signals_on_the_way_out_change_nothing():
-    script = BEGIN + (
-        "import atexit\n"
-        "atexit.register(lambda: (print('ending', flush=True), time.sleep(600)))\n"
-        "with ends_with_one_line('interrupted'): print('begun', flush=True); time.sleep(600)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    for line in ("begun\n", "ending\n"):
-        assert process.stdout.readline() == line
-        for number in (signal.SIGINT, signal.SIGTERM):
-            process.send_signal(number)
-    _, errors = process.communicate(timeout=GUARD)
-    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), "whichever came first"
-    assert errors.split() == ["interrupted"]
+        assert errors.strip() == LINE, work
 
 
 def test_what_was_set_before_is_set_again():
-    script = BEGIN + (
-        "before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)\n"
-        "with ends_with_one_line('interrupted'): pass\n"
-        "assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before\n"
-        "assert signal.set_wakeup_fd(-1) == -1\n"
-        "assert sys.unraisablehook is sys.__unraisablehook__\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.unraisablehook
+    with ending("plan"):
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
 
 
 def command(words, said):
@@ -146,3 +134,48 @@ def test_commands_of_several_processes_end_with_one_line_and_leave_nobody(name, 
     assert [line for line in errors.splitlines() if line.strip()][-1].startswith(
         f"amir_grpo {name}: interrupted. What"
     )
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+PRINT = BEGIN + "with ending('plan'): print('λ = −1')"
+
+
+def ended(stdout=subprocess.PIPE, work=PRINT, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", work], stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment, cwd=ROOT
+    )
+
+
+def test_an_output_without_the_letters_gets_others():
+    done = ended(PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.strip() == rb"\u03bb = \u22121"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_nobody_reads_ends_it_quietly(unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = ended(writer, PYTHONUNBUFFERED=unbuffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_on_a_full_disk_is_said():
+    with open("/dev/full", "wb") as full:
+        done = ended(full)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"amir_grpo plan: ")
+    assert b"No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE"])
+def test_a_place_among_processes_that_is_no_number_is_named(variable):
+    work = PRINT.replace("print", "from amir_grpo.system.processes import world_size; world_size(); print")
+    done = ended(work=work, **{variable: "first"})
+    assert done.returncode == 2
+    assert f"The environment's {variable} is 'first'; torchrun".encode() in done.stderr
