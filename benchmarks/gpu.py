@@ -169,12 +169,13 @@ def evaluation_rows(settings: RunSettings, base: Path, backend: Backend) -> Iter
 
 
 def gradient_rows(settings: RunSettings, base: Path, backend: Backend) -> Iterator[dict]:
-    """float32, and bfloat16 where the device has it."""
+    """float32, bfloat16 where the device has it, and on a GPU float16, with the loss scaler."""
     from gradient import gradient_row  # imports TRL, which comes after Unsloth
 
     card = card_here()
     shorter = replace(settings, max_completion_length=min(64, settings.train.max_completion_length))
-    for dtype in (torch.float32, *([torch.bfloat16] if card is None or card.bf16 else [])):
+    dtypes = [torch.float32] + [torch.bfloat16] * (card is None or card.bf16) + [torch.float16] * (card is not None)
+    for dtype in dtypes:
         row = gradient_row(shorter, base, backend, load_sandbox("sandbox", 200), dtype)
         yield {"backend": backend.name} | row
 

@@ -52,7 +52,7 @@ def gradient_row(
     with _computing_in(dtype), tempfile.TemporaryDirectory() as out:
         config = trl_config.trainer_config("amir_grpo", settings, Path(out))
         trainer = training.run_trainer("amir_grpo", settings, config, str(base), problems, backend)
-        found = _watch(trainer)
+        found = _watch(trainer, scales=backend.name == "unsloth")
         trainer.train()
     whole, wanted = found["whole"], found["grpo"] + LAMBDA * found["preference"]
     return {
@@ -66,7 +66,7 @@ def gradient_row(
 @contextmanager
 def _computing_in(dtype: torch.dtype) -> Iterator[None]:
     """While the block runs, policies are loaded and trained in a dtype that may not be the device's usual one."""
-    mixed = {torch.float32: "no", torch.bfloat16: "bf16"}[dtype]
+    mixed = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     with (
         patch.dict(os.environ, {"ACCELERATE_MIXED_PRECISION": mixed}),  # which Unsloth reads
         patch.object(loading, "compute_dtype", lambda *_: dtype),
@@ -75,9 +75,17 @@ def _computing_in(dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def _watch(trainer: GRPOTrainer) -> dict[str, Any]:
-    """Let a trainer put the gradients of its first micro-batch into what is returned: whole, grpo, preference; and pairs."""
+def _watch(trainer: GRPOTrainer, scales: bool) -> dict[str, Any]:
+    """Let a trainer put the gradients of its first micro-batch into what is returned: whole, grpo, preference; and pairs.
+
+    Args:
+        trainer: In float16 it has a loss scaler, and all gradients are taken as scaled: else they would underflow.
+        scales: Whether its loss has the scaler's factor in its gradient already, as Unsloth's has.
+    """
     found: dict[str, Any] = {}
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    scale = scaler.get_scale() if scaler else 1.0
+    missing = 1.0 if scales else scale
     score, reward, loss = trainer._generate_and_score_completions, trainer._calculate_rewards, trainer.compute_loss
 
     def rewarding(*arguments: Any) -> Tensor:
@@ -92,9 +100,9 @@ def _watch(trainer: GRPOTrainer) -> dict[str, Any]:
         if "whole" not in found:
             plain = {name: value for name, value in inputs.items() if name != "preference_weights"}
             preference, found["pairs"] = _preference_loss(trainer, model, found["rollout"], found["rewards"])
-            found["preference"] = _gradient(model, preference)
-            found["grpo"] = _gradient(model, loss(model, plain, *rest, **options))
-            found["whole"] = _gradient(model, loss(model, inputs, *rest, **options))
+            found["preference"] = _gradient(model, scale * preference)
+            found["grpo"] = _gradient(model, missing * loss(model, plain, *rest, **options))
+            found["whole"] = _gradient(model, missing * loss(model, inputs, *rest, **options))
         return loss(model, inputs, *rest, **options)
 
     trainer._calculate_rewards, trainer._generate_and_score_completions = rewarding, scoring

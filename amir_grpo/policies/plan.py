@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -20,6 +20,8 @@ _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, and a scale fo
 _DRAWN = 2 + 4 * 8  # bytes per logit of a token that is drawn: in 16 bits, and four times in float64
 _UNSLOTH_ROWS = 512  # of logits that Unsloth's fused projection holds at once
 
+SHAPES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text())
+
 
 def config_of(settings: RunSettings) -> PretrainedConfig:
     """The policy's configuration; looked up, on the Hub or in its folder, where it is not known offline."""
@@ -31,9 +33,8 @@ def config_of(settings: RunSettings) -> PretrainedConfig:
     name = settings.policy.model_name
     if settings.policy.is_sandbox:
         return untrained_config(SPECS[name], build_tokenizer(SPECS[name].words))
-    shapes = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text())
-    if name in shapes and not Path(name).exists():
-        return AutoConfig.for_model(**shapes[name])
+    if name in SHAPES and not Path(name).exists():
+        return AutoConfig.for_model(**SHAPES[name])
     with explain_loading_error("configuration", name):
         return AutoConfig.from_pretrained(name, trust_remote_code=settings.policy.trust_remote_code)
 
