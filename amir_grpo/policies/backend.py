@@ -10,7 +10,6 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
-from types import ModuleType
 
 from amir_grpo.system.files import install_command
 from amir_grpo.system.processes import world_size
@@ -47,22 +46,13 @@ def start_backend(wanted: str) -> Backend:
         ValueError: If Unsloth is asked for and cannot be used; the message gives the way out. Also if transformers is to
             train in a process that has imported Unsloth.
     """
-    if wanted == "transformers":
-        return _transformers("asked for")
-    obstacle = _obstacle(wanted) or _import_error()
+    obstacle = ("asked for", "") if wanted == "transformers" else _obstacle(wanted) or _import_error()
     if obstacle is None:
         return Backend("unsloth", "asked for" if wanted == "unsloth" else "installed, and a GPU is there")
+    why, out = obstacle
     if wanted == "unsloth":
-        raise ValueError(
-            f"backend='unsloth' cannot be used: {obstacle[0]}.\n{obstacle[1]} Or set backend to transformers."
-        )
-    return _transformers(obstacle[0])
-
-
-def _transformers(why: str) -> Backend:
-    half = "unsloth" not in sys.modules and any(name.startswith("unsloth.") for name in sys.modules)
-    if half or _is_on_gpu(sys.modules.get("unsloth")):
-        # of TRL's trainer it has cut what puts an adapter on the policy: all weights would be trained
+        raise ValueError(f"backend='unsloth' cannot be used: {why}.\n{out} Or set backend to transformers.")
+    if _has_rewritten_trl():
         raise ValueError(
             f"backend='transformers' ({why}) cannot be used: this process has imported Unsloth, which has rewritten TRL.\n"
             "Restart the kernel, and set backend from the start."
@@ -70,9 +60,12 @@ def _transformers(why: str) -> Backend:
     return Backend("transformers", why)
 
 
-def _is_on_gpu(unsloth: ModuleType | None) -> bool:
-    """Whether this is Unsloth for GPUs; its backend for CPUs leaves TRL as it is."""
-    return unsloth is not None and getattr(unsloth, "DEVICE_TYPE", "cuda") != "cpu"
+def _has_rewritten_trl() -> bool:
+    """Whether TRL's trainer lacks what puts an adapter on the policy, so that all weights would be trained."""
+    unsloth = sys.modules.get("unsloth")
+    if unsloth is None:  # Python forgets a package whose import has failed half way, and not its modules
+        return any(name.startswith("unsloth.") for name in sys.modules)
+    return getattr(unsloth, "DEVICE_TYPE", "cuda") != "cpu"  # its backend for CPUs leaves TRL as it is
 
 
 def import_early(wanted: str) -> None:

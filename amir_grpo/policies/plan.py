@@ -47,24 +47,16 @@ class MemoryPlan:
         settings: The settings of the training.
         parts: GiB on each GPU, by part. Activations and logits as they are at the peak of the training pass; KV cache and
             generation logits are 0 where vLLM draws.
-        parameters: Number of parameters of the policy, without the adapter.
-        trained: Number of parameters of the adapter.
+        training, rollout: GiB at the peak of the training pass, and of a rollout.
+        parameters, trained: Number of parameters of the policy, and of the adapter on top.
     """
 
     settings: RunSettings
     parts: dict[str, float]
+    training: float
+    rollout: float
     parameters: int
     trained: int
-
-    @property
-    def training(self) -> float:
-        """GiB at the peak of the training pass."""
-        return sum(self.parts.values()) - self.parts["KV cache"] - self.parts["generation logits"]
-
-    @property
-    def rollout(self) -> float:
-        """GiB at the peak of a rollout."""
-        return sum(self.parts.values()) - self.parts["activations"] - self.parts["logits"]
 
     @property
     def peak(self) -> float:
@@ -111,12 +103,17 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
     Raises:
         OSError: If the shape of the policy cannot be found.
     """
-    policy, train, prompt = settings.policy, settings.train, settings.data.max_prompt_length
+    policy, train = settings.policy, settings.train
+    completion, length = train.max_completion_length, settings.data.max_prompt_length + train.max_completion_length
     whole = config_of(settings)
     config, width = whole.get_text_config(), bits // 8
-    hidden, wide, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    query, key = head * config.num_attention_heads, head * config.num_key_value_heads
+    query, key = (
+        head * config.num_attention_heads,
+        head * getattr(config, "num_key_value_heads", config.num_attention_heads),
+    )
     projections = dict.fromkeys(("gate_proj", "up_proj"), (hidden, wide)) | {"down_proj": (wide, hidden)}
     projections |= dict.fromkeys(("k_proj", "v_proj"), (hidden, key)) | {"q_proj": (hidden, query)}
     projections["o_proj"] = query, hidden
@@ -134,12 +131,9 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
 
     # For the backward pass a layer keeps the norms' inputs in float32; query, key, value and result of the attention;
     # three values of the MLP's width; and the adapters' inputs, in 16 bits a float32 copy for each.
-    tokens, rows = (
-        train.micro_batch * (prompt + train.max_completion_length),
-        train.micro_batch * train.max_completion_length,
-    )
+    tokens, rows = train.micro_batch * length, train.micro_batch * completion
     normed = 4 * hidden + query + key if gemma else 2 * hidden
-    inputs = sum(rows for rows, _ in targets) if bits == 16 else 2 * hidden + query + wide
+    inputs = sum(size for size, _ in targets) if bits == 16 else 2 * hidden + query + wide
     layer = tokens * (4 * normed + width * (4 * query + 3 * wide) + 4 * inputs)
     kept = layers * (tokens * hidden * width if train.gradient_checkpointing else layer)
     # The peak is at the logits, or within a layer: its gradients, and with checkpointing its values computed again.
@@ -148,6 +142,9 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
     logit = 4 * min(_UNSLOTH_ROWS, rows) if backend == "unsloth" else (8 if bits == 16 else 16) * rows
     at_logits = config.vocab_size * logit > backward
     at_once = 0 if train.use_vllm else train.micro_batch * train.micro_batches
+    window = getattr(config, "sliding_window", None) or length
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
+    cached = sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
     parts = {
         "weights": linear * _NF4 + (total - linear) * width if policy.load_in_4bit else total * width,
         "adapters": trained * 4,  # float32, whatever the policy is in
@@ -155,19 +152,14 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
         "optimizer": trained * 2 * (1 if "8bit" in train.optim else 4),
         "activations": kept if at_logits else kept + backward,
         "logits": config.vocab_size * logit if at_logits else 0,
-        "KV cache": at_once * 2 * key * width * _cached_tokens(config, prompt + train.max_completion_length),
+        "KV cache": at_once * 2 * key * width * cached,
         "generation logits": at_once * config.vocab_size * _DRAWN,
         "CUDA context": _CONTEXT * GIB if bits == 16 else 0,
     }
-    in_gib = {name: value / GIB for name, value in parts.items()}
-    return MemoryPlan(settings, in_gib, total, trained)
-
-
-def _cached_tokens(config: PretrainedConfig, length: int) -> int:
-    """Tokens whose key and value the cache holds for one completion of that length, over all layers."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    window = getattr(config, "sliding_window", None) or length
-    return sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
+    parts = {name: value / GIB for name, value in parts.items()}
+    training = sum(parts.values()) - parts["KV cache"] - parts["generation logits"]
+    rollout = sum(parts.values()) - parts["activations"] - parts["logits"]
+    return MemoryPlan(settings, parts, training, rollout, total, trained)
 
 
 def profile_for(card: Card | None) -> str:

@@ -6,10 +6,12 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from amir_grpo.system.files import atomic_write, user_path
 
@@ -36,15 +38,8 @@ class PolicySource:
         """The largest rank in the adapter; 0 where there is none, or none is named."""
         if self.adapter is None:
             return 0
-        path = Path(self.adapter) / ADAPTER_FILES[0]
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+        with _described(self.adapter, "rank") as config:
             return max(config.get("r", 0), *(config.get("rank_pattern") or {"": 0}).values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} does not name the rank of its adapter ({type(error).__name__}).\n"
-                "Give a folder that PEFT or `amir_grpo train` has saved."
-            ) from error
 
     def weights_hash(self) -> str:
         """Hash of the adapter's safetensors, or of the base's where there is none: 8 hexadecimal digits.
@@ -134,17 +129,24 @@ def base_of_adapter(folder: Path) -> str:
         FileNotFoundError: If that is a folder that no longer exists.
         ValueError: If the adapter does not name its base.
     """
-    path = Path(folder) / "adapter_config.json"
-    try:
-        base = json.loads(path.read_text())["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not name the base of its adapter ({type(error).__name__}).\n"
-            "Give a folder that PEFT or `amir_grpo train` has saved."
-        ) from error
+    with _described(folder, "base") as config:
+        base = config["base_model_name_or_path"]
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise FileNotFoundError(
             f"The adapter in {folder} was trained on {base}, which does not exist.\n"
             "Put that policy back, or correct base_model_name_or_path in adapter_config.json."
         )
     return base
+
+
+@contextmanager
+def _described(folder: Path, what: str) -> Iterator[dict[str, Any]]:
+    """The adapter's configuration, to read `what` from it; ValueError if it does not say that."""
+    path = Path(folder) / ADAPTER_FILES[0]
+    try:
+        yield json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not name the {what} of its adapter ({type(error).__name__}).\n"
+            "Give a folder that PEFT or `amir_grpo train` has saved."
+        ) from error
