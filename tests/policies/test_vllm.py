@@ -66,12 +66,14 @@ def asked(monkeypatch):
     token = SimpleNamespace(token_ids=[7], logprobs=[{7: SimpleNamespace(logprob=-0.5)}], finish_reason="stop")
 
     def generate(prompts, parameters, **options):
-        said["generate"] = (prompts, options)
+        said["generate"] = (prompts, parameters, options)
         return [SimpleNamespace(outputs=[token]) for _ in prompts]
 
     vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
     vllm.__spec__ = ModuleSpec("vllm", None)
-    vllm.LLM = recorder("LLM", lambda **options: SimpleNamespace(generate=generate))
+    core = SimpleNamespace(shutdown=lambda: said.setdefault("closed", True))
+    llm = SimpleNamespace(generate=generate, llm_engine=SimpleNamespace(engine_core=core))
+    vllm.LLM = recorder("LLM", lambda **options: llm)
     vllm.SamplingParams = recorder("SamplingParams", lambda **options: SimpleNamespace(**options))
     request.LoRARequest = recorder("LoRARequest", lambda *arguments: arguments)
     for name, module in {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request}.items():
@@ -86,6 +88,38 @@ def ask(asked, adapter=Path("adapter"), rank=16, tokens=None):
     return asked
 
 
+def test_each_sample_is_asked_for_with_its_seed_and_each_adapter_by_its_number(asked):
+    llm = engines._start_vllm("some/policy", PolicySettings(), 16, None)
+    engine = VLLMEngine(llm, None, "some/policy", Path("a"), 16)
+    requests = [Request([1, 2], [3, 2**64 - 1]), Request([4], [5])]
+    assert [len(samples) for samples in engine.generate(requests, 0.6, 0.9, 8)] == [2, 1]
+    prompts, parameters, options = asked["generate"]
+    assert [prompt["prompt_token_ids"] for prompt in prompts] == [[1, 2], [1, 2], [4]]
+    assert [each.seed for each in parameters] == [3, 2**63 - 1, 5]
+    assert options == {"use_tqdm": False, "lora_request": ("policy 1", 1, "a")}
+    for adapter, number in ((None, 0), (Path("b"), 2), (Path("a"), 1)):  # one engine for all
+        engine.use(adapter)
+        engine.generate(requests, 0.6, 0.9, 8)
+        wanted = (f"policy {number}", number, str(adapter)) if number else None
+        assert asked["generate"][2]["lora_request"] == wanted
+    engine.close()
+    assert asked["closed"]
+    assert engine._llm is None
+
+
+def test_pickled_weights_in_4_bits_are_refused(asked, tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ValueError, match=r"holds no safetensors, and with 4 bits vLLM would read pickled weights"):
+        engines._start_vllm(str(tmp_path), PolicySettings(load_in_4bit=True), 16, None)
+
+
+def test_vllm_that_is_not_installed_is_asked_for(base, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
+    with pytest.raises(ValueError, match=r"eval_engine=vllm needs vLLM.*pip install -e '\.\[vllm\]'"):
+        engines.load_engine("vllm", str(base), None, PolicySettings())
+
+
 def test_vllm_has_every_argument_that_is_given(source, asked):
     ask(asked)
     known = {*arguments_of(source("entrypoints/llm.py"), "LLM", "__init__")}
@@ -94,7 +128,7 @@ def test_vllm_has_every_argument_that_is_given(source, asked):
     assert {*asked["SamplingParams"][1]} <= {*fields_of(source("sampling_params.py"), "SamplingParams")}
     names = fields_of(source("lora/request.py"), "LoRARequest")
     assert names[: len(asked["LoRARequest"][0])] == ["lora_name", "lora_int_id", "lora_path"]
-    assert {"prompts", "sampling_params", *asked["generate"][1]} <= {
+    assert {"prompts", "sampling_params", *asked["generate"][2]} <= {
         *arguments_of(source("entrypoints/llm.py"), "LLM", "generate")
     }
 
@@ -137,7 +171,7 @@ def test_the_engine_is_built_for_the_rank(asked, rank, built_for):
     assert options["max_lora_rank"] == (built_for or 1)
     assert options["max_model_len"] == 96
     assert "LoRARequest" not in asked
-    assert asked["generate"][1]["lora_request"] is None
+    assert asked["generate"][2]["lora_request"] is None
 
 
 def test_a_rank_without_kernels_is_refused(asked):
