@@ -50,3 +50,9 @@ def run_cells(name: str, **parameters) -> tuple[list[NotebookNode], str]:
     outputs = [output for cell in cells for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     return [output.data for output in outputs if "data" in output], printed
+
+
+def show_results(folder: Path) -> None:
+    """Save the tables and figures of a run by its notebooks, from the completions that are there or drawn now."""
+    for name in ("02_evaluate", "03_main_figure", "04_coverage", "05_margin"):
+        run_cells(name, run_dir=str(folder))

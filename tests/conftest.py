@@ -90,17 +90,15 @@ def tiny_settings():
 
 @pytest.fixture(scope="session")
 def complete_run(runs, tiny_settings):
-    """A run with everything in it, from both trainings to the report; to be read, or copied and then changed.
+    """A run with everything in it, from both trainings to the tables and figures of its notebooks; to be read, or copied and then changed.
 
     Tests that use it belong to the xdist group "complete run", so that it is made once.
     """
     from amir_grpo.runs.run import open_run
-    from amir_grpo.runs.showing import results_of, save_results, write_report
+    from tests.cells import show_results
 
     run = open_run("sandbox", runs / "complete", tiny_settings)
-    results = results_of(run)
-    save_results(run, results)
-    write_report(run, results)
+    show_results(run.folder)
     return run
 
 
