@@ -52,7 +52,13 @@ def run_cells(name: str, **parameters) -> tuple[list[NotebookNode], str]:
     return [output.data for output in outputs if "data" in output], printed
 
 
+SHOWING = ("02_evaluate", "03_main_figure", "04_coverage", "05_margin")
+
+
 def show_results(folder: Path) -> None:
-    """Save the tables and figures of a run by its notebooks, from the completions that are there or drawn now."""
-    for name in ("02_evaluate", "03_main_figure", "04_coverage", "05_margin"):
-        run_cells(name, run_dir=str(folder))
+    """Execute the notebooks that show a run's results into its folder, which gets their tables and figures."""
+    (folder / "notebooks").mkdir(exist_ok=True)
+    for name in SHOWING:
+        nbformat.write(
+            executed(NOTEBOOKS / f"{name}.ipynb", run_dir=str(folder)), folder / "notebooks" / f"{name}.ipynb"
+        )

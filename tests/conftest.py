@@ -90,7 +90,7 @@ def tiny_settings():
 
 @pytest.fixture(scope="session")
 def complete_run(runs, tiny_settings):
-    """A run with everything in it, from both trainings to the tables and figures of its notebooks; to be read, or copied and then changed.
+    """A run with everything in it, from both trainings to its tables and figures; to be read, or copied and then changed.
 
     Tests that use it belong to the xdist group "complete run", so that it is made once.
     """
@@ -119,7 +119,7 @@ def server():
     Tests that use it belong to the xdist group "server", so that it imports once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "amir_grpo.runs.training", "amir_grpo.runs.showing", *_IMPORTED_LATE])
+    context.set_forkserver_preload(["pytest", "amir_grpo.runs.training", "amir_grpo.results.figures", *_IMPORTED_LATE])
     forkserver.ensure_running()  # now, not within a test that has hidden all progress bars
     return context
 

@@ -239,7 +239,7 @@ def test_any_run_folder_ends_in_work_or_in_three_lines(place, whole, data):
     for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
         how = data.draw(st.sampled_from(["missing", "cut off", "flipped", "another version", "a folder"]))
         spoil(folder / name, how, data.draw(st.floats(0, 1)), data.draw)
-    command = data.draw(st.sampled_from(["train", "evaluate", "figures", "export", "reproduce", "verify"]))
+    command = data.draw(st.sampled_from(["train", "evaluate", "export", "reproduce", "verify"]))
     promised([command, str(folder), str(other)] if command == "verify" else [command, "--run_dir", str(folder)])
     assert sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file()) == names
 

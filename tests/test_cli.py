@@ -25,7 +25,6 @@ WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
 WITHOUT = {
     "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public", "results"},
     "verify": set(),
-    "figures": {"profile", "run_dir"},
     "notebooks": set(),
 }
 COMMANDS = (*WITH_SETTINGS, *WITHOUT)
@@ -66,13 +65,13 @@ def test_help_lists_no_option_that_the_command_does_not_take(command, capsys):
 
 
 def test_a_setting_given_to_a_command_that_takes_none_is_refused(tmp_path, capsys):
-    code, message = failure(capsys, "figures", "--run_dir", tmp_path / "run", "--max_steps", "2")
+    code, message = failure(capsys, "export", "--run_dir", tmp_path / "run", "--max_steps", "2")
     assert code == 2
     assert "Unknown option 'max_steps'" in message
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [["figures"], ["export"], ["export", "--results", "out"]])
+@pytest.mark.parametrize("command", [["export"], ["export", "--results", "out"]])
 def test_a_command_that_reads_a_run_makes_none(command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given, folder in (

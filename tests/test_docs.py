@@ -282,7 +282,7 @@ def test_commands_on_the_sandbox_run(runs, tiny_settings, tmp_path, monkeypatch,
             for folder in words[1:]:
                 if not Path(folder).exists():
                     shutil.copytree("runs/sandbox", folder)
-        elif "--help" not in words and words[0] not in ("export", "figures", "notebooks"):
+        elif "--help" not in words and words[0] not in ("export", "notebooks"):
             words += short
         try:
             cli.main(words)

@@ -13,10 +13,10 @@ from amir_grpo import cli, notebook
 from amir_grpo import problems as problem_sets
 from amir_grpo.policies import loading, sampling
 from amir_grpo.problems import load_problems
+from amir_grpo.runs.reproduce import write_page
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import results_of, save_results, write_report
 from amir_grpo.settings import settings_of
-from tests.cells import run_cells
+from tests.cells import SHOWING, run_cells, show_results
 
 # one worker of xdist, so that what the module shares is made once
 pytestmark = pytest.mark.xdist_group("hostile")
@@ -59,18 +59,8 @@ def hostile(runs, tiny_settings):
     run = open_run("sandbox", runs / "hostile", tiny_settings | CHANGES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "draw_batches", answers)
-        results_of(run)
+        run.samples()
     return run
-
-
-def test_the_report_shows_text_as_text(hostile):
-    page = write_report(hostile, results_of(hostile)).read_text()
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page, "the hostile completions are on the page"
-    without = re.sub(r"<script>\n// a click.*?</script>", "", page, count=1, flags=re.DOTALL)  # the page's own
-    assert not re.search(r"<script|<iframe|<img src=x|onerror=alert(?!\(1\)&gt;)", without)
-    assert "49" not in re.findall(r"<pre>(.*?)</pre>", page)[0]
-    assert not CONTROL.search(page)
-    assert not re.search(r"(src|href)=.(https?:)?//", page), "nothing is fetched from elsewhere"
 
 
 @pytest.fixture
@@ -89,14 +79,15 @@ def hostile_problems(monkeypatch):
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# what a browser would run or fetch, outside of what the package's own pages hold
+# what a browser would run or fetch of the hostile texts
 ACTIVE = re.compile(
-    r"""<script(?!>\n)|<iframe|<img src=x|<[^>]*\son\w+=|(src|href)=.?(https?:)?//evil|=["']javascript:"""
+    r"""<script>alert|<iframe|<img src=x|<[^>&]*\s(onerror=|(src|href)=.?((https?:)?//evil|javascript:))"""
 )
 
 
 def is_inert_page(path):
     page = path.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page, "the hostile completions are on the page"
     assert not ACTIVE.search(page), ACTIVE.search(page)[0]
     assert not CONTROL.search(page)
 
@@ -134,6 +125,7 @@ def is_for_programs(path):
 # by ending, every kind of file that a run, an export or a comparison leaves: a new kind has to be added
 OUTLETS = {
     ".html": is_inert_page,
+    ".ipynb": is_json,
     ".svg": is_inert_picture,
     ".csv": is_inert_table,
     ".md": is_inert_text,
@@ -149,9 +141,8 @@ def test_every_outlet_shows_hostile_text_as_text(runs, tiny_settings, hostile_pr
     """Everything that is written and printed from training to export, found by looking at what is there."""
     monkeypatch.setattr(sampling, "draw_batches", answers)
     hostile = open_run("sandbox", runs / "every outlet", tiny_settings | CHANGES)
-    results = results_of(hostile)
-    save_results(hostile, results)
-    write_report(hostile, results)
+    show_results(hostile.folder)
+    write_page(hostile.folder, SHOWING)
     cli.main(["export", "--run_dir", str(hostile.folder), "--merged", "--out", str(tmp_path / "merged")])
     cli.main(["export", "--run_dir", str(hostile.folder), "--results", str(tmp_path / "results")])
     cli.main(["evaluate", "--run_dir", str(hostile.folder)])
@@ -181,7 +172,7 @@ def test_visible_keeps_text_and_lines():
 
 
 def test_every_table_of_a_run_is_free_of_formulas(hostile):
-    save_results(hostile, results_of(hostile))
+    show_results(hostile.folder)
     for path in (hostile.folder / "tables").glob("*.csv"):
         for column in (table := pd.read_csv(path)).select_dtypes("object"):
             assert not table[column].dropna().str.match(r"[=+\-@\t]").any(), f"{path.name}, column {column}"

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from amir_grpo import metrics
 from amir_grpo.choices import PARAMETERS, SANDBOX
 from amir_grpo.results.hero import hero_figure, same_batches
-from amir_grpo.results.old_tables import preference_share
 from amir_grpo.study.gains import gain
 from amir_grpo.study.inference import MIN_UNITS
 from amir_grpo.study.results import Studies, StudyResults, shared_runs
@@ -55,7 +54,7 @@ def of_run(kept: Mapping[str, pd.DataFrame]) -> Evidence:
     log = kept["log"]
     drawn = {method: rows[["reward", "reward_std"]] for method, rows in log.groupby("method")}
     twins = same_batches(drawn["grpo"], drawn["amir_grpo"]).assign(run=0)
-    share = preference_share(log[log["method"] == "amir_grpo"])
+    share = float(log.loc[log["method"] == "amir_grpo", "preference/share"].median())
     levels = kept["main"].query("k == 1").rename(columns={"p_holm": "p"})
     scope = f"One training of each method at the published λ and β, seed 0; intervals over problems. {_LIMITS}"
     return Evidence(share, twins, levels, scope)

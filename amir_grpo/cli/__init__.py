@@ -248,16 +248,6 @@ def _verify(options: VerifyOptions) -> None:
     print("The same: settings, problems, policies, completions, scores, tables and figures.")
 
 
-def _figures(options: ExistingRunOptions) -> None:
-    from amir_grpo.runs.showing import results_of, save_results, write_report
-
-    run = _open_existing(options)
-    results = results_of(run)
-    for path in save_results(run, results).values():
-        print(path)
-    print(write_report(run, results))
-
-
 def _reproduce(options: ReproduceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.runs.reproduce import NotebookError, reproduce_run
 
@@ -314,12 +304,6 @@ _COMMANDS = {
         _verify,
         takes_settings=False,
         arguments={"runs": {"nargs": "*", "metavar": "RUN_DIR", "help": "The two run folders."}},
-    ),
-    "figures": Command(
-        "Draw the figures of a run and write its report; what it has not trained, drawn or scored yet is made first.",
-        ExistingRunOptions,
-        _figures,
-        takes_settings=False,
     ),
     "notebooks": Command(
         "Write the notebooks into a folder, to be opened in JupyterLab.",

@@ -145,7 +145,7 @@ def test_saved_weights_are_rounded_once(tmp_path):
 # What a run imports before it trains, then the run; argv: its folder, threads.
 RUN = """
 import sys
-import amir_grpo.cli, amir_grpo.runs.showing, amir_grpo.study.experiment
+import amir_grpo.cli, amir_grpo.results.figures, amir_grpo.study.experiment
 import amir_grpo.policies.backend, amir_grpo.policies.engines, amir_grpo.policies.loading
 import amir_grpo.policies.plan, amir_grpo.policies.sampling
 from amir_grpo import mine_pairs, preference_loss

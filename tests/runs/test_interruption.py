@@ -34,8 +34,8 @@ def work(stage, folder, settings):
         return
     import torch
 
+    from amir_grpo.results import figures, tables
     from amir_grpo.runs.run import open_run
-    from amir_grpo.runs.showing import results_of, save_results
 
     torch.set_num_threads(1)
     run = open_run("sandbox", folder, settings)
@@ -44,7 +44,10 @@ def work(stage, folder, settings):
     elif stage == "evaluate":
         run.samples()
     else:
-        save_results(run, results_of(run))
+        run.scores()
+        comparisons = tables.comparison_table(run.samples(), greedy=run.samples(greedy=True))
+        run.save_table(comparisons, "comparisons")
+        run.save_figure(figures.pairwise_figure(comparisons), "comparisons")
 
 
 @pytest.fixture(scope="module")

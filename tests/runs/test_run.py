@@ -46,7 +46,7 @@ def test_reading_a_complete_run_imports_no_torch(open_tiny):
     run = open_tiny(max_steps=1)
     run.samples(["base"])
     code = (
-        "import sys; from amir_grpo.runs.run import open_run; from amir_grpo.runs import showing\n"
+        "import sys; from amir_grpo.runs.run import open_run; from amir_grpo.results import figures, tables\n"
         f"open_run(None, {str(run.folder)!r}).samples(['base'])\n"
         "sys.exit(bool({'torch', 'transformers', 'trl', 'peft'} & sys.modules.keys()))"
     )
