@@ -1,4 +1,4 @@
-"""AMIR-GRPO as a thin subclass of TRL's GRPOTrainer.
+"""AMIR-GRPO as a subclass of TRL's GRPOTrainer: GRPO's advantages plus one bonus per completion.
 
 The preference loss enters as a second advantage (see `amir_grpo.preference`). On-policy, GRPO's own loss on the
 advantages A_i + λ κ_i w_i has exactly the gradient of L_GRPO + λ L_pref, where κ_i undoes what TRL's loss type does to
@@ -8,53 +8,86 @@ micro-batches or spread over processes, and every engine that takes advantages w
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
+from transformers.utils import logging
+from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from amir_grpo.choices import LOSS_TYPES
-from amir_grpo.config import AmirGRPOConfig, use_one_gpu
-from amir_grpo.logp_recorder import recorded_logps
-from amir_grpo.microbatches import TrimmedMicroBatches
-from amir_grpo.preference import (
-    lambda_of_mixture,
-    lambda_of_share,
-    mine_pairs,
-    pair_logits,
-    permuted_within_groups,
-    preference_loss,
-    preference_weights,
-    published_lambda,
-)
+from amir_grpo.choices import LOSS_TYPES, check_names
+from amir_grpo.preference import STRATEGIES, Pairs, mine_pairs, pair_logits, preference_loss, preference_weights
+from amir_grpo.settings import PreferenceTerm, RunSettings, help_of
+from amir_grpo.speed import FasterSteps
 
 __all__ = ["LOSS_TYPES", "AmirGRPOConfig", "AmirGRPOTrainer", "loss_mask", "preference_factor"]
 
-_STATE_FILE = "preference_state.json"
+logger = logging.get_logger(__name__)
 # What a forward pass of a vision-language policy needs beside the tokens; TRL keeps them in the rollout batch.
 _MULTIMODAL = (
-    "pixel_values",
-    "image_grid_thw",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-    "num_images",
-    "num_tiles",
-)
+    "pixel_values image_grid_thw pixel_attention_mask spatial_shapes image_sizes token_type_ids mm_token_type_ids "
+    "image_position_ids num_images num_tiles"
+).split()
 
 
-class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
+def _setting(name: str) -> Any:
+    """Return a field with the default and the help of a run's setting."""
+    return field(default=PreferenceTerm.model_fields[name].default, metadata={"help": help_of(name)})
+
+
+@dataclass
+class AmirGRPOConfig(GRPOConfig):
+    """Configuration of `AmirGRPOTrainer`: every setting of TRL's `GRPOConfig`, and those of the preference term.
+
+    The defaults of the latter are the published ones (arXiv 2601.03661).
+
+    Under Unsloth, which gives TRL's `GRPOConfig` other defaults and overrules some values, this class keeps TRL's. To
+    compare with GRPO there, train it by `lambda_reg=0`.
+
+    Raises:
+        ValueError: If a setting of the preference term is out of bounds, or another one would change its objective.
+    """
+
+    lambda_reg: float = _setting("lambda_reg")
+    reward_margin: float = _setting("reward_margin")
+    beta_dpo: float = _setting("beta_dpo")
+    pair_mining: str = field(
+        default="all",
+        metadata={"help": "Which pairs of a group: 'all', or 'topk', the best completion against the rest."},
+    )
+    max_pairs_per_group: int | None = _setting("max_pairs_per_group")
+    ref_free: bool = _setting("ref_free")
+    # True by default: the same update for less time and memory, and the rounding of sums is all that changes
+    trim_micro_batches: bool = field(
+        default=True,
+        metadata={
+            "help": "Sort the rows of an optimizer step by length and run them through the policy in slices without "
+            "the padding that they do not need. The gradient is the same up to rounding, for policies whose positions "
+            "are relative (RoPE). False leaves micro-batches as TRL makes them, bit for bit."
+        },
+    )
+
+    _pair_minings: ClassVar[tuple[str, ...]] = STRATEGIES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        RunSettings.of({name: getattr(self, name) for name in (*PreferenceTerm.model_fields, "loss_type")})
+        check_names("pair_mining", [self.pair_mining], self._pair_minings)
+        if self.lambda_reg > 0 and self.top_entropy_quantile < 1.0:
+            raise ValueError(
+                f"top_entropy_quantile={self.top_entropy_quantile} would keep the preference term from the low-entropy "
+                "tokens, and it would no longer be the paper's; set it to 1.0, or lambda_reg=0."
+            )
+
+
+class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
     """GRPO plus the preferences that the rewards inside each rollout group imply (AMIR-GRPO, arXiv 2601.03661).
 
     The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`, and
@@ -62,18 +95,22 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
 
     The preference weights are computed once per rollout on the gathered batch and travel with their rows, like the
     advantage itself. They need the log-probability of each completion, and take it from where it is known already:
-    TRL's old log-probabilities, vLLM's, or those that sampling computed (the same policy and, but for the rounding of
-    cached attention, the same numbers). Only with tools or a rollout function does that cost a forward pass.
+    TRL's old log-probabilities, or those that sampling computed (the same policy and, but for the rounding of cached
+    attention, the same numbers). Only with tools, a rollout function, or settings of `generate` that change what tokens
+    are drawn from (a penalty, suppressed tokens, beams) does that cost a forward pass.
 
     Where a batch is reused (`num_iterations > 1` or `steps_per_generation` above the accumulation steps), the preference
     term is off-policy and therefore clipped like the rest of the loss.
+
+    A training that is resumed from a checkpoint ends as it would have without the interruption: epochs are shuffled as
+    they would have been, and a rollout that was half used is kept with the checkpoint. TRL's trainer does neither.
 
     Logged beside TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of the
     pairs that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats per token), `/share` (how much of the
     update the preference term is, λ Σ|κ w| / (Σ|A| + λ Σ|κ w|)) and `/lambda`.
 
     Raises:
-        ValueError: For settings under which the advantage form is not the paper's objective.
+        TypeError: If `args` is not an `AmirGRPOConfig`.
     """
 
     # what the model cards of checkpoints say; TRL's own attributes
@@ -98,16 +135,6 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
             args = AmirGRPOConfig(f"{name.split('/')[-1]}-AMIR-GRPO")
         if not isinstance(args, AmirGRPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; AmirGRPOTrainer needs an AmirGRPOConfig.")
-        if args.loss_type not in LOSS_TYPES:
-            raise ValueError(
-                f"No exact preference factor is known for loss_type={args.loss_type!r}.\n"
-                f"Valid: {', '.join(LOSS_TYPES)}."
-            )
-        if args.lambda_reg > 0 and args.top_entropy_quantile < 1.0:
-            raise ValueError(
-                f"top_entropy_quantile={args.top_entropy_quantile} would keep the preference term from the low-entropy "
-                "tokens, and it would no longer be the paper's; set it to 1.0, or lambda_reg=0."
-            )
         use_one_gpu(args)
         # TRL keeps a reference policy only where a KL term (beta) asks for one, so the preference asks in its place
         beta = args.beta
@@ -118,13 +145,15 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
         finally:
             args.beta = beta
         self.beta = beta
+        self.lambda_reg = args.lambda_reg  # λ of the next step
         self.trim_micro_batches = args.trim_micro_batches
+        self.record_logps = args.lambda_reg > 0
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
-        # (N / processes, T'): per-token log-probabilities of the latest rollout, set by what draws it where it knows
-        # them; what stands after the end token does not matter
-        self.sampled_logps: Tensor | None = None
-        self._lambda = args.lambda_reg
         self._seen: dict[str, float] = {}  # what is logged of the latest rollout, by every step that uses it
+        self._sampler = None  # of the training set, where it can be indexed
+        self.add_callback(_OrderOfEpochs(self))
+
+    # --- from the rewards of a rollout to a weight per completion ---------------------------------------------------
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -133,23 +162,6 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
         self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
         return rewards_per_func
 
-    def _generate_single_turn(self, *args, **kwargs):
-        self.sampled_logps = None
-        if not self._sampling_tells_logps():
-            return super()._generate_single_turn(*args, **kwargs)
-        with recorded_logps(self.accelerator.unwrap_model(self.model_wrapped), self.temperature) as recorded:
-            result = super()._generate_single_turn(*args, **kwargs)
-        self.sampled_logps = recorded.logps()
-        return result
-
-    def _sampling_tells_logps(self) -> bool:
-        """Whether transformers' generate samples whole completions from the policy's own distribution, for a rollout."""
-        args = self.args
-        plain = args.repetition_penalty == 1.0 and not args.generation_kwargs
-        single_turn = not self.tools and self.environment_factories is None and self.rollout_func is None
-        own_engine = not self.use_vllm and not self.use_transformers_continuous_batching
-        return self.model.training and args.lambda_reg > 0 and plain and single_turn and own_engine
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         if self.model.training and self.args.lambda_reg > 0:
@@ -157,53 +169,41 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
         return output
 
     def _score_preferences(self, output: dict[str, Any]) -> Tensor:
-        """w_i of this process's rows, (N / processes,), from the pairs of the whole rollout; logs what it saw."""
-        args, mask = self.args, loss_mask(output)
-        seq_logps = _sequence_logps(self._known_logps(output), mask)
+        """Return w_i of this process's rows, (N / processes,), from the pairs of the whole rollout; note what is logged."""
+        mask = loss_mask(output)
+        seq_logps = sequence_logps(self._known_logps(output), mask)
         columns = [seq_logps, mask.sum(-1).to(seq_logps.dtype)]
-        if not args.ref_free:
-            columns.append(_sequence_logps(self._reference_logps(output), mask))
+        if not self.args.ref_free:
+            columns.append(sequence_logps(self._reference_logps(output), mask))
         gathered = self.accelerator.gather(torch.stack(columns, dim=1))
-        seq_logps, tokens, *rest = gathered.unbind(dim=1)
-        ref_seq_logps = rest[0] if rest else None
+        seq_logps, tokens, *reference = gathered.unbind(dim=1)
+        pairs = self._pairs(tokens)
+        weights, loss = self._weigh(seq_logps, pairs, *reference)
+        logits = pair_logits(seq_logps, pairs, self.args.beta_dpo, *reference)
+        margin = (seq_logps[pairs.chosen] - seq_logps[pairs.rejected]).mean()
+        seen = torch.stack([loss, (logits > 0).float().mean(), margin]).tolist()
+        self._seen = dict(zip(("loss", "accuracy", "margin"), seen, strict=True)) | {"pairs": pairs.chosen.numel()}
+        return weights[self.accelerator.process_index * len(mask) :][: len(mask)]
 
-        rewards = self._rewards
-        if args.pair_mining == "permuted":
-            stream = np.random.default_rng([args.seed, self.state.global_step])
-            rewards = permuted_within_groups(rewards, self.num_generations, stream)
-        # a completion without a token in the loss (masked as truncated) has no log-probability to compare
-        rewards = rewards.masked_fill(tokens == 0, torch.nan)
-        pairs = mine_pairs(
+    def _pairs(self, tokens: Tensor) -> Pairs:
+        """Return the pairs of the rollout, whose completions have `tokens` (N,) in the loss.
+
+        A completion without a token in the loss (masked as truncated) has no log-probability to compare.
+        """
+        rewards, args = self._rewards.masked_fill(tokens == 0, torch.nan), self.args
+        return mine_pairs(
             rewards, self.num_generations, args.reward_margin, args.pair_mining, args.max_pairs_per_group
         )
-        weights = preference_weights(seq_logps, pairs, args.beta_dpo, ref_seq_logps, args.pair_loss)
-        logits = pair_logits(seq_logps, pairs, args.beta_dpo, ref_seq_logps)
-        seen = torch.stack(
-            [
-                preference_loss(seq_logps, pairs, args.beta_dpo, ref_seq_logps, args.pair_loss),
-                (logits > 0).float().mean(),
-                (seq_logps[pairs.chosen] - seq_logps[pairs.rejected]).mean(),
-            ]
-        ).tolist()
-        self._seen = dict(zip(("loss", "accuracy", "margin"), seen, strict=True)) | {"pairs": pairs.chosen.numel()}
-        weights = weights[self.accelerator.process_index * len(mask) :][: len(mask)]
-        if args.lambda_schedule in ("share", "mixture") and pairs.chosen.numel():
-            sums = torch.stack(
-                [output["advantages"].abs().sum(), (preference_factor(self, output) * weights).abs().sum()]
-            )
-            sums = self.accelerator.reduce(sums).tolist()
-            if args.lambda_schedule == "share":
-                self._lambda = lambda_of_share(args.preference_share, *sums)
-            else:
-                self._lambda = lambda_of_mixture(args.preference_share, *sums)
-                output["advantages"] = (1 - args.preference_share) * output["advantages"]
-        return weights
+
+    def _weigh(self, seq_logps: Tensor, pairs: Pairs, ref_seq_logps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the weights w, (N,), and L_pref of the rollout."""
+        of = seq_logps, pairs, self.args.beta_dpo, ref_seq_logps
+        return preference_weights(*of), preference_loss(*of)
 
     def _known_logps(self, output: dict[str, Any]) -> Tensor:
-        """Per-token log-probabilities of the rollout under the policy that sampled it, (N, T)."""
-        for name in ("old_per_token_logps", "sampling_per_token_logps"):
-            if name in output:
-                return completion_columns(output[name], output)
+        """Return per-token log-probabilities of the rollout under the policy that drew it, (N, T)."""
+        if "old_per_token_logps" in output:
+            return completion_columns(output["old_per_token_logps"], output)
         if self.sampled_logps is None:
             return self._logps(self.model, output)
         length = output["completion_ids"].size(1)
@@ -211,7 +211,7 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
         return torch.nn.functional.pad(known, (0, length - known.size(1)))
 
     def _logps(self, model, output: dict[str, Any]) -> Tensor:
-        """Per-token log-probabilities of the rollout's completions under `model`, (N, T), without gradient."""
+        """Return per-token log-probabilities of the rollout's completions under `model`, (N, T), without gradient."""
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 model,
@@ -224,7 +224,7 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
         return completion_columns(logps, output)
 
     def _reference_logps(self, output: dict[str, Any]) -> Tensor:
-        """The same under the reference policy; shared with the KL term where there is one."""
+        """Return the same under the reference policy; shared with the KL term where there is one."""
         if "ref_per_token_logps" in output:
             return completion_columns(output["ref_per_token_logps"], output)
         if self.ref_model is not None:
@@ -233,58 +233,96 @@ class AmirGRPOTrainer(TrimmedMicroBatches, GRPOTrainer):
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             return self._logps(self.model, output)
 
-    def _may_regroup(self) -> bool:
-        # the published rule looks at the loss of the first micro-batch, which must stay a random one
-        return self.args.lambda_schedule != "published" and super()._may_regroup()
-
-    def preference_bonus(self, inputs: dict[str, Any]) -> Tensor:
-        """λ κ_i w_i, (M,): what is added to the advantages of a micro-batch."""
-        return self._lambda * preference_factor(self, inputs) * inputs["preference_weights"]
+    # --- from the weights into the loss -----------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        weights = inputs.get("preference_weights")
-        if weights is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        bonus = self.preference_bonus(inputs)
+        if "preference_weights" in inputs:
+            inputs = self._with_bonus(inputs, preference_factor(self, inputs))
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _with_bonus(self, inputs: dict[str, Any], factor: Tensor) -> dict[str, Any]:
+        """Return a micro-batch with bonus = λ κ_i w_i, (M,), added to its advantages; log what the term does.
+
+        Args:
+            inputs: The micro-batch of M completions.
+            factor: κ_i, (M,).
+        """
+        bonus = self.lambda_reg * factor * inputs["preference_weights"]
         sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
         preference, advantage = self.accelerator.reduce(sums).tolist()
         # without a pair there is no accuracy, margin or share: NaN, which TRL leaves out of its averages
         share = preference / (preference + advantage) if preference + advantage > 0 else math.nan
-        for name, value in {**self._seen, "share": share, "lambda": self._lambda}.items():
+        for name, value in {**self._seen, "share": share, "lambda": self.lambda_reg}.items():
             self._metrics["train"][f"preference/{name}"].append(float(value))
-        inputs = {**inputs, "advantages": inputs["advantages"] + bonus}
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.args.lambda_schedule == "published":
-            self._follow_published_rule(loss, weights)
-        return loss
+        return {**inputs, "advantages": inputs["advantages"] + bonus, "bonus": bonus}
 
-    def _follow_published_rule(self, loss: Tensor, weights: Tensor) -> None:
-        """Move λ as the published code does: by GRPO's loss on the first micro-batch of each optimizer step.
+    # --- resumption -------------------------------------------------------------------------------------------------
 
-        On-policy, the bonus adds -(N/M) λ Σ w to the value of a micro-batch's loss, whatever the loss type.
-        """
-        first = self._step % self.current_gradient_accumulation_steps == 0
-        if first:
-            added = -self.args.generation_batch_size / len(weights) * self._lambda * weights.sum()
-            value = loss.detach() * self.current_gradient_accumulation_steps - added
-            self._grpo_loss = self.accelerator.reduce(value, reduction="mean").item()
-        if self.accelerator.sync_gradients:
-            self._lambda = published_lambda(self._lambda, self._seen["loss"], self._grpo_loss)
+    def _get_train_sampler(self, dataset=None):
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
 
     def _save_checkpoint(self, model, trial):
+        if self._step % (self.args.steps_per_generation * self.num_iterations):  # the rollout is used further
+            folder = self.checkpoint_folder(trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            rollout = {"step": self._step, "inputs": self._buffered_inputs, "seen": self._seen}
+            torch.save(
+                rollout, folder / self._rollout_file()
+            )  # before trainer_state.json, with which the checkpoint is whole
         super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            (folder / _STATE_FILE).write_text(json.dumps({"lambda": self._lambda}))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (Path(checkpoint) / _STATE_FILE).is_file():
-            self._lambda = json.loads((Path(checkpoint) / _STATE_FILE).read_text())["lambda"]
+        if checkpoint is not None and (file := Path(checkpoint) / self._rollout_file()).is_file():
+            rollout = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+            self._step, self._buffered_inputs, self._seen = rollout["step"], rollout["inputs"], rollout["seen"]
+
+    def _rollout_file(self) -> str:
+        return f"rollout_{self.accelerator.process_index}.pt"
+
+    def checkpoint_folder(self, trial) -> Path:
+        """Return the folder of the checkpoint of this step."""
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+
+class _OrderOfEpochs(TrainerCallback):
+    """Shuffles each epoch as an uninterrupted training would, also after a checkpoint.
+
+    TRL draws the orders of all epochs from one stream, which starts afresh whenever a training is resumed.
+    """
+
+    def __init__(self, trainer: AmirGRPOTrainer) -> None:
+        self.trainer = trainer
+        self.epoch: int | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.epoch = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.epoch = int(state.epoch or 0) if self.epoch is None else self.epoch + 1
+        sampler = self.trainer._sampler
+        if sampler is not None and getattr(sampler, "shuffle", False):
+            sampler.generator.manual_seed(sampler.seed)
+            for _ in range(self.epoch):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
+def use_one_gpu(args: TrainingArguments) -> None:
+    """Keep a process to one GPU: transformers would spread it over all that it sees (nn.DataParallel).
+
+    Batches would then be larger than the configuration says, and the preference term's weight wrong. Processes that a
+    launcher has started have one GPU each already.
+    """
+    if args.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible; this process trains on the first. To train on all: accelerate launch.", args.n_gpu
+        )
+        args._n_gpu = 1
 
 
 def preference_factor(trainer: GRPOTrainer, inputs: dict[str, Any]) -> Tensor:
-    """κ_i, (M,): what turns the weight of ∇ℓ_i in L_pref into an advantage under the trainer's loss type.
+    """Return κ_i, (M,): what turns the weight of ∇ℓ_i in L_pref into an advantage under the trainer's loss type.
 
     TRL's losses give a sequence of the micro-batch the gradient A_i ∇ℓ_i times 1/M (grpo, sapo), |o_i|/(M L_max)
     (dr_grpo), |o_i|/T_micro (bnpo), |o_i| P/T_gen for P processes and micro-batches (dapo, cispo, vespo) or
@@ -294,28 +332,31 @@ def preference_factor(trainer: GRPOTrainer, inputs: dict[str, Any]) -> Tensor:
     mask = loss_mask(inputs)
     length = mask.sum(-1).clamp(min=1).to(inputs["advantages"].dtype)
     completions = trainer.args.generation_batch_size  # N, over all processes
-    if trainer.loss_type in ("grpo", "sapo"):
-        return torch.full_like(length, completions)
-    if trainer.loss_type == "dr_grpo":
-        return completions * trainer.max_completion_length / length
-    if trainer.loss_type == "bnpo":
-        return completions * mask.sum().clamp(min=1) / len(mask) / length
-    if trainer.loss_type == "luspo":
-        return completions / length
-    kappa = inputs["num_items_in_batch"].clamp(min=1.0) / length  # dapo, cispo, vespo
-    if trainer.loss_type == "cispo":  # CISPO clamps the ratio, which is 1 on-policy, at epsilon_high
-        kappa = kappa / min(1.0, trainer.epsilon_high)
-    return kappa
+    match trainer.loss_type:
+        case "grpo" | "sapo":
+            return torch.full_like(length, completions)
+        case "dr_grpo":
+            return completions * trainer.max_completion_length / length
+        case "bnpo":
+            return completions * mask.sum().clamp(min=1) / len(mask) / length
+        case "luspo":
+            return completions / length
+        case "dapo" | "vespo":
+            return inputs["num_items_in_batch"].clamp(min=1.0) / length
+        case "cispo":  # clamps the ratio, which is 1 on-policy, at epsilon_high
+            return inputs["num_items_in_batch"].clamp(min=1.0) / length / min(1.0, trainer.epsilon_high)
+        case other:
+            raise ValueError(f"No preference factor is known for loss_type={other!r}.")
 
 
 def loss_mask(batch: dict[str, Any]) -> Tensor:
-    """(N, T): 1 on the completion tokens that the loss sees."""
+    """Return (N, T): 1 on the completion tokens that the loss sees."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
 def completion_columns(per_token: Tensor, batch: dict[str, Any]) -> Tensor:
-    """(N, T): what belongs to the completions of a rollout.
+    """Return (N, T): what belongs to the completions of a rollout.
 
     Unsloth moves the padding on the left of a prompt to the right and returns (N, T + p), for the p columns of the
     shortest prompt's padding: a completion begins so many columns early as its own prompt was padded.
@@ -332,10 +373,6 @@ def completion_columns(per_token: Tensor, batch: dict[str, Any]) -> Tensor:
     return per_token.gather(1, first + torch.arange(width, device=per_token.device))
 
 
-def _sequence_logps(per_token_logps: Tensor, mask: Tensor) -> Tensor:
-    """ℓ (N,): mean log-probability over the tokens of `mask`; 0 for a row without one.
-
-    A NaN is a token that vLLM could not score, and is left out of the mean.
-    """
-    known = mask.bool() & ~per_token_logps.isnan()
-    return per_token_logps.where(known, 0.0).sum(-1) / known.sum(-1).clamp(min=1)
+def sequence_logps(per_token_logps: Tensor, mask: Tensor) -> Tensor:
+    """Return ℓ (N,): mean log-probability over the tokens of `mask`; 0 for a row without one."""
+    return per_token_logps.where(mask.bool(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)

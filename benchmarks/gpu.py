@@ -123,11 +123,10 @@ def measure(method: str, settings: RunSettings, base: Path, backend: Backend) ->
     clock = _Clock()
     problems = load_sandbox("sandbox", 200, 0)
     with tempfile.TemporaryDirectory() as out:
-        config = training.trainer_config(method, settings, Path(out))
-        trainer = training.run_trainer(method, settings, config, str(base), problems, backend)
+        config = training.trainer_config(method, settings, Path(out), backend.name)
+        trainer = training.run_trainer(settings, config, str(base), problems, backend)
         trainer.add_callback(clock)
-        # the longest prompts and completions that the settings allow
-        trainer.generation_config.min_new_tokens = settings.train.max_completion_length
+        # the longest prompts that the settings allow; completions are, too: one token in 150,000 ends one
         whole = trainer._tokenize_prompts
 
         def longest(prompts):

@@ -29,7 +29,7 @@ from trl import GRPOTrainer
 
 from amir_grpo.policies import loading
 from amir_grpo.policies.backend import Backend
-from amir_grpo.runs import training, trl_config
+from amir_grpo.runs import training
 from amir_grpo.settings import RunSettings, replace
 
 LAMBDA = 1.0  # a strong preference term, so that a wrong factor shows
@@ -50,8 +50,8 @@ def gradient_row(
     one = {"gradient_accumulation_steps": 1, "steps_per_generation": 1, "max_steps": 1, "lambda_reg": LAMBDA}
     settings = replace(settings, **one, load_in_4bit=False, optim="adamw_torch")
     with _computing_in(dtype), tempfile.TemporaryDirectory() as out:
-        config = trl_config.trainer_config("amir_grpo", settings, Path(out))
-        trainer = training.run_trainer("amir_grpo", settings, config, str(base), problems, backend)
+        config = training.trainer_config("amir_grpo", settings, Path(out), backend.name)
+        trainer = training.run_trainer(settings, config, str(base), problems, backend)
         found = _watch(trainer, scales=backend.name == "unsloth")
         trainer.train()
     whole, wanted = found["whole"], found["grpo"] + LAMBDA * found["preference"]
@@ -70,7 +70,7 @@ def _computing_in(dtype: torch.dtype) -> Iterator[None]:
     with (
         patch.dict(os.environ, {"ACCELERATE_MIXED_PRECISION": mixed}),  # which Unsloth reads
         patch.object(loading, "compute_dtype", lambda *_: dtype),
-        patch.object(trl_config, "compute_dtype", lambda *_: dtype),
+        patch.object(training, "compute_dtype", lambda *_: dtype),
     ):
         yield
 

@@ -3,7 +3,7 @@
     python benchmarks/identity.py
 
 Draws 32 × 8 completions at temperature 1 and writes data/results/identity.csv: beta, group, correct, wins_minus_losses and
-weight (2|S| w / β, so that the linear loss gives wins minus losses exactly), one row per completion and β. Seconds.
+weight (2|S| w / β: wins minus losses where all z are 0), one row per completion and β. Seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from amir_grpo.policies.engines import load_engine
 from amir_grpo.policies.sampling import draw_completions
-from amir_grpo.preference import mine_pairs, preference_weights
+from amir_grpo.preference import mine_pairs, net_pull, preference_weights
 from amir_grpo.problems import load_problems
 from amir_grpo.rewards import reward_functions
 from amir_grpo.runs.locations import project_root
@@ -40,13 +40,13 @@ def main() -> None:
     scores = torch.tensor([function(completions=texts, answer=golds) for function in reward_functions()])
     pairs = mine_pairs(scores.sum(dim=0), s.train.num_generations, s.train.reward_margin)
     logps = torch.tensor((drawn["logprob"] / drawn["tokens"].clip(lower=1)).to_numpy())
-    linear = preference_weights(logps, pairs, 1.0, pair_loss="linear")
+    wins = net_pull(logps, pairs, torch.ones(len(pairs.chosen), dtype=logps.dtype))
     common = {"group": [row // s.train.num_generations for row in range(len(drawn))], "correct": (scores[0] > 0).int()}
     unit = 2 * len(pairs.chosen)
     frames = []
     for beta in BETAS:
         weights = preference_weights(logps, pairs, beta) * unit / beta
-        columns = common | {"wins_minus_losses": (linear * unit).round().int(), "weight": weights}
+        columns = common | {"wins_minus_losses": wins.int(), "weight": weights}
         frames.append(pd.DataFrame(columns).assign(beta=beta))
     table = pd.concat(frames, ignore_index=True)[["beta", "group", "correct", "wins_minus_losses", "weight"]]
     path = project_root() / "data" / "results" / "identity.csv"

@@ -35,10 +35,9 @@ from trl import GRPOTrainer
 from amir_grpo import mine_pairs, preference_weights
 from amir_grpo.policies.backend import Backend
 from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
+from amir_grpo.rewards import reward_functions
 from amir_grpo.runs.locations import project_root
-from amir_grpo.runs.regimes import rewards_of
-from amir_grpo.runs.training import run_trainer
-from amir_grpo.runs.trl_config import trainer_config
+from amir_grpo.runs.training import run_trainer, trainer_config
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SandboxSpec, build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
@@ -124,14 +123,13 @@ def make_trainer(kind: str, case: Case, base: Path, folder: Path) -> GRPOTrainer
     backend = Backend("transformers", "chosen by the benchmark")
     config = trainer_config("grpo" if kind == "stock" else kind, settings, folder)
     if kind != "stock":
-        trainer = run_trainer(kind, settings, config, str(base), problems, backend)
+        trainer = run_trainer(settings, config, str(base), problems, backend)
     else:
         set_seed(settings.train.seed)
         policy = load_policy(str(base), None, settings.policy)
-        functions, config.reward_weights = rewards_of(settings)
         trainer = GRPOTrainer(
             model=policy,
-            reward_funcs=functions,
+            reward_funcs=reward_functions(),
             args=config,
             train_dataset=problems,
             processing_class=load_tokenizer(str(base)),

@@ -34,7 +34,7 @@ def test_a_table_is_that_of_its_file(tmp_path):
 
 def test_a_table_of_settings_leaves_out_those_of_its_base(tmp_path):
     page = with_tables(
-        "<!-- settings amir_grpo.config:AmirGRPOConfig\ntrl:GRPOConfig\n-->\n<!-- end of table -->\n", tmp_path
+        "<!-- settings amir_grpo.trainer:AmirGRPOConfig\ntrl:GRPOConfig\n-->\n<!-- end of table -->\n", tmp_path
     )
     assert "| `lambda_reg` | 0.01 |" in page
     assert "`num_generations`" not in page

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top; within a layer, anything without a circle. "" is the package itself.
 LAYERS = [
     {"choices", "metrics", "answers", "notation", "preference", "system"},
-    {"settings", "preference_settings"},
+    {"settings"},
     {"_grading_worker", "grading", "rewards", "sandbox", "problems"},
-    {"config", "logp_recorder", "microbatches", "trainer"},
+    {"speed", "trainer"},
     {"policies"},
     {"results"},
     {"runs"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"", "__main__", "cli", "colab", "notebook"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-ALONE = {"preference": {"choices"}, "metrics": set(), "answers": {"notation"}, "notation": set(), "choices": set()}
+ALONE = {"preference": set(), "metrics": set(), "answers": {"notation"}, "notation": set(), "choices": set()}
 
 
 def modules():

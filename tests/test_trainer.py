@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,17 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from amir_grpo.config import use_one_gpu
-from amir_grpo.preference_settings import PREFERENCE
+from amir_grpo.runs.study_trainer import StudyConfig, StudyTrainer
 from amir_grpo.sandbox.policy import build_tokenizer
-from amir_grpo.settings import RunSettings
-from amir_grpo.trainer import LOSS_TYPES, AmirGRPOConfig, AmirGRPOTrainer, completion_columns
+from amir_grpo.trainer import (
+    LOSS_TYPES,
+    AmirGRPOConfig,
+    AmirGRPOTrainer,
+    completion_columns,
+    preference_factor,
+    sequence_logps,
+    use_one_gpu,
+)
 
 G, LAMBDA, BETA, MARGIN = 4, 0.7, 1.3, 0.4  # a strong preference term, so that a wrong factor shows
 PROMPTS = Dataset.from_list([{"prompt": [{"role": "user", "content": f"{a}+{b}"}]} for a in (1, 2, 3) for b in (4, 5)])
@@ -73,7 +80,7 @@ def make_trainer(policy, folder, trainer_class=AmirGRPOTrainer, peft=False, rewa
     }
     config_class = GRPOConfig
     if issubclass(trainer_class, AmirGRPOTrainer):
-        config_class = AmirGRPOConfig
+        config_class = StudyConfig if issubclass(trainer_class, StudyTrainer) else AmirGRPOConfig
         values |= {"lambda_reg": LAMBDA, "beta_dpo": BETA, "reward_margin": MARGIN}
     trainer = trainer_class(
         model=copy.deepcopy(policy),
@@ -125,7 +132,9 @@ def explicit_preference_gradient(trainer, strategy="all", cap=None, reference=No
 
     def sequence_logps(m):
         logits = m(input_ids=ids, attention_mask=mask).logits[:, -length - 1 : -1]
-        token = torch.log_softmax(logits, -1).gather(2, rollout["completion_ids"][..., None])[..., 0]
+        token = torch.log_softmax(logits / trainer.temperature, -1).gather(2, rollout["completion_ids"][..., None])[
+            ..., 0
+        ]
         return (token * rollout["completion_mask"]).sum(-1) / rollout["completion_mask"].sum(-1).clamp(min=1)
 
     logps = sequence_logps(model)
@@ -216,33 +225,63 @@ def test_groups_cut_by_micro_batches_make_the_same_update(policy, tmp_path, loss
     check_gradient(policy, tmp_path, loss_type=loss_type, per_device_train_batch_size=4, gradient_accumulation_steps=4)
 
 
-@pytest.mark.parametrize(("strategy", "cap"), [("all", 2), ("topk", 1)])
-def test_gradient_with_a_cap_on_pairs(policy, tmp_path, strategy, cap):
-    check_gradient(policy, tmp_path, strategy, cap)
-
-
-def test_gradient_when_cispo_clamps_the_ratio(policy, tmp_path):
-    check_gradient(policy, tmp_path, loss_type="cispo", epsilon_high=0.5)
+@pytest.mark.parametrize(
+    ("strategy", "cap", "changes"),
+    [
+        ("all", 2, {}),
+        ("topk", 1, {}),
+        ("all", None, {"loss_type": "cispo", "epsilon_high": 0.5}),  # clamps the ratio, which is 1
+        ("all", None, {"loss_type": "cispo"}),  # at ε = 0.2, its default
+        ("all", None, {"mask_truncated_completions": True, "max_completion_length": 120}),
+        ("all", None, {"temperature": 0.7}),  # of the tempered policy, as GRPO's own
+        ("all", None, {"temperature": 1.5, "loss_type": "dapo", "importance_sampling_level": "sequence"}),
+    ],
+)
+def test_gradient_under_other_settings(policy, tmp_path, strategy, cap, changes):
+    check_gradient(policy, tmp_path, strategy, cap, **changes)
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.1])
-def test_gradient_with_the_adapter_switched_off_as_reference(policy, tmp_path, kl):
-    check_gradient(policy, tmp_path, reference=adapter_off, peft=True, beta=kl)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_gradient_with_the_adapter_switched_off_as_reference(policy, tmp_path, kl, temperature):
+    check_gradient(policy, tmp_path, reference=adapter_off, peft=True, beta=kl, temperature=temperature)
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_gradient_with_a_copy_of_the_initial_policy_as_reference(policy, tmp_path, kl):
-    policy.save_pretrained(tmp_path / "policy")
-    whole = LlamaForCausalLM.from_pretrained(
-        tmp_path / "policy"
-    )  # a reference is read from where the policy came from
+    policy.save_pretrained(tmp_path / "policy")  # a reference is read from where the policy came from
+    whole = LlamaForCausalLM.from_pretrained(tmp_path / "policy")
     amir = check_gradient(whole, tmp_path / "out", reference=the_policy_itself, beta=kl)
     assert amir.args.beta == amir.beta == kl
     assert torch.equal(amir.ref_model.lm_head.weight, policy.lm_head.weight)  # as it was before the step
 
 
-def test_gradient_with_truncated_completions_masked(policy, tmp_path):
-    check_gradient(policy, tmp_path, mask_truncated_completions=True, max_completion_length=120)
+@pytest.mark.parametrize(
+    ("loss_type", "factors"),
+    [
+        ("grpo", [8, 8]),
+        ("dr_grpo", [8 * 6 / 1, 8 * 6 / 3]),
+        ("bnpo", [8 * 4 / 2 / 1, 8 * 4 / 2 / 3]),  # 4 tokens in this micro-batch of 2
+        ("dapo", [20 / 1, 20 / 3]),  # 20 tokens in all
+        ("cispo", [20 / 1 / 0.5, 20 / 3 / 0.5]),
+        ("luspo", [8 / 1, 8 / 3]),
+    ],
+)
+def test_the_factor_of_a_completion_of_one_token(loss_type, factors):
+    args = SimpleNamespace(generation_batch_size=8)
+    trainer = SimpleNamespace(loss_type=loss_type, args=args, max_completion_length=6, epsilon_high=0.5)
+    inputs = {
+        "completion_mask": torch.tensor([[1, 0, 0], [1, 1, 1]]),
+        "advantages": torch.zeros(2),
+        "num_items_in_batch": torch.tensor(20.0),
+    }
+    assert preference_factor(trainer, inputs).tolist() == pytest.approx(factors)
+
+
+def test_a_sequence_counts_the_tokens_of_its_mask_alone():
+    logps = torch.tensor([[-1.0, -2.0, torch.nan], [-3.0, -torch.inf, -9.0], [-9.0, -9.0, -9.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert sequence_logps(logps, mask).tolist() == [-1.5, -3.0, 0.0]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
@@ -259,18 +298,6 @@ def test_lambda_zero_is_grpo_bit_for_bit(policy, tmp_path, micro_batches):
 
 def test_lambda_zero_keeps_no_reference(policy, tmp_path):
     assert make_trainer(policy, tmp_path, lambda_reg=0.0, ref_free=False).ref_model is None
-
-
-def test_the_log_says_what_the_preference_term_did(policy, tmp_path):
-    trainer = make_trainer(policy, tmp_path)
-    trainer.train()
-    for row in [row for row in trainer.state.log_history if "reward" in row]:
-        assert row["preference/lambda"] == LAMBDA
-        assert row["preference/pairs"] == int(row["preference/pairs"]) > 0
-        assert 0 <= row["preference/accuracy"] <= 1
-        assert 0 < row["preference/share"] < 1
-        # -log σ(z) at the mean of z is below the mean of it
-        assert row["preference/loss"] >= torch.nn.functional.softplus(-torch.tensor(BETA * row["preference/margin"]))
 
 
 def test_a_rollout_without_a_pair_is_a_grpo_step(policy, tmp_path):
@@ -300,18 +327,20 @@ def test_unscorable_completions_form_no_pair(policy, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("lambda_reg", -0.1, "lambda_reg is -0.1"),
+        ("lambda_reg", -0.1, "lambda_reg is -0.1; it must be at least 0"),
+        ("lambda_reg", float("nan"), "lambda_reg is nan"),
         ("reward_margin", -1.0, "reward_margin is -1.0"),
-        ("beta_dpo", 0.0, "beta_dpo is 0.0"),
+        ("beta_dpo", 0.0, "beta_dpo is 0.0; it must be above 0"),
         ("pair_mining", "best", "Unknown pair_mining 'best'"),
-        ("max_pairs_per_group", 0, "max_pairs_per_group is 0"),
-        ("loss_type", "ppo", r"loss_type='ppo'\.\nValid: grpo"),
-        ("top_entropy_quantile", 0.2, "top_entropy_quantile=0.2"),
+        ("pair_mining", "permuted", "Unknown pair_mining 'permuted'.*\nValid: all, topk."),  # the study's
+        ("max_pairs_per_group", 0, "max_pairs_per_group is 0; leave it None"),
+        ("loss_type", "ppo", "Unknown loss_type 'ppo'"),
+        ("top_entropy_quantile", 0.2, "top_entropy_quantile=0.2 would"),
     ],
 )
-def test_impossible_settings_are_refused(policy, tmp_path, name, value, message):
+def test_impossible_settings_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        make_trainer(policy, tmp_path, **{name: value})
+        AmirGRPOConfig("folder", use_cpu=True, bf16=False, **{name: value})
 
 
 def test_the_constructor_takes_what_its_parents_takes(policy, tmp_path):
@@ -353,12 +382,6 @@ def test_model_cards_name_the_method_and_its_paper(policy, tmp_path):
     assert "2402.03300" not in card  # GRPO's
 
 
-def test_the_settings_of_a_run_have_the_defaults_of_the_config():
-    config, run = AmirGRPOConfig("folder", use_cpu=True, bf16=False), RunSettings()
-    assert len(PREFERENCE) == 9
-    assert {name: getattr(config, name) for name in PREFERENCE} == {name: run.flat()[name] for name in PREFERENCE}
-
-
 def test_defaults_are_the_published_ones():
     config = AmirGRPOConfig("folder", use_cpu=True, bf16=False)
     assert (config.lambda_reg, config.reward_margin, config.beta_dpo) == (0.01, 2.0, 0.2)
@@ -380,7 +403,7 @@ def test_log_probabilities_that_unsloth_has_packed_to_the_left_are_read_where_th
 def test_a_process_that_sees_several_gpus_trains_on_one(policy, tmp_path, monkeypatch):
     trainer = make_trainer(policy, tmp_path, max_steps=1)
     seen = []
-    monkeypatch.setattr("amir_grpo.config.logger.warning", lambda message, *values: seen.append(message % values))
+    monkeypatch.setattr("amir_grpo.trainer.logger.warning", lambda message, *values: seen.append(message % values))
     trainer.args._n_gpu = 4
     use_one_gpu(trainer.args)
     assert trainer.args.n_gpu == 1

@@ -6,7 +6,7 @@ A comment says what the table is made of, and is seen by nobody who reads the pa
     test | test                            its name in the file | its heading | its format
     gain | gain | {:+.2f}
     -->
-    <!-- settings amir_grpo.config:AmirGRPOConfig      the fields of a dataclass …
+    <!-- settings amir_grpo.trainer:AmirGRPOConfig      the fields of a dataclass …
     trl:GRPOConfig                                     … without those of this one
     -->
 

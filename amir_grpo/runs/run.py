@@ -204,7 +204,7 @@ class Run:
                     if is_main():
                         atomic_write(log_path, lambda part: log.to_csv(part, index=False))
                         files = hashes(
-                            folder / name for name in (*ADAPTER_FILES, training.RolloutRecord.FILE, log_path.name)
+                            folder / name for name in (*ADAPTER_FILES, training.ROLLOUTS_FILE, log_path.name)
                         )
                         told = instructions_in(load_tokenizer(base, self.settings.policy.trust_remote_code))
                         more = {"backend": asdict(backend), "processes": world_size(), "instructions_in": told}

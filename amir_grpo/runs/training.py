@@ -1,26 +1,31 @@
-"""Train a policy by GRPO or AMIR-GRPO from the settings of a run: the two differ in the trainer's class and λ alone."""
+"""Train a policy by GRPO or AMIR-GRPO from the settings of a run: the two differ in λ alone."""
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import GRPOConfig, GRPOTrainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from amir_grpo.microbatches import TrimmedMicroBatches
+from amir_grpo.choices import METHODS, check_names
+from amir_grpo.policies.engines import stream
 from amir_grpo.policies.float64 import round_to_float32
 from amir_grpo.policies.loading import (
     check_padding,
+    compute_dtype,
+    device,
     free_memory,
-    is_sharded,
     keep_trained_weights_in_float32,
     load_by_unsloth,
     load_policy,
@@ -28,101 +33,18 @@ from amir_grpo.policies.loading import (
     lora_config,
 )
 from amir_grpo.policies.source import copy_policy
-from amir_grpo.runs.drawn_rollouts import DrawnRollouts, draw_adapter
-from amir_grpo.runs.regimes import UniformGroupsDropped, rewards_of
-from amir_grpo.runs.resumption import OrderOfEpochs, bytes_to_come, last_whole_checkpoint, name_the_cpu_as_torch_does
-from amir_grpo.runs.rollout_record import RolloutRecord
-from amir_grpo.runs.trl_config import trainer_config
+from amir_grpo.rewards import reward_functions
+from amir_grpo.runs.study_trainer import ROLLOUTS_FILE, StudyConfig, StudyTrainer
 from amir_grpo.settings import RunSettings
-from amir_grpo.system.files import atomic_write, check_folder
-from amir_grpo.system.processes import is_main
-from amir_grpo.system.progress import progress_bar
-from amir_grpo.trainer import AmirGRPOTrainer
+from amir_grpo.system.files import atomic_write, check_folder, first_damaged
+from amir_grpo.system.processes import is_main, main_first
+from amir_grpo.system.progress import stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from tqdm import tqdm
 
     from amir_grpo.policies.backend import Backend
-
-
-class _PromptLimit:
-    """Keeps the meaning of TRL's former `max_prompt_length`: a longer prompt loses its beginning."""
-
-    max_prompt_length: int
-
-    def _tokenize_prompts(self, prompts: list):
-        prompt_ids, *rest = super()._tokenize_prompts(prompts)
-        return [ids[-self.max_prompt_length :] for ids in prompt_ids], *rest
-
-
-class _RewardsInThePolicysPrecision:
-    """Takes the rewards' means and deviations in float64 where the policy computes in it; TRL's are in float32."""
-
-    def _calculate_rewards(self, *args, **kwargs):
-        return super()._calculate_rewards(*args, **kwargs).to(torch.promote_types(torch.float32, self.model.dtype))
-
-
-class _OfARun(
-    _PromptLimit, OrderOfEpochs, RolloutRecord, UniformGroupsDropped, _RewardsInThePolicysPrecision, DrawnRollouts
-):
-    """What the trainers of both methods have in a run."""
-
-
-class _RunGRPOTrainer(_OfARun, TrimmedMicroBatches, GRPOTrainer):
-    pass
-
-
-class _RunAmirGRPOTrainer(_OfARun, AmirGRPOTrainer):
-    pass
-
-
-class _Progress(TrainerCallback):
-    """A progress bar with the reward, in place of a line of metrics for each step."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.bar: tqdm | None = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.bar = progress_bar(
-                total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", mininterval=2
-            )
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.bar:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.bar and logs and "reward" in logs:
-            self.bar.set_postfix(reward=f"{logs['reward']:.2f}", refresh=False)
-
-    def close(self) -> None:
-        if self.bar:
-            self.bar.close()
-
-
-def _policy(settings: RunSettings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
-    """The policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
-    if backend.name == "unsloth":
-        train = settings.train
-        return load_by_unsloth(base, settings.policy, train.gradient_checkpointing, train.seed), None
-    policy = load_policy(base, None, settings.policy)
-    return policy, lora_config(settings.policy, policy)
-
-
-@contextmanager
-def explain_full_gpu() -> Iterator[None]:
-    """Turns CUDA's out-of-memory error into one that names the way out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            "The GPU's memory has run out in training. Divide per_device_train_batch_size and multiply\n"
-            "gradient_accumulation_steps by as much: rollouts and updates stay the same. `amir_grpo plan` shows the rest."
-        ) from error
 
 
 def train(
@@ -134,30 +56,33 @@ def train(
         method: "grpo" or "amir_grpo".
         base: Hub id or folder of the base policy.
         problems: Columns prompt (chat messages) and answer.
-        folder: Gets the adapter, rollouts.parquet (one row per completion that the loss has used: step, group, tokens,
-            reward, correct, advantage, bonus, token_weight), and checkpoints under checkpoints/.
+        folder: Gets the adapter, rollouts.parquet (see `StudyTrainer.rollouts`), and checkpoints under checkpoints/.
         backend: What loads the policy; it has been started.
 
     Raises:
         OSError: If the disk cannot hold the adapter and the checkpoints.
         MemoryError: If the GPU's memory runs out; checkpoints stay.
+        RuntimeError: If no step has changed the adapter.
 
     Returns:
         TRL's log, one row per logging step, with the columns step, completions (of that step's rollout), reward,
         reward_std, preference/… and TRL's others.
     """
     checkpoints = folder / "checkpoints"
-    config = trainer_config(method, settings, checkpoints)
+    config = trainer_config(method, settings, checkpoints, backend.name)
     last = last_whole_checkpoint(checkpoints)
     state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
     if state and state.global_step >= config.max_steps:  # transformers would train a step more
         if is_main():
             copy_policy(last, folder)
             round_to_float32(folder / WEIGHTS)
-            for name in ("README.md", "training_args.bin", RolloutRecord.FILE):  # as the end of a training saves them
+            for name in ("README.md", "training_args.bin", ROLLOUTS_FILE):  # as the end of a training saves them
                 shutil.copy2(last / name, folder / name)
     else:
-        state = _train(method, settings, config, base, problems, folder, last, backend)
+        trainer = run_trainer(settings, config, base, problems, backend)
+        state = _train_to_the_end(trainer, method, folder, last)
+        del trainer
+        free_memory()  # a trainer refers to itself, and would keep its policy until Python happens to look
     # by name: a resumed training reads its rows back from a checkpoint, in another order
     log = pd.DataFrame([row for row in state.log_history if "loss" in row]).sort_index(axis=1)
     log.insert(0, "completions", config.generation_batch_size)
@@ -166,52 +91,97 @@ def train(
     return log
 
 
-def _train(
-    method: str,
-    settings: RunSettings,
-    config: GRPOConfig,
-    base: str,
-    problems: Dataset,
-    folder: Path,
-    last: Path | None,
-    backend: Backend,
-) -> TrainerState:
-    """Train from the base, or from checkpoint `last`, to the end, and save adapter and rollouts into `folder`."""
-    trainer = run_trainer(method, settings, config, base, problems, backend)
-    progress = _Progress(method)
-    trainer.add_callback(progress)
-    check_folder(folder, "run_dir", bytes_to_come(trainer.model, config))
-    name_the_cpu_as_torch_does(config)
-    try:
-        with explain_full_gpu():
-            trainer.train(resume_from_checkpoint=last and str(last))
-    finally:
-        progress.close()  # before anything is said about what has ended it
+def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Path | None) -> TrainerState:
+    """Train from the base, or from checkpoint `last`, and save adapter and rollouts into `folder`."""
+    args, done = trainer.args, int(last.name.rpartition("-")[2]) if last else 0
+    check_folder(folder, "run_dir", bytes_to_come(trainer.model, args))
+    if args.device.type == "cpu":  # of several processes: accelerate numbers it, and torch.load knows no "cpu:0"
+        args.__dict__["_setup_devices"] = torch.device("cpu")  # where the configuration keeps it
+    shown = stage(f"training {method}", args.max_steps, done) if is_main() else nullcontext(lambda **shown: None)
+    with explain_full_gpu(), shown as tick:
+        steps = _Steps(trainer, tick)
+        trainer.add_callback(steps)
+        trainer.train(resume_from_checkpoint=last and str(last))
+    if steps.skipped and is_main():
+        print(f"The loss scaler of float16 has skipped {steps.skipped} of {args.max_steps - done} steps.", flush=True)
     trainer.processing_class.padding_side = "left"  # Unsloth has changed it, and what is saved goes with the policy
     trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
+    if is_main():
+        check_adapter(folder / WEIGHTS)
         round_to_float32(folder / WEIGHTS)  # a checkpoint holds them as they are: what is resumed has lost no digit
-        atomic_write(folder / trainer.FILE, trainer.rollouts().to_parquet)
-    state = trainer.state
-    del trainer
-    free_memory()  # a trainer refers to itself, and would keep its policy until Python happens to look
-    return state
+        atomic_write(folder / ROLLOUTS_FILE, trainer.rollouts().to_parquet)
+    return trainer.state
+
+
+def check_adapter(weights: Path) -> None:
+    """Refuse an adapter that is still its start, which is no adapter at all: the second matrices are zero there.
+
+    Raises:
+        RuntimeError: If no step has changed one.
+    """
+    if not any(weight.any() for name, weight in load_file(weights).items() if "lora_B" in name):
+        raise RuntimeError(
+            f"{weights} is still its start: no step has changed a weight.\nEither no group had unequal rewards, or the "
+            "loss scaler of float16 has skipped all steps: look at reward_std and grad_norm in the log above."
+        )
+
+
+# --- trainer and policy ------------------------------------------------------------------------------------------------
+
+
+def steps_per_rollout(settings: RunSettings) -> int:
+    """Return the optimizer steps after which a rollout and a step end together."""
+    accumulated = settings.train.gradient_accumulation_steps
+    return math.lcm(settings.train.micro_batches, accumulated) // accumulated
+
+
+def trainer_config(method: str, settings: RunSettings, folder: Path, backend: str = "transformers") -> StudyConfig:
+    """Return the trainer's configuration for one method of a run, with checkpoints in `folder`.
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    check_names("method", [method], METHODS)
+    train, steps = settings.train, steps_per_rollout(settings)
+    dtype, on_cpu = compute_dtype(settings.policy), device(settings.policy).type == "cpu"
+    derived = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": train.micro_batch,
+        "warmup_steps": train.warmup_ratio,  # below 1 it is a share of the steps
+        "beta": 0.0,
+        "use_cpu": on_cpu,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "save_strategy": "steps" if train.save_steps else "no",
+        "save_steps": -(-train.save_steps // steps) * steps or 500,  # where a rollout ends: none is kept half used
+        "disable_tqdm": True,
+        "dataloader_pin_memory": not on_cpu,
+        "ddp_find_unused_parameters": False,  # every weight of the adapter is used
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if train.gradient_checkpointing else None,
+        # TRL's own mode multiplies all tokens of a completion by one ratio, without bound from below, and drops those
+        # above 3: the weights of a group's preferences would no longer sum to 0
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "max_prompt_length": settings.data.max_prompt_length,
+        "own_engine": backend == "transformers",  # Unsloth has ways of its own
+    }
+    if method == "grpo":
+        derived["lambda_reg"] = 0.0
+    return StudyConfig(**train.model_dump() | settings.study.model_dump() | derived)
 
 
 def run_trainer(
-    method: str, settings: RunSettings, config: GRPOConfig, base: str, problems: Dataset, backend: Backend
-) -> GRPOTrainer:
-    """The trainer of a run, with the policy and a fresh adapter loaded; arguments as in `train` and `trainer_config`."""
+    settings: RunSettings, config: StudyConfig, base: str, problems: Dataset, backend: Backend
+) -> StudyTrainer:
+    """Return the trainer of a run, with the policy and a fresh adapter loaded; arguments as in `train`."""
     set_seed(settings.train.seed)  # before the adapter is drawn, so that both methods start from the same one
-    trainer_class = _RunGRPOTrainer if method == "grpo" else _RunAmirGRPOTrainer
     tokenizer = load_tokenizer(base, settings.policy.trust_remote_code)  # small, and tells what cannot be trained
     if backend.name == "unsloth":
         check_padding(tokenizer)
     policy, lora = _policy(settings, base, backend)
-    functions, config.reward_weights = rewards_of(settings)
-    trainer = trainer_class(
+    trainer = StudyTrainer(
         model=policy,
-        reward_funcs=functions,
+        reward_funcs=reward_functions(settings.data.calibration),
         args=config,
         train_dataset=problems,
         processing_class=tokenizer,
@@ -219,11 +189,103 @@ def run_trainer(
     )
     if config.fp16 or settings.policy.load_in_4bit:
         keep_trained_weights_in_float32(trainer.model)
-    if backend.name == "transformers":  # else Unsloth has ways of its own
+    if backend.name == "transformers":
         draw_adapter(trainer.model, settings.train.seed)
-        # where each process holds a part of the policy, TRL draws
-        trainer.draws_rollouts = not settings.train.use_vllm and not is_sharded()
-    trainer.max_prompt_length = settings.data.max_prompt_length
-    trainer.drop_uniform_groups = settings.study.drop_uniform_groups
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _policy(settings: RunSettings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
+    """Return the policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
+    if backend.name == "unsloth":
+        train = settings.train
+        return load_by_unsloth(base, settings.policy, train.gradient_checkpointing, train.seed), None
+    policy = load_policy(base, None, settings.policy)
+    return policy, lora_config(settings.policy, policy)
+
+
+@torch.no_grad()
+def draw_adapter(policy: torch.nn.Module, seed: int) -> None:
+    """Draw the first weights of a LoRA adapter again: PEFT's uniform distribution, from numbers that no library rounds.
+
+    torch draws other numbers in another precision, and may in another build. The second matrix of each pair is zero.
+
+    Args:
+        policy: With fresh adapters. Weights that another process holds (on the meta device, or cut by ZeRO-3) stay as they
+            are.
+    """
+    for name, weight in policy.named_parameters():
+        if ".lora_A." in name and not weight.is_meta and not hasattr(weight, "ds_id"):
+            # as kaiming_uniform_ with a = √5, without a multiplication that could be fused with an addition
+            numbers = np.random.Generator(np.random.PCG64(stream(seed, "adapter", name))).random(tuple(weight.shape))
+            drawn = (numbers * 2 - 1) / np.sqrt(weight.shape[1])
+            weight.copy_(torch.from_numpy(drawn.astype(np.float32)))
+
+
+class _Steps(TrainerCallback):
+    """Shows each step, with the latest reward, and counts those that the loss scaler of float16 has skipped."""
+
+    def __init__(self, trainer: StudyTrainer, tick: Callable[..., None]) -> None:
+        self.accelerator, self.tick = trainer.accelerator, tick
+        self.skipped, self.shown = 0, {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.skipped += self.accelerator.optimizer_step_was_skipped
+        self.tick(**self.shown)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "reward" in logs:
+            self.shown = {"reward": f"{logs['reward']:.2f}"}
+
+
+@contextmanager
+def explain_full_gpu() -> Iterator[None]:
+    """Turn CUDA's out-of-memory error into one that names the way out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            "The GPU's memory has run out in training. Divide per_device_train_batch_size and multiply\n"
+            "gradient_accumulation_steps by as much: rollouts and updates stay the same. `amir_grpo plan` shows the rest."
+        ) from error
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def last_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the latest checkpoint that was written to its end and is as it was written.
+
+    Those that were cut off are removed; so are damaged ones, which are named.
+    """
+    with main_first():
+        for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if not (folder / ROLLOUTS_FILE).is_file():
+                shutil.rmtree(folder)
+        while (last := _last(checkpoints)) and (damaged := first_damaged(last)):
+            print(
+                f"{last / damaged} is damaged: its SHA-256 has changed. Taking the checkpoint before it.", flush=True
+            )
+            shutil.rmtree(last)
+    return _last(checkpoints)
+
+
+def _last(checkpoints: Path) -> Path | None:
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    return Path(last) if last else None
+
+
+def bytes_to_come(policy: torch.nn.Module, config: StudyConfig) -> int:
+    """Return the bytes of disk that a training still writes: the adapter, and in each checkpoint adapter and optimizer.
+
+    The optimizer is taken to keep two moments in the precision of the weights. The rollout record, the tokenizer and the
+    states beside them, small where an adapter is large, are not counted.
+    """
+    adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    number = 0
+    if config.save_strategy != "no":
+        number = -(-config.max_steps // config.save_steps)
+        if config.save_total_limit is not None:
+            number = min(number, config.save_total_limit + 1)  # the oldest goes when the newest is there
+    there = len(list(Path(config.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")))
+    return adapter * (1 + 3 * max(0, number - there))

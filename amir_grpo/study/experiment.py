@@ -143,7 +143,7 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
     tables = {"problems": problem_table(drawn.samples, drawn.greedy)}
     tables["boundary"] = _boundary(opened, method, (base or run).open())
     if method != BASE:
-        from amir_grpo.runs.trl_config import steps_per_rollout  # imports TRL, which has to come after the backend
+        from amir_grpo.runs.training import steps_per_rollout  # imports TRL, which has to come after the backend
 
         rollouts = pd.read_parquet(opened.folder / method / "rollouts.parquet")
         steps = steps_per_rollout(opened.settings)

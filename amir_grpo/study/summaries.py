@@ -56,7 +56,7 @@ def rollout_table(rollouts: pd.DataFrame, log: pd.DataFrame, steps_per_rollout: 
     """One row per rollout: what its rewards, its update and the log say.
 
     Args:
-        rollouts: The record of a training, see `amir_grpo.runs.rollout_record`.
+        rollouts: The record of a training, see `amir_grpo.runs.study_trainer`.
         log: The log of the training, one row per optimizer step; its columns are averaged over the steps of a rollout.
         steps_per_rollout: Optimizer steps that use one rollout.
 

@@ -277,13 +277,11 @@ def test_a_t4_computes_in_float16_although_it_can_emulate_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert loading.compute_dtype() == torch.float16
-    from amir_grpo.runs import trl_config
+    from amir_grpo.runs import training
 
     asked = {}
-    monkeypatch.setattr(
-        trl_config, "_BaselineConfig", lambda **values: asked.update(values) or SimpleNamespace(n_gpu=1)
-    )
-    trl_config.trainer_config("grpo", settings_of("colab-t4"), "out")
+    monkeypatch.setattr(training.StudyConfig, "__init__", lambda config, **values: asked.update(values))
+    training.trainer_config("grpo", settings_of("colab-t4"), "out")
     assert asked["fp16"]
     assert not asked["bf16"]
 

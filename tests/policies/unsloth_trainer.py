@@ -57,7 +57,7 @@ def configurations() -> dict:
     import trl
 
     from amir_grpo.choices import LOSS_TYPES
-    from amir_grpo.runs.trl_config import trainer_config
+    from amir_grpo.runs.training import trainer_config
     from amir_grpo.settings import settings_of
 
     result = {}
@@ -84,7 +84,7 @@ def gradients(folder: str) -> dict:
 
     from amir_grpo.choices import IMPORTANCE_SAMPLING_LEVELS, LOSS_TYPES
     from tests import test_trainer as by_hand
-    from tests.test_microbatches import PROMPTS  # of unequal lengths, so that Unsloth packs them to the left
+    from tests.test_speed import PROMPTS  # of unequal lengths, so that Unsloth packs them to the left
 
     tokenizer = by_hand.TOKENIZER
     by_hand.GRPOConfig = by_hand.AmirGRPOConfig  # whose constructor Unsloth has not replaced

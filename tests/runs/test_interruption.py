@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from amir_grpo.runs.resumption import last_whole_checkpoint
 from amir_grpo.runs.run import open_run
+from amir_grpo.runs.training import last_whole_checkpoint
 from amir_grpo.runs.verify import first_difference
 from amir_grpo.study.results import load_study
 

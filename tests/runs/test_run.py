@@ -100,7 +100,7 @@ def test_training_is_done_once_and_again_only_if_it_failed(open_tiny, monkeypatc
         calls.append((method, settings, Path(base).name, len(problems), folder))
         if len(calls) == 1:
             raise RuntimeError("the power went")
-        for name in (*ADAPTER_FILES, training.RolloutRecord.FILE):
+        for name in (*ADAPTER_FILES, training.ROLLOUTS_FILE):
             write_text(folder / name, "trained")
         return pd.DataFrame({"method": [method], "step": [1], "reward": [0.5]})
 

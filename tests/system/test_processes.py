@@ -25,7 +25,7 @@ SAME_ROLLOUTS = textwrap.dedent("""
     from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
     from amir_grpo.cli import main
     from amir_grpo.policies.engines import _Draw
-    from amir_grpo.runs.drawn_rollouts import DrawnRollouts
+    from amir_grpo.runs.study_trainer import StudyTrainer
 
     class Chosen(LogitsProcessor):
         def __init__(self, draw, prompt_tokens):
@@ -37,7 +37,7 @@ SAME_ROLLOUTS = textwrap.dedent("""
             return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
     # TRL draws in all of them, as it must where weights are sharded
-    DrawnRollouts.draws_rollouts = property(lambda trainer: False, lambda trainer, value: None)
+    StudyTrainer._draws = lambda trainer: False
     plain, rollouts = GenerationMixin.generate, 0
 
     def generate(self, input_ids, logits_processor=(), generation_config=None, **options):
@@ -75,9 +75,9 @@ ON_A_CPU = textwrap.dedent("""
     import torch.distributed as dist
     from accelerate import state
     from transformers import TrainingArguments
-    from amir_grpo.runs import trl_config
+    from amir_grpo.runs import training
 
-    trl_config.device = lambda loading: torch.device("cuda")  # so that use_cpu is not set
+    training.device = lambda loading: torch.device("cuda")  # so that use_cpu is not set
     plain_state = state.PartialState.__init__
 
     def with_gloo(self, cpu=False, **options):

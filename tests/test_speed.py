@@ -1,4 +1,4 @@
-"""Trimmed micro-batches make the update of untrimmed ones, with less padding."""
+"""Trimmed micro-batches make the update of untrimmed ones, and recorded log-probabilities are those of a forward pass."""
 
 import copy
 from itertools import chain
@@ -12,10 +12,9 @@ from datasets import Dataset
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from trl import GRPOTrainer
 
-from amir_grpo import microbatches
-from amir_grpo.choices import IMPORTANCE_SAMPLING_LEVELS, LOSS_TYPES
-from amir_grpo.microbatches import TrimmedMicroBatches, sorted_by_length
-from amir_grpo.trainer import AmirGRPOTrainer
+from amir_grpo import speed
+from amir_grpo.speed import FasterSteps, sorted_by_length
+from amir_grpo.trainer import LOSS_TYPES, AmirGRPOTrainer
 from tests.test_trainer import TOKENIZER, make_trainer, off_by, parameters, policy  # noqa: F401
 
 # of lengths that differ, so that prompts are padded, too
@@ -52,7 +51,7 @@ def _in_float64(policy):  # noqa: F811
 @pytest.fixture
 def exact(policy, monkeypatch):  # noqa: F811
     """A policy in float64 that often ends early, and slices of 4 rows."""
-    monkeypatch.setattr(microbatches, "_SLICE_ROWS", 4)
+    monkeypatch.setattr(speed, "_SLICE_ROWS", 4)
     exact = _in_float64(policy)
     with torch.no_grad():
         exact.lm_head.weight[TOKENIZER.eos_token_id] *= 5
@@ -100,7 +99,7 @@ def check_update(policy, folder, **changes):  # noqa: F811
 def losses():
     """Every loss at one of the levels, in turns; at each in `make test-long`."""
     for number, loss_type in enumerate(LOSS_TYPES):
-        for place, level in enumerate(IMPORTANCE_SAMPLING_LEVELS):
+        for place, level in enumerate(("token", "sequence")):
             yield pytest.param(loss_type, level, marks=() if (number + place) % 2 == 0 else pytest.mark.long)
 
 
@@ -117,7 +116,7 @@ def test_the_update_is_that_of_untrimmed_micro_batches(exact, tmp_path, loss_typ
         {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.1},
         {"mask_truncated_completions": True},
         {"gradient_checkpointing": True},
-        {"lambda_schedule": "published", "lambda_reg": 0.01, "max_steps": 2},
+        {"temperature": 0.7, "peft": True},
         {"top_entropy_quantile": 0.5, "lambda_reg": 0.0},
         {"lambda_reg": 0.0, "entropy_coef": 0.1},
     ],
@@ -156,7 +155,7 @@ def test_micro_batches_of_bnpo_keep_their_rows(exact, tmp_path):
 
 
 def test_stock_grpo_takes_the_mixin(exact, tmp_path):
-    class Trimmed(TrimmedMicroBatches, GRPOTrainer):
+    class Trimmed(FasterSteps, GRPOTrainer):
         pass
 
     updates = []
@@ -177,6 +176,100 @@ def test_a_batch_without_a_completion_token_is_scored(exact, tmp_path):
     assert logps.shape == entropies.shape == (4, 5)
 
 
+class _Spy(AmirGRPOTrainer):
+    """Counts the forward passes that score tokens, and keeps what sampling and scoring each say."""
+
+    scored = 0
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        self.scored += 1
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        scored = self.scored
+        self.known, self.forward = self._known_logps(output), self._logps(self.model, output)
+        self.scored = scored
+        self.mask = output["completion_mask"].bool()
+        return output
+
+
+def check_known(policy, folder, recorded, of_the_policy=None, **changes):  # noqa: F811
+    """The log-probabilities that weights are made of are a forward pass's, whether they were recorded or not."""
+    own = copy.deepcopy(policy)
+    own.generation_config.update(**(of_the_policy or {}))
+    trainer = make_trainer(own, folder, _Spy, max_steps=1, **changes)
+    trainer.train()
+    assert (trainer.sampled_logps is not None) == recorded
+    assert trainer.scored == (1 if recorded else 2), "GRPO's own forward pass, and another where nothing is recorded"
+    torch.testing.assert_close(trainer.known[trainer.mask], trainer.forward[trainer.mask], atol=2e-5, rtol=0)
+    assert "generate" not in vars(trainer.model), "generation is left as it was"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0.6},
+        {"temperature": 1.7, "peft": True},
+        # what is left out of the draw has a probability in the policy all the same
+        {"top_k": 5},
+        {"top_p": 0.6, "temperature": 0.8},
+        {"min_p": 0.05},
+        {"generation_kwargs": {"top_k": 5, "eta_cutoff": 0.01}},
+    ],
+    ids=str,
+)
+def test_sampling_knows_the_log_probabilities_that_a_forward_pass_computes(policy, tmp_path, changes):  # noqa: F811
+    check_known(policy, tmp_path, True, **changes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "recorded"),
+    [
+        ({"min_p": 0.1}, True),
+        ({"epsilon_cutoff": 0.02}, True),
+        ({"eta_cutoff": 0.02, "typical_p": 0.9, "top_k": 7}, True),
+        ({"num_beams": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.3}, True),  # TRL sets the latter to 1
+        ({"no_repeat_ngram_size": 1}, False),
+        ({"suppress_tokens": [5, 6, 7]}, False),
+        ({"begin_suppress_tokens": [5, 6, 7]}, False),
+        ({"bad_words_ids": [[5], [6]]}, False),
+        ({"min_new_tokens": 6}, False),
+        ({"min_length": 30}, False),
+        ({"num_beams": 2}, False),
+        ({"sequence_bias": [[[5], 3.0]]}, False),
+        ({"encoder_repetition_penalty": 1.5}, False),
+        ({"exponential_decay_length_penalty": [2, 1.5]}, False),
+        ({"forced_bos_token_id": 5}, False),
+        ({"remove_invalid_values": True}, False),
+        ({"guidance_scale": 1.5}, False),
+    ],
+    ids=str,
+)
+def test_settings_of_the_policy_itself_do_not_falsify_them(policy, tmp_path, setting, recorded):  # noqa: F811
+    check_known(policy, tmp_path, recorded, setting)
+
+
+@pytest.mark.parametrize("changes", [{"repetition_penalty": 1.2}, {"generation_kwargs": {"no_repeat_ngram_size": 2}}])
+def test_what_changes_the_draw_costs_a_forward_pass(policy, tmp_path, changes):  # noqa: F811
+    check_known(policy, tmp_path, False, **changes)
+
+
+def test_only_whole_rollouts_of_a_training_are_recorded(policy, tmp_path, monkeypatch):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path)
+    trainer.model.train()
+    assert trainer.record_logps
+    assert not make_trainer(policy, tmp_path, lambda_reg=0.0).record_logps
+    not_whole = {"tools": [max], "environment_factories": [object], "rollout_func": print, "use_vllm": True}
+    for name, value in (not_whole | {"use_transformers_continuous_batching": True}).items():
+        assert trainer._draws_whole_rollouts()
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, name, value)
+            assert not trainer._draws_whole_rollouts(), name
+    trainer.model.eval()
+    assert not trainer._draws_whole_rollouts()
+
+
 class _Scorer:
     """Stands in for TRL's trainer: every position scores its token plus 100 times its type, and notes what it was given."""
 
@@ -191,13 +284,13 @@ class _Scorer:
         return score, score + 0.5 * mask[:, -keep:], None
 
 
-class _TrimmedScorer(TrimmedMicroBatches, _Scorer):
+class _TrimmedScorer(FasterSteps, _Scorer):
     pass
 
 
 @pytest.mark.parametrize("images", [None, "an image"])
 def test_every_row_and_position_keeps_its_score(monkeypatch, images):
-    monkeypatch.setattr(microbatches, "_SLICE_ROWS", 3)
+    monkeypatch.setattr(speed, "_SLICE_ROWS", 3)
     stream = np.random.default_rng(0)
     prompts, completions = stream.integers(1, 7, 11), stream.integers(0, 9, 11)
     mask = torch.zeros(11, 6 + 8, dtype=torch.long)

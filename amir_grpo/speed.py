@@ -1,4 +1,4 @@
-"""Micro-batches without the padding that no completion needs: sorted by length, cut into slices, each slice trimmed.
+"""Cheaper steps for GRPO trainers, apart from any method: less padding, and log-probabilities that drawing has computed.
 
 TRL keeps every micro-batch at the width of the whole rollout, so that most of what a forward and backward pass computes is
 padding. A row's log-probabilities do not depend on the rows beside it nor, where positions are relative (RoPE, sliding
@@ -7,21 +7,35 @@ windows), on the padding around it: the loss and its gradient stay what they wer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.trainer.utils import split_tensor_dict
 
 # More slices leave less padding and cost more calls of the policy: four of a quarter of the rows each leave little.
 _MOST_SLICES = 4
 _SLICE_ROWS = 16  # at least
 
+# Settings of `generate` that end a completion, store something, or truncate the distribution after the recorder has seen it.
+_HARMLESS = (
+    "bos_token_id cache_config cache_implementation compile_config disable_compile do_sample eos_token_id epsilon_cutoff "
+    "eta_cutoff max_cache_len max_length max_new_tokens min_p pad_token_id temperature top_h top_k top_p "
+    "transformers_version typical_p use_cache"
+).split()
+_NEUTRAL_AT_ONE = (
+    "encoder_repetition_penalty guidance_scale length_penalty num_beam_groups num_beams num_return_sequences "
+    "repetition_penalty"
+).split()
 
-class TrimmedMicroBatches:
-    """Mixin for `trl.GRPOTrainer` and its subclasses: the same update, with less padding in it.
+
+class FasterSteps:
+    """Mixin for `trl.GRPOTrainer` and its subclasses: the same update, with less padding and fewer forward passes.
 
     - The rows of an optimizer step are sorted by length before they are cut into its micro-batches; never across
       optimizer steps, which would give each step completions of one length and bias it. Left out where the loss depends
@@ -31,11 +45,17 @@ class TrimmedMicroBatches:
       and completion. The loss sees the whole micro-batch, so that this is exact for every loss type. Left out for images
       and a router's auxiliary loss; under FSDP and DeepSpeed, which want one forward pass for a backward pass, there is
       one slice.
+    - With `record_logps`, transformers' `generate` leaves the log-probabilities of what it draws in `sampled_logps`, where
+      they are those of the policy itself.
 
-    Unsloth's trainers do their own, and are left alone.
+    Unsloth's trainers do their own trimming, and are left alone.
     """
 
     trim_micro_batches: bool = True  # False leaves all as TRL has it, bit for bit
+    record_logps: bool = False
+    # (N / processes, T'): per-token log-probabilities of the latest rollout, under the policy at the trainer's temperature;
+    # None where nothing has recorded them. What stands after the end token does not matter.
+    sampled_logps: Tensor | None = None
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         before = getattr(self, "_buffered_inputs", None)
@@ -99,21 +119,36 @@ class TrimmedMicroBatches:
         return torch.cat(logps)[back], torch.cat(entropies)[back] if entropies else None, None
 
     def _slices(self, rows: int) -> int:
-        """Slices of a batch: of its number of rows alone, so that all processes make as many forward passes."""
+        """Return the slices of a batch: by its number of rows alone, so that all processes make as many forward passes."""
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             return 1
         return min(_MOST_SLICES, max(1, rows // _SLICE_ROWS))
 
+    def _generate_single_turn(self, *args, **kwargs):
+        self.sampled_logps = None
+        if not (self.record_logps and self._draws_whole_rollouts()):
+            return super()._generate_single_turn(*args, **kwargs)
+        with recorded_logps(self.accelerator.unwrap_model(self.model_wrapped), self.temperature) as recorded:
+            result = super()._generate_single_turn(*args, **kwargs)
+        self.sampled_logps = recorded.logps()
+        return result
+
+    def _draws_whole_rollouts(self) -> bool:
+        """Whether transformers' `generate` draws the completions of a training, each in one go."""
+        single_turn = not self.tools and self.environment_factories is None and self.rollout_func is None
+        own_engine = not self.use_vllm and not self.use_transformers_continuous_batching
+        return self.model.training and single_turn and own_engine
+
 
 def _used_columns(attention_mask: Tensor, completion_width: int) -> tuple[int, int]:
-    """First and one past the last column that some row uses; at least one of the prompt and one of the completion."""
+    """Return the first and one past the last column in use; at least one of the prompt and one of the completion."""
     prompt_width = attention_mask.size(1) - completion_width
     used = attention_mask.any(dim=0).nonzero().flatten().tolist() or [prompt_width]
     return min(used[0], prompt_width - 1), max(used[-1] + 1, prompt_width + 1)
 
 
 def sorted_by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of some micro-batches of equal size, cut anew into as many so that rows of one length are together.
+    """Cut the rows of some micro-batches of equal size anew into as many, so that rows of one length are together.
 
     Args:
         batches: Micro-batches as TRL buffers them: tensors with a row for each completion, tensors without dimension
@@ -128,3 +163,71 @@ def sorted_by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     order = together["completion_mask"].sum(1).argsort(descending=True, stable=True)
     rows = {name: value[order] if value is not None and value.ndim else value for name, value in together.items()}
     return split_tensor_dict(rows, len(batches))
+
+
+class LogpRecorder(LogitsProcessor):
+    """Keeps the log-probability of each token that `generate` draws; changes nothing.
+
+    It is called with the logits of the next token, before the temperature; the token itself is known one call later.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self._logits: Tensor | None = None
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.keep(input_ids)
+        self._logits = scores
+        return scores
+
+    def keep(self, input_ids: Tensor) -> None:
+        """Score the last token of `input_ids` (N, length) under the logits that it was drawn from."""
+        if self._logits is not None:
+            logits = self._logits / self._temperature
+            token = logits.gather(1, input_ids[:, -1:]).squeeze(1)
+            self._steps.append(token - logits.logsumexp(dim=1))
+            self._logits = None
+
+    def logps(self) -> Tensor | None:
+        """Return (N, steps), with whatever followed the end token; None if nothing was recorded."""
+        return torch.stack(self._steps, dim=1) if self._steps else None
+
+
+@contextmanager
+def recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[LogpRecorder]:
+    """While the block runs, let a recorder see the logits of `model.generate`: TRL hands on no logits processor.
+
+    Nothing is recorded where settings of the call or of the policy itself change what a token is drawn from.
+    """
+    recorder = LogpRecorder(temperature)
+    generate, own = model.generate, vars(model).get("generate")  # Unsloth gives the policy one of its own
+
+    def recording(*args, **kwargs):
+        if not shows_own_logits(kwargs.get("generation_config"), model.generation_config):
+            return generate(*args, **kwargs)
+        output = generate(*args, **kwargs, logits_processor=LogitsProcessorList([recorder]))
+        recorder.keep(output)
+        return output
+
+    model.generate = recording
+    try:
+        yield recorder
+    finally:
+        del model.generate  # restores the class's method
+        if own is not None:
+            model.generate = own
+
+
+def shows_own_logits(asked: GenerationConfig | None, policys: GenerationConfig) -> bool:
+    """Tell whether a logits processor given to `generate` sees the policy's own logits, a token of each row at a time.
+
+    Args:
+        asked: Configuration of the call.
+        policys: The policy's own, which fills in what the former leaves out.
+    """
+    given = policys.to_dict() | {name: v for name, v in (asked.to_dict() if asked else {}).items() if v is not None}
+    return all(
+        name in _HARMLESS or name[0] == "_" or not value or (name in _NEUTRAL_AT_ONE and value == 1)
+        for name, value in given.items()
+    )
