@@ -91,6 +91,7 @@ def load_problems(
     calibration: bool = False,
     *,
     seed: int = 0,
+    shots: int = 0,
     mirror: Path | None = None,
     revision: str | None = None,
 ) -> Dataset:
@@ -104,6 +105,7 @@ def load_problems(
             see `amir_grpo.sandbox.problems.load_sandbox`.
         calibration: Whether the prompt asks for a stated confidence.
         seed: Which problems of the sandbox; the others are what they are.
+        shots: Worked examples that each prompt of the sandbox's begins with; the others have none.
         mirror: Folder with ``<name>/<split>.jsonl``, or ``.jsonl.gz``, in the Hub's columns. By default what the
             environment variable ``AMIR_GRPO_DATA`` names; without either, the Hub.
         revision: Commit, tag or branch on the Hub, by default the registry's.
@@ -122,7 +124,9 @@ def load_problems(
     if name in TRAINED_ON or name in ALL_FAMILIES:
         if split not in (None, *(["train"] if name in TRAINED_ON else [])) or calibration:
             raise ValueError(f"{name!r} is made on the spot: it has no splits and no calibrated prompt.")
-        return load_sandbox(name, limit, seed)
+        return load_sandbox(name, limit, seed, shots)
+    if shots:
+        raise ValueError(f"shots is {shots}, and {name} has no worked examples: set shots to 0, or take stories.")
     entry = _entry(name)
     split = split or entry.split
     rows, source = _rows(replace(entry, revision=revision or entry.revision), split, mirror)

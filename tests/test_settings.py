@@ -115,7 +115,15 @@ def test_methods_differ_in_the_preference_alone(tmp_path):
 
 
 def test_profiles_are_those_wanted_and_valid():
-    assert list(PROFILES) == ["smoke", "sandbox", "sandbox-medium", "sandbox-large", "colab-t4", *PAPER_POLICIES]
+    assert list(PROFILES) == [
+        "smoke",
+        "sandbox",
+        "sandbox-medium",
+        "sandbox-large",
+        "smollm2",
+        "colab-t4",
+        *PAPER_POLICIES,
+    ]
     for profile in PROFILES:
         settings_of(profile)
     assert settings_of("sandbox").train.lambda_reg == 0.01

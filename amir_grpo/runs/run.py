@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo.choices import METHODS, POLICIES, check_names
+from amir_grpo.choices import METHODS, POLICIES, SMOLLM2, check_names
+from amir_grpo.policies import smollm2
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import ADAPTER_FILES, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
@@ -86,7 +87,9 @@ class Run:
         check_hardware(s, evaluation=True)
         self.training_problems()
         self._check_problems(POLICIES, s.evaluation.benchmarks)
-        if not s.policy.is_sandbox:
+        if s.policy.model_name == SMOLLM2:
+            smollm2.smollm2()
+        elif not s.policy.is_sandbox:
             load_tokenizer(s.policy.model_name, s.policy.trust_remote_code)
 
     # --- problems -----------------------------------------------------------------------------------------------
@@ -99,7 +102,12 @@ class Run:
         """
         s = self.settings
         problems = load_problems(
-            s.data.dataset_name, s.data.dataset_split, s.data.dataset_limit, s.data.calibration, seed=s.train.seed
+            s.data.dataset_name,
+            s.data.dataset_split,
+            s.data.dataset_limit,
+            s.data.calibration,
+            seed=s.train.seed,
+            shots=s.data.shots,
         )
         prompts = s.train.prompts_per_rollout * world_size()
         if len(problems) < prompts:
@@ -117,7 +125,8 @@ class Run:
             ValueError: If they are not those that the run has used before.
         """
         s = self.settings
-        problems = load_problems(benchmark, limit=s.evaluation.eval_limit, calibration=s.data.calibration)
+        limit, data = s.evaluation.eval_limit, s.data
+        problems = load_problems(benchmark, limit=limit, calibration=data.calibration, shots=data.shots)
         self._record_problems(benchmark, problems)
         return problems
 
@@ -151,7 +160,10 @@ class Run:
     # --- policies -----------------------------------------------------------------------------------------------
 
     def base(self) -> str:
-        """Folder or Hub id of the base policy; the sandbox's is made now unless it is there."""
+        """Folder or Hub id of the base policy; the sandbox's and smollm2's are made now unless they are there."""
+        if self.settings.policy.model_name == SMOLLM2:
+            policy = self.settings.policy
+            return str(smollm2.base_policy(policy.smollm2_warmup_steps, WARMUP_SEEDS[policy.base_seed]))
         if not self.settings.policy.is_sandbox:
             return self.settings.policy.model_name
         folder = self.folder / "base"
