@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from threading import Thread
 
-_PATIENCE = 3.0  # seconds
+_PATIENCE = 10.0  # seconds: a slow proxy is not the lack of a network, which most often shows at once
 
 
 def hub_answers() -> bool:
-    """Whether the Hub answers at all within three seconds, by the proxy and the address that the environment names.
+    """Whether the Hub answers at all within ten seconds, by the proxy and the address that the environment names.
 
     False, too, where HF_HUB_OFFLINE says that it is not to be asked.
     """

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from amir_grpo import cli
 from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies import backend, engines, loading, sampling
-from amir_grpo.policies.backend import Backend, start_backend
+from amir_grpo.policies.backend import start_backend
 from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.runs.run import open_run, resolve_profile
 from amir_grpo.settings import PolicySettings, settings_of
@@ -40,73 +41,77 @@ def machine(monkeypatch):
     return pretend
 
 
-@pytest.fixture
-def before_trl(monkeypatch):
-    monkeypatch.delitem(sys.modules, "trl", raising=False)
-
-
 # --- the backend ----------------------------------------------------------------------------------------------------
 
 
-def test_transformers_when_asked_for(machine):
-    machine(gpu=True, packages=["unsloth"])
-    assert start_backend("transformers") == Backend("transformers", "asked for")
+def module(name, **contents):
+    made = ModuleType(name)
+    vars(made).update(contents)
+    return {name: made}
+
+
+NONE = {"unsloth": None}  # importing it raises ImportError
+GPU, CPU = module("unsloth"), module("unsloth", DEVICE_TYPE="cpu")
+HALF = module("unsloth.models.rl")  # Python has forgotten the package, whose import has failed
+VERSIONS = {"unsloth": backend.UNSLOTH_VERSION, "unsloth_zoo": "2026.10.7"}
 
 
 @pytest.mark.parametrize(
-    ("gpu", "packages", "world", "why"),
+    ("wanted", "gpu", "packages", "modules", "world", "chosen", "why"),
     [
-        (True, [], "1", "Unsloth is not installed"),
-        (False, ["unsloth"], "1", "no GPU is visible"),
-        (True, ["unsloth"], "8", "several processes train, by DDP, FSDP or ZeRO"),
+        ("transformers", True, ["unsloth"], {}, 1, "transformers", "asked for"),
+        ("transformers", True, ["unsloth"], CPU, 1, "transformers", "asked for"),  # which leaves TRL alone
+        (
+            "transformers",
+            True,
+            ["unsloth"],
+            GPU,
+            1,
+            None,
+            r"Unsloth, which has rewritten TRL.\nRestart the kernel, and set",
+        ),
+        ("transformers", True, ["unsloth"], HALF, 1, None, r"has rewritten TRL.\nRestart the kernel"),
+        ("auto", True, [], {}, 1, "transformers", "Unsloth is not installed"),
+        ("auto", False, ["unsloth"], {}, 1, "transformers", "no GPU is visible"),
+        ("auto", True, ["unsloth"], {}, 8, "transformers", "several processes train, by DDP, FSDP or ZeRO"),
+        ("auto", True, ["unsloth"], GPU, 1, "unsloth", "installed, and a GPU is there"),
+        ("auto", True, ["unsloth"], HALF, 1, None, "importing it failed .* has rewritten TRL"),
+        ("auto", True, ["unsloth"], NONE, 1, "transformers", "importing it failed ("),
+        ("auto", True, ["unsloth"], module("trl"), 1, "transformers", "trl was imported first"),
+        ("unsloth", True, ["unsloth"], GPU, 1, "unsloth", "asked for"),
+        ("unsloth", True, ["unsloth"], NONE, 1, None, r"importing it failed .*\nReinstall it: pip install"),
+        ("unsloth", True, ["unsloth"], module("trl"), 1, None, r"trl was imported first.\nStart a new process"),
+        ("unsloth", False, [], {}, 1, None, r"Unsloth is not installed.\nInstall it: pip install -e '\.\[gpu\]'"),
     ],
 )
-def test_auto_falls_back_and_says_why(machine, before_trl, monkeypatch, gpu, packages, world, why):
+def test_the_backend_and_why(machine, monkeypatch, wanted, gpu, packages, modules, world, chosen, why):
     machine(gpu, packages)
-    monkeypatch.setenv("WORLD_SIZE", world)
-    assert start_backend("auto") == Backend("transformers", why)
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    for name in ("trl", "unsloth"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name, made in modules.items():
+        monkeypatch.setitem(sys.modules, name, made)
+    if chosen is None:
+        with pytest.raises(ValueError, match=why):
+            start_backend(wanted)
+    else:
+        found = start_backend(wanted)
+        assert found.name == chosen
+        assert found.why.startswith(why)
 
 
-def test_auto_takes_unsloth_where_it_runs_and_imports_it(machine, before_trl, monkeypatch):
+def test_another_version_of_unsloth_is_not_taken(machine, monkeypatch):
     machine(gpu=True, packages=["unsloth"])
-    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
-    assert start_backend("auto") == Backend("unsloth", "installed, and a GPU is there")
-
-
-def test_unsloth_that_fails_to_import_is_not_fatal_to_auto(machine, before_trl, monkeypatch):
-    machine(gpu=True, packages=["unsloth"])
-    monkeypatch.setitem(sys.modules, "unsloth", None)  # importing it raises ImportError
-    chosen = start_backend("auto")
-    assert chosen.name == "transformers"
-    assert chosen.why.startswith("importing it failed (")
-    with pytest.raises(ValueError, match=r"cannot be used: importing it failed .*\nReinstall it: pip install"):
-        start_backend("unsloth")
-
-
-def test_unsloth_asked_for_and_missing_names_the_install_command(machine):
-    machine()
-    with pytest.raises(ValueError, match=r"Unsloth is not installed.\nInstall it: pip install -e '\.\[gpu\]'"):
-        start_backend("unsloth")
-
-
-def test_unsloth_after_trl_is_refused(machine, monkeypatch):
-    import trl  # noqa: F401
-
-    machine(gpu=True, packages=["unsloth"])
-    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
-    assert start_backend("auto") == Backend("transformers", "trl was imported first")
-    with pytest.raises(ValueError, match="restart the kernel"):
-        start_backend("unsloth")
-
-
-def test_another_version_of_unsloth_is_not_taken(machine, before_trl, monkeypatch):
-    machine(gpu=True, packages=["unsloth"])
-    monkeypatch.setattr(backend, "_version", lambda package: "2026.10.7" if package == "unsloth_zoo" else "2026.10.9")
-    assert start_backend("auto") == Backend(
-        "transformers", "unsloth_zoo is 2026.10.7, and 2026.10.9 is what was tested"
-    )
+    monkeypatch.delitem(sys.modules, "trl", raising=False)
+    monkeypatch.setattr(backend, "_version", VERSIONS.get)
+    assert start_backend("auto").why == "unsloth_zoo is 2026.10.7, and 2026.10.9 is what was tested"
     with pytest.raises(ValueError, match=r"pip install unsloth==2026.10.9 unsloth_zoo==2026.10.9"):
         start_backend("unsloth")
+    root = Path(__file__).parents[2]
+    pinned = {f"{package}=={backend.UNSLOTH_VERSION}" for package in VERSIONS}
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert pinned <= {*project["optional-dependencies"]["gpu"]}
+    assert pinned <= {*(root / ".ci" / "unsloth.txt").read_text().split()}
 
 
 @pytest.mark.parametrize(("command", "wanted"), [("train", ["unsloth"]), ("evaluate", []), ("plan", [])])
@@ -116,41 +121,6 @@ def test_unsloth_is_imported_for_a_training_alone(monkeypatch, command, wanted):
     with pytest.raises(SystemExit):
         cli.main([command, "--backend", "unsloth", "--no_such_option", "1"])
     assert imported == wanted
-
-
-def test_the_tested_version_of_unsloth_is_the_one_that_is_installed():
-    import tomllib
-    from pathlib import Path
-
-    root = Path(__file__).parents[2]
-    wanted = {f"{package}=={backend.UNSLOTH_VERSION}" for package in ("unsloth", "unsloth_zoo")}
-    assert wanted <= set(
-        tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
-    )
-    assert wanted <= set((root / ".ci" / "unsloth.txt").read_text().split())
-
-
-def test_transformers_after_unsloth_is_refused(machine, monkeypatch):
-    """Unsloth has then taken from TRL's trainer what puts an adapter on the policy."""
-    machine(gpu=True, packages=["unsloth"])
-    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
-    with pytest.raises(ValueError, match=r"has imported Unsloth, which has rewritten TRL.\nRestart the kernel"):
-        start_backend("transformers")
-    on_cpu = ModuleType("unsloth")
-    on_cpu.DEVICE_TYPE = "cpu"  # its backend for machines without a GPU leaves TRL alone
-    monkeypatch.setitem(sys.modules, "unsloth", on_cpu)
-    assert start_backend("transformers") == Backend("transformers", "asked for")
-
-
-def test_unsloth_that_has_failed_half_way_is_not_followed_by_transformers(machine, before_trl, monkeypatch):
-    """It has rewritten TRL by then: all weights would be trained, and no adapter made."""
-    machine(gpu=True, packages=["unsloth"])
-    monkeypatch.setitem(sys.modules, "unsloth.models.rl", ModuleType("unsloth.models.rl"))
-    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
-    with pytest.raises(ValueError, match=r"has rewritten TRL.\nRestart the kernel, and set backend from the start"):
-        start_backend("transformers")
-    with pytest.raises(ValueError, match=r"importing it failed .* has rewritten TRL"):
-        start_backend("auto")
 
 
 def test_unsloth_writes_its_code_apart(monkeypatch):
