@@ -8,7 +8,6 @@ setup(
     packages=[*find_packages(include=["amir_grpo*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
-        "amir_grpo.runs": ["templates/*"],
         "amir_grpo.sandbox": ["base_policies/*/*"],
         "amir_grpo": ["profiles.toml"],
         "amir_grpo.policies": ["shapes.toml"],

@@ -152,9 +152,10 @@ SMALL = {
 def kept_results_of_two_policies(folder):
     """What `export --results` writes, as far as the block that reads it."""
     folder.mkdir(parents=True)
-    counts = {"grpo": [1, 2, 8], "amir_grpo": [2, 2, 8]}
-    rows = [(policy, "chain6", 8, right) for policy, column in counts.items() for right in column]
-    pd.DataFrame(rows, columns=["policy", "benchmark", "samples", "correct"]).to_parquet(folder / "problems.parquet")
+    right = {"grpo": [1, 2, 8], "amir_grpo": [2, 2, 8]}
+    rows = [(p, "chain6", n, i < k) for p, counts in right.items() for n, k in enumerate(counts) for i in range(8)]
+    table = pd.DataFrame(rows, columns=["policy", "benchmark", "problem_id", "correct"])
+    table.to_parquet(folder / "completions.parquet")
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}:{block.line}")

@@ -18,13 +18,12 @@ from amir_grpo.policies.source import copy_policy
 from amir_grpo.problems import TRAINING_SETS
 from amir_grpo.runs.stages import check_trained, write_table
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
-from amir_grpo.system.provenance import read_json, record_of
+from amir_grpo.system.provenance import read_json, record_of, to_json
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
-_OURS = "[amir-grpo](https://github.com/amir-grpo/amir-grpo)"
-_PAPER = "[arXiv 2601.03661](https://arxiv.org/abs/2601.03661)"
+_BY = "[amir-grpo](https://github.com/amir-grpo/amir-grpo), after [arXiv 2601.03661](https://arxiv.org/abs/2601.03661)"
 _COMPLETION_COLUMNS = (
     "policy benchmark problem_id sample text tokens finish_reason logprob correct formatted confidence seed".split()
 )
@@ -39,21 +38,37 @@ tags: [amir-grpo, grpo, evaluation]
 
 # What {names} answered
 
-{drawn} by a base policy and by what GRPO and AMIR-GRPO ([arXiv 2601.03661](https://arxiv.org/abs/2601.03661)) make of it in
-{trained}. Made by [amir-grpo](https://github.com/amir-grpo/amir-grpo), profile {profile}. One training of each method:
-another seed gives others.
+By {by}. One training of each method: another seed gives others. `completions.parquet` has a row per completion: `policy`,
+`benchmark`, `problem_id`, `sample` (its number), `text`, `tokens`, `finish_reason` (stop, length), `logprob` (sum over its
+tokens, in nats, at temperature 1), `correct` (by math-verify), `formatted`, `confidence` (where it was asked for), `seed`.
+`lm_eval/` holds the same, with questions and answers, as the lm-evaluation-harness logs samples. Questions and answers are
+under the benchmarks' own licences.
 
 pass@1, in percent:
 
 {levels}
 
-`completions.parquet` has a row per completion: `policy` (base, grpo, amir_grpo), `benchmark`, `problem_id`, `sample` (its
-number), `text`, `tokens`, `finish_reason` (stop, length), `logprob` (sum over its tokens, in nats, at temperature 1),
-`correct` (math-verify says that its answer equals one of the wanted ones), `formatted` (it keeps to the format),
-`confidence` (where it was asked for), `seed`. `lm_eval/` holds the same, with questions and answers, as the
-lm-evaluation-harness logs samples. Questions and answers are those of the benchmarks, under the benchmarks' own licences:
+```json
+{record}
+```
+"""
+_MODEL_CARD = """---
+{metadata}
+---
 
-{problems}
+# {name} on {base}
+
+{kind}, trained for {steps} steps on {data}, by {by}.
+
+## Results
+
+{levels}
+
+## Settings and provenance
+
+```json
+{record}
+```
 """
 
 
@@ -101,56 +116,40 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
 
 def model_card(run: Run, method: str, merged: bool = False) -> str:
     """Describe a trained policy in Markdown: metadata for the Hub, results where it was evaluated, settings, provenance."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    s, record, stage = run.settings, record_of(run.folder), read_json(run.folder / method / "stage.json")
-    local, name = Path(s.policy.model_name).is_dir(), Path(s.policy.model_name).name
-    trained_on = TRAINING_SETS.get(s.data.dataset_name)
-    data = ModelCardData(
+    s, stage = run.settings, read_json(run.folder / method / "stage.json")
+    known, trained_on = _public_name(run), TRAINING_SETS.get(s.data.dataset_name)
+    metadata = ModelCardData(
         library_name="transformers" if merged else "peft",
-        base_model=None if local or s.policy.is_sandbox else s.policy.model_name,
+        base_model=known if "/" in known else None,
         datasets=[trained_on.hub_id if trained_on else s.data.dataset_name],
         tags=["trl", "grpo", *(["amir-grpo"] if method == "amir_grpo" else [])],
         model_name=POLICY_NAMES[method],
     )
-    term = (
-        f" ({_PAPER}): GRPO with the preferences that the rewards inside each rollout group imply, "
-        f"λ = {s.train.lambda_reg}, β = {s.train.beta_dpo}, δ = {s.train.reward_margin}"
+    return _MODEL_CARD.format(
+        metadata=metadata.to_yaml(),
+        name=POLICY_NAMES[method],
+        base=known,
+        kind="A whole policy in float32, its adapter merged" if merged else "A LoRA adapter",
+        steps=s.train.max_steps,
+        data=s.data.dataset_name,
+        by=_BY,
+        levels=_levels(run, method),
+        record=to_json(_public_record(run) | {"training": stage}).strip(),
     )
-    made = stage["provenance"]
-    provenance = {
-        "trained": f"{stage['started']} to {stage['ended']}",
-        "backend": stage.get("backend", {}).get("name", "transformers"),
-        "processes": stage.get("processes", 1),
-        "device": made["device"],
-        "commit": f"{made['commit']}{' with changes' if made['uncommitted_changes'] else ''}",
-        **{package: version for package, version in made["packages"].items() if version},
-        **{f"problems {p['set']}": f"{p['problems']}, fingerprint {p['fingerprint']}" for p in record["problems"]},
-    }
-    kind = "a whole policy in float32, its adapter merged" if merged else "a LoRA adapter"
-    base = name if local else s.policy.model_name
-    card = f"""---
-{data.to_yaml()}
----
 
-# {POLICY_NAMES[method]} on {base}
 
-This is {kind}, trained by {POLICY_NAMES[method]}{term if method == "amir_grpo" else ""}, for {s.train.max_steps} steps on
-{s.data.dataset_name}, by {_OURS}.
+def _public_name(run: Run) -> str:
+    """The base policy's id on the Hub, or the last part of its name, which says nothing of this machine."""
+    name = run.settings.policy.model_name
+    return Path(name).name if Path(name).is_dir() else name
 
-## Results
 
-{_levels(run, method)}
-
-## Settings
-
-{_markdown(["setting", "value"], (record["settings"] | {"model_name": base}).items())}
-
-## Provenance
-
-{_markdown(["", ""], provenance.items())}
-"""
-    return str(ModelCard(card))
+def _public_record(run: Run) -> dict[str, Any]:
+    record = record_of(run.folder)
+    settings = record["settings"] | {"model_name": _public_name(run)}
+    return {name: record[name] for name in ("profile", "problems", "provenance")} | {"settings": settings}
 
 
 def check_push(repo_id: str) -> None:
@@ -243,16 +242,12 @@ def export_results(run: Run, folder: Path) -> Path:
 
 def data_card(run: Run, completions: pd.DataFrame) -> str:
     """Describe the completions of a run in Markdown, with metadata for the Hub."""
-    s, e, record = run.settings, run.settings.evaluation, record_of(run.folder)
     levels = completions.groupby(["benchmark", "policy"], sort=False)["correct"].mean().mul(100).round(1).unstack()
-    problems = [p for p in record["problems"] if p["set"] in set(completions["benchmark"])]
     return _DATA_CARD.format(
         names=", ".join(POLICY_NAMES.values()),
-        drawn=f"{e.num_samples} completions of every problem (temperature {e.eval_temperature}, top-p {e.eval_top_p})",
-        trained=f"{s.train.max_steps} steps on {s.data.dataset_name}, seed {s.train.seed}",
-        profile=run.profile,
+        by=_BY,
         levels=_markdown(["benchmark", *levels.columns], levels.itertuples()),
-        problems=_markdown(list(problems[0]), (p.values() for p in problems)),
+        record=to_json(_public_record(run)).strip(),
     )
 
 
@@ -341,8 +336,8 @@ def _levels(run: Run, method: str) -> str:
 
 def _markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """A table in Markdown."""
-    cells = [[" ".join(str(value).split()).replace("|", "\\|") for value in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells))
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _hash(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,6 @@ from amir_grpo.choices import METHODS, POLICIES
 from amir_grpo.runs.locations import kept_results, notebooks_folder
 from amir_grpo.runs.run import Run
 from amir_grpo.runs.verify import compared_with_kept
-from amir_grpo.settings import RunSettings
 from amir_grpo.system.cluster import Cluster
 from amir_grpo.system.files import write_text
 from amir_grpo.system.locks import locked
@@ -92,7 +92,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
     labels = [notebook.label for stage in stages for notebook in stage]
     with locked(run.folder, "reproduce"):
         with submitting(cluster or 1) as submit:
-            list(results_of(_check, [_Check(run.folder, run.profile, run.settings)], submit))
+            list(results_of(_check, [SimpleNamespace(label="check", run=run)], submit))
         number = min(2, len(gpus) or os.cpu_count() or 1)
         reports = reports_shown(run.folder / _REPORTS, run.folder / "reproduce.log")
         with _submitting(cluster, number) as submit, reports as say:
@@ -157,18 +157,8 @@ def _submitting(cluster: Cluster | None, number: int) -> Iterator[Callable]:
         yield pool.submit
 
 
-@dataclass(frozen=True)
-class _Check:
-    """A run to be checked before its notebooks, as a value that travels to another machine."""
-
-    folder: Path
-    profile: str
-    settings: RunSettings
-    label: str = "check"
-
-
-def _check(what: _Check) -> None:
-    Run(what.folder, what.profile, what.settings).check()
+def _check(what: SimpleNamespace) -> None:
+    what.run.check()
 
 
 @dataclass(frozen=True)

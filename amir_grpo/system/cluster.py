@@ -40,6 +40,25 @@ class ClusterOptions:
 
 
 @dataclass(frozen=True)
+class _Resumable:
+    """A function for a job: put into the queue again, it is called again. Its error comes back as a value."""
+
+    do: Callable[[Any], Any]
+
+    def __call__(self, work: Any) -> tuple[Any, Exception | None]:
+        try:
+            return self.do(work), None
+        except Exception as error:
+            return None, error
+
+    def checkpoint(self, work: Any) -> submitit.helpers.DelayedSubmission:
+        """Return what submitit submits when it is told that the job will end."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, work)
+
+
+@dataclass(frozen=True)
 class Cluster:
     """What submits jobs: an executor of submitit, whose settings are those of every job."""
 
@@ -63,7 +82,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job."""
+    """A submitted job, to be waited for as a concurrent.futures.Future is."""
 
     job: submitit.Job
 
@@ -86,33 +105,13 @@ class Job:
         try:
             value, error = self.job.result()
         except (FailedJobError, UncompletedJobError) as error:
-            said = str(error).strip().splitlines()[-1]
             raise ChildProcessError(
-                f"Job {self.job.job_id} has ended without a result: {said}\nIts log: {self.job.paths.stderr}\n"
+                f"Job {self.job.job_id} has ended without a result.\nIts log: {self.job.paths.stderr}\n"
                 "What is complete stays: start the same again."
             ) from error
         if error:
             raise error
         return value
-
-
-@dataclass(frozen=True)
-class _Resumable:
-    """A function for a job: put into the queue again, it is called again. Its error comes back as a value."""
-
-    do: Callable[[Any], Any]
-
-    def __call__(self, work: Any) -> tuple[Any, Exception | None]:
-        try:
-            return self.do(work), None
-        except Exception as error:
-            return None, error
-
-    def checkpoint(self, work: Any) -> submitit.helpers.DelayedSubmission:
-        """Return what submitit submits when it is told that the job will end."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, work)
 
 
 def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
@@ -149,15 +148,13 @@ def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
             "or set executor to local."
         ) from error
     asked = {
+        "timeout_min": max(1, round(60 * options.slurm_hours)),
+        "cpus_per_task": options.slurm_cpus,
         "gpus_per_node": options.slurm_gpus,
         "mem_gb": options.slurm_memory_gb,
         "slurm_partition": options.slurm_partition,
         "slurm_account": options.slurm_account,
+        "slurm_additional_parameters": {"requeue": True},  # where the cluster's default is not to
     }
-    executor.update_parameters(
-        timeout_min=max(1, round(60 * options.slurm_hours)),
-        cpus_per_task=options.slurm_cpus,
-        slurm_additional_parameters={"requeue": True},  # where the cluster's default is not to
-        **{name: value for name, value in asked.items() if value},
-    )
+    executor.update_parameters(**{name: value for name, value in asked.items() if value})
     return Cluster(executor)

@@ -54,8 +54,7 @@ def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
     if not there.is_dir():
         raise NotADirectoryError(f"{there} is a file, where a folder is needed.\nGive another {option}.")
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise PermissionError(
             f"{there} cannot be written to ({error.strerror}).\nGive another {option}, or make it writable."
@@ -117,25 +116,21 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (_is_full(error) or _little_is_left(error, folder)):
+        # torch.save does not say why it failed
+        little = isinstance(error, RuntimeError) and folder.exists() and shutil.disk_usage(folder).free < _LITTLE
+        if not (little or _is_full(error)):
             raise
         raise OSError(
             f"The disk of {folder} is full.\nWhat is complete is kept: free some space, and run the same command again."
         ) from error
 
 
-def _little_is_left(error: Exception, folder: Path) -> bool:
-    """Tell whether a disk is nearly full: torch.save does not say why it failed."""
-    return isinstance(error, RuntimeError) and folder.exists() and shutil.disk_usage(folder).free < _LITTLE
-
-
 def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        # safetensors and Arrow have errors of their own, with the system's message; copytree lists those of its files
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            return True
+    """Tell whether an error or what caused it says so: some libraries pass on the system's message alone."""
+    full = errno.ENOSPC
+    while error and not (getattr(error, "errno", None) == full or os.strerror(full) in str(error)):
         error = error.__cause__ or error.__context__
-    return False
+    return error is not None
 
 
 # --- checksums -----------------------------------------------------------------------------------------------------------
@@ -193,26 +188,16 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         with (gzip.open if packed else open)(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text and not isinstance(row := json.loads(text), dict):
+                    raise ValueError(f"{path}, row {number}: not a JSON object.")
                 if text:
-                    yield _object(text, path, number)
+                    yield row
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}, after row {number}: the packed file is damaged ({error}).\nWrite it again."
-        ) from error
+        raise ValueError(f"{path}, after row {number}: the packed file is damaged ({error}).") from error
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}, row {number}: not UTF-8 ({error.reason} at byte {error.start} of the row).\nWrite it as UTF-8."
-        ) from error
-
-
-def _object(text: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
+        raise ValueError(f"{path}, row {number}: not UTF-8 ({error.reason}).") from error
+    except (json.JSONDecodeError, RecursionError) as error:  # thousands of brackets
         raise ValueError(f"{path}, row {number}: not a line of JSON ({error}).") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, row {number}: not a JSON object.")
-    return row
 
 
 def shipped(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a result was made with, so that it can be made again: time, versions, commit, device, and how exactly it repeats."""
+"""What a result was made with, so that it can be made again: time, versions, commit, device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,15 +20,6 @@ _PACKAGES = (
 
 CONFIG = "config.json"  # of a run folder
 
-_ON_CPU = (
-    "byte for byte, on the same kind of CPU with the same package versions; with dtype=float64, completions and adapters "
-    "on other kinds of CPU, too"
-)
-_ON_GPU = (
-    "not byte for byte: kernels add in an order that varies from run to run, and rounding differs between GPUs; what runs "
-    "with device=cpu repeats as on a machine without a GPU"
-)
-
 
 def now() -> str:
     """The time in UTC, to the second."""
@@ -35,19 +27,16 @@ def now() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """What a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, cpu,
-    repeats.
+    """What a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, cpu.
 
-    `packages` holds None where one is not installed, `commit` and `uncommitted_changes` where there is no repository;
-    `repeats` says how exactly the same settings and seed give the same numbers again.
+    `packages` holds None where one is not installed, `commit` and `uncommitted_changes` where there is no repository.
     """
-    versions: dict[str, str | None] = {}
+    import torch
+
+    versions: dict[str, str | None] = dict.fromkeys(_PACKAGES)
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    device = _device_name()
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "time": now(),
@@ -56,9 +45,8 @@ def provenance() -> dict[str, Any]:
         "packages": versions,
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if status is None else bool(status),
-        "device": device,
-        "cpu": _cpu_name(),
-        "repeats": _ON_CPU if device.startswith("cpu") else _ON_GPU,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores",
+        "cpu": f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}",  # decides how sums are rounded
     }
 
 
@@ -103,15 +91,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}.\nGive the run_dir of a run.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config["settings"], dict) and isinstance(config["profile"], str):
-            return config
-        cause = "profile is not a string" if isinstance(config["settings"], dict) else "settings is not a JSON object"
-    except (ValueError, KeyError, TypeError) as error:
-        cause = f"{type(error).__name__}: {error}"
-    raise ValueError(
-        f"{path} is not a run's configuration ({cause}).\nGive another run_dir, or delete the folder if it is a run's."
-    )
+        config = read_json(path)
+        for name, kind, said in (("settings", dict, "a JSON object"), ("profile", str, "a string")):
+            if not isinstance(config.get(name), kind):
+                raise ValueError(f"{name} is not {said}")
+    except ValueError as error:
+        cause = str(error).splitlines()[0].removeprefix(f"{path} cannot be read (").removesuffix(").")
+        raise ValueError(
+            f"{path} is not a run's configuration ({cause}).\n"
+            "Give another run_dir, or delete the folder if it is a run's."
+        ) from error
+    return config
 
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
@@ -140,22 +130,13 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def _device_name() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
-
-
-def _cpu_name() -> str:
-    """Model of the processor, and the instructions that torch uses of it: what decides how sums are rounded."""
-    import torch
-
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(models or [platform.processor() or platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    return (models or [platform.processor() or platform.machine()])[0]
 
 
 def _git(*arguments: str, folder: Path = Path(__file__).parent) -> str | None:

@@ -133,7 +133,7 @@ def test_reproduce_shares_out_the_gpus_and_ends_with_the_comparison(
         assert number == min(2, len(gpus) or os.cpu_count())
         return submitting(1)
 
-    copy = shutil.copytree(complete_run.folder, tmp_path / "copy")
+    copy = shutil.copytree(complete_run.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("notebooks"))
     keep_results(complete_run, tmp_path / "kept")
     monkeypatch.setattr(reproduce, "_submitting", in_this_process)
     monkeypatch.setattr(reproduce, "_execute", execute)

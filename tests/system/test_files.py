@@ -1,10 +1,18 @@
-"""Atomic writes: what is under its own name is complete, whatever fails on the way."""
+"""Atomic writes: what is under its own name is complete, whatever fails on the way; and checksums."""
 
-import os
+import json
 
 import pytest
 
-from amir_grpo.system.files import atomic_folder, atomic_write, write_text
+from amir_grpo.system.files import (
+    CHECKSUMS,
+    atomic_folder,
+    atomic_write,
+    first_damaged,
+    hashes,
+    write_checksums,
+    write_text,
+)
 
 
 def test_atomic_write_leaves_the_old_file_when_the_writer_raises(tmp_path):
@@ -71,29 +79,6 @@ def test_atomic_folder_replaces_an_old_one_when_the_new_one_is_whole(tmp_path):
     assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "new"]
 
 
-def test_a_replaced_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    folder = tmp_path / "base"
-    folder.mkdir()
-    (folder / "old").touch()
-    rename, calls = os.replace, []
-
-    def fail_second(a, b):
-        calls.append(a)
-        if len(calls) == 2:
-            raise OSError("no")
-        rename(a, b)
-
-    monkeypatch.setattr(os, "replace", fail_second)
-
-    def replace():
-        with atomic_folder(folder, replace=True) as beside:
-            (beside / "new").touch()
-
-    with pytest.raises(OSError, match="no"):
-        replace()
-    assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "old"]
-
-
 def test_atomic_folder_leaves_what_another_process_has_made(tmp_path):
     folder = tmp_path / "base"
     with atomic_folder(folder) as beside:
@@ -101,3 +86,20 @@ def test_atomic_folder_leaves_what_another_process_has_made(tmp_path):
         folder.mkdir()
         (folder / "theirs").touch()
     assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "theirs"]
+
+
+def test_the_first_file_that_has_changed_is_named(tmp_path):
+    assert first_damaged(tmp_path) is None, "nothing is recorded"
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    write_checksums(tmp_path)
+    recorded = json.loads((tmp_path / CHECKSUMS).read_text())
+    assert recorded == hashes([tmp_path / "a", tmp_path / "b"])
+    assert first_damaged(tmp_path) is None
+    (tmp_path / "b").write_text("c")
+    assert first_damaged(tmp_path) == "b"
+    (tmp_path / "a").unlink()
+    assert first_damaged(tmp_path) == "a"
+    (tmp_path / CHECKSUMS).write_text("{")
+    assert first_damaged(tmp_path) == CHECKSUMS
+    assert first_damaged(tmp_path, recorded) == "a"
