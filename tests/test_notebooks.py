@@ -142,7 +142,7 @@ def test_reproduce_fills_the_run_folder(reproduced):
     main = pd.read_csv(folder / "tables" / "main.csv")
     for benchmark in main["benchmark"].unique():
         assert benchmark in printed
-    for what in ("figures", "tables", "notebooks", "report.html"):
+    for what in ("figures", "tables", "notebooks", "run.html"):
         assert str(folder / what) in printed
 
 
@@ -236,7 +236,7 @@ def test_notebooks_of_the_evidence_show_what_is_committed(name, tmp_path):
 @pytest.mark.endurance
 @pytest.mark.timeout(3600)
 def test_a_fresh_run_shows_what_is_committed(tmp_path):
-    """The default profile from its beginning to the report, then each notebook as it was committed: from what is there."""
+    """The default profile from its beginning to its page, then each notebook as it was committed: from what is there."""
     folder = tmp_path / "sandbox"
     done = run("amir_grpo", "reproduce", "--profile", "sandbox", "--run_dir", folder)
     assert done.returncode == 0, done.stderr[-2000:]
