@@ -32,12 +32,7 @@ _EXPECTED = """
 
 
 def set_up() -> None:
-    """Install what the package needs, unless it is there; on Colab, say which device there is and how long profiles take.
-
-    Raises:
-        subprocess.CalledProcessError: If the installation fails; its output is above.
-        SystemExit: If a package that this kernel has imported was replaced, after the kernel was told to restart.
-    """
+    """Install what the package needs, unless it is there; on Colab, say which device there is and how long profiles take."""
     if importlib.util.find_spec("trl") is None:
         install()
     if "google.colab" in sys.modules:
@@ -63,7 +58,14 @@ def install() -> None:
         needed = requirements("gpu" if gpu else "")
         subprocess.run([*tool, "--quiet", "--constraint", str(constraints), *needed], check=True)
     if replaced := imported_before():
-        _restart(replaced)
+        print(
+            f"Installed. The kernel restarts, as it holds older versions: {', '.join(replaced)}. Press Run all again."
+        )
+        from IPython import get_ipython
+
+        if (shell := get_ipython()) is not None and getattr(shell, "kernel", None) is not None:
+            shell.kernel.do_shutdown(restart=True)
+        raise SystemExit("Press Run all again.")
 
 
 def requirements(extra: str = "") -> list[str]:
@@ -107,16 +109,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _restart(replaced: list[str]) -> None:
-    print(f"Installed. The kernel restarts, as it holds older versions: {', '.join(replaced)}. Press Run all again.")
-    from IPython import get_ipython
-
-    kernel = get_ipython()
-    if kernel is not None and getattr(kernel, "kernel", None) is not None:
-        kernel.kernel.do_shutdown(restart=True)
-    raise SystemExit("Press Run all again.")
 
 
 def _gpu() -> str | None:
@@ -165,6 +157,4 @@ def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Style
 
 def visible(text: str) -> str:
     """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
-    return "".join(
-        c if c in "\n\t\u00a0" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "\ufffd" for c in text
-    )
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0" else "\ufffd" for c in text)
