@@ -106,7 +106,7 @@ def complete_run(runs, tiny_settings):
 _IMPORTED_LATE = (
     "amir_grpo.cli",
     "amir_grpo.policies.engines",
-    "amir_grpo.study.results",
+    "amir_grpo.study.kept",
     "torch.distributed.launcher.api",
     "tests.frozen",
 )

@@ -1,4 +1,4 @@
-"""The project's own files agree with one another, and the README's claims with the kept results."""
+"""The project's own files agree with one another, and with what is kept."""
 
 import ast
 import json
@@ -17,17 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from amir_grpo.policies.backend import UNSLOTH_VERSION
-from amir_grpo.results import published_noise
-from amir_grpo.results.published import published_sizes, published_table
-from amir_grpo.study.plan import read_plan
-from amir_grpo.study.results import kept_studies
-from tools import base_policies, hero, readme
-from tools.gallery import study_tables
+from tools import base_policies
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-RESULTS_PAGE = (ROOT / "docs" / "results.md").read_text()
 
 
 def requirements(*extras):
@@ -116,23 +110,6 @@ def test_no_path_of_a_machine_is_in_a_tracked_file():
             assert not found or name == "tests/test_foundation.py", f"{name} holds {found.group()}"
 
 
-def test_the_findings_of_the_readme_follow_the_numbers():
-    main = pd.DataFrame({"benchmark": "b", "k": [1, 2], "base": 10.0, "grpo": 50.0, "amir_grpo": [53.0, 60.0]})
-    main = main.assign(gain=[3.0, -1.0], gain_low=[2.0, -2.0], gain_high=[4.5, 0.5], p_holm=[0.01, 0.5])
-    log = pd.DataFrame({"method": ["grpo"] * 3 + ["amir_grpo"] * 3, "step": [1, 2, 3] * 2, "reward_std": 1.0})
-    log = log.assign(reward=[1, 2, 3, 1, 2, 4], **{"preference/share": [None] * 3 + [0.6] * 3})
-    page = "above\n<!-- findings -->\nstale\n<!-- end of findings -->\nbelow\n"
-    lines = readme.findings_lines(hero.of_run({"main": main, "log": log}))
-    text = " ".join(readme.with_parts(page, {"findings": lines}).split())
-    assert "the preference term is 60 % of the update" in text
-    assert "the first 2 of 3 steps" in text
-    assert "10.0 % before training, 50.0 % with GRPO, 53.0 % with AMIR-GRPO" in text
-    assert "The 1 gains lie between +2.0 and +4.5 points (95 % intervals); 1 is distinguishable from 0" in text
-    assert text.startswith("above")
-    assert text.endswith("below")
-    assert "stale" not in text
-
-
 def test_the_table_of_base_policies_is_of_the_pilot():
     found = base_policies.base_policy_table(ROOT / "data" / "results" / "pilot")
     kept = pd.read_csv(ROOT / "data" / "results" / "base_policies.csv")
@@ -155,44 +132,6 @@ def test_the_method_page_says_which_λ_a_share_takes():
 
 def test_readme_is_one_page():
     assert len(README.splitlines()) <= 130
-
-
-def test_the_page_of_results_reads_the_published_table_as_its_noise_allows():
-    noise = published_noise.noise_table(published_table("table1"), published_sizes())
-    beyond = published_noise.beyond_noise(noise)
-    assert f"{beyond['implied']} of the {len(noise)} gains exceed 1.96 such standard errors" in RESULTS_PAGE
-    assert ("none would if all\nproblems were equally hard" in RESULTS_PAGE) == (beyond["largest"] == 0)
-    pooled = published_noise.pooled_table(noise).query("model == 'all' and k == 1 and noise == 'implied'")
-    equal, precise = (
-        pooled[(pooled["weights"] == weights) & (pooled["benchmarks"] == "all")].iloc[0]
-        for weights in ("unweighted", "precision")
-    )
-    assert (
-        f"the gain is {equal.gain:+.2f} points where every benchmark counts the same\n(z = {equal.z:.1f})"
-        in RESULTS_PAGE
-    )
-    assert f"and {precise.gain:+.2f} weighted by precision (z = {precise.z:.1f})" in RESULTS_PAGE
-    sds = f"{equal.seed_sd_together:.2f} points with equal weights, or {precise.seed_sd_together:.2f} by precision"
-    assert f"by a standard deviation of {sds}" in RESULTS_PAGE
-    equal = pooled[pooled["weights"] == "unweighted"].set_index("benchmarks")
-    parts = equal["gain"] * equal["cells"] / equal.loc["all", "cells"]
-    assert parts["up to 46 problems"] > 0.5 * equal.loc["all", "gain"]
-
-
-def test_readme_says_what_the_kept_results_say():
-    """`make figures` writes these parts."""
-    plan = read_plan()
-    studies = kept_studies(plan)
-    kept = {name: pd.read_csv(ROOT / "data" / "results" / "sandbox" / f"{name}.csv") for name in ("main", "log")}
-    parts = readme.computed_parts(studies, plan, hero.evidence(studies, kept))
-    assert readme.with_parts(README, parts) == README
-
-
-def test_the_tables_that_docs_and_reports_show_are_those_of_the_kept_study():
-    """`make figures` writes them."""
-    for name, table in study_tables(kept_studies(read_plan()), read_plan()).items():
-        text = table.to_csv(index=False, float_format="%.6g")
-        assert (ROOT / "data" / "results" / f"{name}.csv").read_text() == text, name
 
 
 def test_readme_names_every_notebook_and_every_linked_file_exists():

@@ -257,7 +257,7 @@ def test_another_number_or_figure_is_not_the_same(tmp_path):
     shutil.copy(committed, copy)
     assert_shows_the_same(copy, committed)
     pictures = re.findall(r'"image/png": "[^"]+"', committed.read_text())
-    for old, new in ((">GRPO, two steps<", ">GRPO, three steps<"), (pictures[0], pictures[1])):
+    for old, new in ((">Richer supervision<", ">Poorer supervision<"), (pictures[0], pictures[1])):
         text = committed.read_text()
         assert old in text
         copy.write_text(text.replace(old, new, 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from amir_grpo.study.kept_runs import read_run
+from amir_grpo.study.kept import read_run
 
 ARMS = {"before": "clean.base", "after": "clean.grpo"}
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from amir_grpo.results.formatting import LONG_TABLE
 from amir_grpo.settings import FIELDS, RunSettings, help_of
 
+LONG_TABLE = 16  # rows
 _TABLE = re.compile(r"(<!-- (table|settings) (\S+)\n(.*?)-->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 

@@ -1,6 +1,6 @@
 """Keep what the notebooks of a run have made, draw the study's figures from data/, and make notebooks fit to commit.
 
-python -m tools.gallery                      draw the study's figures from data/, and what README and docs compute
+python -m tools.gallery                      draw the study's figures and tables from data/, those of docs/ as well
 python -m tools.gallery --keep runs/sandbox  first keep the run's results in data/results/sandbox and its figures in figures/
 python -m tools.gallery --tidy notebooks     make executed notebooks fit to commit
 """
@@ -15,41 +15,29 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
+import papermill
 
-from amir_grpo.results import study_figures, style
+from amir_grpo.results import style
+from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.verify import keep_results
-from amir_grpo.study.claims.table import claims_table
-from amir_grpo.study.figures import figures_of_study, size_gains
-from amir_grpo.study.finding import verdict_rows
-from amir_grpo.study.gains import level_table, outcomes, power_table
-from amir_grpo.study.plan import Plan, read_plan, sequence_table
-from amir_grpo.study.regimes import TITLES
-from amir_grpo.study.results import Studies, kept_sizes, kept_studies
-from amir_grpo.study.sizes import size_table
+from amir_grpo.runs.showing import results_of
+from amir_grpo.study.kept import kept_studies
+from amir_grpo.study.plan import read_plan
 from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
 from tools.docs_tables import with_tables
-from tools.hero import evidence
-from tools.readme import computed_parts, with_parts
+from tools.hero import hero_figure
+from tools.study import study_tables
 
 PROFILE = "sandbox"
 # Figures that the notebooks save in the run folder, and the pages show.
 OF_A_RUN = ("main", "main_published", "coverage", "coverage_published", "margin")
-
-
-def study_tables(studies: Studies, plan: Plan) -> dict[str, pd.DataFrame]:
-    """What the docs and the report of a run show of the study, as tables of data/results."""
-    errors = pd.read_csv(project_root() / "data" / "results" / "inference_error.csv")
-    usual = (errors["test"] == "in use") & (errors["shape"] == "normal") & (errors["problems"] == "as measured")
-    return {
-        "type_one_error": errors[usual],
-        "levels": level_table(studies).assign(rewards=lambda levels: levels["regime"].map(TITLES)),
-        "power": power_table(studies.ordered[-1], plan),
-        "tests": sequence_table(plan, outcomes(studies.main, plan)),
-        "verdicts": verdict_rows(claims_table(studies, plan)),
-    }
+OF_THE_STUDY = (
+    "06_claims",
+    "07_ablations",
+    "08_regimes",
+)  # notebooks that save figures in a folder which they are given
 
 
 def tidy(folder: Path) -> None:
@@ -105,29 +93,19 @@ def main() -> None:
     results = root / "data" / "results"
     if arguments.keep:
         run = open_run(run_dir=arguments.keep)
-        keep_results(run, results / PROFILE)
+        keep_results(run, results_of(run), results / PROFILE)
         for name, kind in product(OF_A_RUN, ("png", "svg")):
             shutil.copy(run.folder / "figures" / f"{name}.{kind}", root / "figures")
-    kept = {path.stem: pd.read_csv(path) for path in (results / PROFILE).glob("*.csv")}
+    (root / "figures").mkdir(exist_ok=True)
     plan = read_plan()
     studies = kept_studies(plan, results)
-    top = evidence(studies, kept)
-    title = "The preference weights are wins − losses until β is large"
-    drawn = figures_of_study(studies, plan)
-    sizes = size_table(kept_sizes(plan, results), plan)
-    drawn |= {
-        "hero": top.figure(),
-        "sizes": size_gains(sizes, plan),
-        "identity": study_figures.identity_figure(pd.read_csv(results / "identity.csv"), title),
-    }
-    (root / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
-        print(style.save_figure(figure, root / "figures" / name)[0].relative_to(root))
+    print(style.save_figure(hero_figure(studies.main), root / "figures" / "hero")[0].relative_to(root))
+    given = {"parameters": {"figures_dir": str(root / "figures")}, "cwd": root / "notebooks", "kernel_name": "python3"}
+    for name in OF_THE_STUDY:
+        papermill.execute_notebook(root / "notebooks" / f"{name}.ipynb", None, progress_bar=False, **given)
     _write_csv(base_policy_table(results / "pilot"), results / "base_policies.csv", "%.4f")
-    for name, table in (study_tables(studies, plan) | {"sizes": sizes}).items():
+    for name, table in study_tables(studies, plan).items():
         _write_csv(table, results / f"{name}.csv", "%.6g")
-    parts = computed_parts(studies, plan, top)
-    write_text(root / "README.md", with_parts((root / "README.md").read_text(encoding="utf-8"), parts))
     for page in sorted((root / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
         if (computed := with_tables(text, root)) != text:

@@ -1,87 +1,116 @@
-"""What the top of the README says: from the confirmation, the pilot, or else from the kept run of the sandbox.
-
-A study is taken if it has as many pairs of GRPO and AMIR-GRPO as published as a p-value needs.
-"""
+"""The figure at the top of the README: how much is added, how long it changes nothing, and where the two trainings end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from amir_grpo import metrics
-from amir_grpo.choices import PARAMETERS, SANDBOX
-from amir_grpo.results.hero import hero_figure, same_batches
-from amir_grpo.study.gains import gain
-from amir_grpo.study.inference import MIN_UNITS
-from amir_grpo.study.results import Studies, StudyResults, shared_runs
+from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.results.style import COLOURS, MARKS, add_footnote, new_figure, styled, with_interval
+from amir_grpo.study.claims import GRPO, gain
+from amir_grpo.study.kept import StudyResults, shared_runs
 
-_BASE, _GRPO, _PUBLISHED = "clean/base", "clean/grpo", "clean/published"
-_SAME = ["reward", "right", "tokens_right", "tokens_wrong"]  # of a rollout: equal where its completions are
-_LIMITS = (
-    f"Evidence about this small policy ({PARAMETERS[SANDBOX]} parameters, arithmetic chains); none about the "
-    "paper's 3B to 7B models."
+PUBLISHED = "clean/published"
+NOTE = (
+    "The share in panel 1 follows from λ, β and the mean |A| alone, at any size of model. Panels 2 (its title: the median) and "
+    "3: 6 pairs of trainings of a policy of 0.1M parameters on arithmetic chains, at the paper's λ, β and δ with this "
+    "package's rewards, from 6 base policies, the weakest of nine warm-up seeds; intervals are for new base policies, seeds "
+    "and problems."
 )
+_SAME = ["reward", "right", "tokens_right", "tokens_wrong"]  # of a rollout: equal where its completions are
+_STRIP = {"same completions": "#d4d4d4", "different": "#4d4d4d"}
+_LOOK = {"fontsize": 8.2, "loc": "left", "pad": 22}
+_LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.03, 0.97), "borderaxespad": 0}
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the figure and the lines below it are made of; see `amir_grpo.results.hero.hero_figure`."""
-
-    share: float
-    twins: pd.DataFrame
-    levels: pd.DataFrame
-    scope: str
-
-    def figure(self) -> Figure:
-        """The figure at the top of the README."""
-        return hero_figure(self.share, self.twins, self.levels, self.scope)
+def measured_share(study: StudyResults) -> tuple[float, float]:
+    """Part of the update that the term is (0 to 1) and mean |A|, medians over the rollouts of the published arm."""
+    rollouts = study.part("rollouts", PUBLISHED)
+    return float(rollouts["share"].median()), float(rollouts["size"].median())
 
 
-def evidence(studies: Studies, run: Mapping[str, pd.DataFrame]) -> Evidence:
-    """The best that is kept: of the studies, or of the one run; `run`: as `of_run` takes it."""
-    study = studies.first(_BASE, _GRPO, _PUBLISHED)
-    if study is not None and gain(study, _PUBLISHED, _GRPO).bases >= MIN_UNITS:
-        return of_study(study)
-    return of_run(run)
+def same_completions(study: StudyResults) -> np.ndarray:
+    """(pairs, steps): whether both trainings of a pair drew the same completions up to that step.
 
-
-def of_run(kept: Mapping[str, pd.DataFrame]) -> Evidence:
-    """From the kept results of one run of both methods: tables main and log."""
-    log = kept["log"]
-    drawn = {method: rows[["reward", "reward_std"]] for method, rows in log.groupby("method")}
-    twins = same_batches(drawn["grpo"], drawn["amir_grpo"]).assign(run=0)
-    share = float(log.loc[log["method"] == "amir_grpo", "preference/share"].median())
-    levels = kept["main"].query("k == 1").rename(columns={"p_holm": "p"})
-    scope = f"One training of each method at the published λ and β, seed 0; intervals over problems. {_LIMITS}"
-    return Evidence(share, twins, levels, scope)
-
-
-def of_study(study: StudyResults) -> Evidence:
-    """From the runs of a study: GRPO and AMIR-GRPO as published, paired by base policy and seed."""
-    rollouts = {path: study.by_run("rollouts", path) for path in (_GRPO, _PUBLISHED)}
-    pairs = shared_runs(*rollouts.values())
-    old, new = ([rollouts[path][pair] for pair in pairs] for path in (_GRPO, _PUBLISHED))
-    twins = [
-        same_batches(a[_SAME], b[_SAME]).assign(run=seed) for (_, seed), a, b in zip(pairs, old, new, strict=True)
+    Equal rewards and lengths stand for equal completions; once parted, two rollouts are alike by chance alone.
+    """
+    tables = [study.by_run("rollouts", path) for path in (GRPO, PUBLISHED)]
+    equal = [
+        np.isclose(*(table[run][_SAME].to_numpy(float) for table in tables), rtol=1e-9, equal_nan=True).all(axis=1)
+        for run in shared_runs(*tables)
     ]
-    share = float(np.median([table["share"].median() for table in new]))
-    apart = {name: [name] for names in study.benchmarks.values() for name in names}
-    alone, rows = replace(study, benchmarks=apart), []
-    for benchmark in apart:
-        found = gain(alone, _PUBLISHED, _GRPO, benchmark)
-        (low, high), row = found.interval(), {"benchmark": benchmark, "p": found.p_value, "gain": found.estimate}
-        for policy, path in (("base", _BASE), ("grpo", _GRPO), ("amir_grpo", _PUBLISHED)):
-            solved = alone.solved(path, benchmark)
-            row[policy] = 100 * np.mean(
-                [rates.mean() for run, rates in solved.items() if policy == "base" or run in pairs]
-            )
-        rows.append(row | {"gain_low": low, "gain_high": high})
-    levels = pd.DataFrame(rows).assign(p=lambda table: metrics.holm(table["p"]))
-    about = "; exploratory, before the study was frozen" if study.name == "pilot" else ""
-    scope = f"AMIR-GRPO as published, {len(pairs)} pairs of trainings from {found.bases} base policies{about}. "
-    scope += f"Intervals: new base policies, seeds and problems. {_LIMITS}"
-    return Evidence(share, pd.concat(twins), levels, scope)
+    return np.minimum.accumulate(np.array(equal), axis=1)
+
+
+def end_levels(study: StudyResults) -> pd.DataFrame:
+    """pass@1 of the base policy and both methods (percent) and the gain with its interval (points), by benchmark."""
+    benchmarks = [name for names in study.benchmarks.values() for name in names]
+    alone, rows = replace(study, benchmarks={name: [name] for name in benchmarks}), []
+    for name in benchmarks:
+        found = gain(alone, PUBLISHED, GRPO, name)
+        solved = [alone.solved(path, name) for path in ("clean/base", GRPO, PUBLISHED)]
+        pairs = shared_runs(*solved[1:])
+        means = [
+            100 * np.mean([rates.mean() for run, rates in part.items() if part is solved[0] or run in pairs])
+            for part in solved
+        ]
+        low, high = found.interval()
+        row = dict(zip(("benchmark", "base", "grpo", "amir_grpo"), (name, *means), strict=True))
+        rows.append(row | {"gain": found.estimate, "gain_low": low, "gain_high": high})
+    return pd.DataFrame(rows)
+
+
+@styled
+def hero_figure(study: StudyResults) -> Figure:
+    """Three panels, from the arms of a study: GRPO and the published one, paired by base policy and seed."""
+    (share, size), same, levels = measured_share(study), same_completions(study), end_levels(study)
+    figure = new_figure(7.4, 2.5)
+    added, strip, ends = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1.5))
+    blue = COLOURS["amir_grpo"]
+    added.barh(0, 100, height=0.5, color="#f6d79a")
+    added.barh(0, 100 * share, height=0.5, color=blue)
+    added.text(52, 0, "GRPO's advantages", ha="center", va="center")
+    added.annotate(f"preference term: {100 * share:.2g} %", (50 * share, -0.26), xytext=(0, -0.62), va="bottom", ha="left",
+                   color=blue, fontweight="bold", arrowprops={"arrowstyle": "-", "color": blue})  # fmt: skip
+    added.set(xlim=(0, 100), ylim=(0.45, -0.75), yticks=[])
+    formula = f"λβ / (λβ + mean |A|) = {100 * 0.002 / (0.002 + size):.2g} %"
+    added.set_xlabel(f"share of the update (%)\n{formula}", fontsize=7)
+    added.spines["left"].set_visible(False)
+    added.set_title("1  The added term is tiny", **_LOOK)
+
+    order = np.argsort(same.sum(axis=1), kind="stable")
+    pairs, steps = same.shape
+    strip.imshow(same[order].astype(float), aspect="auto", cmap=ListedColormap([*_STRIP.values()][::-1]), vmin=0, vmax=1,
+                 interpolation="nearest", extent=(0.5, steps + 0.5, pairs - 0.5, -0.5))  # fmt: skip
+    for y in range(1, pairs):
+        strip.axhline(y - 0.5, color="white", linewidth=1)
+    strip.legend(handles=[Patch(color=colour, label=label) for label, colour in _STRIP.items()], ncols=2, handlelength=1,
+                 handleheight=1, columnspacing=1, handletextpad=0.4, **_LEGEND)  # fmt: skip
+    strip.set(xlabel="training step", yticks=[], ylabel=f"{pairs} pairs, same seed")
+    strip.spines[["left", "bottom"]].set_visible(False)
+    strip.set_title(f"2  Equal for {np.median(same.sum(axis=1)):g} of {steps} steps", **_LOOK)
+
+    for y, row in enumerate(levels.to_dict("records")):
+        ends.plot([row["base"], max(row["grpo"], row["amir_grpo"])], [y, y], color="#cccccc", linewidth=2, zorder=1)
+        for policy, mark in MARKS.items():
+            ends.plot(row[policy], y, **mark, linestyle="", zorder=3)
+        ends.annotate(with_interval(row, 1), (1.03, y), xycoords=("axes fraction", "data"), va="center", color="#444444",
+                      annotation_clip=False)  # fmt: skip
+    ends.set_yticks(range(len(levels)), levels["benchmark"])
+    ends.set(xlim=(0, 100), ylim=(len(levels) - 0.5, -0.5), xlabel="pass@1 (%)")
+    ends.tick_params(axis="y", length=0)
+    ends.grid(axis="x")
+    marks = [Line2D([], [], **mark, linestyle="", label=POLICY_NAMES[policy]) for policy, mark in MARKS.items()]
+    ends.legend(handles=marks, ncols=3, handletextpad=0.1, columnspacing=0.5, handlelength=1.6, **_LEGEND)
+    ends.annotate("gain [95 % interval]", (1.03, 1.03), xycoords="axes fraction", va="bottom", annotation_clip=False,
+                  fontsize=7.5)  # fmt: skip
+    widest = levels[["gain", "gain_low", "gain_high"]].round(1).abs().to_numpy().max()
+    ends.set_title(f"3  They end within {widest:.1f} points", **_LOOK)
+    add_footnote(figure, NOTE)
+    return figure

@@ -171,11 +171,10 @@ def _evaluate(options: EvaluateOptions, overrides: dict[str, Any]) -> None:
 
 def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     from amir_grpo.runs.locations import project_root, runs_folder
-    from amir_grpo.study.experiment import compare_with_kept, make_runs
-    from amir_grpo.study.finding import report_lines
+    from amir_grpo.study.claims import study_report
+    from amir_grpo.study.experiment import compare_with_kept, make_runs, runs_in_order, single_run
+    from amir_grpo.study.kept import complete_arms, load_study
     from amir_grpo.study.plan import check_frozen, read_plan
-    from amir_grpo.study.results import complete_arms, load_study
-    from amir_grpo.study.schedule import runs_in_order, single_run
 
     plan = read_plan()
     check_names("sandbox profile", [options.profile], SANDBOXES)
@@ -198,7 +197,7 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
     if options.study == "confirmation":
         check_frozen(plan)
     make_runs(runs, results, cluster_of(options, folder) or options.workers)
-    print("\n".join(report_lines(complete_arms(load_study(results), plan), plan)))
+    print(study_report(complete_arms(load_study(results), plan), plan))
     print(f"\nResults: {results}")
 
 

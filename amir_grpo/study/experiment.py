@@ -1,10 +1,10 @@
-"""Make the runs of a study: train, evaluate, measure, keep the small results, and throw the rest away."""
+"""The runs of a study: their order, and making them: train, evaluate, measure, keep the small results, delete the rest."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,19 +12,142 @@ from typing import Any
 
 import pandas as pd
 
+from amir_grpo.choices import STUDIES, check_names
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.opening import NO_EFFECT
-from amir_grpo.runs.run import Run
+from amir_grpo.runs.run import Run, open_run
 from amir_grpo.sandbox.problems import TRAINED_ON
-from amir_grpo.settings import differences
-from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
-from amir_grpo.study.regimes import BASE
-from amir_grpo.study.schedule import StudyRun
-from amir_grpo.study.summaries import digest_of, length_table, problem_table, richness_table, rollout_table
+from amir_grpo.settings import RunSettings, differences, settings_of
+from amir_grpo.study import measures
+from amir_grpo.study.arms import ARMS, BASE, PROFILE, Arm
+from amir_grpo.study.kept import KeptRun, keep_run, read_run
+from amir_grpo.study.plan import Plan
 from amir_grpo.system.cluster import Cluster
+from amir_grpo.system.executors import executor_of, run_jobs, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import provenance
-from amir_grpo.system.workers import run_jobs, submitting, visible_gpus
+
+PROBLEMS = 400  # per benchmark
+
+
+# --- which runs, in which order -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study as a value that travels to a worker process.
+
+    Attributes:
+        study: Which of `STUDIES` it belongs to.
+        arm: What is trained.
+        seed: The seed of the run, equal for all arms that are compared; the training's own adds the arm's offset.
+        base: Which base policy.
+        folder: Holds the run folders.
+        overrides: Changes to all runs, such as fewer steps for a test.
+        profile: The profile that the arm changes.
+    """
+
+    study: str
+    arm: Arm
+    seed: int
+    base: int
+    folder: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = PROFILE
+
+    @property
+    def name(self) -> str:
+        """`<regime>.<arm>.seed<k>`, of its folder and of the file with its results."""
+        return f"{self.arm.regime}.{self.arm.name}.seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """Name of the run for people."""
+        return f"{self.arm.path}, seed {self.seed}"
+
+    @property
+    def settings(self) -> RunSettings:
+        """All settings of the run; it keeps a checkpoint where half of the training is done."""
+        seeds = {"seed": self.seed + self.arm.seed_offset, "base_seed": self.base, "eval_limit": PROBLEMS}
+        changes = {**seeds, **self.arm.changes, **self.overrides}
+        half = -(-settings_of(self.profile, changes).train.max_steps // 2)
+        return settings_of(self.profile, changes | {"save_steps": half, "save_total_limit": None})
+
+    def open(self) -> Run:
+        """The run folder, with every setting given, so that none is taken from what is there."""
+        return open_run(self.profile, self.folder / self.name, self.settings.flat())
+
+
+def arms_in_order(plan: Plan, study: str) -> list[list[str]]:
+    """The arms of a study as `regime/arm`, in the blocks in which they are run: the base policies, what each test of the
+    plan needs, then the plan's other arms. The pilot goes on with the exploratory arms, one by one."""
+    blocks = [[f"{plan.regimes[0].name}/{BASE}"]]
+    blocks += [list(reversed(test.pair)) for test in plan.tests]
+    blocks += [[path] for path in (*plan.planned, *(ARMS if study == "pilot" else ()))]
+    seen: set[str] = set()
+    return [new for block in blocks if (new := [path for path in block if not (path in seen or seen.add(path))])]
+
+
+def runs_in_order(
+    plan: Plan,
+    study: str,
+    folder: Path,
+    arms: Collection[str] = (),
+    seeds: Collection[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+    profile: str = PROFILE,
+) -> list[StudyRun]:
+    """Every run of a study, block by block of `arms_in_order` and within a block seed by seed.
+
+    The base policies come first, each once, with the first seed that is theirs: all runs need their completions. So the
+    tests are complete one by one, wherever a study is stopped.
+
+    Args:
+        study: One of `STUDIES`.
+        arms, seeds: Only these, and the base policies that they need. Empty: all.
+        folder, overrides, profile: As in `StudyRun`.
+
+    Raises:
+        ValueError: If an arm or a seed is none of the study's, with all that are.
+    """
+    check_names("study", [study], STUDIES)
+    (untrained,), *blocks = arms_in_order(plan, study)
+    grids = {path: plan.run_grid(study, path) for block in blocks for path in block}
+    check_names("arm", arms, [untrained, *grids])
+    longest = max(grids.values(), key=len)
+    check_names("seed", map(str, seeds), [str(seed) for _, seed in longest])
+    chosen = [(base, seed) for base, seed in longest if not seeds or seed in seeds]
+    bases = {base for base, _ in chosen}
+    runs = [(untrained, base, seed) for base, seed in longest[: plan.base_policies] if base in bases]
+    for block in blocks:
+        wanted = [path for path in block if not arms or path in arms]
+        runs += [(path, *place) for place in chosen for path in wanted if place in grids[path]]
+    return [StudyRun(study, ARMS[path], seed, base, folder, overrides or {}, profile) for path, base, seed in runs]
+
+
+def single_run(
+    plan: Plan,
+    study: str,
+    folder: Path,
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    profile: str = PROFILE,
+) -> StudyRun:
+    """One run of a study by its name, `regime/arm/seed`; the other arguments as in `runs_in_order`.
+
+    Raises:
+        ValueError: If the study has no such run.
+    """
+    path, _, seed = name.rpartition("/")
+    if not seed.isdecimal():
+        raise ValueError(f"{name!r} does not name a run: give regime/arm/seed, as in clean/grpo/0.")
+    for run in runs_in_order(plan, study, folder, [path], [int(seed)], overrides, profile):
+        if (run.arm.path, run.seed) == (path, int(seed)):
+            return run
+    raise ValueError(f"The {study} has no run {name}; its base policies' are those of its first seeds.")
+
+
+# --- making them ----------------------------------------------------------------------------------------------------
 
 
 def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 0) -> None:
@@ -49,13 +172,15 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
     needed = {run.base for run in waiting}
-    with locked(runs[0].folder, "study"), submitting(workers, visible_gpus(runs[0].settings.policy.device)) as submit:
+    with (
+        locked(runs[0].folder, "study"),
+        executor_of(workers, visible_gpus(runs[0].settings.policy.device)) as executor,
+    ):
         for run in runs:  # killed between keeping its results and deleting its folder
             if run not in waiting:
-                _throw_away(run)
-        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in needed], submit)
-        trained = [run for run in waiting if run.arm.method != BASE]
-        run_jobs("runs", _Make(results, bases), trained, submit)
+                _delete_folder(run)
+        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in needed], executor)
+        run_jobs("runs", _Make(results, bases), [run for run in waiting if run.arm.method != BASE], executor)
 
 
 @dataclass(frozen=True)
@@ -73,10 +198,10 @@ class _Make:
             path, _train_and_draw(run)
         ):  # others are measured on its completions
             raise ValueError(f"{path} is of other completions than {run.label} has now: give another results folder.")
-        _throw_away(run)
+        _delete_folder(run)
 
 
-def _throw_away(run: StudyRun) -> None:
+def _delete_folder(run: StudyRun) -> None:
     """Delete the folder of a training."""
     if run.arm.method != BASE:
         shutil.rmtree(run.folder / run.name, ignore_errors=True)
@@ -88,7 +213,7 @@ def path_of(run: StudyRun, results: Path) -> Path:
 
 
 def check_kept(run: StudyRun, results: Path) -> None:
-    """Check that results that are kept of a run were made with its settings.
+    """Check that kept results of a run, if there are any, were made with its settings.
 
     Raises:
         ValueError: If they were not.
@@ -98,8 +223,7 @@ def check_kept(run: StudyRun, results: Path) -> None:
         return
     record = read_run(path).record
     facts = {name: (record[name], value) for name, value in (("study", run.study), ("profile", run.profile))}
-    changed = differences(record["settings"], run.settings)
-    for name, (was, is_now) in {**facts, **changed}.items():
+    for name, (was, is_now) in {**facts, **differences(record["settings"], run.settings)}.items():
         if was != is_now and name not in NO_EFFECT:
             raise ValueError(
                 f"{path} was made with {name}={was!r}, and {run.arm.path} has {is_now!r} now.\n"
@@ -129,7 +253,7 @@ def _train_and_draw(run: StudyRun) -> _Drawn:
     seconds["evaluation"] = time.process_time() - before
     adapter = None if method == BASE else opened.folder / method
     weights = PolicySource(opened.base(), adapter).weights_hash()
-    return _Drawn(opened, samples, greedy, seconds, {"completions": digest_of(samples), "weights": weights})
+    return _Drawn(opened, samples, greedy, seconds, {"completions": measures.digest_of(samples), "weights": weights})
 
 
 def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
@@ -140,33 +264,37 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
     """
     drawn, method = _train_and_draw(run), run.arm.method
     opened, before = drawn.opened, time.process_time()
-    tables = {"problems": problem_table(drawn.samples, drawn.greedy)}
+    tables = {"problems": measures.problem_counts(drawn.samples, drawn.greedy)}
     tables["boundary"] = _boundary(opened, method, (base or run).open())
     if method != BASE:
-        from amir_grpo.runs.training import steps_per_rollout  # imports TRL, which has to come after the backend
+        from amir_grpo.runs.trl_config import steps_per_rollout  # imports TRL, which has to come after the backend
 
         rollouts = pd.read_parquet(opened.folder / method / "rollouts.parquet")
         steps = steps_per_rollout(opened.settings)
-        tables["rollouts"] = rollout_table(rollouts, opened.train(method), steps)
-        tables["richness"] = richness_table(rollouts, steps)
-        tables["lengths"] = length_table(rollouts)
+        tables["rollouts"] = measures.rollout_summary(rollouts, opened.train(method), steps)
+        tables["richness"] = measures.richness_by_window(rollouts, steps)
     seconds = drawn.seconds | {"measuring": time.process_time() - before}
-    return KeptRun(_record(run, drawn.digests, seconds), tables)
+    names = {"study": run.study, "regime": run.arm.regime, "arm": run.arm.name, "method": method}
+    record = {**names, "seed": run.seed, "base": run.base, "profile": run.profile, "settings": run.settings.flat()}
+    record |= {"digests": drawn.digests, "seconds": {what: round(value, 1) for what, value in seconds.items()}}
+    made_with = provenance()
+    record |= {name: made_with[name] for name in ("python", "commit", "uncommitted_changes", "packages")}
+    return KeptRun(record, tables)
 
 
 def compare_with_kept(run: StudyRun, results: Path) -> list[str]:
-    """Make one run again, in a folder of its own that is deleted afterwards, and compare it with what is kept.
+    """Make one run again, in a folder of its own that is deleted afterwards, and compare it with its kept results.
 
     Args:
         run: Its own folder is not used.
-        results: Holds what is kept; nothing of it changes.
+        results: Holds the kept results; nothing of them changes.
 
     Returns:
         What differs: completions (the samples, token by token), weights (of the policy), or neither.
 
     Raises:
         FileNotFoundError: If nothing is kept of it.
-        ValueError: If what is kept was made with other settings.
+        ValueError: If the kept results were made with other settings.
     """
     path = path_of(run, results)
     if not path.exists():
@@ -177,56 +305,32 @@ def compare_with_kept(run: StudyRun, results: Path) -> list[str]:
 
 
 def _differing(path: Path, drawn: _Drawn) -> list[str]:
-    """Names of the digests that are not those that are kept."""
+    """Names of the digests that differ from the kept ones."""
     kept = read_run(path).record["digests"]
     return [name for name, digest in drawn.digests.items() if kept[name] != digest]
 
 
-def _record(run: StudyRun, digests: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:
-    made_with = provenance()
-    return {
-        "study": run.study,
-        "regime": run.arm.regime,
-        "arm": run.arm.name,
-        "method": run.arm.method,
-        "seed": run.seed,
-        "base": run.base,
-        "profile": run.profile,
-        "settings": run.settings.flat(),
-        "digests": digests,
-        "seconds": {what: round(value, 1) for what, value in seconds.items()},
-        **{name: made_with[name] for name in ("python", "commit", "uncommitted_changes", "packages")},
-    }
-
-
 def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:
-    """`boundary_table` for the base policy (step 0), or for the checkpoint half way and the end of a training."""
+    """`boundary_scores` of the base policy (step 0), or of the checkpoint half way and the end of a training."""
     from amir_grpo.policies.loading import load_policy, load_tokenizer
     from amir_grpo.policies.sampling import tokenize_prompts
-    from amir_grpo.study.shared_scores import boundary_table, mixed_completions, tempered_scores
 
     s = base.settings
     benchmarks = [name for name in s.evaluation.benchmarks if name in TRAINED_ON[s.policy.model_name]]
-    shared = mixed_completions(base.samples([BASE], benchmarks))
+    shared = measures.mixed_completions(base.samples([BASE], benchmarks))
     tokenizer = load_tokenizer(base.base(), s.policy.trust_remote_code)
     prompts: dict[str, list[int]] = {}
     for benchmark in benchmarks:
         prompts |= tokenize_prompts(tokenizer, base.problems(benchmark))
     asked = [prompts[problem] for problem in shared["problem_id"]]
+    steps: dict[int, Path | None] = {0: None}
+    if method != BASE:
+        checkpoints = (opened.folder / method / "checkpoints").glob("checkpoint-*")
+        found = {int(path.name.rpartition("-")[2]): path for path in checkpoints}
+        steps = dict(sorted((found | {opened.settings.train.max_steps: opened.folder / method}).items()))
     frames = []
-    for step, adapter in _policies(opened, method).items():
-        policy = load_policy(opened.base(), adapter, opened.settings.policy)
-        scores = tempered_scores(policy, asked, shared["completion_ids"].tolist())
-        frames.append(boundary_table(shared, *scores).assign(step=step))
+    for step, adapter in steps.items():
+        policy = load_policy(opened.base(), adapter, opened.loading)
+        scores = measures.tempered_scores(policy, asked, shared["completion_ids"].tolist())
+        frames.append(measures.boundary_scores(shared, *scores).assign(step=step))
     return pd.concat(frames, ignore_index=True)
-
-
-def _policies(opened: Run, method: str) -> dict[int, Path | None]:
-    """Where the policies of a run are, by optimizer step."""
-    if method == BASE:
-        return {0: None}
-    found = {
-        int(path.name.rpartition("-")[2]): path
-        for path in (opened.folder / method / "checkpoints").glob("checkpoint-*")
-    }
-    return dict(sorted((found | {opened.settings.train.max_steps: opened.folder / method}).items()))

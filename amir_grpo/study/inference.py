@@ -1,54 +1,59 @@
-"""Is one arm better than another, or as good? Paired inference over base policies, training seeds and problems.
+"""Paired inference over base policies, training seeds and problems: is one arm better than another, or as good?
 
-A run is a base policy and a training seed. Both arms train every run from the same base policy with the same random
-numbers and answer the same problems, so the data are differences: of run (b, s) on problem p,
+Both arms train every run, a base policy and a seed, with the same random numbers and answer the same problems, so the data
+are differences of run (b, s) on problem p,
 
     d_bsp = gain + base_b + seed_bs + problem_p + rest_bsp,
 
-where all but the gain are random: another base policy, another seed or another problem would have given others, and
-every interval here is for those. `rest` holds the draws of the samples, too.
+where all but the gain are random; every interval is for new base policies, seeds and problems.
 
-The test is a t-test on the means of the base policies, with (base policies - 1) degrees of freedom: a seed moves all
-problems of its run and a base policy all its runs, so that neither problems nor runs count as independent. It is exact
-for normal effects of any size, the base policies' included, and stays valid where base policies differ in their number of
-runs (Ibragimov and Müller 2010: with unequal variances it rejects too rarely, not too often, at two-sided levels up to 8 %).
-To generalise to other problems, what they add to the variance of the mean is added to the square of its standard error,
-on the same degrees of freedom. That can only make the test more careful (Mickey and Brown 1966), and does where problems
-add much. Rivals were simulated, and their p-values are too small far in the tail (`benchmarks/inference_error.py`): a
-t-test over all runs wherever base policies differ, one that decides by a first F-test whether they do, and Satterthwaite's
-degrees of freedom for the sum of the two variances.
-
-With one base policy its runs take the place of base policies, and the scope says so.
+The test is a t-test on the means of the base policies: a seed moves all problems of its run and a base policy all its
+runs, so neither problems nor runs count as independent. It is exact for normal effects and stays valid where base policies
+differ in their number of runs (Ibragimov and Müller 2010). What problems add to the variance of the mean is added to the
+squared standard error on the same degrees of freedom, which can only make the test more careful (Mickey and Brown 1966).
+`benchmarks/inference_error.py` simulates it and its rivals. With one base policy its runs take the place of base policies.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from amir_grpo.choices import SIGNIFICANCE
-from amir_grpo.results.verdicts import Hypothesis, Verdict, verdict_from
-
-ALPHA, POWER = SIGNIFICANCE, 0.8
+ALPHA, POWER = 0.05, 0.8
 # Flipping the signs of n differences, the test that assumes least, has no p-value below 2^(1-n): with fewer than 6, no
 # result could be significant at 0.05 but by the assumed shape of the distribution.
 MIN_UNITS = 6
 # Of a table of comparisons, see `Comparison.columns`.
-COLUMNS = (
-    "gain",
-    "gain_low",
-    "gain_high",
-    "gain_inner_low",
-    "gain_inner_high",
-    "p_value",
-    "p_equivalent",
-    "detectable",
-)
-COLUMNS += ("bases", "runs", "problems", "no_test")
+COLUMNS = ("gain", "gain_low", "gain_high", "gain_inner_low", "gain_inner_high", "p_value", "p_equivalent")
+COLUMNS += ("detectable", "bases", "runs", "problems", "no_test")
+
+
+class Verdict(StrEnum):
+    """What the data say of a hypothesis."""
+
+    SUPPORTED = "supported"
+    REFUTED = "refuted"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+
+
+class Hypothesis(StrEnum):
+    """What is to be shown: a gain above 0 (GREATER), within ± margin (EQUIVALENT) or below the margin (NOT_GREATER)."""
+
+    GREATER = "greater"
+    EQUIVALENT = "equivalent"
+    NOT_GREATER = "not greater"
+
+    @property
+    def shown(self) -> Verdict:
+        """The verdict that shows it."""
+        return Verdict.EQUIVALENT if self is Hypothesis.EQUIVALENT else Verdict.SUPPORTED
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,6 @@ class Comparison:
     no_test: str = ""
 
     @property
-    def scope(self) -> str:
-        """What the intervals generalise to."""
-        bases = "new base policies and seeds" if self.bases > 1 else "new seeds of this base policy"
-        return f"{bases}, {'new' if self.problems > 1 else 'these'} problems"
-
-    @property
     def p_value(self) -> float:
         """Two-sided p-value of a gain of 0; NaN where there is none, see `no_test`."""
         return np.nan if self.no_test else min(1.0, 2 * min(self._p_above(0.0), self._p_below(0.0)))
@@ -90,10 +89,7 @@ class Comparison:
         return self.estimate - half, self.estimate + half
 
     def p_equivalent(self, margin: float) -> float:
-        """P-value of two one-sided tests (Schuirmann 1987): small where the gain lies within ± margin.
-
-        Below α exactly where the interval of level 1 - 2α lies within ± margin.
-        """
+        """P-value of two one-sided tests (Schuirmann 1987), below α where the 1 - 2α interval lies within ± margin."""
         return max(self._p_above(-margin), self._p_below(margin))
 
     def detectable(self, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -103,6 +99,10 @@ class Comparison:
     def scaled(self, factor: float) -> Comparison:
         """The same comparison in another unit, as 100 makes percentage points of fractions."""
         return replace(self, estimate=self.estimate * factor, standard_error=self.standard_error * abs(factor))
+
+    def beyond(self, bound: float) -> Comparison:
+        """The comparison of the gain with another value than 0."""
+        return replace(self, estimate=self.estimate - bound)
 
     def columns(self, margin: float, alpha: float = ALPHA, power: float = POWER) -> dict[str, float | int | str]:
         """A table row: gain, gain_low, gain_high (1 - α), gain_inner_low, gain_inner_high (1 - 2α, which the margin is held
@@ -114,15 +114,15 @@ class Comparison:
 
     def _p_above(self, bound: float) -> float:
         """One-sided p-value of "the gain is at most `bound`"."""
-        if self.no_test:
-            return np.nan
-        return float(stats.t.sf((self.estimate - bound) / self.standard_error, self.freedom))
+        return (
+            np.nan if self.no_test else float(stats.t.sf((self.estimate - bound) / self.standard_error, self.freedom))
+        )
 
     def _p_below(self, bound: float) -> float:
         """One-sided p-value of "the gain is at least `bound`"."""
-        if self.no_test:
-            return np.nan
-        return float(stats.t.cdf((self.estimate - bound) / self.standard_error, self.freedom))
+        return (
+            np.nan if self.no_test else float(stats.t.cdf((self.estimate - bound) / self.standard_error, self.freedom))
+        )
 
 
 def compare(new: ArrayLike, old: ArrayLike) -> Comparison:
@@ -153,25 +153,19 @@ def compare(new: ArrayLike, old: ArrayLike) -> Comparison:
     difference = new - old
     done = np.isfinite(difference[:, :, 0])
     if not done.any():
-        raise ValueError(
-            "No run is complete in both arms, so that nothing can be compared.\nTrain and evaluate more runs."
-        )
+        raise ValueError("No run is complete in both arms: nothing can be compared.\nTrain and evaluate more runs.")
     by_base = [difference[base, done[base]] for base in np.flatnonzero(done.any(axis=1))]
     units = np.array([runs.mean(axis=0) for runs in by_base]) if len(by_base) > 1 else by_base[0]
     estimate, error = crossed_error(units) if len(units) > 1 else (units.mean(), np.nan)
-    sizes = {"bases": len(by_base), "runs": int(done.sum()), "problems": difference.shape[2]}
     if error < 1e-12 * np.abs(units).max():  # what rounding leaves of equal differences
         error = 0.0
-    reason = _no_test(len(units), "base policies" if len(by_base) > 1 else "runs", float(error))
+    what, reason = ("base policies" if len(by_base) > 1 else "runs"), ""
+    if len(units) < MIN_UNITS:
+        reason = f"{len(units)} {what}: at least {MIN_UNITS} are needed for a p-value."
+    elif not error > 0:
+        reason = f"All {len(units)} {what} differ by the same, so that nothing is known of the spread."
+    sizes = {"bases": len(by_base), "runs": int(done.sum()), "problems": difference.shape[2]}
     return Comparison(float(estimate), float(error), len(units) - 1, **sizes, no_test=reason)
-
-
-def _no_test(units: int, what: str, error: float) -> str:
-    if units < MIN_UNITS:
-        return f"{units} {what}: at least {MIN_UNITS} are needed for a p-value."
-    if not error > 0:
-        return f"All {units} {what} differ by the same, so that nothing is known of the spread."
-    return ""
 
 
 def crossed_error(difference: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -194,40 +188,48 @@ def crossed_error(difference: NDArray[np.float64]) -> tuple[NDArray[np.float64],
     return mean, np.sqrt(variance)
 
 
-# --- what the data say --------------------------------------------------------------------------------------------
-
-
 def verdict(
-    comparison: Comparison, margin: float, hypothesis: Hypothesis = Hypothesis.GREATER, alpha: float = ALPHA
+    comparison: Comparison,
+    margin: float,
+    hypothesis: Hypothesis = Hypothesis.GREATER,
+    alpha: float = ALPHA,
+    p_value: float | None = None,
 ) -> Verdict:
-    """What a comparison says of a hypothesis (`amir_grpo.results.verdicts.verdict_from`).
+    """The verdict on a hypothesis: the one rule of the study. Without a p-value it is undecided.
+
+    GREATER: supported or refuted where the p-value is below α, by the side of 0 that the 1 - α interval lies on; else
+    equivalent where the 1 - 2α interval lies within ± margin. EQUIVALENT: equivalent where it does; refuted where the 1 - α
+    interval lies beyond. NOT_GREATER: supported where the 1 - 2α interval lies below the margin, refuted where the 1 - α
+    interval lies above it.
 
     Args:
         margin: Smallest gain of interest, above 0, in the unit of the comparison.
+        p_value: Corrected, where several comparisons are shown together; None: the comparison's own.
     """
     if not margin > 0:
         raise ValueError(f"The margin is {margin}: the smallest gain of interest is a number above 0.")
-    interval, inner = comparison.interval(1 - alpha), comparison.interval(1 - 2 * alpha)
-    return verdict_from(comparison.p_value, interval, inner, margin, hypothesis, alpha)
+    (low, high), (inner_low, inner_high) = comparison.interval(1 - alpha), comparison.interval(1 - 2 * alpha)
+    p_value = comparison.p_value if p_value is None else p_value
+    if math.isnan(p_value):
+        return Verdict.UNDECIDED
+    if hypothesis is Hypothesis.NOT_GREATER:
+        if inner_high < margin:
+            return Verdict.SUPPORTED
+        return Verdict.REFUTED if low > margin else Verdict.UNDECIDED
+    if hypothesis is Hypothesis.GREATER and p_value < alpha and (low > 0 or high < 0):
+        return Verdict.SUPPORTED if low > 0 else Verdict.REFUTED
+    if -margin < inner_low and inner_high < margin:
+        return Verdict.EQUIVALENT
+    beyond = low > margin or high < -margin
+    return Verdict.REFUTED if hypothesis is Hypothesis.EQUIVALENT and beyond else Verdict.UNDECIDED
 
 
-def shown_by(hypothesis: Hypothesis) -> Verdict:
-    """The verdict that shows what the hypothesis says."""
-    return Verdict.EQUIVALENT if hypothesis is Hypothesis.EQUIVALENT else Verdict.SUPPORTED
-
-
-# --- what a design can tell ---------------------------------------------------------------------------------------
-
-
-def design_error(
-    bases: int, seeds: int, seed_sd: float, base_sd: float = 0.0, problems: int = 1, problem_sd: float = 0.0
-) -> float:
+def design_error(bases: int, seeds: int, seed_sd: float, base_sd: float = 0.0) -> float:
     """The standard error to be expected of `compare` with `bases` x `seeds` runs.
 
-    `seed_sd`: standard deviation of a run's mean gain over seeds, the noise of its evaluation included; `base_sd`: of the
-    gain over base policies; `problem_sd`: of the gain over problems.
+    `seed_sd`: standard deviation of a run's mean gain over seeds; `base_sd`: of the gain over base policies.
     """
-    return float(np.sqrt(base_sd**2 / bases + seed_sd**2 / (bases * seeds) + problem_sd**2 / problems))
+    return float(np.sqrt(base_sd**2 / bases + seed_sd**2 / (bases * seeds)))
 
 
 def detectable_gain(standard_error: float, freedom: int, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -247,19 +249,17 @@ def _detectable_errors(freedom: int, alpha: float, power: float) -> float:
     return float(optimize.brentq(surplus, 0, 10 * critical))
 
 
-def equivalence_power(standard_error: float, freedom: int, margin: float, alpha: float = ALPHA) -> float:
-    """The chance that two arms that are equal are found equivalent within ± margin."""
+def power_if_equal(
+    hypothesis: Hypothesis, standard_error: float, freedom: int, margin: float, alpha: float = ALPHA
+) -> float:
+    """The chance that two equal arms are shown to be EQUIVALENT, or one of them NOT_GREATER; NaN for GREATER."""
+    if hypothesis is Hypothesis.GREATER:
+        return np.nan
     if standard_error == 0:
         return 1.0
     room = margin / standard_error - stats.t.ppf(1 - alpha, freedom) * _scales(freedom)
-    return float(np.mean(np.maximum(2 * stats.norm.cdf(room) - 1, 0)))
-
-
-def not_greater_power(standard_error: float, freedom: int, margin: float, alpha: float = ALPHA) -> float:
-    """The chance that the gain of one of two equal arms is found to be below the margin."""
-    if standard_error == 0:
-        return 1.0
-    return float(np.mean(stats.norm.cdf(margin / standard_error - stats.t.ppf(1 - alpha, freedom) * _scales(freedom))))
+    below = stats.norm.cdf(room)
+    return float(np.mean(np.maximum(2 * below - 1, 0) if hypothesis is Hypothesis.EQUIVALENT else below))
 
 
 def _scales(freedom: int) -> NDArray[np.float64]:

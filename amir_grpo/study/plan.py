@@ -1,16 +1,15 @@
 """The plan of the study, read from `plan.toml`, and the fixed sequence of its tests.
 
 In a fixed sequence every test has the whole level α, and the first that does not show its hypothesis ends it: those after
-it are not tested. That keeps the chance that anything false is shown at α without a correction; what the test that ends
-the sequence says instead, such as "refuted", describes. The gate comes first: where the positive control is not shown, no
-absence of a difference is interpreted.
+it are not tested. That keeps the chance that anything false is shown at α without a correction. The gate comes first: where
+the positive control is not shown, no absence of a difference is interpreted.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -19,17 +18,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, Verdict, shown_by, verdict
+from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, Verdict, verdict
 from amir_grpo.system.provenance import file_at
 
 PLAN = Path(__file__).with_name("plan.toml")
 # What freezing itself changes.
 _FREEZE: dict[str, Any] = {"frozen": True, "commit": "", "date": ""}
+_ENTRIES = {"frozen", "commit", "date", "alpha", "power", "margin", "endpoint", "runs", "regime", "test"}
 
 
 @dataclass(frozen=True)
 class Regime:
-    """A kind of reward, and the arms that are trained with it: how often each is in the confirmation, by its name."""
+    """A kind of reward, and the arms that are trained with it: how many runs of each the confirmation has, by name."""
 
     name: str
     about: str
@@ -50,10 +50,15 @@ class Test:
 
     __test__ = False  # no test case of pytest
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The new and the old arm as `regime/arm`."""
+        return f"{self.regime}/{self.new}", f"{self.regime}/{self.old}"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan.toml` says, checked. Margin and gains are in percentage points."""
+    """The contents of `plan.toml`, checked. Margin and gains are in percentage points."""
 
     frozen: bool
     commit: str
@@ -69,6 +74,11 @@ class Plan:
     regimes: tuple[Regime, ...]
     tests: tuple[Test, ...]
 
+    @property
+    def planned(self) -> dict[str, int]:
+        """Runs of the confirmation by arm, as `regime/arm`."""
+        return {f"{regime.name}/{arm}": runs for regime in self.regimes for arm, runs in regime.arms.items()}
+
     def run_grid(self, study: str, path: str) -> list[tuple[int, int]]:
         """The (base policy, seed) of the runs of an arm: seeds go round the base policies.
 
@@ -76,16 +86,15 @@ class Plan:
             study: pilot or confirmation.
             path: The arm, as `regime/arm`. One that the plan does not have is in the pilot alone.
         """
-        planned = {f"{regime.name}/{arm}": runs for regime in self.regimes for arm, runs in regime.arms.items()}
-        runs = planned.get(path, 0) if study == "confirmation" else self.pilot_runs
+        runs = self.planned.get(path, 0) if study == "confirmation" else self.pilot_runs
         return [(place % self.base_policies, self.first_seeds[study] + place) for place in range(runs)]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A test of the sequence after the data: the comparison (None without data), whether its turn came, what it says.
+    """A test of the sequence after the data: the comparison (None without data), whether its turn came, the verdict.
 
-    `why` tells in a sentence what an undecided verdict is due to where that is not the interval; empty otherwise.
+    `why` is the reason, in a sentence, for an undecided verdict that the interval does not explain; empty otherwise.
     """
 
     test: Test
@@ -96,8 +105,13 @@ class Outcome:
 
     @property
     def shown(self) -> bool:
-        """Whether the data show what the test says."""
-        return self.tested and self.verdict is shown_by(self.test.hypothesis)
+        """Whether the data show the hypothesis of the test."""
+        return self.tested and self.verdict is self.test.hypothesis.shown
+
+    @property
+    def said(self) -> str:
+        """The verdict as it stands in every table and figure: "not tested" where the turn of the test did not come."""
+        return str(self.verdict) if self.tested else "not tested"
 
 
 def read_plan(path: Path = PLAN) -> Plan:
@@ -106,14 +120,12 @@ def read_plan(path: Path = PLAN) -> Plan:
     Raises:
         ValueError: If something is missing, unknown or contradicts itself, with the entry's name.
     """
-    with path.open("rb") as file:
-        try:
-            found = tomllib.load(file)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not valid TOML: {error}.") from None
     try:
-        plan = _plan(found)
-        _check(plan)
+        plan = _plan(tomllib.loads(path.read_text(encoding="utf-8")))
+        if problem := next(_contradictions(plan), None):
+            raise ValueError(problem)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from None
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]!r} is missing.") from None
     except (TypeError, ValueError) as error:
@@ -122,8 +134,7 @@ def read_plan(path: Path = PLAN) -> Plan:
 
 
 def _plan(found: Mapping[str, Any]) -> Plan:
-    known = {"frozen", "commit", "date", "alpha", "power", "margin", "endpoint", "runs", "regime", "test"}
-    if unknown := set(found) - known:
+    if unknown := set(found) - _ENTRIES:
         raise ValueError(f"unknown entry {', '.join(sorted(unknown))}.")
     endpoint, runs = found["endpoint"], found["runs"]
     return Plan(
@@ -138,58 +149,48 @@ def _plan(found: Mapping[str, Any]) -> Plan:
     )
 
 
-def _check(plan: Plan) -> None:
-    """Raise ValueError at the first contradiction."""
+def _contradictions(plan: Plan) -> Iterator[str]:
+    """What contradicts itself, each in a sentence."""
     if not (0 < plan.alpha < 0.5 and 0 < plan.power < 1 and plan.margin > 0):
-        raise ValueError(
+        yield (
             f"alpha {plan.alpha}, power {plan.power}, margin {plan.margin}: "
             "alpha lies between 0 and 0.5, power between 0 and 1, the margin above 0."
         )
-    _check_freeze(plan)
-    _check_runs(plan)
+    if not plan.frozen and (plan.commit or plan.date):
+        yield "commit and date are given, but frozen is false: give them when the plan is frozen."
+    if plan.frozen and not re.fullmatch(r"[0-9a-f]{40}", plan.commit):
+        yield f"frozen at commit {plan.commit!r}: give the 40 hexadecimal digits of its hash."
+    if plan.frozen and not _is_date(plan.date):
+        yield f"frozen on date {plan.date!r}: give it as YYYY-MM-DD."
+    for what, count in {"the pilot": plan.pilot_runs, **plan.planned}.items():
+        if plan.base_policies < 1 or count < 1 or count % plan.base_policies:
+            yield f"{what}: {count} runs do not divide over {plan.base_policies} base policies."
+    pilot = {seed for _, seed in plan.run_grid("pilot", "")}
+    if both := pilot & {seed for path in plan.planned for _, seed in plan.run_grid("confirmation", path)}:
+        yield f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart."
     for what, names in (("regime", [r.name for r in plan.regimes]), ("test", [t.name for t in plan.tests])):
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{what} {twice[0]!r} is there twice.")
+            yield f"{what} {twice[0]!r} is there twice."
     arms = {regime.name: regime.arms for regime in plan.regimes}
     for test in plan.tests:
         if test.regime not in arms:
-            raise ValueError(f"test {test.name!r}: no regime {test.regime!r}; there are {', '.join(arms)}.")
-        for arm in (test.new, test.old):
-            if arm not in arms[test.regime]:
-                raise ValueError(
-                    f"test {test.name!r}: no arm {arm!r} in regime {test.regime!r}, "
-                    f"which has {', '.join(arms[test.regime])}."
-                )
+            yield f"test {test.name!r}: no regime {test.regime!r}; there are {', '.join(arms)}."
+        elif unknown := {test.new, test.old} - set(arms[test.regime]):
+            of_regime = f"regime {test.regime!r}, which has {', '.join(arms[test.regime])}"
+            yield f"test {test.name!r}: no arm {min(unknown)!r} in {of_regime}."
     if [test.gate for test in plan.tests] != [True] + [False] * (len(plan.tests) - 1):
-        raise ValueError("the first test of the sequence, and no other, is the gate.")
+        yield "the first test of the sequence, and no other, is the gate."
 
 
-def _check_runs(plan: Plan) -> None:
-    counts = {f"{regime.name}/{arm}": runs for regime in plan.regimes for arm, runs in regime.arms.items()}
-    for what, count in {"the pilot": plan.pilot_runs, **counts}.items():
-        if plan.base_policies < 1 or count < 1 or count % plan.base_policies:
-            raise ValueError(f"{what}: {count} runs do not divide over {plan.base_policies} base policies.")
-    grids = [plan.run_grid("pilot", ""), *(plan.run_grid("confirmation", path) for path in counts)]
-    pilot, *confirmation = ({seed for _, seed in grid} for grid in grids)
-    if both := pilot & set().union(*confirmation):
-        raise ValueError(f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart.")
-
-
-def _check_freeze(plan: Plan) -> None:
-    if not plan.frozen:
-        if plan.commit or plan.date:
-            raise ValueError("commit and date are given, but frozen is false: give them when the plan is frozen.")
-        return
-    if not re.fullmatch(r"[0-9a-f]{40}", plan.commit):
-        raise ValueError(f"frozen at commit {plan.commit!r}: give the 40 hexadecimal digits of its hash.")
+def _is_date(text: str) -> bool:
     try:
-        date.fromisoformat(plan.date)
+        return bool(date.fromisoformat(text))
     except ValueError:
-        raise ValueError(f"frozen on date {plan.date!r}: give it as YYYY-MM-DD.") from None
+        return False
 
 
 def check_frozen(plan: Plan, path: Path = PLAN) -> None:
-    """Check that the plan, read from `path`, is frozen and says what it said at the commit that it names.
+    """Check that the plan, read from `path`, is frozen and is as it was at the commit that it names.
 
     Where git does not know that commit, as outside a clone, the latter cannot be told and is not checked.
 
@@ -204,7 +205,7 @@ def check_frozen(plan: Plan, path: Path = PLAN) -> None:
 
 
 def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
-    """The tests of the plan in their order, up to and with the first that does not show what it says.
+    """The tests of the plan in their order, up to and with the first that does not show its hypothesis.
 
     Args:
         comparisons: By name of the test, in percentage points; a test without one is not shown.
@@ -221,15 +222,13 @@ def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outc
         raise ValueError(f"No test {unknown[0]!r} in the plan, which has {', '.join(names)}.")
     outcomes, ended = [], ""
     for number, test in enumerate(plan.tests, 1):
-        comparison = comparisons.get(test.name)
         if ended:
-            outcomes.append(Outcome(test, comparison, False, Verdict.UNDECIDED, ended))
+            outcomes.append(Outcome(test, comparisons.get(test.name), False, Verdict.UNDECIDED, ended))
             continue
-        outcomes.append(_judge(plan, test, comparison))
+        outcomes.append(_judge(plan, test, comparisons.get(test.name)))
         if not outcomes[-1].shown:
-            gate = "the gate, " if test.gate else ""
-            failed = "was not shown" if outcomes[-1].tested else "has no complete runs"
-            ended = f"Not tested: {gate}test {number}{',' if gate else ''} {failed}."
+            which = f"the gate, test {number}," if test.gate else f"test {number}"
+            ended = f"Not tested: {which} {'was not shown' if outcomes[-1].tested else 'has no complete runs'}."
     return outcomes
 
 
@@ -253,17 +252,9 @@ def sequence_table(plan: Plan, outcomes: list[Outcome]) -> pd.DataFrame:
     without runs), tested, verdict ("not tested" where its turn did not come), why."""
     rows = []
     for number, outcome in enumerate(outcomes, 1):
-        test = outcome.test
-        row: dict[str, Any] = {
-            "number": number,
-            "test": test.name,
-            "about": test.about,
-            "regime": test.regime,
-            "new": test.new,
-        }
-        row |= {"old": test.old, "hypothesis": str(test.hypothesis)}
-        found = outcome.comparison
+        test, found = outcome.test, outcome.comparison
+        row = {"number": number, "test": test.name, "about": test.about, "regime": test.regime}
+        row |= {"new": test.new, "old": test.old, "hypothesis": str(test.hypothesis)}
         row |= found.columns(plan.margin, plan.alpha, plan.power) if found else dict.fromkeys(COLUMNS, np.nan)
-        said = str(outcome.verdict) if outcome.tested else "not tested"
-        rows.append(row | {"tested": outcome.tested, "verdict": said, "why": outcome.why})
+        rows.append(row | {"tested": outcome.tested, "verdict": outcome.said, "why": outcome.why})
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ import pytest
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.training import last_whole_checkpoint
 from amir_grpo.runs.verify import first_difference
-from amir_grpo.study.results import load_study
+from amir_grpo.study.kept import load_study
 
 pytestmark = pytest.mark.xdist_group("server")
 

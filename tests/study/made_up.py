@@ -4,11 +4,9 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo.settings import settings_of
-from amir_grpo.study.kept_runs import KeptRun
-from amir_grpo.study.regimes import ARMS
-from amir_grpo.study.results import Studies, study_of
-from amir_grpo.study.shared_scores import TEMPERATURES
-from amir_grpo.study.summaries import LENGTH_EDGES, WINDOWS
+from amir_grpo.study.arms import ARMS
+from amir_grpo.study.kept import KeptRun, Studies, study_of
+from amir_grpo.study.measures import TEMPERATURES, WINDOWS
 
 BENCHMARKS, PROBLEMS, SAMPLES = ("chain6", "chain7", "chain8"), 60, 8
 
@@ -44,22 +42,12 @@ def kept_run(path, seed, base, logit, share=0.0, margin=0.2, wrong_length=40, st
     tables = {"problems": pd.concat(problems, ignore_index=True), "boundary": boundary}
     if arm.method != "base":
         right = np.linspace(0.15, 0.65, 20)
-        tables["rollouts"] = pd.DataFrame(
-            {"rollout": range(1, 21), "right": right, "mixed": 0.8, "cosine_update": 0.9, "uniform_share": 0.1}
-        )
-        tables["lengths"] = pd.DataFrame(
-            {
-                "tokens": LENGTH_EDGES,
-                "relative": [np.nan, *(20 / np.array(LENGTH_EDGES[1:]))],
-                "slope": -1.0,
-                "cells": 9,
-            }
-        )
+        rollouts = {"rollout": range(1, 21), "right": right, "mixed": 0.8, "cosine_update": 0.9, "uniform_share": 0.1}
+        tables["rollouts"] = pd.DataFrame(rollouts)
     if share:
         richness = {"window": range(1, WINDOWS + 1), "groups": 9, "explained": 0.95, "explained_at_one_slope": 0.9}
-        tables["richness"] = pd.DataFrame(
-            richness | {"share": share, "residual_share": 0.2 * share + 0.001 * own.random(WINDOWS)}
-        )
+        richness |= {"share": share, "residual_share": 0.2 * share + 0.001 * own.random(WINDOWS)}
+        tables["richness"] = pd.DataFrame(richness)
     record = {"study": study, "regime": arm.regime, "arm": arm.name, "method": arm.method, "seed": seed, "base": base}
     settings = settings_of(model_name, {"num_samples": SAMPLES, "benchmarks": list(BENCHMARKS)}).flat()
     return KeptRun(record | {"profile": model_name, "settings": settings, "digests": {}}, tables)

@@ -7,25 +7,32 @@ import pytest
 
 from amir_grpo import cli
 from amir_grpo.study import experiment
-from amir_grpo.study.experiment import check_kept, compare_with_kept, make_runs, path_of
-from amir_grpo.study.kept_runs import KeptRun, keep_run, read_run
+from amir_grpo.study.arms import ARMS
+from amir_grpo.study.experiment import (
+    arms_in_order,
+    check_kept,
+    compare_with_kept,
+    make_runs,
+    path_of,
+    runs_in_order,
+    single_run,
+)
+from amir_grpo.study.kept import KeptRun, keep_run, load_study, read_run
 from amir_grpo.study.plan import read_plan
-from amir_grpo.study.results import load_study
-from amir_grpo.study.schedule import runs_in_order, single_run
 
 # one worker of xdist, so that what the tests share is made once
 pytestmark = pytest.mark.xdist_group("study")
 PLAN = read_plan()
 SMALL = {"max_steps": 2, "dataset_limit": 40, "eval_limit": 4, "num_samples": 4, "ks": [1, 2], "num_generations": 4}
 SMALL |= {"per_device_train_batch_size": 16}
-ARMS = ["clean/grpo", "clean/mixture-0.6"]
+TWO = ["clean/grpo", "clean/mixture-0.6"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Two arms with one seed: their runs, and the folder of their results."""
     folder = tmp_path_factory.mktemp("study")
-    runs = runs_in_order(PLAN, "pilot", folder, ARMS, [1], SMALL)
+    runs = runs_in_order(PLAN, "pilot", folder, TWO, [1], SMALL)
     make_runs(runs, folder / "pilot", workers=1)
     return runs, folder / "pilot"
 
@@ -37,13 +44,13 @@ def test_a_study_keeps_small_files_and_throws_the_rest_away(made):
     assert [path.name for path in runs[0].folder.glob("*.seed*")] == ["clean.base.seed1"]
     study = load_study(results)
     assert study.benchmarks == {"trained lengths": ["chain6", "chain7"], "longer problems": ["chain8"]}
-    assert set(study.runs["path"]) == {"clean/base", *ARMS}
+    assert set(study.runs["path"]) == {"clean/base", *TWO}
     table = study.part("rollouts", "clean/mixture-0.6")
     assert table["rollout"].to_list() == [1, 2]
     assert table["share"].max() == pytest.approx(0.6, abs=1e-3)  # a rollout without pairs has none
     assert study.part("boundary", "clean/grpo")["step"].unique().tolist() == [1, 2]
     # both arms draw their first rollout from the same policy with the same random numbers
-    first = [study.part("rollouts", arm).iloc[0][["right", "mixed", "tokens_wrong"]].to_list() for arm in ARMS]
+    first = [study.part("rollouts", arm).iloc[0][["right", "mixed", "tokens_wrong"]].to_list() for arm in TWO]
     assert first[0] == first[1]
 
 
@@ -104,33 +111,18 @@ def test_a_folder_left_by_a_kill_goes_and_a_base_policy_that_changed_is_refused(
         make_runs(runs, other, workers=1)
 
 
-def test_a_pilot_is_not_read_as_a_confirmation_nor_mixed_with_one(made, tmp_path):
+def test_a_pilot_is_not_read_as_a_confirmation(made, tmp_path):
     runs, results = made
     other = tmp_path / "confirmation"
     shutil.copytree(results, other)
     assert load_study(other).name == "pilot"
     with pytest.raises(ValueError, match="was made with study='pilot', and clean/base has 'confirmation' now"):
         check_kept(replace(runs[0], study="confirmation"), other)
-    kept = read_run(path_of(runs[1], other))
-    keep_run(path_of(runs[1], other), KeptRun({**kept.record, "study": "confirmation"}, kept.tables))
-    with pytest.raises(ValueError, match="clean/base, seed 1 has study='pilot', and clean/grpo, seed 1 has 'conf"):
-        load_study(other)
-
-
-def test_runs_on_other_problems_are_not_paired(made, tmp_path):
-    runs, results = made
-    other = tmp_path / "pilot"
-    shutil.copytree(results, other)
-    kept = read_run(path_of(runs[1], other))
-    turned = kept.tables | {"problems": kept.tables["problems"].iloc[::-1]}
-    keep_run(path_of(runs[1], other), KeptRun(kept.record, turned))
-    with pytest.raises(ValueError, match="evaluated on different problems"):
-        load_study(other)
 
 
 def test_results_of_other_settings_are_not_mixed(made):
     runs, results = made
-    longer = runs_in_order(PLAN, "pilot", runs[0].folder, ARMS, [1], SMALL | {"max_steps": 3})
+    longer = runs_in_order(PLAN, "pilot", runs[0].folder, TWO, [1], SMALL | {"max_steps": 3})
     with pytest.raises(ValueError, match="was made with max_steps=2, and clean/base has 3 now"):
         make_runs(longer, results, workers=1)
     check_kept(runs[0], results)
@@ -141,7 +133,7 @@ def test_workers_are_counted_by_gpus_only_where_the_runs_use_them(monkeypatch, t
     asked = []
     monkeypatch.setattr(experiment, "visible_gpus", lambda device: asked.append(device) or ["0", "1"])
     monkeypatch.setattr(experiment, "run_jobs", lambda *_: None)
-    make_runs(runs_in_order(PLAN, "pilot", tmp_path, ARMS, [1], profile=profile), tmp_path / "pilot", workers=1)
+    make_runs(runs_in_order(PLAN, "pilot", tmp_path, TWO, [1], profile=profile), tmp_path / "pilot", workers=1)
     assert asked == [device]
 
 
@@ -169,8 +161,67 @@ def test_there_are_no_more_workers_than_runs(tmp_path, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(experiment, "executor_of", executor_of)
-    runs = runs_in_order(PLAN, "pilot", tmp_path / "runs", ARMS, [1], SMALL)
+    runs = runs_in_order(PLAN, "pilot", tmp_path / "runs", TWO, [1], SMALL)
     for workers in (0, 1, 10**20):
         with pytest.raises(InterruptedError):
             make_runs(runs, tmp_path / "results", workers)
     assert asked == [0, 1, len(runs)]
+
+
+# --- which runs, in which order
+
+
+def test_a_study_that_is_stopped_holds_complete_tests_first(tmp_path):
+    runs = runs_in_order(PLAN, "confirmation", tmp_path)
+    trainings = sum(PLAN.planned.values())
+    assert len({(run.arm.path, run.seed) for run in runs}) == len(runs) == PLAN.base_policies + trainings
+    paths = [run.arm.path for run in runs]
+    ends = []
+    for test in PLAN.tests:
+        ends.append(max(place for place, path in enumerate(paths) if path in test.pair))
+    assert ends == sorted(ends), "a later test is complete before an earlier one"
+    assert paths[: PLAN.base_policies] == ["clean/base"] * PLAN.base_policies
+    gate = runs[PLAN.base_policies :][: 2 * PLAN.base_policies]
+    assert {run.arm.path for run in gate} == {"clean/grpo", "clean/two-step-grpo"}
+    assert sorted(run.base for run in gate) == sorted(
+        [*range(PLAN.base_policies)] * 2
+    )  # every base policy once per arm
+
+
+def test_arms_of_one_seed_train_the_same_base_policy_with_the_same_seed_but_for_the_second_draw(tmp_path):
+    by_seed = {}
+    for run in runs_in_order(PLAN, "pilot", tmp_path):
+        by_seed.setdefault(run.seed, set()).add((run.base, run.settings.train.seed))
+    for seed, found in by_seed.items():
+        assert found == {(seed % PLAN.base_policies, seed), (seed % PLAN.base_policies, seed + 100)}
+
+
+def test_the_confirmation_has_no_exploratory_arm():
+    confirmed = {path for block in arms_in_order(PLAN, "confirmation") for path in block}
+    assert confirmed == {*PLAN.planned, "clean/base"}
+    assert {path for block in arms_in_order(PLAN, "pilot") for path in block} == set(ARMS)
+
+
+def test_some_arms_and_seeds_bring_their_base_policies(tmp_path):
+    runs = runs_in_order(PLAN, "pilot", tmp_path, ["nuisance/grpo"], [2, 4])
+    assert [(run.arm.path, run.seed) for run in runs] == [
+        ("clean/base", 2),
+        ("clean/base", 4),
+        ("nuisance/grpo", 2),
+        ("nuisance/grpo", 4),
+    ]
+    run = single_run(PLAN, "pilot", tmp_path, "nuisance/grpo/4")
+    assert (run.arm.path, run.seed, run.base) == ("nuisance/grpo", 4, 4)
+    run = single_run(PLAN, "pilot", tmp_path, "clean/base/4")
+    assert (run.arm.path, run.seed, run.base) == ("clean/base", 4, 4)
+
+
+def test_an_unknown_arm_or_seed_or_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Did you mean 'clean/grpo'"):
+        runs_in_order(PLAN, "pilot", tmp_path, ["clean/gpro"])
+    with pytest.raises(ValueError, match="seed '99'"):
+        runs_in_order(PLAN, "pilot", tmp_path, (), [99])
+    with pytest.raises(ValueError, match="as in clean/grpo/0"):
+        single_run(PLAN, "pilot", tmp_path, "clean/grpo")
+    with pytest.raises(ValueError, match="base policies' are those of its first seeds"):
+        single_run(PLAN, "confirmation", tmp_path, "clean/base/1012")

@@ -33,7 +33,6 @@ def test_one_score_a_run_is_the_t_test_on_the_means_of_the_base_policies():
     assert found.interval() == pytest.approx(oracle.confidence_interval(0.95))
     assert found.interval(0.9) == pytest.approx(oracle.confidence_interval(0.9))
     assert (found.bases, found.runs, found.freedom) == (6, 24, 5)
-    assert found.scope == "new base policies and seeds, these problems"
 
 
 def test_with_one_base_policy_its_runs_are_the_units():
@@ -42,7 +41,6 @@ def test_with_one_base_policy_its_runs_are_the_units():
     found = compare(new, old)
     assert found.p_value == pytest.approx(oracle.pvalue)
     assert found.freedom == 7
-    assert found.scope == "new seeds of this base policy, these problems"
 
 
 def test_problems_add_what_they_contribute_to_the_variance_of_the_mean():
@@ -195,16 +193,25 @@ def test_the_detectable_gain_is_found_with_the_stated_power(freedom):
     assert np.mean(stats.ttest_1samp(runs, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.01)
 
 
-def test_equivalence_power_is_that_of_a_simulation():
+def test_the_power_of_equal_arms_is_that_of_a_simulation():
     runs = np.random.default_rng(11).normal(0, 0.7, (20_000, 6))
     inner = stats.ttest_1samp(runs, 0, axis=1).confidence_interval(0.9)
     simulated = np.mean((inner.low > -MARGIN) & (inner.high < MARGIN))
-    assert inference.equivalence_power(0.7 / np.sqrt(6), 5, MARGIN) == pytest.approx(simulated, abs=0.01)
+    error = 0.7 / np.sqrt(6)
+    assert inference.power_if_equal(Hypothesis.EQUIVALENT, error, 5, MARGIN) == pytest.approx(simulated, abs=0.01)
+    below = np.mean(inner.high < MARGIN)
+    assert inference.power_if_equal(Hypothesis.NOT_GREATER, error, 5, MARGIN) == pytest.approx(below, abs=0.01)
+    assert np.isnan(inference.power_if_equal(Hypothesis.GREATER, error, 5, MARGIN))
 
 
 def test_the_error_of_a_design_is_that_of_its_experiments():
-    expected = inference.design_error(6, 4, seed_sd=np.sqrt(1 + 9 / 20), base_sd=0.8, problems=20, problem_sd=2.0)
-    found = [
-        against_nothing(differences(i, 6, 4, 20, base_sd=0.8, problem_sd=2.0)).standard_error ** 2 for i in range(1000)
-    ]
+    expected = inference.design_error(6, 4, seed_sd=np.sqrt(1 + 9 / 20), base_sd=0.8)
+    found = [against_nothing(differences(i, 6, 4, 20, base_sd=0.8)).standard_error ** 2 for i in range(1000)]
     assert np.sqrt(np.mean(found)) == pytest.approx(expected, rel=0.06)
+
+
+def test_a_corrected_p_value_decides_in_place_of_the_comparisons_own():
+    found = made(0.4, 0.1)
+    assert verdict(found, MARGIN) == "supported"
+    assert verdict(found, MARGIN, p_value=0.2) == "undecided"
+    assert verdict(found, MARGIN, p_value=np.nan) == "undecided"

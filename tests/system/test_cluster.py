@@ -153,10 +153,9 @@ def test_without_sbatch_it_says_where_to_start(tmp_path, monkeypatch):
 @pytest.mark.long
 def test_evidence_by_slurm_is_that_of_this_machine(slurm, tmp_path):
     """A study of one training: its base policy's job and its own, whose results are those of this process."""
-    from amir_grpo.study.experiment import make_runs
-    from amir_grpo.study.kept_runs import read_run
+    from amir_grpo.study.experiment import make_runs, runs_in_order
+    from amir_grpo.study.kept import read_run
     from amir_grpo.study.plan import read_plan
-    from amir_grpo.study.schedule import runs_in_order
 
     changes = {"max_steps": 2, "dataset_limit": 40, "eval_limit": 4, "num_samples": 4, "ks": [1, 2]}
     changes |= {"num_generations": 4, "per_device_train_batch_size": 16}

@@ -1,11 +1,15 @@
-"""The kept results of a study, read back: its runs, their tables, and scores laid out for `inference.compare`."""
+"""The kept results of a study: one small file per run, read back and laid out for `inference.compare`."""
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,29 +18,82 @@ from numpy.typing import NDArray
 from amir_grpo.metrics import pass_at_k
 from amir_grpo.runs.locations import kept_results
 from amir_grpo.sandbox.problems import TRAINED_ON
+from amir_grpo.study.arms import ARMS, BASE, REGIMES
 from amir_grpo.study.inference import Comparison, compare
-from amir_grpo.study.kept_runs import TABLES, KeptRun, read_run
 from amir_grpo.study.plan import Plan, check_frozen
-from amir_grpo.study.regimes import ARMS, BASE, REGIMES
+from amir_grpo.system.files import atomic_write
+from amir_grpo.system.provenance import to_json
 
+TABLES = ("problems", "rollouts", "richness", "boundary")
+TRAINED, LONGER = "trained lengths", "longer problems"
 NAMES = ["regime", "arm", "seed", "base"]
+Score = NDArray[np.float64] | float  # of a run: one number per problem, or a single one
+Scores = Mapping[tuple[int, int], Score]  # by (base, seed)
+_RECORD = "run.json"
+_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that bytes depend on results alone
 # Settings that all runs of a study share: what they are evaluated on.
 _SHARED = ("model_name", "benchmarks", "eval_limit", "num_samples")
 _PROBLEM = ["benchmark", "problem"]
-TRAINED, LONGER = "trained lengths", "longer problems"
-Score = NDArray[np.float64] | float  # of a run: one number per problem, or a single one
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """The kept results of one run.
+
+    Attributes:
+        record: What was run: study, regime, arm, method, seed, base, profile, all settings, digests, seconds of CPU time,
+            provenance.
+        tables: By name, of `TABLES`; the base policy has fewer.
+    """
+
+    record: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]
+
+
+def keep_run(path: Path, kept: KeptRun) -> None:
+    """Write a run's results as a zip of CSV tables and a record, whole or not at all; numbers to 5 significant digits.
+
+    The same results give the same bytes.
+    """
+
+    def write(part: Path) -> None:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+            for name, table in kept.tables.items():
+                text = table.to_csv(index=False, float_format="%.5g", lineterminator="\n")
+                file.writestr(zipfile.ZipInfo(f"{name}.csv", _TIME), text, zipfile.ZIP_DEFLATED, 9)
+            file.writestr(zipfile.ZipInfo(_RECORD, _TIME), to_json(dict(kept.record)), zipfile.ZIP_DEFLATED, 9)
+
+    atomic_write(path, write)
+
+
+def read_run(path: Path) -> KeptRun:
+    """The results that `keep_run` has written.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            record = json.loads(file.read(_RECORD))
+            names = [name for name in file.namelist() if name.endswith(".csv")]
+            tables = {Path(name).stem: pd.read_csv(io.BytesIO(file.read(name))) for name in names}
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a run's results ({type(error).__name__}: {error}).\nDelete it, and it is made again."
+        ) from error
+    return KeptRun(record, tables)
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """What is kept of a study.
+    """The kept results of a study.
 
     Attributes:
         name: pilot or confirmation.
         model_name: Which sandbox's policies were trained.
         runs: One row per run: regime, arm, method, seed, base, path.
-        tables: By name, of `kept_runs.TABLES`: the runs' tables one below the other, with the columns `NAMES` in front.
-            The same problems in the same order for every run.
+        tables: By name, of `TABLES`: the runs' tables one below the other, with the columns `NAMES` in front. The same
+            problems in the same order for every run.
         benchmarks: Names of the benchmarks by group, `TRAINED` or `LONGER`.
         samples: Completions per problem.
     """
@@ -57,14 +114,10 @@ class StudyResults:
         return {path: set(zip(rows["base"], rows["seed"], strict=True)) for path, rows in self.runs.groupby("path")}
 
     def part(self, name: str, path: str) -> pd.DataFrame:
-        """The rows of a table that belong to an arm, given as `regime/arm`; none where no run has the table.
-
-        They are kept for the next who asks, and not to be changed.
-        """
+        """The rows of a table that belong to an arm; none where no run has the table. Shared, not to be changed."""
         if name not in self.tables:
             return pd.DataFrame(columns=NAMES)
-        regime, _, arm = path.partition("/")
-        return self._parts[name].get((regime, arm), self.tables[name].iloc[:0])
+        return self._parts[name].get(tuple(path.split("/")), self.tables[name].iloc[:0])
 
     @cached_property
     def _parts(self) -> dict[str, dict[tuple[str, str], pd.DataFrame]]:
@@ -86,7 +139,7 @@ class StudyResults:
 class Studies:
     """The studies at hand, the one that counts first: what the confirmation has, then the pilot.
 
-    Two arms are compared in one study. So each table and figure asks for the first study that has all arms that it needs.
+    Two arms are compared in one study: each table and figure asks for the first study that has all arms that it needs.
     """
 
     ordered: tuple[StudyResults, ...]
@@ -100,16 +153,11 @@ class Studies:
     def paths(self) -> list[str]:
         """Every arm that has runs, as `regime/arm`, regime by regime, in the order of `ARMS`."""
         found = {path for study in self.ordered for path in study.runs["path"]}
-        places = {path: (list(REGIMES).index(arm.regime), place) for place, (path, arm) in enumerate(ARMS.items())}
-        return sorted(found, key=lambda path: places.get(path, (len(REGIMES), path)))
-
-    def having(self, *paths: str) -> list[StudyResults]:
-        """The studies that have the arms, in order."""
-        return [study for study in self.ordered if study.has(*paths)]
+        return [path for regime in REGIMES for path, arm in ARMS.items() if path in found and arm.regime == regime]
 
     def first(self, *paths: str) -> StudyResults | None:
         """The first study that has the arms; None where none has."""
-        return next(iter(self.having(*paths)), None)
+        return next((study for study in self.ordered if study.has(*paths)), None)
 
     def with_most(self, *paths: str) -> StudyResults:
         """The first of the studies that have the largest number of the arms: for what shows them beside one another."""
@@ -132,7 +180,7 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
     if not any(folders[0].glob("*.zip")):
         return Studies((pilot,))
     confirmation = complete_arms(load_study(folders[0]), plan)
-    tested = any(confirmation.has(f"{test.regime}/{test.new}", f"{test.regime}/{test.old}") for test in plan.tests)
+    tested = any(confirmation.has(*test.pair) for test in plan.tests)
     return Studies((confirmation, pilot) if tested else (pilot,))
 
 
@@ -158,10 +206,10 @@ def studies_in(folder: Path, plan: Plan) -> Studies:
 
 
 def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
-    """A confirmation without the arms that lack some of their runs, so that nothing is decided earlier; a pilot as it is.
+    """A confirmation without the arms that do not have all runs that the plan gives them; a pilot as it is.
 
     Raises:
-        ValueError: If it is a confirmation, and the plan is not the one that was frozen for it.
+        ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
     """
     if study.name != "confirmation":
         return study
@@ -200,9 +248,9 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
         ValueError: If two runs are of different studies or profiles, or were not evaluated on the same problems with the
             same number of completions.
     """
-    _check_one_study(kept)
-    columns = [*NAMES, "method"]
-    runs = pd.DataFrame([{column: run.record[column] for column in columns} for run in kept])
+    for run in kept[1:]:
+        _check_one_study(kept[0], run)
+    runs = pd.DataFrame([{column: run.record[column] for column in (*NAMES, "method")} for run in kept])
     runs["path"] = runs["regime"] + "/" + runs["arm"]
     tables = {}
     for kind in TABLES:
@@ -212,25 +260,26 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
             table = pd.concat([run.tables[kind] for run in having], keys=keys, names=NAMES)
             tables[kind] = table.reset_index(level=NAMES).reset_index(drop=True)
     first = kept[0].record
-    model_name = first["settings"]["model_name"]
-    trained = TRAINED_ON[model_name]
+    trained = TRAINED_ON[first["settings"]["model_name"]]
     found = list(tables["problems"]["benchmark"].unique())
     groups = {TRAINED: [b for b in found if b in trained], LONGER: [b for b in found if b not in trained]}
-    return StudyResults(first["study"], model_name, runs, tables, groups, first["settings"]["num_samples"])
+    settings = first["settings"]
+    return StudyResults(first["study"], settings["model_name"], runs, tables, groups, settings["num_samples"])
 
 
-def _check_one_study(kept: Sequence[KeptRun]) -> None:
-    """Raise ValueError at the first run that cannot be compared with the first."""
-    first = kept[0]
-    for run in kept[1:]:
-        a, b = (f"{r.record['regime']}/{r.record['arm']}, seed {r.record['seed']}" for r in (first, run))
-        facts = [(name, *(r.record[name] for r in (first, run))) for name in ("study", "profile")]
-        settings = [(name, *(r.record["settings"][name] for r in (first, run))) for name in _SHARED]
-        for name, was, other in facts + settings:
-            if was != other:
-                raise ValueError(f"{a} has {name}={was!r}, and {b} has {other!r}: keep them in folders of their own.")
-        if not first.tables["problems"][_PROBLEM].equals(run.tables["problems"][_PROBLEM]):
-            raise ValueError(f"{a} and {b} were evaluated on different problems: runs are paired by problem.")
+def _check_one_study(first: KeptRun, other: KeptRun) -> None:
+    """Raise ValueError if the two cannot be compared."""
+    a, b = (f"{r.record['regime']}/{r.record['arm']}, seed {r.record['seed']}" for r in (first, other))
+    facts = [{name: r.record[name] for name in ("study", "profile")} for r in (first, other)]
+    for fact, run in zip(facts, (first, other), strict=True):
+        fact |= {name: run.record["settings"][name] for name in _SHARED}
+    for name, was in facts[0].items():
+        if was != facts[1][name]:
+            raise ValueError(
+                f"{a} has {name}={was!r}, and {b} has {facts[1][name]!r}: keep them in folders of their own."
+            )
+    if not first.tables["problems"][_PROBLEM].equals(other.tables["problems"][_PROBLEM]):
+        raise ValueError(f"{a} and {b} were evaluated on different problems: runs are paired by problem.")
 
 
 def shared_runs(*arms: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -238,7 +287,7 @@ def shared_runs(*arms: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
     return sorted(set.intersection(*map(set, arms)))
 
 
-def compared(new: Mapping[tuple[int, int], Score], old: Mapping[tuple[int, int], Score]) -> Comparison:
+def compared(new: Scores, old: Scores) -> Comparison:
     """`compare` for two arms given by (base, seed) as arrays of one score per problem, or of a single number.
 
     Runs that one of them lacks are left out.
@@ -249,24 +298,12 @@ def compared(new: Mapping[tuple[int, int], Score], old: Mapping[tuple[int, int],
     keys = shared_runs(new, old)
     if not keys:
         raise ValueError("The two arms have no run of the same base policy and seed: make more runs.")
-    by_base = {base: [key for key in keys if key[0] == base] for base in sorted({base for base, _ in keys})}
-    size = np.atleast_1d(new[keys[0]]).size
-    layout = np.full((2, len(by_base), max(map(len, by_base.values())), size), np.nan)
-    for place, mine in enumerate(by_base.values()):
+    by_base = [[key for key in keys if key[0] == base] for base in sorted({base for base, _ in keys})]
+    layout = np.full((2, len(by_base), max(map(len, by_base)), np.size(new[keys[0]])), np.nan)
+    for place, mine in enumerate(by_base):
         for run, key in enumerate(mine):
             layout[0, place, run], layout[1, place, run] = new[key], old[key]
     return compare(*layout)
-
-
-def gains_by_run(new: Mapping[tuple[int, int], Score], old: Mapping[tuple[int, int], Score]) -> pd.DataFrame:
-    """The gain of each run that both arms have: columns base, seed, gain."""
-    rows = [(*run, float(np.mean(new[run]) - np.mean(old[run]))) for run in shared_runs(new, old)]
-    return pd.DataFrame(rows, columns=["base", "seed", "gain"])
-
-
-def about(path: str) -> str:
-    """What an arm is, for tables and figures."""
-    return ARMS[path].about if path in ARMS else path
 
 
 def level(values: Mapping[tuple[int, int], float]) -> Comparison:

@@ -1,0 +1,254 @@
+"""The arms of the study: what is trained under which rewards, as the settings that change, and what theory predicts of it.
+
+Under `lambda_schedule="share"` the preference term comes on top of GRPO's advantages, so that at a share of 0.6 the update
+is up to 2.5 times GRPO's, and a gain could be that of a larger step. The arms of the tests are therefore mixtures,
+(1 - s) A + s ŵ with ŵ scaled to the L1 norm of A: the objective of the same share, at the size of GRPO's update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amir_grpo.settings import settings_of
+
+PROFILE = "sandbox"  # that the arms change
+# The rewards of a regime; the first is without a nuisance.
+REGIMES: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "nuisance": {"nuisance": "noise", "nuisance_size": 0.45, "reward_margin": 1.0},
+    "above-margin": {"nuisance": "noise", "nuisance_size": 1.5, "reward_margin": 1.0},
+    "outliers": {"nuisance": "outliers", "nuisance_size": 10.0, "nuisance_rate": 1 / 16},
+    "format": {"nuisance": "format", "nuisance_size": 1.0},
+    "partial": {"nuisance": "partial", "nuisance_size": 1.0},
+}
+TITLES = {
+    "clean": "clean rewards",
+    "nuisance": "noise below the margin",
+    "above-margin": "noise above the margin",
+    "outliers": "rare outliers",
+    "format": "format reward",
+    "partial": "partial credit",
+}
+BASE = "base"
+
+_MIXTURE = {"lambda_schedule": "mixture", "preference_share": 0.6}
+# The paper's λ, β and δ; the rewards are this package's.
+_PUBLISHED = {"lambda_reg": 0.01, "beta_dpo": 0.2, "reward_margin": 2.0}
+# Two optimizer steps per rollout, so that importance ratios leave 1: with one, every clipping rule and GSPO are GRPO.
+_TWO_STEPS = {
+    "per_device_train_batch_size": 64,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 2,
+    "max_steps": 120,
+}
+_DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
+# The largest reward that a completion can earn without a nuisance: what would be clipped at is known in practice.
+_LARGEST_REWARD = 3.3
+_CORRECT = 2.0  # reward of a right completion
+_PROMPTS = 16  # of a rollout
+_SCALE_EPSILON = 1e-4  # that TRL adds to a group's standard deviation
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained under some rewards; its runs differ in the seed and the base policy.
+
+    Attributes:
+        regime: Name of the regime.
+        name: Name of the arm in the regime.
+        method: grpo or amir_grpo; base for the policy before training, which is only evaluated.
+        about: What it is, for tables and figures; a percentage is the preference term's part of the update.
+        changes: Settings that differ from the profile's, those of the regime included.
+        seed_offset: Added to the seed of its runs, for a training that is another draw of the same.
+    """
+
+    regime: str
+    name: str
+    method: str
+    about: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    seed_offset: int = 0
+
+    @property
+    def path(self) -> str:
+        """`regime/arm`."""
+        return f"{self.regime}/{self.name}"
+
+
+def _grpo(
+    path: str, about: str = "GRPO", *changes: Mapping[str, Any], method: str = "grpo", seed_offset: int = 0
+) -> Arm:
+    regime, _, name = path.partition("/")
+    together = dict(REGIMES[regime])
+    for change in changes:
+        together |= change
+    return Arm(regime, name, method, about, together, seed_offset)
+
+
+def _amir(path: str, about: str, *changes: Mapping[str, Any]) -> Arm:
+    return _grpo(path, about, *changes, method="amir_grpo")
+
+
+def _mixture(regime: str) -> Arm:
+    return _amir(f"{regime}/mixture-0.6", "AMIR-GRPO, 60 %", _MIXTURE)
+
+
+def _variant(name: str, about: str, **changes: Any) -> list[Arm]:
+    """A variant of GRPO with two optimizer steps per rollout: without the preference term, as published, as a mixture."""
+    loss, path = _TWO_STEPS | changes, f"clean/two-step-{name}"
+    return [
+        _grpo(path, f"{about}, two steps", loss),
+        _amir(f"{path}-published", f"{about}, two steps, published", loss, _PUBLISHED),
+        _amir(f"{path}-mixture", f"{about}, two steps, 60 %", loss, _MIXTURE),
+    ]
+
+
+def _group_size(size: int) -> list[Arm]:
+    changes = {"num_generations": size, "per_device_train_batch_size": 16 * size}
+    return [
+        _grpo(f"clean/group-{size}", f"GRPO, G = {size}", changes),
+        _amir(f"clean/group-{size}-mixture", f"60 %, G = {size}", changes, _MIXTURE),
+    ]
+
+
+# In the order in which they are worth their time, after those that the tests of the plan need.
+_ALL = [
+    _grpo(f"clean/{BASE}", "base policy", method=BASE),
+    _grpo("clean/grpo"),
+    _amir("clean/published", "AMIR-GRPO, published", _PUBLISHED),
+    _mixture("clean"),
+    _amir("clean/mixture-0.6-permuted", "60 %, rewards permuted", _MIXTURE, {"pair_mining": "permuted"}),
+    *(_grpo(f"{regime}/grpo") for regime in ("nuisance", "outliers", "above-margin")),
+    *(_mixture(regime) for regime in ("nuisance", "outliers", "above-margin")),
+    _grpo("nuisance/dr_grpo", "Dr. GRPO", _DR_GRPO),
+    _grpo("nuisance/correctness-only", "GRPO, correctness reward only", {"reward_terms": "correctness"}),
+    _grpo("outliers/dr_grpo", "Dr. GRPO", _DR_GRPO),
+    _grpo("outliers/dr_grpo-clipped", "Dr. GRPO, clipped reward", _DR_GRPO, {"reward_clip": _LARGEST_REWARD}),
+    # another draw of the same training: what coverage, and any difference between two trainings, is compared with
+    _grpo("clean/grpo-again", "GRPO, another seed", seed_offset=100),
+    _amir("clean/published-schedule", "published λ schedule", _PUBLISHED, {"lambda_schedule": "published"}),
+    _amir("clean/share-0.6", "share 0.6, larger update", _MIXTURE, {"lambda_schedule": "share"}),
+    _grpo("clean/lr-x2", "GRPO, learning rate × 2", {"learning_rate": 2e-3}),
+    *_variant("grpo", "GRPO"),
+    *_variant("dr_grpo", "Dr. GRPO", **_DR_GRPO),
+    *_variant("dapo", "DAPO's loss", loss_type="dapo", epsilon_high=0.28, mask_truncated_completions=True),
+    *_variant("gspo", "GSPO", importance_sampling_level="sequence", epsilon=3e-4, epsilon_high=4e-4),
+    _grpo("nuisance/grpo-unscaled", "GRPO without division", {"scale_rewards": "none"}),
+    _grpo("nuisance/uniform-dropped", "GRPO, uniform groups dropped", {"drop_uniform_groups": True}),
+    _amir("clean/mixture-0.6-linear", "60 %, linear pairs", _MIXTURE, {"pair_loss": "linear"}),
+    _amir("clean/mixture-0.6-beta-10", "60 %, β = 10", _MIXTURE, {"beta_dpo": 10.0}),
+    *_group_size(4),
+    *_group_size(16),
+    *(arm for regime in ("format", "partial") for arm in (_grpo(f"{regime}/grpo"), _mixture(regime))),
+]
+ARMS: dict[str, Arm] = {arm.path: arm for arm in _ALL}
+
+
+def about(path: str) -> str:
+    """What an arm, given as `regime/arm`, is, for tables and figures."""
+    return ARMS[path].about if path in ARMS else path
+
+
+# --- what theory predicts of them -----------------------------------------------------------------------------------
+# How much of an update is about correctness? Its cosine with correctness centred in each group, the advantage of Dr. GRPO
+# for rewards that are nothing else. A nuisance lowers it: group normalisation blows it up in groups that are all right or
+# all wrong; pairs with a margin above the nuisance do not see it; a clipped reward bounds it.
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """The rewards of the sandbox's completions, apart from a regime's nuisance; the numbers are those of GRPO's rollouts.
+
+    Attributes:
+        spread: How alike problems are: their pass rates are Beta-distributed with this sum of both parameters.
+        plain: What every completion earns, for its tags and its integer answer.
+        style: What a careful solution, with its format and its claims of arithmetic, earns over a careless one.
+        careful_right, careful_wrong: How many of the right and of the wrong completions are careful.
+    """
+
+    spread: float = 8.0
+    plain: float = 0.8
+    style: float = 0.5
+    careful_right: float = 0.9
+    careful_wrong: float = 0.35
+
+
+def simulated_rewards(
+    settings: Mapping[str, Any], pass_rate: float, rollouts: int, generator: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Correctness (0 or 1) and reward of simulated completions: (rollouts, prompts, G) each.
+
+    `settings`: num_generations, nuisance, nuisance_size, nuisance_rate, reward_clip and reward_terms of a run.
+    Raises ValueError for a nuisance that depends on what a completion says.
+    """
+    model, shape = RewardModel(), (rollouts, _PROMPTS, settings["num_generations"])
+    rates = generator.beta(pass_rate * model.spread, (1 - pass_rate) * model.spread, shape[:2])
+    correct = (generator.random(shape) < rates[..., None]).astype(float)
+    reward = _CORRECT * correct
+    if settings["reward_terms"] == "correctness":
+        return correct, reward
+    careful = np.where(correct > 0, model.careful_right, model.careful_wrong)
+    reward = reward + model.plain + model.style * (generator.random(shape) < careful)
+    size = settings["nuisance_size"]
+    if settings["nuisance"] == "noise":
+        reward = reward + size * (2 * generator.random(shape) - 1)
+    elif settings["nuisance"] == "outliers":
+        reward = reward + size * (generator.random(shape) < settings["nuisance_rate"])
+    elif settings["nuisance"] != "none":
+        raise ValueError(f"A {settings['nuisance']} nuisance depends on what a completion says: it is not simulated.")
+    if settings["reward_clip"] is not None:
+        reward = np.minimum(reward, settings["reward_clip"])
+    return correct, reward
+
+
+def group_advantages(reward: NDArray[np.float64], scaled: bool) -> NDArray[np.float64]:
+    """GRPO's advantages over the last axis, or Dr. GRPO's where they are not scaled by the standard deviation."""
+    deviation = reward - reward.mean(axis=-1, keepdims=True)
+    return deviation / (reward.std(axis=-1, ddof=1, keepdims=True) + _SCALE_EPSILON) if scaled else deviation
+
+
+def wins_minus_losses(reward: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
+    """How many of its group each completion beats by more than the margin, minus how many beat it so; last axis: group."""
+    gap = reward[..., :, None] - reward[..., None, :]
+    return (gap > margin).sum(axis=-1) - (gap < -margin).sum(axis=-1).astype(float)
+
+
+def simulated_update(
+    settings: Mapping[str, Any], reward: NDArray[np.float64], preference: bool
+) -> NDArray[np.float64]:
+    """Advantages, mixed with the preference term at its share where there is one; rollouts on the first axis.
+
+    The pair loss is its linear limit, which the settings of the study hardly leave.
+    """
+    advantage = group_advantages(reward, settings["scale_rewards"] == "group")
+    if not preference:
+        return advantage
+    weight = wins_minus_losses(reward, settings["reward_margin"])
+    sizes = [np.abs(values).sum(axis=(1, 2), keepdims=True) for values in (advantage, weight)]
+    scale = np.divide(sizes[0], sizes[1], out=np.zeros_like(sizes[0]), where=sizes[1] > 0)
+    share = settings["preference_share"]
+    return (1 - share) * advantage + share * weight * scale
+
+
+def predicted_cosine(path: str, pass_rate: float, rollouts: int = 400, seed: int = 0) -> float:
+    """Mean over simulated rollouts of the cosine of an arm's update with centred correctness, without a policy.
+
+    Args:
+        path: `regime/arm`, GRPO or a mixture.
+        pass_rate: Mean share of right completions.
+        rollouts, seed: Of the simulation.
+    """
+    settings = settings_of(PROFILE, ARMS[path].changes).flat()
+    correct, reward = simulated_rewards(settings, pass_rate, rollouts, np.random.default_rng(seed))
+    update = simulated_update(settings, reward, ARMS[path].method == "amir_grpo")
+    wanted = group_advantages(correct, scaled=False)
+    products, squares, wished = (
+        (a * b).sum(axis=(1, 2)) for a, b in ((update, wanted), (update, update), (wanted, wanted))
+    )
+    told = (squares > 0) & (wished > 0)
+    return float(np.mean(products[told] / np.sqrt(squares[told] * wished[told])))

@@ -1,0 +1,249 @@
+"""Gains, the tests of the plan and the five claims on made-up studies whose truth is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from amir_grpo.study import claims
+from amir_grpo.study.inference import compare
+from amir_grpo.study.kept import Studies, compared
+from amir_grpo.study.measures import TEMPERATURES
+from amir_grpo.study.plan import read_plan
+from tests.study.made_up import PROBLEMS, made_up_studies, made_up_study
+
+PLAN = read_plan()
+NEW, OLD = "clean/mixture-0.6", "clean/grpo"
+
+
+# --- gains
+
+
+def test_a_gain_is_that_of_the_trained_lengths_paired_by_run_and_problem():
+    study = made_up_study({OLD: 0.5, "clean/two-step-grpo": 1.0})
+    layout = {}
+    for arm in ("grpo", "two-step-grpo"):
+        part = study.tables["problems"].query("arm == @arm and benchmark != 'chain8'")
+        layout[arm] = (part["correct"] / 8).to_numpy().reshape(6, 1, 2 * PROBLEMS)
+    expected = compare(layout["two-step-grpo"], layout["grpo"])
+    found = claims.gain(study, "clean/two-step-grpo", OLD)
+    assert found.estimate == pytest.approx(100 * expected.estimate)
+    assert found.interval() == pytest.approx([100 * end for end in expected.interval()])
+    assert (found.bases, found.runs, found.problems) == (6, 6, 2 * PROBLEMS)
+
+
+def test_the_pilot_is_read_test_by_test_and_the_confirmation_in_sequence():
+    arms = {OLD: 0.5, "clean/two-step-grpo": 0.5, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
+    pilot = {o.test.name: o for o in claims.test_outcomes(made_up_study(arms), PLAN)}
+    assert pilot["nuisance"].said == "supported"
+    assert pilot["published"].why == "It has no complete runs yet."
+    confirmation = {o.test.name: o for o in claims.test_outcomes(made_up_study(arms, "confirmation"), PLAN)}
+    assert confirmation["nuisance"].said == "not tested", "the gate was not shown"
+
+
+def test_two_arms_are_compared_in_the_first_study_that_has_both():
+    pilot = made_up_study({OLD: 0.5, "clean/published": 0.9, "clean/lr-x2": 0.9})
+    confirmation = made_up_study({OLD: 0.5, "clean/published": 0.5}, "confirmation")
+    pairs = [("clean/published", OLD), ("clean/lr-x2", OLD), ("clean/group-4", OLD)]
+    table = claims.gain_table(Studies((confirmation, pilot)), pairs, PLAN)
+    assert table["study"].to_list() == ["confirmation", "pilot"], "an arm without runs is left out"
+    studies = (confirmation, pilot)
+    wanted = [claims.gain(study, *pair).estimate for study, pair in zip(studies, pairs, strict=False)]
+    assert table["gain"].to_list() == wanted
+
+
+SEQUENCE = {
+    OLD: 0.0,
+    "clean/two-step-grpo": 1.0,
+    "clean/published": 0.0,
+    "outliers/grpo": 1.0,
+    "outliers/dr_grpo": 0.0,
+    "outliers/dr_grpo-clipped": 0.5,  # below the preference term, so that the sequence ends here
+    "outliers/mixture-0.6": 1.0,
+    "nuisance/grpo": 0.0,
+    "nuisance/mixture-0.6": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", ["pilot", "confirmation"])
+def test_a_test_of_the_confirmation_has_one_p_value_and_no_verdict_before_its_turn(name):
+    plan, study = replace(PLAN, margin=2.0), made_up_study(SEQUENCE, name)  # points: the made-up runs are few
+    table = claims.exploratory_gains(Studies((study,)), [*claims.REGIME_GAINS, *claims.RIVALS], plan)
+    judged = {o.test.pair: o for o in claims.test_outcomes(study, plan) if o.comparison}
+    seen = set()
+    for row in table.itertuples():
+        outcome = judged.get((row.new, row.old)) or judged.get((row.old, row.new))
+        if name == "confirmation" and outcome:
+            assert row.p_holm == row.p_value if outcome.tested else np.isnan(row.p_holm)
+            assert (row.verdict == "not tested") == (not outcome.tested)
+            seen.add(outcome.tested)
+        else:
+            assert row.p_holm >= row.p_value
+    assert seen == ({True, False} if name == "confirmation" else set())
+
+
+def test_one_correction_holds_for_all_that_is_shown_and_no_more():
+    studies = made_up_studies(SEQUENCE)
+    part = claims.exploratory_gains(studies, claims.RIVALS, PLAN)
+    family = list(dict.fromkeys([*claims.KNOBS, *claims.REGIME_GAINS, *claims.RIVALS]))
+    whole = claims.gain_table(studies, family, PLAN)
+    both = part.merge(whole, on=["new", "old"], suffixes=("", "_whole"))
+    assert len(both) == len(part) < len(whole)
+    assert (both["p_holm"] == both["p_holm_whole"]).all()
+    assert whole["p_holm"].min() == pytest.approx(len(whole) * whole["p_value"].min())
+
+
+def test_where_the_positive_control_of_a_size_is_not_shown_nothing_else_is_read():
+    plan, larger = replace(PLAN, margin=3.0), {OLD: 0.0, "clean/published": 0.0, NEW: -1.0}
+    sizes = [
+        made_up_studies(larger | {"clean/two-step-grpo": 1.0}),
+        made_up_studies(larger | {"clean/two-step-grpo": 0.0}, model_name="sandbox-medium"),
+    ]
+    verdicts = claims.size_table(sizes, plan).set_index(["parameters", "new"])["verdict"]
+    assert (verdicts["0.1M", "clean/two-step-grpo"], verdicts["0.1M", NEW]) == ("higher", "lower")
+    assert set(verdicts["1M"]) == {"control not shown"}
+
+
+# --- the claims
+
+
+@pytest.fixture(scope="module")
+def studies():
+    arms = {
+        "clean/base": -1.5,
+        OLD: 0.5,
+        "clean/grpo-again": 0.5,
+        "clean/published": {"logit": 0.5, "share": 0.003},
+        NEW: {"logit": 0.9, "share": 0.6, "margin": 0.25, "wrong_length": 38},
+        "clean/two-step-grpo": 0.8,
+        "clean/two-step-grpo-published": {"logit": 0.8, "share": 0.003},
+        "nuisance/grpo": 0.3,
+        "nuisance/mixture-0.6": {"logit": 0.6, "share": 0.6},
+    }
+    return made_up_studies(arms)
+
+
+def test_what_the_advantages_do_not_have_is_held_against_five_percent(studies):
+    assert claims.supervision(studies.main, NEW, "share").estimate == pytest.approx(60)
+    new = claims.supervision(studies.main, NEW, "residual_share")
+    assert new.estimate == pytest.approx(12.05, abs=0.05)
+    table = claims.claims_table(studies, PLAN)
+    row = table[(table["claim"] == claims.CLAIMS[0]) & table["strength"].str.startswith("60 %")].iloc[0]
+    assert (row["gain"], row["verdict"]) == (pytest.approx(new.estimate - 5), "supported")
+    assert row["p_value"] == pytest.approx(new.beyond(5).p_value)
+
+
+def test_a_margin_that_a_temperature_explains_vanishes_at_equal_entropy():
+    """The new policy is the old one at a temperature of 0.8: margins and entropies as of that."""
+    study = made_up_study({OLD: 0.5, NEW: 0.5})
+    table = study.tables["boundary"]
+    colder = table["arm"] == "mixture-0.6"
+    table.loc[colder, "margin"] /= 0.8
+    table.loc[colder, "entropy"] *= 0.8
+    plain, smallest = claims.boundary_gain(study, NEW, OLD, "margin", equal_entropy=False)
+    assert (plain.estimate, smallest) == (pytest.approx(1000 * (0.2 / 0.8 - 0.2)), pytest.approx(2))
+    equal, _ = claims.boundary_gain(study, NEW, OLD, "margin")
+    assert abs(equal.estimate) < 0.15 * plain.estimate  # what interpolating between temperatures leaves
+
+
+def test_a_policy_that_prefers_wrong_completions_is_compared_all_the_same():
+    """As after a few steps on a few problems: the smallest difference of interest is a size, whatever the margin's sign."""
+    study = made_up_study({OLD: {"logit": 0.5, "margin": -0.2}, NEW: {"logit": 0.5, "share": 0.6, "margin": -0.2}})
+    assert claims.boundary_gain(study, NEW, OLD, "margin")[1] == pytest.approx(2)
+    assert len(claims.claims_table(Studies((study,)), PLAN))
+
+
+def test_the_curves_of_the_boundary_are_means_of_the_end_of_the_training(studies):
+    curves = claims.boundary_curves(studies)
+    assert curves["about"].unique().tolist() == ["base policy", "GRPO", "AMIR-GRPO, published", "AMIR-GRPO, 60 %"]
+    own = curves[(curves["about"] == "AMIR-GRPO, 60 %") & (curves["temperature"] == 1)].iloc[0]
+    assert (own["margin"], own["entropy"]) == (pytest.approx(0.25), pytest.approx(0.3))
+
+
+def test_wrong_completions_are_compared_on_problems_that_both_answer_wrong(studies):
+    found = claims.wrong_length_gain(studies.main, NEW, OLD)
+    assert (found.estimate, found.runs) == (pytest.approx(2.0), 6)  # 40 tokens against 38
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "share", "expected"),
+    [("grpo", 0.0, 0.5), ("sapo", 0.4, 0.5), ("dr_grpo", 0.0, 1.0), ("dapo", 0.0, 1.0), ("dr_grpo", 0.4, 0.8)],
+)
+def test_the_push_on_a_token_at_twice_the_length(loss_type, share, expected):
+    assert claims.token_weight(loss_type, [20.0, 40.0], 20, share) == pytest.approx([1.0, expected])
+
+
+def test_coverage_is_held_against_grpo_of_another_seed(studies):
+    study, new, null = claims.solved_alone(studies, NEW, k=1)
+    solved, other = (study.solved(arm) for arm in (NEW, "clean/grpo-again"))
+    for run, chance in new.items():
+        assert chance == pytest.approx(solved[run] * (1 - other[run]))
+        assert null[run] == pytest.approx(study.solved(OLD)[run] * (1 - other[run]))
+    assert compared(new, null).interval()[0] > 0
+    _, same, null = claims.solved_alone(studies, "clean/published", k=1)
+    low, high = compared(same, null).interval()
+    assert low < 0 < high
+    table = claims.claim_coverage(studies, PLAN)
+    assert (table["new"] - table["null"]).to_numpy() == pytest.approx(table["gain"].to_numpy())
+    assert claims.claim_variants(studies, PLAN)["about"].tolist() == ["GRPO, two steps"]
+    assert claims.hypotheses(PLAN)[1] == "2  AMIR-GRPO, published ≡ GRPO"
+
+
+def test_without_a_second_draw_the_next_seed_of_the_base_policy_is_the_other():
+    study = made_up_study({OLD: 0.5, NEW: 0.5}, seeds_per_base=2)
+    other, solved = claims.other_draw(study), study.solved(OLD)
+    assert np.array_equal(other[0, 0], solved[0, 6])
+    assert np.array_equal(other[0, 6], solved[0, 0])
+    lone = made_up_studies({OLD: 0.5, NEW: 0.5})
+    assert claims.other_draw(lone.main) == {}
+    assert claims.solved_alone(lone, NEW) is None
+
+
+def test_all_tests_that_are_shown_share_one_level(studies):
+    assert claims.DECLARED == 18
+    table = claims.claims_table(studies, PLAN)
+    assert set(table["claim"]) == set(claims.CLAIMS)
+    verdicts = table.groupby(["claim", "strength"])["verdict"].first()
+    assert verdicts["Richer supervision"].to_dict() == {"as published": "refuted", "60 % of the update": "supported"}
+    # a p-value between α and α divided by all tests, those without runs included, decides nothing
+    between = table[(table["p_value"] < PLAN.alpha) & (table["p_value"] > PLAN.alpha / 18)]
+    assert not set(between["verdict"]) & {"supported", "refuted"}
+
+
+def test_what_a_claim_could_have_shown_is_at_the_level_of_its_verdict(studies):
+    """By simulation: a gain as large as is said to be detectable is found with the chance that is said."""
+    table = claims.claims_table(studies, PLAN)
+    row = next(row for row in table.to_dict("records") if row["bases"] >= 6 and row["gain_high"] > row["gain_low"])
+    freedom = row["bases"] - 1
+    error = (row["gain_high"] - row["gain_low"]) / 2 / stats.t.ppf(1 - PLAN.alpha / 2, freedom)
+    random = np.random.default_rng(0)
+    spread = np.sqrt(random.chisquare(freedom, 200_000) / freedom)
+    t = (row["detectable"] / error + random.standard_normal(200_000)) / spread
+    found = (np.abs(t) > stats.t.ppf(1 - PLAN.alpha / 18 / 2, freedom)).mean()
+    assert found == pytest.approx(PLAN.power, abs=0.01)
+
+
+def test_a_claim_that_only_the_pilot_can_test_names_the_pilot(studies):
+    confirmation = made_up_study({OLD: 0.5, "clean/published": {"logit": 0.5, "share": 0.003}}, "confirmation")
+    table = claims.claims_table(Studies((confirmation, studies.main)), PLAN)
+    first = table[table["claim"] == claims.CLAIMS[0]]
+    assert first.set_index("strength")["study"].to_dict() == {
+        "as published": "confirmation",
+        "60 % of the update": "pilot",
+    }
+    assert set(table.loc[table["claim"] == claims.CLAIMS[3], "study"]) == {"pilot"}, "it has no GRPO of another seed"
+
+
+def test_the_report_of_a_study_has_its_tests_and_its_claims(studies):
+    text = claims.study_report(studies.main, PLAN)
+    assert all(test.name in text for test in PLAN.tests)
+    assert "1. Richer supervision" in text
+    nothing = replace(studies.main, runs=studies.main.runs[:0])
+    assert "nothing is read before" in claims.study_report(nothing, PLAN)
+
+
+def test_temperatures_hold_the_one_of_the_policy_itself():
+    assert 1.0 in TEMPERATURES
+    assert isinstance(claims.claims_shown(claims.claims_table(made_up_studies({OLD: 0.5}), PLAN)), pd.DataFrame)

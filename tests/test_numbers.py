@@ -1,0 +1,180 @@
+"""Numbers written by hand in README, docs and notebooks 06 to 08 are those of the data; the kept tables derive again."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from amir_grpo import metrics
+from amir_grpo.results.published import published_sizes, published_table
+from amir_grpo.study import claims
+from amir_grpo.study.kept import kept_sizes, kept_studies
+from amir_grpo.study.plan import read_plan
+from tools import hero
+from tools.study import study_tables
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "data" / "results"
+PLAN = read_plan()
+COMPARED = ["gain", "gain_low", "gain_high", "gain_inner_low", "gain_inner_high", "detectable"]
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return kept_studies(PLAN)
+
+
+def prose(name):
+    """The text of a page, or of the markdown cells of a notebook, without the computed tables of docs."""
+    text = (ROOT / name).read_text()
+    if name.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return " ".join(re.sub(r"<!-- (table|settings).*?<!-- end of table -->", "", text, flags=re.DOTALL).split())
+
+
+def test_the_kept_tables_derive_again_to_the_last_digit(studies):
+    for name, table in study_tables(studies, PLAN).items():
+        text = table.to_csv(index=False, float_format="%.6g")
+        assert (RESULTS / f"{name}.csv").read_text() == text, name
+    sizes, kept = claims.size_table(kept_sizes(PLAN), PLAN), pd.read_csv(RESULTS / "sizes.csv")
+    same = [column for column in kept if column in sizes and column not in ("new", "old", "verdict")]
+    assert len(same) > 15
+    found = pd.read_csv(pd.io.common.StringIO(sizes.to_csv(index=False, float_format="%.6g")))
+    pd.testing.assert_frame_equal(found[same], kept[same])
+
+
+def test_the_estimates_are_those_of_the_raw_counts(studies):
+    """Without the package's inference: means of base policies over problems, and SciPy's t-test on them."""
+    kept = pd.read_csv(RESULTS / "tests.csv").set_index("test")
+    for test in PLAN.tests:
+        counts = studies.main.tables["problems"].query("benchmark != 'chain8'")
+        means = [
+            counts[(counts["regime"] == test.regime) & (counts["arm"] == arm)]
+            .groupby(["base", "seed"])["correct"]
+            .mean()
+            for arm in (test.new, test.old)
+        ]
+        gains = (100 * (means[0] - means[1]) / studies.main.samples).dropna().groupby("base").mean()
+        row = kept.loc[test.name]
+        assert gains.mean() == pytest.approx(row["gain"], rel=1e-5)
+        # the variance of problems can only be added
+        assert stats.ttest_1samp(gains, 0).pvalue <= row["p_value"] * (1 + 1e-5)
+
+
+@pytest.fixture(scope="module")
+def known(studies):
+    """Every number with two decimals that the data have, without its sign."""
+    pairs = [*claims.KNOBS, *claims.REGIME_GAINS, *claims.RIVALS]
+    gains = claims.exploratory_gains(studies, pairs, PLAN)
+    extra = claims.gain_table(studies, [("outliers/grpo", "outliers/dr_grpo")], PLAN)
+    tables = [pd.read_csv(RESULTS / "tests.csv"), gains, extra, claims.claims_table(studies, PLAN)]
+    tables += [claims.size_table(kept_sizes(PLAN), PLAN)]
+    values = np.concatenate([table[COMPARED].to_numpy(float).ravel() for table in tables])
+    values = np.append(values, claims.claim_coverage(studies, PLAN)[["new", "null"]].to_numpy(float))
+    values = np.append(
+        values, [*gains["p_holm"], 100 * hero.measured_share(studies.main)[0], hero.measured_share(studies.main)[1]]
+    )
+    for test in PLAN.tests:
+        by_base = [_by_base(study, *test.pair) for study in studies.ordered]
+        values = np.append(values, np.corrcoef(*by_base)[0, 1])
+        base = pd.Series({run[0]: rates.mean() for run, rates in studies.main.solved("clean/base").items()})
+        values = np.append(values, np.corrcoef(base.sort_index(), by_base[0])[0, 1])
+    return {f"{abs(value):.2f}" for value in values if np.isfinite(value)} | _published()
+
+
+def _by_base(study, new, old):
+    new, old = study.solved(new), study.solved(old)
+    gains = pd.Series({run: new[run].mean() - old[run].mean() for run in new if run in old})
+    return gains.groupby(level=0).mean().sort_index()
+
+
+def _by_model():
+    once = published_table("table1").query("k == 1")
+    return (once["amir_grpo"] - once["grpo"]).groupby(once["model"], sort=False).mean()
+
+
+def _published():
+    gains = _by_model()
+    interval = stats.ttest_1samp(gains, 0).confidence_interval()
+    return {f"{value:.2f}" for value in [*gains, gains.mean(), *interval, gains.std(ddof=1)]}
+
+
+# Two decimals that are no result: λ, the significance level, the half width of the noise, the version of Python.
+GIVEN = {"0.01", "0.05", "0.45", "3.11"}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", *(f"notebooks/{n}.ipynb" for n in ("06_claims", "07_ablations", "08_regimes"))]
+)
+def test_every_number_with_two_decimals_in_the_prose_is_one_of_the_data(name, known):
+    found = set(re.findall(r"(?<![\d.])\d+\.\d\d(?![\d.])", prose(name)))
+    assert found - GIVEN - known == set()
+
+
+def test_the_shares_and_levels_in_the_prose_are_those_of_the_rollouts(studies):
+    text = prose("notebooks/06_claims.ipynb")
+    share, size = hero.measured_share(studies.main)
+    assert share == pytest.approx(0.002 / (0.002 + size), rel=0.05), "λβ / (λβ + mean |A|)"
+    assert f"{100 * share:.2g} % at the paper's λ = 0.01, β = 0.2" in text
+    new = claims.claim_supervision(studies)["residual_share"]
+    assert f"At 60 %, {new[1]:.1f} % of the update is new" in text
+    accuracy = claims.boundary_curves(studies).query("temperature == 1").set_index("about")["accuracy"]
+    assert f"the base policy has {100 * accuracy['base policy']:.1f} %, GRPO {100 * accuracy['GRPO']:.1f} %" in text
+    found = [test for test in claims.claim_tests(studies, PLAN) if test.test.startswith("margin")]
+    level = 1 - 2 * PLAN.alpha / claims.DECLARED
+    reach = [np.ptp(test.comparison.interval(level)) / 2 for test in found]
+    assert f"±{reach[0]:.0f} and ±{reach[1]:.0f} thousandths of a nat, and ±{found[0].margin:.1f}" in text
+    gspo = studies.first("clean/two-step-gspo").part("rollouts", "clean/two-step-gspo")["clip_ratio"].mean()
+    assert f"GSPO's clips {100 * gspo:.0f} %" in text
+
+
+def test_the_published_table_is_read_with_the_noise_that_it_implies():
+    table = published_table("table1").sort_values(["model", "benchmark", "k"])
+    once, twice = (table[table["k"] == k].reset_index(drop=True) for k in (1, 2))
+    variance = sum((twice[m] - once[m]).clip(lower=0) / 100 / 8 for m in ("grpo", "amir_grpo"))
+    error = 100 * np.sqrt(variance / once["benchmark"].map(published_sizes()))
+    p_values = 2 * stats.norm.sf((once["amir_grpo"] - once["grpo"]).abs() / error)
+    text = prose("docs/results.md")
+    alone, together = (p_values < 0.05).sum(), (metrics.holm(p_values) < 0.05).sum()
+    assert (
+        f"{alone} of the 21 gains in pass@1 exceed it one by one, {together or 'none'} after Holm's correction" in text
+    )
+    gains = _by_model()
+    test = stats.ttest_1samp(gains, 0)
+    low, high = test.confidence_interval()
+    assert f"{gains.mean():+.2f} points on average [{low:.2f}, {high:.2f}]" in text
+    assert f"p = {test.pvalue:.3f}" in text
+
+
+def test_pass_2_minus_pass_1_is_the_noise_of_drawing_samples():
+    """By simulation: the standard error is that of evaluations repeated on the same problems."""
+    generator = np.random.default_rng(1)
+    chances = generator.beta(0.6, 1.2, 60)
+    draws = metrics.pass_at_k(generator.binomial(8, chances, (20_000, 60)), 8, 1).mean(axis=1)
+    implied = np.mean(1 - (1 - chances) ** 2) - np.mean(chances)
+    assert draws.std() == pytest.approx(np.sqrt(implied / 8 / 60), rel=0.02)
+
+
+def test_the_hero_is_drawn_from_the_kept_runs(studies):
+    same = hero.same_completions(studies.main)
+    assert same.shape == (6, 60)
+    assert (np.diff(same.astype(int), axis=1) <= 0).all(), "once parted, a pair stays apart"
+    levels = hero.end_levels(studies.main)
+    counts = (
+        studies.main.tables["problems"].query("regime == 'clean' and benchmark == 'chain7'").groupby("arm")["correct"]
+    )
+    row = levels.set_index("benchmark").loc["chain7"]
+    assert row["base"] == pytest.approx(100 * counts.mean()["base"] / 8)
+    assert row["amir_grpo"] == pytest.approx(100 * counts.mean()["published"] / 8)
+    assert row["gain"] == pytest.approx(row["amir_grpo"] - row["grpo"])
+    titles = [axes.get_title(loc="left") for axes in hero.hero_figure(studies.main).axes]
+    assert titles[1] == f"2  Equal for {np.median(same.sum(axis=1)):g} of 60 steps"
+    text = prose("README.md")
+    if "pass@1, mean of" in text:
+        base, grpo, amir = (f"{levels[policy].mean():.1f} %" for policy in ("base", "grpo", "amir_grpo"))
+        assert f"{base} before training, {grpo} with GRPO, {amir} with AMIR-GRPO" in text
