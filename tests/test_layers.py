@@ -18,7 +18,7 @@ LAYERS = [
     {"results"},
     {"runs"},
     {"study"},
-    {"", "__main__", "cli", "colab", "notebook"},
+    {"", "__main__", "cli", "notebook"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 ALONE = {"preference": set(), "metrics": set(), "answers": {"notation"}, "notation": set(), "choices": set()}

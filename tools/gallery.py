@@ -18,10 +18,9 @@ import pandas as pd
 import papermill
 
 from amir_grpo.results import style
-from amir_grpo.runs.kept import keep_results
 from amir_grpo.runs.locations import project_root
 from amir_grpo.runs.run import open_run
-from amir_grpo.runs.showing import results_of
+from amir_grpo.runs.verify import keep_results
 from amir_grpo.study.kept import kept_studies
 from amir_grpo.study.plan import read_plan
 from amir_grpo.system.files import atomic_write, write_text
@@ -93,7 +92,7 @@ def main() -> None:
     results = root / "data" / "results"
     if arguments.keep:
         run = open_run(run_dir=arguments.keep)
-        keep_results(run, results_of(run), results / PROFILE)
+        keep_results(run, results / PROFILE)
         for name, kind in product(OF_A_RUN, ("png", "svg")):
             shutil.copy(run.folder / "figures" / f"{name}.{kind}", root / "figures")
     (root / "figures").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from amir_grpo.study.kept import StudyResults, shared_runs
 
 PUBLISHED = "clean/published"
 NOTE = (
-    "The share in panel 1 follows from λ, β and the mean |A| alone, at any size of model. Panels 2 (its title: the median) and "
+    "The share in panel 1 follows from λ, β and the mean |A| alone, at any size of model. Panels 2 (title: the median) and "
     "3: 6 pairs of trainings of a policy of 0.1M parameters on arithmetic chains, at the paper's λ, β and δ with this "
     "package's rewards, from 6 base policies, the weakest of nine warm-up seeds; intervals are for new base policies, seeds "
     "and problems."

@@ -23,9 +23,9 @@ from amir_grpo.study.arms import ARMS, BASE, PROFILE, Arm
 from amir_grpo.study.kept import KeptRun, keep_run, read_run
 from amir_grpo.study.plan import Plan
 from amir_grpo.system.cluster import Cluster
-from amir_grpo.system.executors import executor_of, run_jobs, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import provenance
+from amir_grpo.system.workers import run_jobs, submitting, visible_gpus
 
 PROBLEMS = 400  # per benchmark
 
@@ -172,15 +172,12 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     bases = {run.base: run for run in runs if run.arm.method == BASE}
     waiting = [run for run in runs if not path_of(run, results).exists()]
     needed = {run.base for run in waiting}
-    with (
-        locked(runs[0].folder, "study"),
-        executor_of(workers, visible_gpus(runs[0].settings.policy.device)) as executor,
-    ):
+    with locked(runs[0].folder, "study"), submitting(workers, visible_gpus(runs[0].settings.policy.device)) as submit:
         for run in runs:  # killed between keeping its results and deleting its folder
             if run not in waiting:
                 _delete_folder(run)
-        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in needed], executor)
-        run_jobs("runs", _Make(results, bases), [run for run in waiting if run.arm.method != BASE], executor)
+        run_jobs("base policies", _Make(results), [run for base, run in bases.items() if base in needed], submit)
+        run_jobs("runs", _Make(results, bases), [run for run in waiting if run.arm.method != BASE], submit)
 
 
 @dataclass(frozen=True)
@@ -267,7 +264,7 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
     tables = {"problems": measures.problem_counts(drawn.samples, drawn.greedy)}
     tables["boundary"] = _boundary(opened, method, (base or run).open())
     if method != BASE:
-        from amir_grpo.runs.trl_config import steps_per_rollout  # imports TRL, which has to come after the backend
+        from amir_grpo.runs.training import steps_per_rollout  # imports TRL, which has to come after the backend
 
         rollouts = pd.read_parquet(opened.folder / method / "rollouts.parquet")
         steps = steps_per_rollout(opened.settings)
@@ -330,7 +327,7 @@ def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:
         steps = dict(sorted((found | {opened.settings.train.max_steps: opened.folder / method}).items()))
     frames = []
     for step, adapter in steps.items():
-        policy = load_policy(opened.base(), adapter, opened.loading)
+        policy = load_policy(opened.base(), adapter, opened.settings.policy)
         scores = measures.tempered_scores(policy, asked, shared["completion_ids"].tolist())
         frames.append(measures.boundary_scores(shared, *scores).assign(step=step))
     return pd.concat(frames, ignore_index=True)

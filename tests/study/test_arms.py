@@ -44,7 +44,7 @@ def test_wins_minus_losses_are_the_weights_of_the_linear_loss():
     reward = np.random.default_rng(0).normal(0, 2, (5, 16, 8))
     flat = torch.from_numpy(reward.reshape(-1))
     pairs = mine_pairs(flat, 8, 1.5)
-    weights = preference_weights(torch.zeros_like(flat), pairs, 0.2, pair_loss="linear")
+    weights = preference_weights(torch.zeros_like(flat), pairs, 0.2)
     expected = (weights * 2 * len(pairs.chosen) / 0.2).numpy().reshape(reward.shape)
     assert arms.wins_minus_losses(reward, 1.5) == pytest.approx(expected)
 

@@ -156,11 +156,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(capsys, tmp_path
 def test_there_are_no_more_workers_than_runs(tmp_path, monkeypatch):
     asked = []
 
-    def executor_of(workers, gpus):
+    def submitting(workers, gpus):
         asked.append(workers)
         raise InterruptedError
 
-    monkeypatch.setattr(experiment, "executor_of", executor_of)
+    monkeypatch.setattr(experiment, "submitting", submitting)
     runs = runs_in_order(PLAN, "pilot", tmp_path / "runs", TWO, [1], SMALL)
     for workers in (0, 1, 10**20):
         with pytest.raises(InterruptedError):

@@ -83,13 +83,13 @@ def test_the_digest_changes_with_any_token():
 G = 8
 
 
-def term(rewards, beta=0.2, margin=0.0, pair_loss="logistic", seed=0):
-    """GRPO's advantages, preference weights and groups of rewards (groups, G)."""
+def term(rewards, beta=0.2, margin=0.0, spread=0.3, seed=0):
+    """GRPO's advantages, preference weights and groups of rewards (groups, G); without a spread pairs are linear."""
     rewards = torch.tensor(np.asarray(rewards), dtype=torch.float64)
     deviation = rewards - rewards.mean(dim=1, keepdim=True)
     advantages = deviation / (rewards.std(dim=1, keepdim=True) + 1e-4)
-    logps = torch.tensor(np.random.default_rng(seed).normal(-0.4, 0.3, rewards.numel()))
-    weights = preference_weights(logps, mine_pairs(rewards.ravel(), G, margin), beta, pair_loss=pair_loss)
+    logps = torch.tensor(np.random.default_rng(seed).normal(-0.4, spread, rewards.numel()))
+    weights = preference_weights(logps, mine_pairs(rewards.ravel(), G, margin), beta)
     return advantages.ravel().numpy(), weights.numpy(), np.repeat(np.arange(len(rewards)), G)
 
 
@@ -99,7 +99,7 @@ def binary(groups=40, seed=1):
 
 
 def test_linear_pairs_of_binary_rewards_add_size_only():
-    found = richness(*term(binary(), pair_loss="linear"))
+    found = richness(*term(binary(), spread=0.0))
     assert found["explained"] == pytest.approx(1)
     assert found["residual_share"] == pytest.approx(0, abs=1e-12)
     assert found["explained_at_one_slope"] < 0.999  # GRPO divides by the group's standard deviation, pairs do not
