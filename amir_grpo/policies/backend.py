@@ -61,7 +61,7 @@ def start_backend(wanted: str) -> Backend:
 
 
 def _has_rewritten_trl() -> bool:
-    """Whether TRL's trainer lacks what puts an adapter on the policy, so that all weights would be trained."""
+    """True if TRL's trainer lacks what puts an adapter on the policy, so that all weights would be trained."""
     unsloth = sys.modules.get("unsloth")
     if unsloth is None:  # Python forgets a package whose import has failed half way, and not its modules
         return any(name.startswith("unsloth.") for name in sys.modules)
@@ -78,7 +78,7 @@ def import_early(wanted: str) -> None:
 
 
 def _obstacle(wanted: str) -> tuple[str, str] | None:
-    """Why Unsloth cannot be imported, and what would help; None where nothing prevents it."""
+    """Reason why Unsloth cannot be imported, and what would help; None where nothing prevents it."""
     if importlib.util.find_spec("unsloth") is None:
         return "Unsloth is not installed", f"Install it: {_INSTALL}."
     for package in ("unsloth", "unsloth_zoo"):

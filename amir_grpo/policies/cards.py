@@ -28,7 +28,7 @@ CARDS = {name: Card(name, memory, bf16=name != "T4") for name, memory in _KNOWN.
 
 
 def card_here() -> Card | None:
-    """The GPU of this process, None without one."""
+    """Look at the GPU of this process; None without one."""
     if not torch.cuda.is_available():
         return None
     name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
@@ -36,6 +36,6 @@ def card_here() -> Card | None:
 
 
 def cards_here() -> dict[str, Card]:
-    """The GPU of this process or, without one, all known cards."""
+    """Name the GPU of this process or, without one, all known cards."""
     here = card_here()
     return {here.name: here} if here else CARDS

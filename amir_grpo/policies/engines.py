@@ -1,11 +1,10 @@
-"""What draws completions from a policy: transformers, or vLLM where it is installed; both behind `Engine.generate`.
+"""Engines that draw completions from a policy: transformers, or vLLM where it is installed.
 
 Each sample of a problem has a random stream of its own, named by an integer. With transformers a token is the inverse
-of the cumulated distribution at the stream's next number, so that a completion does not depend on what else is in the
-batch, but for the rounding of the logits: on a CPU in float32 that changes next to nothing (the tests find the same
-tokens for every batch size); in bfloat16 on a GPU, kernels round differently for different shapes and completions may
-part. vLLM seeds each request by the same integer; its batches are its own, and it promises equal completions for
-equal seeds only where the batches are equal too.
+of the cumulated distribution at the stream's next number, so that a completion does not depend on the rest of the batch
+but for the rounding of the logits: on a CPU the tests find the same tokens for every batch size; on a GPU in 16 bits,
+kernels round differently for different shapes. vLLM seeds each request by the same integer, and promises equal
+completions for equal seeds only where its batches are equal, too.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from transformers import DynamicCache, TopPLogitsWarper
 from amir_grpo.choices import ENGINES, check_names
 from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.policies.loading import compute_dtype, free_memory, load_policy, load_tokenizer
+from amir_grpo.policies.source import adapted_embeddings
 from amir_grpo.settings import PolicySettings
 from amir_grpo.system.files import install_command
 
@@ -68,7 +68,7 @@ class Drawn:
 
 
 def stream(*names: object) -> int:
-    """The random stream of what these names name, in order: a non-negative integer of 64 bits."""
+    """Random stream of what these names name, in order: a non-negative integer of 64 bits."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8], "big")
 
 
@@ -89,7 +89,7 @@ class TransformersEngine:
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[list[Drawn]]:
-        """The samples of each request, in order. Temperature 0 is greedy: the streams are not used then.
+        """Draw the samples of each request, in order. Temperature 0 is greedy: the streams are not used then.
 
         Raises:
             FloatingPointError: If the policy's logits are not numbers.
@@ -181,17 +181,18 @@ class VLLMEngine:
 
     def use(self, adapter: Path | None) -> None:
         """Draw from the base with this adapter from now on; None for the base itself."""
-        if adapter is not None and adapter not in self._adapters:
-            self._adapters.append(adapter)
         from vllm.lora.request import LoRARequest
 
+        _check_adapter(adapter)
+        if adapter is not None and adapter not in self._adapters:
+            self._adapters.append(adapter)
         number = self._adapters.index(adapter) + 1 if adapter is not None else 0
         self._lora = LoRARequest(f"policy {number}", number, str(adapter)) if number else None
 
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[list[Drawn]]:
-        """As `TransformersEngine.generate`, but that vLLM manages its memory."""
+        """Draw as `TransformersEngine.generate` does; vLLM fits batches to its memory."""
         from vllm import SamplingParams
 
         # logprobs=0 asks for the drawn token's alone; they are raw, so at temperature 1
@@ -200,8 +201,8 @@ class VLLMEngine:
         prompts = [{"prompt_token_ids": list(ids)} for ids, _ in each]
         parameters = [SamplingParams(seed=stream % 2**63, **same) for _, stream in each]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._lora)
-        drawn = iter([_of_vllm(output.outputs[0]) for output in outputs])
-        return [[next(drawn) for _ in request.streams] for request in requests]
+        drawn = iter([output.outputs[0] for output in outputs])
+        return [[_of_vllm(next(drawn)) for _ in request.streams] for request in requests]
 
     def close(self) -> None:
         """Give back the memory and end vLLM's processes, which nothing else does for certain; the engine draws no more."""
@@ -213,12 +214,17 @@ class VLLMEngine:
 Engine = TransformersEngine | VLLMEngine
 
 
-def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int | None) -> LLM:
-    """vLLM's own engine.
+def _check_adapter(adapter: Path | None) -> None:
+    """Refuse an adapter of layers that vLLM may share, or leave as they were."""
+    if adapter is not None and (layers := adapted_embeddings(adapter)):
+        raise ValueError(
+            f"eval_engine=vllm takes no adapter of {' and '.join(layers)}, as {adapter} is:\n"
+            "set eval_engine to transformers."
+        )
 
-    Raises:
-        ValueError: If vLLM is not installed, has no kernels for the rank, or would read pickled weights.
-    """
+
+def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int | None) -> LLM:
+    """Build vLLM's own engine; ValueError if it is not installed, takes no such rank, or would read pickled weights."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             f"eval_engine=vllm needs vLLM, which is not installed: {install_command('vllm')} (Linux, NVIDIA GPU).\n"
@@ -238,15 +244,12 @@ def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int
     # here, where no frame refers to an engine of ours: vLLM keeps the frames of an import that fails within its own
     from vllm import LLM
 
+    by_default = "safetensors" if settings.safetensors_only else "auto"
     return LLM(
         model=base,
         quantization="bitsandbytes" if settings.load_in_4bit else None,
         trust_remote_code=settings.trust_remote_code,
-        load_format="bitsandbytes"
-        if settings.load_in_4bit
-        else "safetensors"
-        if settings.safetensors_only
-        else "auto",
+        load_format="bitsandbytes" if settings.load_in_4bit else by_default,
         dtype=str(compute_dtype(settings)).removeprefix("torch."),  # by itself, it wants bfloat16 on a T4
         max_model_len=tokens,
         enable_prefix_caching=True,
@@ -257,7 +260,7 @@ def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int
 
 
 def _free_share() -> float:
-    """The share of the GPU's memory that vLLM may take: nine tenths of what is free, whatever used the GPU before."""
+    """Share of the GPU's memory for vLLM: nine tenths of what is free, whatever used the GPU before."""
     free_memory()
     free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (1, 1)
     return round(0.9 * free / total, 3)
@@ -285,7 +288,7 @@ def load_engine(
     lora_rank: int = 16,
     tokens: int | None = None,
 ) -> Engine:
-    """The engine of one policy.
+    """Load the engine of one policy.
 
     Args:
         name: One of `ENGINES`.
@@ -302,19 +305,12 @@ def load_engine(
     tokenizer = load_tokenizer(base, settings.trust_remote_code)
     if name == "transformers":
         return TransformersEngine(load_policy(base, adapter, settings), tokenizer)
+    _check_adapter(adapter)  # before vLLM is started, which takes minutes
     return VLLMEngine(_start_vllm(base, settings, lora_rank, tokens), tokenizer, base, adapter, lora_rank)
 
 
 def check_finite(logprobs: Tensor, dtype: torch.dtype) -> None:
-    """Refuse log-probabilities that are not numbers.
-
-    Args:
-        logprobs: Of any shape.
-        dtype: What the policy computes in.
-
-    Raises:
-        FloatingPointError: If one of them is not, with the way out.
-    """
+    """Raise FloatingPointError if a log-probability is not a number; `dtype` is what the policy computes in."""
     if logprobs.isnan().any():
         name = str(dtype).removeprefix("torch.")
         raise FloatingPointError(
@@ -332,7 +328,7 @@ def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
 
 @contextmanager
 def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode while the block runs: no dropout, and no gradient checkpointing, which would switch the cache off."""
+    """Hold a policy in evaluation mode: without dropout, and gradient checkpointing, which would switch the cache off."""
     training = policy.training
     policy.eval()
     try:
@@ -355,10 +351,10 @@ class _Draw:
             self._numbers = torch.from_numpy(np.stack(numbers)).to(device)  # (N, max_new_tokens) in [0, 1)
 
     def __call__(self, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Token number `step` of the completions `rows`, and its log-probability at temperature 1: (M,) each.
+        """Draw token number `step` of completions `rows` from logits (M, vocabulary).
 
-        Args:
-            logits: (M, vocabulary), of these completions.
+        Returns:
+            The tokens and their log-probabilities at temperature 1: (M,) each.
         """
         # in float64: with 150,000 tokens float32 would lose the last of them
         logprobs = logits.double().log_softmax(dim=1)
@@ -380,7 +376,7 @@ class _Draw:
 
 
 def _completions(ids: Tensor, logprobs: Tensor, ends: Tensor) -> list[Drawn]:
-    """Rows of tokens (N, T) and their log-probabilities, each cut after its first end token."""
+    """Cut rows of tokens (N, T) and their log-probabilities after the first end token of each."""
     is_end = torch.isin(ids, ends)
     ended = is_end.any(dim=1)
     lengths = torch.where(ended, is_end.int().argmax(dim=1) + 1, ids.shape[1])

@@ -66,7 +66,7 @@ def compute_in_float64(policy: PreTrainedModel) -> None:
 
 @contextmanager
 def merged_adapters(policy: nn.Module) -> Iterator[None]:
-    """While the block runs, LoRA adapters of a float64 policy are in its weights: one product per matrix, not three.
+    """Hold the LoRA adapters of a float64 policy in its weights while the block runs: one product per matrix, not three.
 
     In float64 the merged policy draws the same tokens; in other precisions it would be a slightly different policy, and is
     left as it is. The weights from before are put back, not computed back, so that nothing drifts.

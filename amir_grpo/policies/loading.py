@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from amir_grpo.policies.float64 import compute_in_float64
-from amir_grpo.policies.source import ADAPTER_FILES
+from amir_grpo.policies.source import ADAPTER_FILES, EMBEDDINGS
 from amir_grpo.settings import PolicySettings, RunSettings
 from amir_grpo.system.files import install_command
 from amir_grpo.system.network import hub_or_cache
@@ -32,7 +32,6 @@ _FOLD = (
     "{%- set messages = [{'role': 'user', 'content': told}] + messages[2:] -%}"
     "{%- endif -%}"
 )
-_EMBEDDINGS = ("lm_head", "embed_tokens")  # which may share their weights
 
 
 @contextmanager
@@ -69,14 +68,14 @@ def free_memory() -> None:
 
 
 def device(settings: PolicySettings = PolicySettings()) -> torch.device:
-    """Where policies run: this process's GPU, the first unless it is one of several, else the CPU."""
+    """Device that policies run on: this process's GPU, the first unless it is one of several, else the CPU."""
     if settings.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def compute_dtype(settings: PolicySettings = PolicySettings()) -> torch.dtype:
-    """The dtype that is asked for; for auto float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+    """Precision of computation: as asked for; for auto float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
     if device(settings).type == "cpu":
@@ -111,7 +110,7 @@ def check_hardware(settings: RunSettings, evaluation: bool = False) -> None:
             "Or set report_to to none."
         )
     _check_sharding(policy.load_in_4bit, train.optim)
-    whole = [name for name in policy.lora_targets if name in _EMBEDDINGS]
+    whole = [name for name in policy.lora_targets if name in EMBEDDINGS]
     if whole and (train.use_vllm or by_vllm):
         raise ValueError(
             f"lora_targets={','.join(whole)}: vLLM takes no adapter there.\n"
@@ -148,7 +147,7 @@ def _check_sharding(load_in_4bit: bool, optim: str) -> None:
 
 
 def is_sharded() -> bool:
-    """Whether FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
+    """True if FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
     return _by_deepspeed() or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
@@ -157,7 +156,7 @@ def _by_deepspeed() -> bool:
 
 
 def explain_invisible_gpu() -> str:
-    """What to do where this machine has an NVIDIA GPU that torch does not see; empty where all is well."""
+    """Advice where this machine has an NVIDIA GPU that torch does not see; empty where all is well."""
     if torch.cuda.is_available() or shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return ""
     built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs alone"
@@ -168,7 +167,7 @@ def explain_invisible_gpu() -> str:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Tokenizer of a Hub id or folder, padding on the left as generation needs it.
+    """Load the tokenizer of a Hub id or folder, padding on the left as generation needs it.
 
     Where its chat template refuses a system message, or leaves it out, the template is changed to put the instructions
     before the question, in the user's message; `instructions_in` says so, and what is saved has the changed one.
@@ -196,7 +195,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def instructions_in(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The message that tells the policy its instructions: system, or user where there is no system role."""
+    """Role of the message that tells the policy its instructions: system, or user where there is no system role."""
     return "user" if tokenizer.get_chat_template().startswith(_FOLD) else "system"
 
 
@@ -226,7 +225,7 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 def load_policy(
     name: str, adapter: Path | None = None, settings: PolicySettings = PolicySettings()
 ) -> PreTrainedModel:
-    """The policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
+    """Load the policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
 
     In float32 and float64 the adapter is merged into the weights. In 16 or 4 bits it stays apart: what training has moved
     is less than half a step of bfloat16's grid, and merging would round most of it away.
@@ -281,7 +280,7 @@ def load_policy(
 
 
 def merged_policy(name: str, adapter: Path, settings: PolicySettings = PolicySettings()) -> PreTrainedModel:
-    """The whole policy with its adapter merged, for an export: in float32, on the CPU. Else as `load_policy`."""
+    """Load a policy with its adapter merged, for an export: in float32, on the CPU. Else as `load_policy`."""
     exact = {"load_in_4bit": False, "dtype": "float32", "device": "cpu"}
     return load_policy(name, adapter, settings.model_copy(update=exact))
 
@@ -301,7 +300,7 @@ def _untie(policy: PreTrainedModel) -> None:
 
 
 def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing: bool, seed: int) -> PeftModel:
-    """The policy with a fresh LoRA adapter, from Unsloth's FastLanguageModel; `amir_grpo.policies.backend` has imported it.
+    """Load a policy with a fresh LoRA adapter by Unsloth, which `amir_grpo.policies.backend` has imported.
 
     Args:
         name: Hub id or folder of the base policy; Unsloth does not replace it with a copy of its own.
@@ -315,7 +314,7 @@ def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing:
     """
     from unsloth import FastLanguageModel
 
-    if whole := [name for name in settings.lora_targets if name in _EMBEDDINGS]:
+    if whole := [name for name in settings.lora_targets if name in EMBEDDINGS]:
         raise ValueError(
             f"lora_targets={','.join(whole)}: Unsloth would train the whole layer there, with no adapter.\n"
             "Leave it out of lora_targets, or set backend to transformers."
@@ -361,7 +360,7 @@ def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
 
 
 def lora_config(settings: PolicySettings, policy: torch.nn.Module | None = None) -> LoraConfig:
-    """LoRA without dropout, as published.
+    """Configure LoRA without dropout, as published.
 
     Args:
         settings: The adapter's rank, its alpha (it is scaled by alpha / rank) and the projections that get one.

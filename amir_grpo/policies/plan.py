@@ -1,4 +1,4 @@
-"""How much GPU memory a training takes, part by part, and whether it fits: arithmetic from the shape of the policy."""
+"""Memory that a training takes on a GPU, part by part: arithmetic from the shape of the policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("shap
 
 
 def config_of(settings: RunSettings) -> PretrainedConfig:
-    """The policy's configuration; looked up, on the Hub or in its folder, where it is not known offline."""
+    """Configuration of the policy; looked up, on the Hub or in its folder, where it is not known offline."""
     from transformers import AutoConfig
 
     from amir_grpo.policies.loading import explain_loading_error
@@ -64,13 +64,13 @@ class MemoryPlan:
         return max(self.training, self.rollout)
 
     def fits(self, card: Card) -> bool:
-        """Whether the peak leaves a twentieth of the card's memory for fragmentation, beside what vLLM sets aside."""
+        """True if the peak leaves a twentieth of the card's memory for fragmentation, beside what vLLM sets aside."""
         train = self.settings.train
         aside = train.vllm_gpu_memory_utilization if train.use_vllm and train.vllm_mode == "colocate" else 0.0
         return self.peak <= (0.95 - aside) * card.memory
 
     def ways_out(self, card: Card) -> str:
-        """The setting to change where the training does not fit, by what takes most memory; empty where it fits."""
+        """Setting to change where the training does not fit, by what takes most memory; empty where it fits."""
         train, fewer_bits = self.settings.train, not self.settings.policy.load_in_4bit
         smaller = "load_in_4bit=True, or take a smaller model_name" if fewer_bits else "take a smaller model_name"
         if self.fits(card):
@@ -163,7 +163,7 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
 
 
 def profile_for(card: Card | None) -> str:
-    """The profile for a card: the largest of the paper's that fits, colab-t4 for a small one, sandbox without a GPU."""
+    """Choose a card's profile: the largest of the paper's that fits, colab-t4 for a small one, sandbox without a GPU."""
     if card is None:
         return "sandbox"
     largest_first = ("paper-qwen7b", "paper-gemma4b", "paper-qwen3b")
@@ -173,7 +173,7 @@ def profile_for(card: Card | None) -> str:
 
 
 def announce(settings: RunSettings, backend: str) -> str:
-    """A line that compares the plan with the GPU of this process; empty without one, or where there is no plan."""
+    """Compare the plan with the GPU of this process in a line; empty without one, or where there is no plan."""
     card = card_here()
     try:
         made = plan(settings, backend=backend) if card else None
@@ -185,7 +185,7 @@ def announce(settings: RunSettings, backend: str) -> str:
 
 
 def planned(profile: str, settings: RunSettings, backend: str = "transformers") -> str:
-    """A plan as text: the parts, the card of this process or all known ones, and what to change where it does not fit."""
+    """Write a plan as text: the parts, this process's card or all known ones, and what to change where it does not fit."""
     made = plan(settings, backend=backend)
     parts = [*made.parts.items(), ("peak in training", made.training), ("peak in a rollout", made.rollout)]
     cards = [(c.name, c.memory, "yes" if made.fits(c) else "no", made.ways_out(c)) for c in cards_here().values()]

@@ -35,7 +35,7 @@ def draw_completions(engine: Engine, problems: Dataset, num_samples: int, **opti
 
 
 def in_order(rows: pd.DataFrame, problems: Dataset) -> pd.DataFrame:
-    """Completions in the order of `problems` and of their samples, with a new index."""
+    """Sort completions by the order of `problems` and of their samples, with a new index."""
     place = rows["problem_id"].map({problem: place for place, problem in enumerate(problems["id"])})
     return rows.assign(_place=place).sort_values(["_place", "sample"], ignore_index=True).drop(columns="_place")
 
@@ -142,7 +142,7 @@ class _Shrinking:
 
 
 def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, problems: Dataset) -> dict[str, list[int]]:
-    """Token ids of each problem's prompt up to where the completion begins, by problem id."""
+    """Tokenize each problem's prompt up to where the completion begins: token ids by problem id."""
     prompts = tokenizer.apply_chat_template(list(problems["prompt"]), add_generation_prompt=True, return_dict=True)
     return dict(zip(problems["id"], prompts["input_ids"], strict=True))
 
@@ -155,7 +155,7 @@ def sequence_logprobs(
     completion_ids: Sequence[Sequence[int]],
     token_budget: int = 32_768,
 ) -> list[float]:
-    """Sum of the log-probabilities of each completion's tokens given its prompt, at temperature 1, in nats.
+    """Sum the log-probabilities of each completion's tokens given its prompt, at temperature 1, in nats.
 
     Args:
         prompt_ids, completion_ids: One list of token ids per completion, of equal number.
@@ -193,7 +193,7 @@ def sequence_logprobs(
 def _batches(
     prompt_ids: dict[str, list[int]], num_samples: int, max_new_tokens: int, token_budget: int
 ) -> Iterator[list[str]]:
-    """Problem ids in batches of similar prompt length, each within the token budget (one problem at least)."""
+    """Cut problem ids into batches of similar prompt length, each within the token budget (one problem at least)."""
     waiting = sorted(prompt_ids, key=lambda problem: (len(prompt_ids[problem]), problem))
     while waiting:
         longest = len(prompt_ids[waiting[-1]]) + max_new_tokens

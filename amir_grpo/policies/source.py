@@ -1,4 +1,4 @@
-"""Where a policy's weights are: a Hub id, a folder, or an adapter on top of one. Nothing is loaded here."""
+"""Places of a policy's weights: a Hub id, a folder, or an adapter on top of one. Nothing is loaded here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from amir_grpo.system.files import atomic_write, user_path
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+EMBEDDINGS = ("lm_head", "embed_tokens")  # the layers that may share their weights
 # With the adapter, what it takes to load a trained policy elsewhere.
 _TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens*", "added_tokens*", "vocab*", "merges*")
 
@@ -35,7 +36,7 @@ class PolicySource:
     adapter: Path | None = None
 
     def lora_rank(self) -> int:
-        """The largest rank in the adapter; 0 where there is none, or none is named."""
+        """Largest rank in the adapter; 0 where there is none, or none is named."""
         if self.adapter is None:
             return 0
         with _described(self.adapter, "rank") as config:
@@ -59,8 +60,16 @@ class PolicySource:
         return digest.hexdigest()[:8]
 
 
+def adapted_embeddings(adapter: Path) -> list[str]:
+    """Names of the embedding and output layers that an adapter changes or brings along; they may share their weights."""
+    with _described(adapter, "targets") as config:
+        targets = config["target_modules"]
+        names = [*([targets] if isinstance(targets, str) else targets), *(config.get("modules_to_save") or ())]
+        return [layer for layer in EMBEDDINGS if any(layer in name for name in names)]
+
+
 def find_policy(where: str) -> PolicySource:
-    """The policy in a folder that training or transformers has saved, or on the Hub.
+    """Find the policy in a folder that training or transformers has saved, or on the Hub.
 
     Raises:
         FileNotFoundError: If there is no such folder, it holds no policy, or the base of its adapter is gone.
@@ -84,7 +93,7 @@ def find_policy(where: str) -> PolicySource:
 
 
 def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
-    """Policies by name, from words such as ``runs/a/grpo`` (named after the folder) or ``mine=runs/a/grpo``.
+    """Find policies by name, from words such as ``runs/a/grpo`` (named after the folder) or ``mine=runs/a/grpo``.
 
     Raises:
         ValueError: If two have the same name, or a name is not fit for a folder.
@@ -141,7 +150,7 @@ def base_of_adapter(folder: Path) -> str:
 
 @contextmanager
 def _described(folder: Path, what: str) -> Iterator[dict[str, Any]]:
-    """The adapter's configuration, to read `what` from it; ValueError if it does not say that."""
+    """Read the adapter's configuration, and raise ValueError if the block does not find `what` in it."""
     path = Path(folder) / ADAPTER_FILES[0]
     try:
         yield json.loads(path.read_text(encoding="utf-8"))

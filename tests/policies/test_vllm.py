@@ -81,14 +81,22 @@ def asked(monkeypatch):
     return said
 
 
-def ask(asked, adapter=Path("adapter"), rank=16, tokens=None):
+@pytest.fixture
+def adapters(tmp_path, monkeypatch):
+    """Adapters a and b in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        adapter(tmp_path / name, 4, target_modules=["q_proj"])
+
+
+def ask(asked, adapter=None, rank=16, tokens=None):
     llm = engines._start_vllm("some/policy", PolicySettings(), rank, tokens)
     drawn = VLLMEngine(llm, None, "some/policy", adapter, rank).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
     assert drawn == [[engines.Drawn([7], True, [-0.5])]]
     return asked
 
 
-def test_each_sample_is_asked_for_with_its_seed_and_each_adapter_by_its_number(asked):
+def test_each_sample_is_asked_for_with_its_seed_and_each_adapter_by_its_number(asked, adapters):
     llm = engines._start_vllm("some/policy", PolicySettings(), 16, None)
     engine = VLLMEngine(llm, None, "some/policy", Path("a"), 16)
     requests = [Request([1, 2], [3, 2**64 - 1]), Request([4], [5])]
@@ -120,8 +128,8 @@ def test_vllm_that_is_not_installed_is_asked_for(base, monkeypatch):
         engines.load_engine("vllm", str(base), None, PolicySettings())
 
 
-def test_vllm_has_every_argument_that_is_given(source, asked):
-    ask(asked)
+def test_vllm_has_every_argument_that_is_given(source, asked, adapters):
+    ask(asked, Path("a"))
     known = {*arguments_of(source("entrypoints/llm.py"), "LLM", "__init__")}
     known |= {*fields_of(source("engine/arg_utils.py"), "EngineArgs")}  # what the constructor hands on
     assert {*asked["LLM"][1]} <= known
@@ -198,6 +206,22 @@ def adapter(folder, rank, **more):
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank, **more}))
     return PolicySource("base", folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ".*(lm_head|q_proj)"},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_the_output_layer_is_refused_before_vllm_starts(asked, base, tmp_path, config):
+    adapter(tmp_path / "of the head", 4, **config)
+    with pytest.raises(ValueError, match=r"takes no adapter of lm_head, as .*\nset eval_engine to transformers"):
+        engines.load_engine("vllm", str(base), tmp_path / "of the head", PolicySettings())
+    assert "LLM" not in asked
 
 
 def test_the_rank_of_a_policy_is_its_largest(tmp_path):
