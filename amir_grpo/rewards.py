@@ -1,4 +1,4 @@
-r"""The published reward functions, in the form that TRL calls: completions and columns in, a list of floats out.
+r"""Reward functions in the form that TRL calls: completions and columns in, a list of floats out.
 
 | function | reward of a completion |
 | --- | --- |
@@ -6,15 +6,15 @@ r"""The published reward functions, in the form that TRL calls: completions and 
 | `integer_answer` | 0.2 if its answer is an integer |
 | `strict_format` | 0.5 if it follows the format exactly |
 | `xml_tags` | 0.025 for each tag that it has once, minus 0.001 per character of trailing text, at most 0.1 |
-| `arithmetic_claims` | 0.1 for each different true claim such as ``3+4=7``, at most five |
+| `arithmetic_claims` | 0.1 for each different true claim such as ``3+4=7``, at most five; not in the published lists |
 | `brier` | 1 - (confidence - right)², with calibration only |
 
 The format is ``<think>…</think><answer>…</answer>``, with calibration followed by
 ``<analysis>…</analysis><confidence>0.8</confidence>``; white space around the tags is free.
 
-The published code differs in this: it judges correctness by a numeric tolerance, pays the integer reward for any number,
-and pays for claims without a bound and for the same claim each time. It always counts all eight tags, has no penalty for
-trailing text without calibration, and takes a missing confidence for 0.5, which earns 0.75.
+The published code pays correctness by a numeric tolerance and the integer reward for any number. It always counts all
+eight tags, has no penalty for trailing text without calibration, and takes a missing confidence for 0.5, which earns
+0.75. Its reward for claims, commented out in both lists, has no bound and pays for the same claim each time.
 
 The margin. Without calibration a right and a wrong completion that are alike in everything else differ by 2.0, and the
 published margin δ = 2.0 is strict: r_i - r_j > δ. TRL adds the rewards in float32, where the difference of two integer
@@ -27,17 +27,20 @@ with wrong only and loses no pair that is alike.
 
 from __future__ import annotations
 
-import functools
+import ast
 import itertools
 import math
+import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
-from amir_grpo.answers import extract_answer, plain_number, plain_text
+from amir_grpo.answers import extract_answer
 from amir_grpo.grading import grade_many
+from amir_grpo.notation import plain_number, plain_text
 
-Completion = str | Sequence[dict[str, str]]
+Completion = str | Sequence[Mapping[str, Any]]
 RewardFunction = Callable[..., list[float]]
 
 TAGS = ("think", "answer")
@@ -46,24 +49,17 @@ MAX_CLAIMS = 5
 _MAX_TRAILING_PENALTY = 0.1
 
 
-def reward_functions(calibration: bool = False) -> list[RewardFunction]:
-    """The reward functions of a run, in the published order; their names are TRL's log keys.
+def reward_functions(calibration: bool = False, claims: bool = True) -> list[RewardFunction]:
+    """List the reward functions of a run; their names are TRL's log keys.
 
     Args:
         calibration: Whether completions are to state their confidence; the format, the tags and the Brier score
             change together.
+        claims: Whether true claims of arithmetic are paid. The published lists, with calibration and without, have
+            that function commented out.
     """
-    if not calibration:
-        return [correctness, integer_answer, strict_format, xml_tags, arithmetic_claims]
-    return [correctness, integer_answer, _calibrated(strict_format), _calibrated(xml_tags), arithmetic_claims, brier]
-
-
-def _calibrated(function: RewardFunction) -> RewardFunction:
-    @functools.wraps(function)
-    def with_calibration(completions: Sequence[Completion], **columns: object) -> list[float]:
-        return function(completions, **{**columns, "calibration": True})
-
-    return with_calibration
+    functions = [correctness, integer_answer, *_format_rewards(calibration)]
+    return functions + [arithmetic_claims] * claims + [brier] * calibration
 
 
 def correctness(
@@ -78,14 +74,22 @@ def integer_answer(completions: Sequence[Completion], **columns: object) -> list
     return [0.2 if _is_integer(extract_answer(text)) else 0.0 for text in completion_texts(completions)]
 
 
-def strict_format(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
-    """0.5 for a completion that follows the format exactly; see `has_format`."""
-    return [0.5 if has_format(text, calibration) else 0.0 for text in completion_texts(completions)]
+def _format_rewards(calibration: bool) -> tuple[RewardFunction, RewardFunction]:
+    # not by an argument of theirs: TRL passes every column of a data set as one
+    tags = CALIBRATION_TAGS if calibration else TAGS
+
+    def strict_format(completions: Sequence[Completion], **columns: object) -> list[float]:
+        """0.5 for a completion that follows the format exactly; see `has_format`."""
+        return [0.5 if has_format(text, calibration) else 0.0 for text in completion_texts(completions)]
+
+    def xml_tags(completions: Sequence[Completion], **columns: object) -> list[float]:
+        """0.025 for each opening and closing tag that is there once, minus 0.001 for each character after them."""
+        return [_tag_score(text, tags) for text in completion_texts(completions)]
+
+    return strict_format, xml_tags
 
 
-def xml_tags(completions: Sequence[Completion], calibration: bool = False, **columns: object) -> list[float]:
-    """0.025 for each opening and closing tag that is there exactly once, minus 0.001 for each character after them."""
-    return [_tag_score(text, CALIBRATION_TAGS if calibration else TAGS) for text in completion_texts(completions)]
+strict_format, xml_tags = _format_rewards(calibration=False)
 
 
 def arithmetic_claims(completions: Sequence[Completion], **columns: object) -> list[float]:
@@ -144,8 +148,17 @@ def stated_confidence(completion: str) -> float | None:
 
 
 def completion_texts(completions: Sequence[Completion]) -> list[str]:
-    """The text of each completion; of a conversation, what its last message says."""
-    return [text if isinstance(text, str) else (text[-1]["content"] or "") if text else "" for text in completions]
+    """Take the text of each completion: of a conversation, its last message, unless that is a tool's."""
+    return [text if isinstance(text, str) else _said(text[-1]) if text else "" for text in completions]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    if message.get("role", "assistant") != "assistant":
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
 
 def _is_integer(answer: str | None) -> bool:
@@ -168,15 +181,16 @@ def _tag_score(text: str, tags: Sequence[str]) -> float:
 
 # --- claims of arithmetic -----------------------------------------------------------------------------------------
 
-_OPERATORS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
-_OPERATOR = re.compile("|".join(map(re.escape, _OPERATORS)))
+_SYNONYMS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
+_SYNONYM = re.compile("|".join(map(re.escape, _SYNONYMS)))
 _BULLET = re.compile(r"^[ \t]*[-*+][ \t]+", re.MULTILINE)
 _DOLLAR = re.compile(r"\\?\$")
 # Numbers, operators and what may stand between them, on one line; one class, so that the search is linear.
 _RUN = re.compile(r"[0-9.,+\-*/()= \t]+")
 # The end of a sentence or list item, or a space between two claims.
 _SENTENCE_END = re.compile(r"[.,](?=[ \t]|$)|(?<=[0-9)])[ \t]+(?=[0-9(])")
-_TOKEN = re.compile(r"[ \t]*(?:(?P<number>\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/()]))[ \t]*")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _MAX_EXAMINED = 10_000  # claims: megabytes of false ones must not hold up a training step
 _MAX_EXPRESSION = 100  # characters: keeps the exact arithmetic small
 _CLOSE = Fraction(1, 1_000_000)
@@ -187,9 +201,9 @@ def count_true_claims(text: str, limit: int) -> int:
 
     A claim is two expressions of numbers, ``+ - * /`` and brackets with ``=`` between them, of which the left one has
     an operator. It is true if they agree to 1e-6. What belongs to a larger formula, as in ``x + 3 + 4 = 7``, is none.
-    Nothing is evaluated but by the parser here, in exact arithmetic.
+    Python parses them, and four operations are evaluated here, in exact arithmetic.
     """
-    text = _BULLET.sub("", _DOLLAR.sub("", _OPERATOR.sub(lambda match: _OPERATORS[match.group()], text)))
+    text = _BULLET.sub("", _DOLLAR.sub("", _SYNONYM.sub(lambda match: _SYNONYMS[match.group()], text)))
     claims: set[str] = set()
     for left, right in itertools.islice(_claims(text), _MAX_EXAMINED):
         claim = re.sub(r"[ \t]", "", f"{left}={right}")
@@ -242,52 +256,22 @@ def _is_true(left: str, right: str) -> bool:
 
 
 def _evaluate(expression: str) -> tuple[Fraction, bool] | None:
-    """The value of an expression and whether it has a binary operator; None where it is not well-formed."""
-    tokens, position = [], 0
-    while position < len(expression):
-        match = _TOKEN.match(expression, position)
-        if match is None:
-            return None
-        tokens.append(Fraction(match["number"].replace(",", "")) if match["number"] else match["sign"])
-        position = match.end()
-    parser = _Expression(tokens)
+    """Compute an expression, and whether it has a binary operator; None where it is not well-formed."""
+    # numbers as strings in brackets: exact, and no two can be run together
+    quoted = _NUMBER.sub(lambda number: f"('{number.group().replace(',', '')}')", expression.strip())
     try:
-        value = parser.sum()
-    except (ValueError, IndexError, ZeroDivisionError):
+        tree = ast.parse(quoted, mode="eval").body
+        return _value(tree), any(isinstance(node, ast.BinOp) for node in ast.walk(tree))
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
-    return None if parser.tokens else (value, parser.has_operator)
 
 
-class _Expression:
-    """Recursive descent over sum, product and factor; brackets nest at most as deep as `_MAX_EXPRESSION`."""
-
-    def __init__(self, tokens: list[Fraction | str]) -> None:
-        self.tokens = tokens[::-1]
-        self.has_operator = False
-
-    def sum(self) -> Fraction:
-        value = self.product()
-        while self.tokens and self.tokens[-1] in ("+", "-"):
-            self.has_operator = True
-            value = value + self.product() if self.tokens.pop() == "+" else value - self.product()
-        return value
-
-    def product(self) -> Fraction:
-        value = self.factor()
-        while self.tokens and self.tokens[-1] in ("*", "/"):
-            self.has_operator = True
-            value = value * self.factor() if self.tokens.pop() == "*" else value / self.factor()
-        return value
-
-    def factor(self) -> Fraction:
-        token = self.tokens.pop()
-        if isinstance(token, Fraction):
-            return token
-        if token == "-":
-            return -self.factor()
-        if token == "(":
-            value = self.sum()
-            if self.tokens.pop() != ")":
-                raise ValueError("a bracket is not closed")
-            return value
-        raise ValueError("an operator where a number is wanted")
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=str(number)):
+            return Fraction(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATIONS:
+            return _OPERATIONS[type(op)](_value(left), _value(right))
+    raise ValueError("no arithmetic")
