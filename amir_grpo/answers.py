@@ -6,9 +6,12 @@ Pure functions on untrusted text. What they leave open goes to math-verify, in p
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from numbers import Real
+from typing import Any
 
 from amir_grpo.notation import SCALE, PlainNumber, plain_number, plain_text
 
@@ -69,6 +72,21 @@ def extract_answer(completion: str) -> str | None:
     else:
         answer = (last_boxed(completion) or "").strip()
     return answer or None
+
+
+def gold_answers(value: Any) -> list[str]:
+    """Read the right answers of a problem from what a data set holds: a text, a number, or a list of these.
+
+    Raises:
+        TypeError: If it is, or holds, anything else: a boolean, None, NaN, an infinity, an object.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
+    values = value if isinstance(value, list | tuple) else [value]
+    for item in values:
+        number = isinstance(item, Real) and not isinstance(item, bool) and math.isfinite(item)
+        if not (number or isinstance(item, str)):
+            raise TypeError(f"{repr(item)[:40]} is no answer: a text, a number or a list of these is")
+    return [item if isinstance(item, str) else str(int(item) if item == int(item) else item) for item in values]
 
 
 # --- what is certain ----------------------------------------------------------------------------------------------

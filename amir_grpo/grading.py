@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from amir_grpo.answers import decide, extract_answer
+from amir_grpo.answers import decide, extract_answer, gold_answers
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Grader:
         """
         if len(completions) != len(answers):
             raise ValueError(f"{len(completions)} completions cannot be graded against {len(answers)} answers.")
-        golds = [(answer,) if isinstance(answer, str) else tuple(answer) for answer in answers]
+        golds = [tuple(gold_answers(answer)) for answer in answers]
         pairs = list(zip(map(extract_answer, completions), golds, strict=True))
         verdicts = {pair: _settle(*pair) for pair in dict.fromkeys(pairs)}
         # a gold that the answer is not goes to no parser, which might see it otherwise

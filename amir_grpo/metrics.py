@@ -68,9 +68,14 @@ def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
     `correct`: correct samples c of each problem, any shape. `n`: samples drawn, an int or one for each problem.
     Returns fractions in the shape of `correct`. It is the share of the k-subsets of the n samples that hold a correct
     one (Chen et al. 2021, arXiv 2107.03374), computed as a product of ratios so that nothing overflows.
-    Raises ValueError where k < 1, k > n, c < 0 or c > n.
+    Raises ValueError where k < 1, k > n, c < 0, c > n, or one of them is not a whole number, such as a share.
     """
     correct, n = np.asarray(correct), np.asarray(n)
+    for name, counts in (("c", correct), ("n", n), ("k", np.asarray(k))):
+        if (broken := counts[~np.isfinite(counts) | (counts != np.floor(counts))]).size:
+            raise ValueError(
+                f"pass@k with {name}={broken.flat[0]}: it counts samples, in whole numbers.\nGive counts, not shares."
+            )
     if k < 1:
         raise ValueError(f"pass@k with k={k}: k counts samples, so it is at least 1.\nChoose k >= 1.")
     if n.size and k > n.min():
@@ -78,11 +83,9 @@ def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
             f"pass@{k} from n={n.min()} samples: the estimator chooses k of the n samples, so k <= n.\n"
             f"Draw at least {k} samples per problem or choose k <= {n.min()}."
         )
-    wrong = (correct < 0) | (correct > n)
-    if wrong.any():
-        first = correct[wrong].flat[0]
+    if (wrong := correct[(correct < 0) | (correct > n)]).size:
         raise ValueError(
-            f"c={first} correct of n={n if n.ndim == 0 else 'the given'} samples: 0 <= c <= n must hold.\n"
+            f"c={wrong.flat[0]} correct of n={n if n.ndim == 0 else 'the given'} samples: 0 <= c <= n must hold.\n"
             "Count each completion of a problem once, and give the n that it was counted over."
         )
     none_correct = np.ones(np.broadcast_shapes(correct.shape, n.shape))
@@ -119,11 +122,10 @@ def mean_interval(
     mean = float(values.mean())
     if bounds is None:
         return Interval(mean, *_student_ends(values))
-    if values.min() < bounds[0] - 1e-9 or values.max() > bounds[1] + 1e-9:
-        raise ValueError(
-            f"values from {values.min():g} to {values.max():g} leave the bounds {bounds}.\n"
-            "Give fractions, not percent, or the bounds that hold."
-        )
+    low, high = values.min(), values.max()
+    if low < bounds[0] - 1e-9 or high > bounds[1] + 1e-9:
+        message = f"values from {low:g} to {high:g} leave the bounds {bounds}."
+        raise ValueError(f"{message}\nGive fractions, not percent, or the bounds that hold.")
     return Interval(mean, *_bounded_ends(values, bounds, seed, resamples))
 
 
@@ -235,10 +237,9 @@ def coverage_patterns(base: ArrayLike, grpo: ArrayLike, amir_grpo: ArrayLike) ->
     Raises ValueError where the shapes differ.
     """
     policies = [np.asarray(solved, dtype=bool) for solved in (base, grpo, amir_grpo)]
-    if len({solved.shape for solved in policies}) > 1:
-        raise ValueError(
-            f"solved arrays of shapes {[solved.shape for solved in policies]}: the policies need the same problems."
-        )
+    shapes = [solved.shape for solved in policies]
+    if len({*shapes}) > 1:
+        raise ValueError(f"solved arrays of shapes {shapes}: the policies need the same problems.")
     codes = policies[0] * 4 + policies[1] * 2 + policies[2] * 1
     counts = np.bincount(codes.ravel(), minlength=8)[::-1]  # 111 first, as in PATTERNS
     return Coverage(PATTERNS, counts.astype(np.int64), int(counts[:-1].sum()))
@@ -257,14 +258,13 @@ def margins(
     problem, correct = np.asarray(problem), np.asarray(correct, dtype=bool)
     logp_per_token = np.asarray(logp_per_token, dtype=float)
     if not problem.shape == logp_per_token.shape == correct.shape:
-        raise ValueError(
-            f"problem {problem.shape}, logp_per_token {logp_per_token.shape}, correct {correct.shape}: "
-            "one entry per completion is needed in each."
-        )
+        shapes = f"problem {problem.shape}, logp_per_token {logp_per_token.shape}, correct {correct.shape}"
+        raise ValueError(f"{shapes}: one entry per completion is needed in each.")
     if not np.isfinite(logp_per_token).all():
+        infinite = np.count_nonzero(~np.isfinite(logp_per_token))
         raise ValueError(
-            f"{np.count_nonzero(~np.isfinite(logp_per_token))} of {logp_per_token.size} log-probabilities are not "
-            "finite: a margin needs all of them.\nScore these completions again, or leave them out."
+            f"{infinite} of {logp_per_token.size} log-probabilities are not finite: a margin needs all of them.\n"
+            "Score these completions again, or leave them out."
         )
     names, index = np.unique(problem, return_inverse=True)
     right = np.bincount(index, weights=correct, minlength=names.size)
@@ -304,12 +304,7 @@ def calibration_error(
     estimate = error(np.arange(names.size))
     if names.size < 2:
         return Interval(estimate, np.nan, np.nan)
-    ends = stats.bootstrap(
-        (np.arange(names.size),),
-        error,
-        vectorized=False,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    problems, rng = (np.arange(names.size),), np.random.default_rng(seed)
+    drawn = stats.bootstrap(problems, error, vectorized=False, n_resamples=resamples, method="percentile", rng=rng)
+    ends = drawn.confidence_interval
     return Interval(estimate, float(ends.low), float(ends.high))

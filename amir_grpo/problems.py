@@ -21,14 +21,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value, load_dataset
 
-from amir_grpo.answers import last_boxed
+from amir_grpo.answers import gold_answers, last_boxed
 from amir_grpo.choices import check_names
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON, load_sandbox
 from amir_grpo.system.files import json_lines
@@ -227,7 +227,7 @@ def _records(
 def _read(reader: Callable[[Row], Any], row: Row, what: str, source: str, number: int) -> Any:
     try:
         return reader(row)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{source}, row {number}: no {what} ({type(error).__name__}: {error}).\n"
             f"It needs the Hub's columns; the row has {list(row)}."
@@ -237,37 +237,43 @@ def _read(reader: Callable[[Row], Any], row: Row, what: str, source: str, number
 # --- reading the rows ---------------------------------------------------------------------------------------------
 
 
+def _column(name: str) -> Callable[[Row], str]:
+    return lambda row: _text(row[name])
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{repr(value)[:40]} is not a text")
     return value
 
 
-def _column(name: str) -> Callable[[Row], str]:
-    return lambda row: _text(row[name])
-
-
 def _one(name: str) -> Callable[[Row], list[str]]:
-    return lambda row: [str(row[name])] if row[name] is not None else []
+    """Read a text or a number; a list is refused, since nobody can tell whether all of it is wanted or any."""
+
+    def read(row: Row) -> list[str]:
+        if isinstance(row[name], Sequence) and not isinstance(row[name], str):
+            raise TypeError(f"{repr(row[name])[:40]} is a list; the set has one answer a row")
+        return gold_answers(row[name])
+
+    return read
+
+
+def _several(name: str) -> Callable[[Row], list[str]]:
+    return lambda row: gold_answers(row[name])
 
 
 def _after_hashes(row: Row) -> list[str]:
-    """The answer of GSM8K: what follows ``####``, without thousands separators."""
+    """Read the answer of GSM8K: what follows ``####``, without thousands separators."""
     _, hashes, answer = row["answer"].rpartition("####")
     return [answer.replace(",", "")] if hashes else []
 
 
 def _without_dollars(row: Row) -> list[str]:
-    return [str(row["answer"]).strip().strip("$")]
-
-
-def _several(row: Row) -> list[str]:
-    answers = row["final_answer"]
-    return [answers] if isinstance(answers, str) else [_text(answer) for answer in answers]
+    return [answer.strip().strip("$") for answer in _one("answer")(row)]
 
 
 def _boxed(row: Row) -> list[str]:
-    r"""The answer of MATH: the last ``\boxed{...}`` or ``\fbox{...}`` of the solution; one token after it will do."""
+    r"""Read the answer of MATH: the last ``\boxed{...}`` or ``\fbox{...}`` of the solution; one token after it will do."""
     solution = row["solution"].replace("\\fbox", "\\boxed")
     _, command, after = solution.rpartition("\\boxed")
     if not command:
@@ -293,7 +299,7 @@ def _with_options(row: Row) -> str:
 
 
 def _letter_and_value(row: Row) -> list[str]:
-    """The answers of AQuA-RAT: the letter of the right option, and its value unless the option is empty."""
+    """Read the answers of AQuA-RAT: the letter of the right option, and its value unless the option is empty."""
     letter = row["correct"].strip()
     value = dict(_options(row)).get(letter)
     if value is None:
@@ -301,106 +307,44 @@ def _letter_and_value(row: Row) -> list[str]:
     return [letter, value] if value else [letter]
 
 
-BENCHMARKS: dict[str, ProblemSet] = {
-    entry.name: entry
-    for entry in (
-        ProblemSet(
-            "gsm8k",
-            "openai/gsm8k",
-            "main",
-            "740312add88f781978c0658806c59bc2815b9866",
-            "test",
-            _column("question"),
-            _after_hashes,
-        ),
-        ProblemSet(
-            "math500",
-            "HuggingFaceH4/MATH-500",
-            None,
-            "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-            "test",
-            _column("problem"),
-            _one("answer"),
-        ),
-        ProblemSet(
-            "aime25",
-            "math-ai/aime25",
-            None,
-            "563bb8404243c5f09de6ec262f2db674fe5bce9b",
-            "test",
-            _column("problem"),
-            _one("answer"),
-        ),
-        ProblemSet(
-            "olympiadbench",
-            "Hothan/OlympiadBench",
-            "OE_TO_maths_en_COMP",
-            "91184b52131e7fc9455fef848035173aea8cc01a",
-            "train",
-            _column("question"),
-            _several,
-        ),
-        ProblemSet(
-            "amc23",
-            "math-ai/amc23",
-            None,
-            "80815d37005feb82cd7f8fbc6901d5d3eff43057",
-            "test",
-            _column("question"),
-            _one("answer"),
-        ),
-        ProblemSet(
-            "minervamath",
-            "math-ai/minervamath",
-            None,
-            "ee46ddc498933b1977577953250ca5c66be64f96",
-            "test",
-            _column("question"),
-            _one("answer"),
-        ),
-        ProblemSet(
-            "aquarat",
-            "deepmind/aqua_rat",
-            "raw",
-            "33301c6a050c96af81f63cad5562cb5363e88971",
-            "test",
-            _with_options,
-            _letter_and_value,
-        ),
-        ProblemSet(
-            "livemathbench",
-            "opencompass/LiveMathBench",
-            "v202412_AMC_en",
-            "main",
-            "test",
-            _column("question"),
-            _without_dollars,
-        ),
-    )
+# --- the registry -------------------------------------------------------------------------------------------------
+
+# Copies of competition_math with all 12,500 problems in one split hold MATH-500; this one's train split does not.
+_HUB = """
+gsm8k          openai/gsm8k                      main                 740312add88f781978c0658806c59bc2815b9866  test
+math500        HuggingFaceH4/MATH-500            -                    6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be  test
+aime25         math-ai/aime25                    -                    563bb8404243c5f09de6ec262f2db674fe5bce9b  test
+olympiadbench  Hothan/OlympiadBench              OE_TO_maths_en_COMP  91184b52131e7fc9455fef848035173aea8cc01a  train
+amc23          math-ai/amc23                     -                    80815d37005feb82cd7f8fbc6901d5d3eff43057  test
+minervamath    math-ai/minervamath               -                    ee46ddc498933b1977577953250ca5c66be64f96  test
+aquarat        deepmind/aqua_rat                 raw                  33301c6a050c96af81f63cad5562cb5363e88971  test
+livemathbench  opencompass/LiveMathBench         v202412_AMC_en       main                                      test
+math           DigitalLearningGmbH/MATH-lighteval default             0530c78699ea5e8eb5530600900e1f328b48acad  train
+dapo_math      open-r1/DAPO-Math-17k-Processed   en                   31dd309567e3da778038cc87d868b6097a3ccf68  train
+"""
+# How the question and the right answers are read from a row.
+_READERS: dict[str, tuple[Callable[[Row], str], Callable[[Row], list[str]]]] = {
+    "gsm8k": (_column("question"), _after_hashes),
+    "math500": (_column("problem"), _one("answer")),
+    "aime25": (_column("problem"), _one("answer")),
+    "olympiadbench": (_column("question"), _several("final_answer")),
+    "amc23": (_column("question"), _one("answer")),
+    "minervamath": (_column("question"), _one("answer")),
+    "aquarat": (_with_options, _letter_and_value),
+    "livemathbench": (_column("question"), _without_dollars),
+    "math": (_column("problem"), _boxed),
+    "dapo_math": (_column("prompt"), _one("solution")),
 }
 
-TRAINING_SETS: dict[str, ProblemSet] = {
-    entry.name: entry
-    for entry in (
-        replace(BENCHMARKS["gsm8k"], split="train"),
-        # The 7,500 training problems. Copies of competition_math with all 12,500 in one split hold MATH-500 as well.
-        ProblemSet(
-            "math",
-            "DigitalLearningGmbH/MATH-lighteval",
-            "default",
-            "0530c78699ea5e8eb5530600900e1f328b48acad",
-            "train",
-            _column("problem"),
-            _boxed,
-        ),
-        ProblemSet(
-            "dapo_math",
-            "open-r1/DAPO-Math-17k-Processed",
-            "en",
-            "31dd309567e3da778038cc87d868b6097a3ccf68",
-            "train",
-            _column("prompt"),
-            _one("solution"),
-        ),
-    )
-}
+
+def _registry() -> dict[str, ProblemSet]:
+    rows = [line.split() for line in _HUB.strip().splitlines()]
+    return {
+        name: ProblemSet(name, hub_id, None if config == "-" else config, revision, split, *_READERS[name])
+        for name, hub_id, config, revision, split in rows
+    }
+
+
+_SETS = _registry()
+BENCHMARKS = {name: entry for name, entry in _SETS.items() if name not in ("math", "dapo_math")}
+TRAINING_SETS = {name: replace(_SETS[name], split="train") for name in ("gsm8k", "math", "dapo_math")}

@@ -34,11 +34,14 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amir_grpo.answers import extract_answer
+from amir_grpo.answers import extract_answer, gold_answers
 from amir_grpo.grading import grade_many
 from amir_grpo.notation import plain_number, plain_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Completion = str | Sequence[Mapping[str, Any]]
 RewardFunction = Callable[..., list[float]]
@@ -112,6 +115,31 @@ def brier(completions: Sequence[Completion], answer: Sequence[str | Sequence[str
         0.0 if confidence is None else 1.0 - (confidence - grade.correct) ** 2
         for confidence, grade in zip(confidences, grades, strict=True)
     ]
+
+
+def check_answers(dataset: Dataset) -> None:
+    """Refuse a data set, before a training on it, in which a row has no answer that `correctness` could compare with.
+
+    `AmirGRPOTrainer` calls what a reward function has as ``check_dataset``.
+
+    Args:
+        dataset: Rows with a column ``answer``; numbers are taken as they are written.
+
+    Raises:
+        ValueError: If there is no such column, or a row holds a boolean, None, NaN, an object or nothing.
+    """
+    if "answer" not in dataset.column_names:
+        raise ValueError(f"No column 'answer' to judge completions by; there are {dataset.column_names}.")
+    for row, value in enumerate(dataset["answer"]):
+        try:
+            answers = gold_answers(value)
+        except TypeError as error:
+            raise ValueError(f"Column 'answer', row {row}: {error}.\nCorrect or remove the row.") from None
+        if not answers or not all(map(str.strip, answers)):
+            raise ValueError(f"Column 'answer', row {row}: no answer.\nCorrect or remove the row.")
+
+
+correctness.check_dataset = brier.check_dataset = check_answers
 
 
 def has_format(completion: str, calibration: bool = False) -> bool:
