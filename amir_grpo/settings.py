@@ -363,8 +363,12 @@ def _refusal(error: ValidationError, given: Mapping[str, Any]) -> ValueError:
 
 
 def differences(a: RunSettings | Mapping[str, Any], b: RunSettings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings whose values differ: name -> (value in a, value in b); a mapping is of a run folder."""
-    a, b = (s.flat() if isinstance(s, RunSettings) else s for s in (a, b))
+    """Settings whose values differ: name -> (value in a, value in b).
+
+    A mapping is of a run folder: a setting that there was not when it was made counts as its default.
+    """
+    defaults = RunSettings().flat()
+    a, b = (s.flat() if isinstance(s, RunSettings) else defaults | dict(s) for s in (a, b))
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
