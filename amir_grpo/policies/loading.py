@@ -271,9 +271,8 @@ def load_policy(
 
         with explain_loading_error("adapter", str(adapter)):
             policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=settings.safetensors_only or None)
-        if (
-            policy.dtype in (torch.float32, torch.float64) and not settings.load_in_4bit
-        ):  # one product instead of three
+        exact = policy.dtype in (torch.float32, torch.float64)
+        if exact and not settings.load_in_4bit:  # one product instead of three
             _untie(policy.get_base_model())
             policy = policy.merge_and_unload()
     return policy

@@ -114,11 +114,11 @@ class _Shrinking:
     def __init__(self, engine: Engine, options: dict[str, Any]) -> None:
         self._engine = engine
         self._options = options
-        self._most: int | None = None
+        self._most = sys.maxsize
 
     def generate(self, requests: list[Request]) -> list[list[Drawn]]:
         size = sum(len(request.streams) for request in requests)
-        if self._most is None or size <= self._most:
+        if size <= self._most:
             try:
                 return self._engine.generate(requests, **self._options)
             except RuntimeError as error:
@@ -131,14 +131,11 @@ class _Shrinking:
                     ) from error
                 self._most = size // 2
             free_memory()  # outside of the except block, which holds the failed batch's tensors
-        if len(requests) > 1:
-            middle = len(requests) // 2
+        if middle := len(requests) // 2:
             return self.generate(requests[:middle]) + self.generate(requests[middle:])
-        (request,) = requests
-        middle = len(request.streams) // 2
-        halves = (request.streams[:middle], request.streams[middle:])
-        (first,), (second,) = (self.generate([Request(request.prompt_ids, half)]) for half in halves)
-        return [first + second]
+        prompt, streams = requests[0].prompt_ids, requests[0].streams
+        halves = streams[: len(streams) // 2], streams[len(streams) // 2 :]
+        return [[one for half in halves for one in self.generate([Request(prompt, half)])[0]]]
 
 
 def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, problems: Dataset) -> dict[str, list[int]]:

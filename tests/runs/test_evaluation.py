@@ -121,6 +121,8 @@ def test_greedy_completions_lie_beside_the_samples(open_tiny):
     greedy = run.samples(["base"], ["chain3"], greedy=True)
     assert greedy["sample"].tolist() == [0] * 2
     assert (run.folder / "samples" / "base" / "chain3.greedy.parquet").is_file()
+    record = json.loads((run.folder / "samples" / "base" / "policy.json").read_text())
+    assert (record["engine"], record["instructions_in"]) == ("transformers", "system")
     assert len(run.samples(["base"], ["chain3"])) == 2 * 8
     pd.testing.assert_frame_equal(open_tiny().samples(["base"], ["chain3"], greedy=True), greedy)
 
