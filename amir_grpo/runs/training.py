@@ -88,6 +88,8 @@ def train(
     log.insert(0, "completions", config.generation_batch_size)
     log.insert(0, "step", log.pop("step"))
     log.insert(0, "method", method)
+    if is_main():
+        check_adapter(folder / WEIGHTS, log)
     return log
 
 
@@ -107,23 +109,23 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
     trainer.processing_class.padding_side = "left"  # Unsloth has changed it, and what is saved goes with the policy
     trainer.save_model(str(folder))
     if is_main():
-        check_adapter(folder / WEIGHTS)
         round_to_float32(folder / WEIGHTS)  # a checkpoint holds them as they are: what is resumed has lost no digit
         atomic_write(folder / ROLLOUTS_FILE, trainer.rollouts().to_parquet)
     return trainer.state
 
 
-def check_adapter(weights: Path) -> None:
-    """Refuse an adapter that is still its start, which is no adapter at all: the second matrices are zero there.
+def check_adapter(weights: Path, log: pd.DataFrame) -> None:
+    """Refuse an adapter that is still its start, where the second matrix of each pair is zero.
 
     Raises:
         RuntimeError: If no step has changed one.
     """
-    if not any(weight.any() for name, weight in load_file(weights).items() if "lora_B" in name):
-        raise RuntimeError(
-            f"{weights} is still its start: no step has changed a weight.\nEither no group had unequal rewards, or the "
-            "loss scaler of float16 has skipped all steps: look at reward_std and grad_norm in the log above."
-        )
+    if any(weight.any() for name, weight in load_file(weights).items() if "lora_B" in name):
+        return
+    why = "Gradients that are not finite in float16, or a tiny learning rate: take bfloat16, or raise learning_rate."
+    if (log["frac_reward_zero_std"] == 1).all():
+        why = "No group had unequal rewards: take problems that the policy gets right now and then."
+    raise RuntimeError(f"{weights} is still its start: no step has changed a weight.\n{why}")
 
 
 # --- trainer and policy ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 
 from amir_grpo.policies.backend import Backend
 from amir_grpo.policies.loading import load_policy
@@ -144,7 +145,7 @@ def test_what_is_trained_of_a_policy_in_4_bits_is_float32(open_tiny, monkeypatch
     monkeypatch.setattr(training, "keep_trained_weights_in_float32", kept.append)
     config = training.trainer_config("grpo", run.settings, tmp_path)
     backend = Backend("transformers", "chosen by the test")
-    trainer = training.run_trainer("grpo", run.settings, config, run.base(), run.training_problems(), backend)
+    trainer = training.run_trainer(run.settings, config, run.base(), run.training_problems(), backend)
     assert kept == ([trainer.model] if in_4bit else [])
 
 
@@ -217,11 +218,27 @@ def test_memory_that_runs_out_in_training_names_the_settings(runs, tiny_settings
     def full(*arguments, **keywords):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training._RunGRPOTrainer, "train", full)
+    monkeypatch.setattr(training.StudyTrainer, "train", full)
     run = open_run("sandbox", runs / "out of memory", tiny_settings)
     with pytest.raises(MemoryError, match="Divide per_device_train_batch_size"):
         run.train("grpo")
     assert not run.is_trained("grpo")
+
+
+def test_steps_that_float16_skips_are_said_and_an_adapter_that_none_has_changed_is_refused(
+    open_tiny, monkeypatch, capsys
+):
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)  # the learning rate stays at its start, 0
+    run = open_tiny(max_steps=3)
+    with pytest.raises(
+        RuntimeError, match=r"safetensors is still its start: no step has changed a weight.\nGradients"
+    ):
+        run.train("grpo")
+    assert "The loss scaler of float16 has skipped 3 of 3 steps." in capsys.readouterr().out
+    assert not run.is_trained("grpo")
+    log = pd.DataFrame({"frac_reward_zero_std": [1.0]})
+    with pytest.raises(RuntimeError, match="No group had unequal rewards"):
+        training.check_adapter(run.folder / "grpo" / "adapter_model.safetensors", log)
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(runs, tiny_settings, monkeypatch):
@@ -239,7 +256,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(runs
         raise OSError("3 MB are free")
 
     monkeypatch.setattr(training, "check_folder", full)
-    monkeypatch.setattr(training._RunGRPOTrainer, "train", never)
+    monkeypatch.setattr(training.StudyTrainer, "train", never)
     with pytest.raises(OSError, match="3 MB are free"):
         open_run("sandbox", runs / "no disk", settings).train("grpo")
 
