@@ -272,7 +272,7 @@ def test_commands_on_the_sandbox_run(runs, tiny_settings, tmp_path, monkeypatch,
     (tmp_path / "runs" / ".cache").symlink_to(runs / ".cache")
     monkeypatch.chdir(tmp_path)
     short = []
-    tiniest = {"max_steps": 1, "per_device_train_batch_size": 8, "eval_limit": 2}
+    tiniest = {"max_steps": 2, "per_device_train_batch_size": 8, "eval_limit": 2}
     for name, value in (tiny_settings | tiniest).items():
         short += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     for arguments, place in own_commands().items():

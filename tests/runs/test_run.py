@@ -134,7 +134,7 @@ def test_a_finished_training_leaves_no_policy_in_memory(open_tiny, monkeypatch):
         return trainer
 
     monkeypatch.setattr(training, "run_trainer", run_trainer)
-    open_tiny(max_steps=1).train("grpo")
+    open_tiny(max_steps=2).train("grpo")
     assert [policy() for policy in policies] == [None]
 
 

@@ -93,7 +93,7 @@ def test_a_command_ends_with_one_line(number, server, runs, tiny_settings, tmp_p
 
 
 SMALL = "--sandbox_warmup_steps 120 --max_steps 5000 --dataset_limit 40 --max_completion_length 24"
-MANY = "--sandbox_warmup_steps 120 --max_steps 1 --dataset_limit 40 --num_samples 64 --benchmarks chain3 chain6"
+MANY = "--sandbox_warmup_steps 120 --max_steps 2 --dataset_limit 40 --num_samples 64 --benchmarks chain3 chain6"
 # by command: options, and a file that is there as soon as its processes work
 COMMANDS = {
     "reproduce": (f"--run_dir {{folder}} {SMALL}", "notebooks/*"),
