@@ -202,13 +202,13 @@ def _evidence(options: EvidenceOptions, overrides: dict[str, Any]) -> None:
 
 
 def _export(options: ExportOptions) -> None:
-    from amir_grpo.runs.export import check_push, export_policy, push
+    from amir_grpo.runs.export import check_login, export_policy, push
 
     if options.results:
         _export_results(options)
         return
     if options.push_to:
-        check_push(options.push_to)
+        check_login(options.push_to)
     elif options.public:
         raise ValueError("--public is about the repository of --push_to: give that, too, or leave --public out.")
     run = _open_existing(options)

@@ -152,22 +152,14 @@ def _public_record(run: Run) -> dict[str, Any]:
     return {name: record[name] for name in ("profile", "problems", "provenance")} | {"settings": settings}
 
 
-def check_push(repo_id: str) -> None:
-    """Check before anything is exported that the repository name is valid and that there is a login.
+def check_login(repo_id: str) -> None:
+    """Check before anything is exported that there is a login to the Hub.
 
     Raises:
         OSError: If not.
     """
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise OSError(
-            f"{repo_id!r} is not a name for a repository of the Hub: give one such as me/my-policy."
-        ) from error
     if get_token() is None:
         raise OSError(f"{repo_id} cannot be uploaded: there is no login to the Hub.\nLog in first: hf auth login.")
 
@@ -186,7 +178,7 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
         OSError: If the Hub refuses or cannot be reached, or the repository is public and that is not wanted.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
     try:
@@ -194,7 +186,7 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
         if private and not api.repo_info(repo_id).private:
             raise OSError("it exists already and is public; give --public, or another name")
         api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Upload by amir_grpo")
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise OSError(
             f"{repo_id} could not be uploaded: {cause}\n"

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from shutil import get_terminal_size
 from threading import Event, Thread
-from typing import Any
 
 from tqdm import tqdm
 
@@ -128,11 +127,6 @@ def _reports(folder: Path) -> list[str]:
         with suppress(OSError):  # its process has just ended
             lines.append(f"{path.name}: {path.read_text(encoding='utf-8')}".removesuffix(": "))
     return lines
-
-
-def progress_bar(**options: Any) -> tqdm:
-    """A tqdm bar with its options, written where it does not look like an error."""
-    return tqdm(file=sys.stdout if _in_notebook() else sys.stderr, **options)
 
 
 def _in_notebook() -> bool:

@@ -146,8 +146,7 @@ def test_a_push_that_the_hub_refuses_says_so_and_keeps_the_folder(run, hub, monk
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_a_push_without_a_login_or_a_name_is_refused_before_the_work(run, hub, monkeypatch, tmp_path, capsys):
-    assert "'not/a/name' is not a name" in refused(run, capsys, "--out", tmp_path / "out", "--push_to", "not/a/name")
+def test_a_push_without_a_login_is_refused_before_the_work(run, hub, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert "hf auth login" in refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
     assert not (tmp_path / "out").exists()
