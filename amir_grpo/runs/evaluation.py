@@ -167,7 +167,7 @@ class Evaluation:
                 seed=s.train.seed,
                 token_budget=s.evaluation.eval_token_budget,
                 done=done,
-                label=f"{name} on {benchmark}{', greedy' if greedy else ''}",
+                label=f"sampling {name} on {benchmark}{', greedy' if greedy else ''}",
             )
             for batch in batches:
                 write_table(parts / f"{len(frames):05d}.parquet", batch)
