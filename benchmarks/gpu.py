@@ -45,10 +45,9 @@ from transformers import (
 
 from amir_grpo.choices import BACKENDS, METHODS
 from amir_grpo.policies.backend import Backend, import_early, start_backend
-from amir_grpo.policies.cards import GIB, card_here
 from amir_grpo.policies.engines import engine_here, load_engine
 from amir_grpo.policies.loading import compute_dtype, device, free_memory, load_policy, load_tokenizer
-from amir_grpo.policies.plan import SHAPES, plan
+from amir_grpo.policies.plan import GIB, SHAPES, card_here, plan
 from amir_grpo.runs.locations import project_root
 from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
@@ -171,9 +170,12 @@ def gradient_rows(settings: RunSettings, base: Path, backend: Backend) -> Iterat
     """float32, bfloat16 where the device has it, and on a GPU float16, with the loss scaler."""
     from gradient import gradient_row  # imports TRL, which comes after Unsloth
 
-    card = card_here()
     shorter = replace(settings, max_completion_length=min(64, settings.train.max_completion_length))
-    dtypes = [torch.float32] + [torch.bfloat16] * (card is None or card.bf16) + [torch.float16] * (card is not None)
+    dtypes, on_gpu = [torch.float32], torch.cuda.is_available()
+    if not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False):
+        dtypes.append(torch.bfloat16)
+    if on_gpu:
+        dtypes.append(torch.float16)
     for dtype in dtypes:
         row = gradient_row(shorter, base, backend, load_sandbox("sandbox", 200), dtype)
         yield {"backend": backend.name} | row

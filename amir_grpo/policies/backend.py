@@ -22,12 +22,7 @@ UNSLOTH_VERSION = "2026.10.9"
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend and the reason for choosing it, as a run records them.
-
-    Attributes:
-        name: unsloth or transformers.
-        why: The reason, in one clause.
-    """
+    """A backend, unsloth or transformers, and the reason for choosing it in one clause, as a run records them."""
 
     name: str
     why: str
@@ -36,15 +31,11 @@ class Backend:
 def start_backend(wanted: str) -> Backend:
     """Choose the backend, and import Unsloth if that is the one: it has to come before TRL, whose classes it rewrites.
 
-    Call this before anything imports `amir_grpo.runs.training` or `amir_grpo.trainer`; a run does.
-
     Args:
-        wanted: One of `amir_grpo.choices.BACKENDS`; auto takes Unsloth where it is installed, a GPU is there and one
-            process trains.
+        wanted: unsloth, transformers or auto: Unsloth where it is installed, a GPU is there and one process trains.
 
     Raises:
-        ValueError: If Unsloth is asked for and cannot be used; the message gives the way out. Also if transformers is to
-            train in a process that has imported Unsloth.
+        ValueError: If Unsloth is asked for and cannot be used, or transformers in a process that has imported Unsloth.
     """
     obstacle = ("asked for", "") if wanted == "transformers" else _obstacle(wanted) or _import_error()
     if obstacle is None:
@@ -69,10 +60,7 @@ def _has_rewritten_trl() -> bool:
 
 
 def import_early(wanted: str) -> None:
-    """Import Unsloth if `start_backend` will choose it, before transformers and PEFT, which it also speeds up.
-
-    An obstacle is reported by `start_backend`, when a training begins.
-    """
+    """Import Unsloth, before transformers and PEFT, if `start_backend` will choose it; that reports what prevents it."""
     if wanted != "transformers" and _obstacle(wanted) is None:
         _import_error()
 

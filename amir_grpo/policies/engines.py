@@ -41,12 +41,7 @@ _CARRIED = 0.1
 
 @dataclass(frozen=True)
 class Request:
-    """Samples wanted for one prompt.
-
-    Attributes:
-        prompt_ids: Token ids up to where the completion begins.
-        streams: The random stream of each sample, a non-negative integer.
-    """
+    """Samples wanted for one prompt: its token ids, and a random stream (non-negative integer) for each sample."""
 
     prompt_ids: Sequence[int]
     streams: Sequence[int]
@@ -140,7 +135,10 @@ class TransformersEngine:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             position = position + 1
             logits = self._forward(token[:, None], mask, position, cache)
-        drawn = iter(_completions(ids, logprobs, ends))
+        is_end = torch.isin(ids, ends)
+        lengths = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, max_new_tokens)
+        cut = zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), is_end.any(dim=1).tolist(), strict=True)
+        drawn = iter([Drawn(tokens[:length], end, values[:length]) for tokens, values, length, end in cut])
         return [[next(drawn) for _ in request.streams] for request in requests]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
@@ -159,12 +157,7 @@ class VLLMEngine:
     """Draws completions by vLLM from a base policy, with any LoRA adapter of it on top.
 
     Its prefix cache computes a prompt once for all its samples, and its scheduler lets no completion wait for another: give
-    it all requests at once. The engine is built once for a base; `use` changes the adapter.
-
-    Args:
-        llm: Of `_start_vllm`, built for adapters up to `lora_rank`.
-        base, adapter, lora_rank: As in `load_engine`.
-        tokenizer: Of the base.
+    it all requests at once. The engine is built once for a base and adapters up to a rank; `use` changes the adapter.
     """
 
     name = "vllm"
@@ -245,6 +238,8 @@ def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int
     from vllm import LLM
 
     by_default = "safetensors" if settings.safetensors_only else "auto"
+    free_memory()
+    free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (1, 1)
     return LLM(
         model=base,
         quantization="bitsandbytes" if settings.load_in_4bit else None,
@@ -255,15 +250,8 @@ def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int
         enable_prefix_caching=True,
         enable_lora=lora_rank > 0,
         max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= lora_rank),
-        gpu_memory_utilization=_free_share(),
+        gpu_memory_utilization=round(0.9 * free / total, 3),  # of what others have left
     )
-
-
-def _free_share() -> float:
-    """Share of the GPU's memory for vLLM: nine tenths of what is free, whatever used the GPU before."""
-    free_memory()
-    free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (1, 1)
-    return round(0.9 * free / total, 3)
 
 
 def _of_vllm(output: CompletionOutput) -> Drawn:
@@ -288,15 +276,12 @@ def load_engine(
     lora_rank: int = 16,
     tokens: int | None = None,
 ) -> Engine:
-    """Load the engine of one policy.
+    """Load an engine for a policy; arguments as in `load_policy`, and for vLLM what it sets memory aside for.
 
     Args:
         name: One of `ENGINES`.
-        base: Hub id or folder of the policy, or of the base of its adapter.
-        adapter: Folder of a PEFT adapter, None for the base itself.
-        settings: 4 bits or not, what is trusted, in what precision and where.
-        lora_rank: The largest rank of an adapter that vLLM is to take; 0 where none will come.
-        tokens: The longest prompt and completion together that vLLM is to take; None for all that the policy can.
+        lora_rank: Largest rank of an adapter; 0 where none will come.
+        tokens: Longest prompt and completion together; None for all that the policy can take.
 
     Raises:
         ValueError: If there is no such engine, it is not installed, or the policy cannot be loaded so.
@@ -358,27 +343,15 @@ class _Draw:
         """
         # in float64: with 150,000 tokens float32 would lose the last of them
         logprobs = logits.double().log_softmax(dim=1)
-        token = self._token(logprobs, rows, step)
+        if self._temperature == 0:
+            token = logprobs.argmax(dim=1, keepdim=True)
+        else:
+            tempered = logprobs / self._temperature
+            if self._nucleus:
+                tempered = self._nucleus(None, tempered)
+            cumulated = tempered.softmax(dim=1).cumsum(dim=1)
+            number = self._numbers[rows, step, None] * cumulated[:, -1:]
+            token = torch.searchsorted(cumulated, number, right=True).clamp(max=logprobs.shape[1] - 1)
         chosen = logprobs.gather(1, token).squeeze(1)
         check_finite(chosen, logits.dtype)  # one logit that is not a number makes all of a row's log-probabilities so
         return token.squeeze(1), chosen
-
-    def _token(self, logprobs: Tensor, rows: Tensor, step: int) -> Tensor:
-        """(M, 1)"""
-        if self._temperature == 0:
-            return logprobs.argmax(dim=1, keepdim=True)
-        tempered = logprobs / self._temperature
-        if self._nucleus:
-            tempered = self._nucleus(None, tempered)
-        cumulated = tempered.softmax(dim=1).cumsum(dim=1)
-        number = self._numbers[rows, step, None] * cumulated[:, -1:]
-        return torch.searchsorted(cumulated, number, right=True).clamp(max=logprobs.shape[1] - 1)
-
-
-def _completions(ids: Tensor, logprobs: Tensor, ends: Tensor) -> list[Drawn]:
-    """Cut rows of tokens (N, T) and their log-probabilities after the first end token of each."""
-    is_end = torch.isin(ids, ends)
-    ended = is_end.any(dim=1)
-    lengths = torch.where(ended, is_end.int().argmax(dim=1) + 1, ids.shape[1])
-    rows = zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), ended.tolist(), strict=True)
-    return [Drawn(tokens[:length], end, values[:length]) for tokens, values, length, end in rows]

@@ -36,14 +36,9 @@ _FOLD = (
 
 @contextmanager
 def explain_loading_error(what: str, name: str) -> Iterator[None]:
-    """Turn the many errors of loading into one that names the policy and the way out, within seconds without a network.
+    """Turn the many errors of loading into an OSError that names `what` of which policy, and the way out.
 
-    Args:
-        what: What is loaded, for the message: "policy", "tokenizer".
-        name: Hub id or folder.
-
-    Raises:
-        OSError: If the block fails to load.
+    Without a network it comes within seconds.
     """
     try:
         with nullcontext() if Path(name).exists() else hub_or_cache():
@@ -85,11 +80,7 @@ def compute_dtype(settings: PolicySettings = PolicySettings()) -> torch.dtype:
 
 
 def check_hardware(settings: RunSettings, evaluation: bool = False) -> None:
-    """Check, before anything is loaded, that what a training needs is installed, has its GPU and goes together.
-
-    Args:
-        settings: Of the run.
-        evaluation: Check what its evaluation needs, too.
+    """Check, before anything is loaded, that what a training (and its evaluation) needs is there and goes together.
 
     Raises:
         ValueError: If not; the message gives the install command or the setting to change.
@@ -132,8 +123,8 @@ def _need(what: str, package: str, extra: str, instead: str) -> None:
 
 def _check_sharding(load_in_4bit: bool, optim: str) -> None:
     """Refuse what cannot be sharded over several GPUs, as `accelerate launch` says that it will be."""
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    zero3 = _by_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    fsdp, deepspeed = _sharded_by()
+    zero3 = deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
     if fsdp and "8bit" in optim:
         raise ValueError(
             f"optim={optim} cannot update weights that FSDP has sharded: bitsandbytes does not support it.\n"
@@ -148,11 +139,13 @@ def _check_sharding(load_in_4bit: bool, optim: str) -> None:
 
 def is_sharded() -> bool:
     """True if FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
-    return _by_deepspeed() or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return any(_sharded_by())
 
 
-def _by_deepspeed() -> bool:
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+def _sharded_by() -> tuple[bool, bool]:
+    """True for FSDP, and for DeepSpeed."""
+    fsdp, deepspeed = (os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED"))
+    return fsdp.lower() == "true", deepspeed.lower() == "true"
 
 
 def explain_invisible_gpu() -> str:
@@ -210,11 +203,7 @@ def _tells_instructions(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse what Unsloth's trainer would take for padding: it finds a completion's end by the pad token alone.
-
-    Raises:
-        ValueError: If completions end with the pad token; the end would be left out of the loss.
-    """
+    """Raise ValueError if completions end with the pad token, which Unsloth's trainer would leave out of the loss."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
             f"backend=unsloth takes the end token {tokenizer.eos_token!r} for padding, since it is the pad token, too, and "
@@ -299,13 +288,7 @@ def _untie(policy: PreTrainedModel) -> None:
 
 
 def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing: bool, seed: int) -> PeftModel:
-    """Load a policy with a fresh LoRA adapter by Unsloth, which `amir_grpo.policies.backend` has imported.
-
-    Args:
-        name: Hub id or folder of the base policy; Unsloth does not replace it with a copy of its own.
-        settings: In 4 bits or not, what is trusted, the adapter, and the longest prompt and completion together.
-        gradient_checkpointing: Recompute activations, in Unsloth's own way.
-        seed: Seed of the adapter's initial weights.
+    """Load a policy with a fresh LoRA adapter, drawn from `seed`, by Unsloth, which `start_backend` has imported.
 
     Raises:
         OSError: If the policy cannot be loaded.
@@ -350,8 +333,7 @@ def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing:
 def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
     """Cast the trained weights to float32, also where TRL has made them bfloat16, as it does with those of a 4-bit policy.
 
-    In bfloat16, steps at a small learning rate would be rounded away; and where the policy computes in float16, the loss
-    scaler cannot unscale gradients in 16 bits.
+    In bfloat16 small steps would be rounded away, and float16's loss scaler cannot unscale gradients in 16 bits.
     """
     for parameter in policy.parameters():
         if parameter.requires_grad:
@@ -359,12 +341,7 @@ def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
 
 
 def lora_config(settings: PolicySettings, policy: torch.nn.Module | None = None) -> LoraConfig:
-    """Configure LoRA without dropout, as published.
-
-    Args:
-        settings: The adapter's rank, its alpha (it is scaled by alpha / rank) and the projections that get one.
-        policy: The policy that gets the adapter. A vision tower gets none, since no image is shown.
-    """
+    """Configure LoRA without dropout, as published; a vision tower of `policy` gets none, since no image is shown."""
     from peft import LoraConfig
 
     sees = policy is not None and any("vision_tower" in name for name, _ in policy.named_modules())

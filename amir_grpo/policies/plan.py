@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
-from amir_grpo.policies.cards import GIB, Card, card_here, cards_here
 from amir_grpo.settings import RunSettings, settings_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+GIB = 2**30
+# What a process can allocate of a card, in GiB.
+CARDS = {"T4": 14.6, "L4": 22.0, "A100-40GB": 39.4, "A100-80GB": 79.2, "H100": 79.2, "H200": 139.8}
 _CONTEXT = 0.6  # GiB: CUDA's context and the kernels' code and workspaces
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, and a scale for each 64, quantised in turn
 _DRAWN = 2 + 4 * 8  # bytes per logit of a token that is drawn: in 16 bits, and four times in float64
@@ -63,21 +66,21 @@ class MemoryPlan:
         """GiB at the higher of the two peaks."""
         return max(self.training, self.rollout)
 
-    def fits(self, card: Card) -> bool:
-        """True if the peak leaves a twentieth of the card's memory for fragmentation, beside what vLLM sets aside."""
+    def fits(self, memory: float) -> bool:
+        """True if the peak leaves a twentieth of a card's memory (GiB) for fragmentation, beside what vLLM sets aside."""
         train = self.settings.train
         aside = train.vllm_gpu_memory_utilization if train.use_vllm and train.vllm_mode == "colocate" else 0.0
-        return self.peak <= (0.95 - aside) * card.memory
+        return self.peak <= (0.95 - aside) * memory
 
-    def ways_out(self, card: Card) -> str:
-        """Setting to change where the training does not fit, by what takes most memory; empty where it fits."""
-        train, fewer_bits = self.settings.train, not self.settings.policy.load_in_4bit
-        smaller = "load_in_4bit=True, or take a smaller model_name" if fewer_bits else "take a smaller model_name"
-        if self.fits(card):
+    def ways_out(self, memory: float) -> str:
+        """Setting to change where a card's memory (GiB) does not do, by what takes most of it; empty where it does."""
+        train, in_4bit = self.settings.train, self.settings.policy.load_in_4bit
+        smaller = "take a smaller model_name" if in_4bit else "load_in_4bit=True, or take a smaller model_name"
+        if self.fits(memory):
             return ""
-        if train.use_vllm and self.peak <= 0.95 * card.memory:
+        if train.use_vllm and self.peak <= 0.95 * memory:
             return "lower vllm_gpu_memory_utilization, or set use_vllm=False"
-        if self.parts["weights"] > 0.6 * card.memory:
+        if self.parts["weights"] > 0.6 * memory:
             return smaller
         if self.rollout > self.training:
             return "lower gradient_accumulation_steps or max_completion_length: a rollout is the peak"
@@ -86,9 +89,7 @@ class MemoryPlan:
         if train.micro_batch == 1 or self.parts["activations"] + self.parts["logits"] < 0.1 * self.peak:
             return smaller
         fewer, more = train.micro_batch // 2, 2 * train.gradient_accumulation_steps
-        return (
-            f"per_device_train_batch_size={fewer}, gradient_accumulation_steps={more}: the same rollouts and updates"
-        )
+        return f"per_device_train_batch_size={fewer}, gradient_accumulation_steps={more}: the same rollouts"
 
 
 def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -> MemoryPlan:
@@ -162,37 +163,43 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
     return MemoryPlan(settings, parts, training, rollout, total, trained)
 
 
-def profile_for(card: Card | None) -> str:
-    """Choose a card's profile: the largest of the paper's that fits, colab-t4 for a small one, sandbox without a GPU."""
-    if card is None:
-        return "sandbox"
+def card_here() -> dict[str, float]:
+    """Memory of this process's GPU in GiB, by its name; empty without one."""
+    if not torch.cuda.is_available():
+        return {}
+    return {torch.cuda.get_device_name(): torch.cuda.get_device_properties(0).total_memory / GIB}
+
+
+def profile_for(memory: float) -> str:
+    """Choose the profile for a card by its memory in GiB: the largest of the paper's that fits, colab-t4 for a small one."""
     largest_first = ("paper-qwen7b", "paper-gemma4b", "paper-qwen3b")
     # on a card as small as a T4 the paper's policies would train for days, if they fit
-    fitting = (name for name in largest_first if card.memory > 20 and plan(settings_of(name)).fits(card))
+    fitting = (name for name in largest_first if memory > 20 and plan(settings_of(name)).fits(memory))
     return next(fitting, "colab-t4")
 
 
 def announce(settings: RunSettings, backend: str) -> str:
     """Compare the plan with the GPU of this process in a line; empty without one, or where there is no plan."""
-    card = card_here()
     try:
-        made = plan(settings, backend=backend) if card else None
-    except Exception:  # of a configuration of another kind, or of the network: a plan is advice, and stops no training
-        made = None
-    if made is None:
+        ((name, memory),) = card_here().items()
+        made = plan(settings, backend=backend)
+    except Exception:  # no card, another kind of configuration, no network: a plan is advice, and stops no training
         return ""
-    return f"Planned: {made.peak:.1f} of the {card.memory:.1f} GiB of {card.name}. {made.ways_out(card)}".strip()
+    return f"Planned: {made.peak:.1f} of the {memory:.1f} GiB of {name}. {made.ways_out(memory)}".strip()
 
 
 def planned(profile: str, settings: RunSettings, backend: str = "transformers") -> str:
     """Write a plan as text: the parts, this process's card or all known ones, and what to change where it does not fit."""
     made = plan(settings, backend=backend)
     parts = [*made.parts.items(), ("peak in training", made.training), ("peak in a rollout", made.rollout)]
-    cards = [(c.name, c.memory, "yes" if made.fits(c) else "no", made.ways_out(c)) for c in cards_here().values()]
+    cards = [
+        (name, memory, "yes" if made.fits(memory) else "no", made.ways_out(memory))
+        for name, memory in (card_here() or CARDS).items()
+    ]
+    head = f"{made.parameters / 1e6:,.0f}M parameters, the adapter's {made.trained / 1e6:.1f}M on top; by {backend}."
     return "\n\n".join(
         (
-            f"Profile {profile}: {settings.policy.model_name}, {made.parameters / 1e6:,.0f}M parameters, the adapter's "
-            f"{made.trained / 1e6:.1f}M on top; by {backend}. GiB on each GPU:",
+            f"Profile {profile}: {settings.policy.model_name}, {head} GiB on each GPU:",
             pd.DataFrame(parts, columns=["part", "GiB"]).round(2).to_string(index=False),
             pd.DataFrame(cards, columns=["card", "memory", "fits", "change"]).round(1).to_string(index=False),
         )

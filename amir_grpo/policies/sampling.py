@@ -26,11 +26,7 @@ _LOGITS = 2**28
 
 
 def draw_completions(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
-    """Draw `num_samples` completions for each problem; options and columns as in `draw_batches`.
-
-    Returns:
-        One row per completion, in the order of `problems` and of the samples.
-    """
+    """Draw as `draw_batches` does; one row per completion, in the order of `problems` and of the samples."""
     return in_order(pd.concat(draw_batches(engine, problems, num_samples, **options)), problems)
 
 
@@ -57,16 +53,15 @@ def draw_batches(
 
     Problems are sorted by prompt length, and a batch holds as many whole problems as `token_budget` tokens of prompt
     and completion allow, one at least. Where memory runs out the batch is halved, and so are those that follow.
-    Each sample has a random stream of its own, made from the seed, the problem's id and its number: see
-    `amir_grpo.policies.engines` for what that says about repeating a run with other batches.
+    Each sample has a random stream of its own, made from the seed, the problem's id and its number.
 
     Args:
         problems: Columns id and prompt (chat messages).
         num_samples: n, completions per problem.
         temperature: 0 is greedy.
         max_new_tokens: A completion that reaches it is cut: finish_reason "length".
-        done: Ids of problems that are left out, as they are sampled already; the batches of the others stay the same.
-        label: Of the progress bar, which shows completions a second and the time left.
+        done: Ids of problems that are left out; the batches of the others stay the same.
+        label: Of the progress that is shown.
 
     Yields:
         One row per completion: problem_id, sample (0 to n-1), text (without special tokens), completion_ids (with the
@@ -91,21 +86,21 @@ def draw_batches(
                 continue
             requests = [Request(prompt_ids[p], [stream(seed, p, n) for n in range(num_samples)]) for p in batch]
             drawn = zip(batch, shrink.generate(requests), strict=True)
-            rows = [_row(p, n, one, tokenizer) for p, samples in drawn for n, one in enumerate(samples)]
+            rows = [
+                {
+                    "problem_id": problem,
+                    "sample": number,
+                    "text": tokenizer.decode(one.ids, skip_special_tokens=True),
+                    "completion_ids": one.ids,
+                    "tokens": len(one.ids),
+                    "finish_reason": "stop" if one.ended else "length",
+                    "logprob": round(sum(one.logprobs), LOGPROB_DIGITS),
+                }
+                for problem, samples in drawn
+                for number, one in enumerate(samples)
+            ]
             tick(len(rows))
             yield pd.DataFrame(rows)
-
-
-def _row(problem: str, number: int, drawn: Drawn, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    return {
-        "problem_id": problem,
-        "sample": number,
-        "text": tokenizer.decode(drawn.ids, skip_special_tokens=True),
-        "completion_ids": drawn.ids,
-        "tokens": len(drawn.ids),
-        "finish_reason": "stop" if drawn.ended else "length",
-        "logprob": round(sum(drawn.logprobs), LOGPROB_DIGITS),
-    }
 
 
 class _Shrinking:

@@ -6,8 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,10 +36,8 @@ class PolicySource:
 
     def lora_rank(self) -> int:
         """Largest rank in the adapter; 0 where there is none, or none is named."""
-        if self.adapter is None:
-            return 0
-        with _described(self.adapter, "rank") as config:
-            return max(config.get("r", 0), *(config.get("rank_pattern") or {"": 0}).values())
+        config = _adapter_config(self.adapter) if self.adapter else {}
+        return max(config.get("r", 0), 0, *(config.get("rank_pattern") or {}).values())
 
     def weights_hash(self) -> str:
         """Hash of the adapter's safetensors, or of the base's where there is none: 8 hexadecimal digits.
@@ -62,10 +59,9 @@ class PolicySource:
 
 def adapted_embeddings(adapter: Path) -> list[str]:
     """Names of the embedding and output layers that an adapter changes or brings along; they may share their weights."""
-    with _described(adapter, "targets") as config:
-        targets = config["target_modules"]
-        names = [*([targets] if isinstance(targets, str) else targets), *(config.get("modules_to_save") or ())]
-        return [layer for layer in EMBEDDINGS if any(layer in name for name in names)]
+    config = _adapter_config(adapter)
+    targets, whole = config.get("target_modules") or [], config.get("modules_to_save") or []
+    return [layer for layer in EMBEDDINGS if layer in targets or layer in whole]  # targets may be an expression
 
 
 def find_policy(where: str) -> PolicySource:
@@ -73,10 +69,17 @@ def find_policy(where: str) -> PolicySource:
 
     Raises:
         FileNotFoundError: If there is no such folder, it holds no policy, or the base of its adapter is gone.
+        ValueError: If an adapter does not name its base.
     """
     folder = user_path(where)
-    if (folder / "adapter_config.json").is_file():
-        return PolicySource(base_of_adapter(folder), folder)
+    if (folder / ADAPTER_FILES[0]).is_file():
+        base = _adapter_config(folder)["base_model_name_or_path"]
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise FileNotFoundError(
+                f"The adapter in {folder} was trained on {base}, which does not exist.\n"
+                "Put that policy back, or correct base_model_name_or_path in adapter_config.json."
+            )
+        return PolicySource(base, folder)
     if (folder / "config.json").is_file():
         return PolicySource(str(folder))
     if folder.exists():
@@ -90,6 +93,21 @@ def find_policy(where: str) -> PolicySource:
         f"There is no policy {where!r}: no such folder, and no Hub id of the form organisation/name.\n"
         "Give the folder that `amir_grpo train` wrote, a model saved by transformers, or a Hub id."
     )
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / ADAPTER_FILES[0]
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base, rank, ranks = (config.get(name) for name in ("base_model_name_or_path", "r", "rank_pattern"))
+        if not isinstance(base, str) or not isinstance(rank or 0, int) or not isinstance(ranks or {}, dict):
+            raise TypeError
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not name the base and the rank of its adapter.\n"
+            "Give a folder that PEFT or `amir_grpo train` has saved."
+        ) from error
+    return config
 
 
 def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
@@ -107,21 +125,13 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a name for a policy: use letters, digits, '.', '_' and '-'.")
         if name in found:
-            raise ValueError(
-                f"Two policies are named {name!r}: tell them apart, as in first={found[name].adapter or where} "
-                f"second={where}."
-            )
+            raise ValueError(f"Two policies are named {name!r}: tell them apart, as in first=… second={where}.")
         found[name] = find_policy(where)
     return found
 
 
 def copy_policy(source: Path, folder: Path, adapter: bool = True) -> None:
-    """Copy a trained policy from where training has saved it: its adapter and tokenizer, and nothing else.
-
-    Args:
-        source: A run's folder of a method, or one of its checkpoints.
-        folder: Gets the files, each whole or not at all.
-        adapter: False copies the tokenizer alone, to stand beside merged weights.
+    """Copy a trained policy's adapter (unless False) and tokenizer, each file whole or not at all.
 
     Raises:
         FileNotFoundError: If the adapter is wanted and `source` holds none.
@@ -129,33 +139,3 @@ def copy_policy(source: Path, folder: Path, adapter: bool = True) -> None:
     names = [source / name for name in ADAPTER_FILES] if adapter else []
     for path in (*names, *(path for pattern in _TOKENIZER_FILES for path in sorted(source.glob(pattern)))):
         atomic_write(folder / path.name, partial(shutil.copy2, path))
-
-
-def base_of_adapter(folder: Path) -> str:
-    """Hub id or folder of the policy that an adapter was trained on.
-
-    Raises:
-        FileNotFoundError: If that is a folder that no longer exists.
-        ValueError: If the adapter does not name its base.
-    """
-    with _described(folder, "base") as config:
-        base = config["base_model_name_or_path"]
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise FileNotFoundError(
-            f"The adapter in {folder} was trained on {base}, which does not exist.\n"
-            "Put that policy back, or correct base_model_name_or_path in adapter_config.json."
-        )
-    return base
-
-
-@contextmanager
-def _described(folder: Path, what: str) -> Iterator[dict[str, Any]]:
-    """Read the adapter's configuration, and raise ValueError if the block does not find `what` in it."""
-    path = Path(folder) / ADAPTER_FILES[0]
-    try:
-        yield json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} does not name the {what} of its adapter ({type(error).__name__}).\n"
-            "Give a folder that PEFT or `amir_grpo train` has saved."
-        ) from error

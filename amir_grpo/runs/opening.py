@@ -106,7 +106,7 @@ def resolve_profile(profile: str) -> str:
 
     if warning := explain_invisible_gpu():
         warnings.warn(warning, stacklevel=2)
-    return profile_for(card_here())
+    return next((profile_for(memory) for memory in card_here().values()), "sandbox")
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def test_the_generated_functions_are_those_that_were_read(tmp_path):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_both_methods_have_the_same_configuration(configs, loss_type):
-    assert configs[loss_type]["differ"] == {}
+def test_both_methods_have_the_same_configuration_but_for_lambda(configs, loss_type):
+    assert configs[loss_type]["differ"] == {"lambda_reg": [0.0, 0.01]}
 
 
 def test_unsloths_own_configuration_would_have_changed_the_baseline(configs):

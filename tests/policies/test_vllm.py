@@ -204,7 +204,7 @@ def test_it_takes_nine_tenths_of_what_others_have_left_of_the_gpu(asked, monkeyp
 
 def adapter(folder, rank, **more):
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, **more}))
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "base_model_name_or_path": "base", **more}))
     return PolicySource("base", folder)
 
 

@@ -231,7 +231,7 @@ class _Built(SimpleNamespace):
 
 def adapter(folder, rank):
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "base_model_name_or_path": "base"}))
     return folder
 
 
