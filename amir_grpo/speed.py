@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.trainer.utils import split_tensor_dict
 
 # More slices leave less padding and cost more calls of the policy: four of a quarter of the rows each leave little.
@@ -45,6 +46,8 @@ class FasterSteps:
       and completion. The loss sees the whole micro-batch, so that this is exact for every loss type. Left out for images
       and a router's auxiliary loss; under FSDP and DeepSpeed, which want one forward pass for a backward pass, there is
       one slice.
+    - On one CPU in float32, completions of one prompt share its pass: micro-batches keep groups together then, and the
+      gradient flows into the prompt's keys and values. Rounding apart, nothing changes.
     - With `record_logps`, transformers' `generate` leaves the log-probabilities of what it draws in `sampled_logps`, where
       they are those of the policy itself.
 
@@ -67,7 +70,7 @@ class FasterSteps:
         self._buffered_inputs = [
             batch
             for start in range(0, len(batches), window)
-            for batch in sorted_by_length(batches[start : start + window])
+            for batch in sorted_by_length(batches[start : start + window], by_prompt=self._shares_prompts())
         ]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
@@ -103,6 +106,8 @@ class FasterSteps:
         others = (value for name, value in rest.items() if name not in by_position)
         if any(value is not None and value is not False for value in others):
             return score(model, input_ids, attention_mask, logits_to_keep, **options)
+        if not by_position and self._shares_prompts():
+            model = _SharedPrompts(model)
         completion_lengths = attention_mask[:, -logits_to_keep:].sum(1)
         order = completion_lengths.argsort(descending=True, stable=True)
         logps, entropies = [], []
@@ -117,6 +122,12 @@ class FasterSteps:
                 entropies.append(pad(sliced[1], (0, logits_to_keep - width)))
         back = order.argsort()
         return torch.cat(logps)[back], torch.cat(entropies)[back] if entropies else None, None
+
+    def _shares_prompts(self) -> bool:
+        """Tell whether completions of one prompt share its pass; float64 stays bit for bit what it was."""
+        on_cpu = self.model.device.type == "cpu" and self.accelerator.num_processes == 1
+        takes_caches = "logits_to_keep" in self.model_kwarg_keys and not self.args.gradient_checkpointing
+        return on_cpu and takes_caches and self.model.dtype == torch.float32
 
     def _slices(self, rows: int) -> int:
         """Return the slices of a batch: by its number of rows alone, so that all processes make as many forward passes."""
@@ -147,12 +158,45 @@ def _used_columns(attention_mask: Tensor, completion_width: int) -> tuple[int, i
     return min(used[0], prompt_width - 1), max(used[-1] + 1, prompt_width + 1)
 
 
-def sorted_by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+class _SharedPrompts:
+    """A policy that is called as TRL calls it for log-probabilities, and runs a prompt once for all its completions."""
+
+    def __init__(self, policy: torch.nn.Module) -> None:
+        self._policy = policy
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **_: Any) -> SimpleNamespace:
+        """Return what has the logits (N, logits_to_keep, vocabulary) of the last tokens; all but one are completions."""
+        width = logits_to_keep - 1
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        prompts = torch.cat([input_ids[:, :-width], attention_mask[:, :-width]], dim=1)
+        prompts, prompt_of = prompts.unique(dim=0, return_inverse=True)
+        one = prompt_of.new_zeros(len(prompts)).scatter(0, prompt_of, torch.arange(len(input_ids)))  # a row of each
+        cache = DynamicCache(config=self._policy.config.get_text_config())
+        common = {"past_key_values": cache, "use_cache": True}
+        first = self._policy(
+            input_ids=input_ids[one, :-width],
+            attention_mask=attention_mask[one, :-width],
+            position_ids=positions[one, :-width],
+            logits_to_keep=1,
+            **common,
+        ).logits[prompt_of]
+        cache.batch_select_indices(prompt_of)
+        rest = self._policy(
+            input_ids=input_ids[:, -width:],
+            attention_mask=attention_mask,
+            position_ids=positions[:, -width:],
+            **common,
+        )
+        return SimpleNamespace(logits=torch.cat([first, rest.logits], dim=1), aux_loss=None)
+
+
+def sorted_by_length(batches: list[dict[str, Any]], by_prompt: bool = False) -> list[dict[str, Any]]:
     """Cut the rows of some micro-batches of equal size anew into as many, so that rows of one length are together.
 
     Args:
         batches: Micro-batches as TRL buffers them: tensors with a row for each completion, tensors without dimension
             that belong to the whole rollout, and None.
+        by_prompt: Whether rows of one prompt are kept together first.
     """
     if len(batches) == 1:
         return batches
@@ -161,6 +205,9 @@ def sorted_by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, value in batches[0].items()
     }
     order = together["completion_mask"].sum(1).argsort(descending=True, stable=True)
+    if by_prompt:
+        _, prompt = together["prompt_ids"].unique(dim=0, return_inverse=True)
+        order = order[prompt[order].argsort(stable=True)]
     rows = {name: value[order] if value is not None and value.ndim else value for name, value in together.items()}
     return split_tensor_dict(rows, len(batches))
 

@@ -8,7 +8,7 @@ five rounds' medians, each ratio the median of five rounds' ratios; the first st
 In the long-tailed case the completions are prescribed: lognormal lengths with a mean of a quarter of the limit, the same for
 all trainers, on a policy of 1.3M parameters. No drawing is timed there. Peak memory is the growth of the process's peak
 resident set over one training, the median of three fresh processes for each trainer (Linux).
-Writes data/results/step_cost.csv.
+Writes data/results/step_cost.csv; with --language, what the profile smollm2 costs, into language_step_cost.csv.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from trl import GRPOTrainer
 
 from amir_grpo import mine_pairs, preference_weights
+from amir_grpo.policies import smollm2
 from amir_grpo.policies.backend import Backend
 from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
 from amir_grpo.rewards import reward_functions
@@ -61,17 +62,19 @@ class Case:
     limit: int = 64
     long_tailed: bool = False
     memory: bool = False
+    profile: str = "sandbox"
 
     def settings(self) -> RunSettings:
-        """The sandbox profile's, but for the shape of the case and a learning rate that changes no weight."""
+        """The profile's, but for the shape of the case and a learning rate that changes no weight."""
+        own = settings_of(self.profile)
         return settings_of(
-            "sandbox",
+            self.profile,
             {
                 "per_device_train_batch_size": self.completions // self.micro_batches,
                 "steps_per_generation": self.micro_batches,
                 "gradient_accumulation_steps": self.accumulated,
                 "max_completion_length": self.limit,
-                "max_seq_length": 64 + self.limit,
+                "max_seq_length": own.data.max_prompt_length + self.limit,
                 "max_steps": STEPS * self.micro_batches // self.accumulated,
                 "learning_rate": 1e-30,
             },
@@ -83,6 +86,9 @@ CASES = {
     "8 micro-batches that cut the groups": Case(micro_batches=8, accumulated=8),
     "two optimizer steps per rollout": Case(micro_batches=2),
     "long-tailed lengths, 8 prompts × 8": Case(completions=64, limit=128, long_tailed=True, memory=True),
+}
+LANGUAGE = {
+    "smollm2: 4 prompts × 8, four micro-batches": Case(32, 4, 4, limit=48, memory=True, profile="smollm2"),
 }
 
 
@@ -119,7 +125,8 @@ class _Clock(TrainerCallback):
 
 def make_trainer(kind: str, case: Case, base: Path, folder: Path) -> GRPOTrainer:
     """One of `TRAINERS` on the policy in `base`."""
-    settings, problems = case.settings(), load_sandbox("sandbox", 1000)
+    settings = case.settings()
+    problems = load_sandbox(settings.data.dataset_name, 1000)
     backend = Backend("transformers", "chosen by the benchmark")
     config = trainer_config("grpo" if kind == "stock" else kind, settings, folder)
     if kind != "stock":
@@ -181,6 +188,16 @@ def long_tailed_base(folder: Path) -> Path:
     policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def base_of(case: Case, scratch: Path) -> Path:
+    """The policy that a case trains."""
+    if case.long_tailed:
+        return long_tailed_base(scratch)
+    if case.profile == "smollm2":
+        own = settings_of("smollm2").policy
+        return smollm2.base_policy(own.smollm2_warmup_steps, WARMUP_SEEDS[own.base_seed])
+    return base_policy(SandboxSpec(seed=WARMUP_SEEDS[0]), project_root() / "runs" / ".cache")
 
 
 def train(kind: str, case: Case, base: Path) -> list[dict[str, float]]:
@@ -253,23 +270,25 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--language", action="store_true", help="the profile smollm2 instead, half an hour")
+    parser.add_argument("--out", type=Path, help="default: data/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
         kind, name, base = json.loads(arguments.memory_of)
         before = _resident("VmRSS")  # libraries
-        train(kind, CASES[name], Path(base))
+        train(kind, (CASES | LANGUAGE)[name], Path(base))
         print(_resident("VmHWM") - before)
         return
     with tempfile.TemporaryDirectory() as folder:
-        sandbox = base_policy(SandboxSpec(seed=WARMUP_SEEDS[0]), project_root() / "runs" / ".cache")
-        other = long_tailed_base(Path(folder))
         rows = []
-        for name, case in CASES.items():
-            rows.append(measure(name, case, other if case.long_tailed else sandbox))
+        for name, case in (LANGUAGE if arguments.language else CASES).items():
+            rows.append(measure(name, case, base_of(case, Path(folder))))
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    atomic_write(project_root() / "data" / "results" / "step_cost.csv", lambda part: table.to_csv(part, index=False))
+    name = "language_step_cost.csv" if arguments.language else "step_cost.csv"
+    folder = arguments.out or project_root() / "data" / "results"
+    atomic_write(folder / name, lambda part: table.to_csv(part, index=False))
     print(table.to_string(index=False))
 
 

@@ -309,6 +309,25 @@ def test_every_row_and_position_keeps_its_score(monkeypatch, images):
         assert [given.any(dim=0).all() for given in trimmed.given] == [True] * 3  # no column of padding alone
 
 
+def test_completions_of_one_prompt_share_its_pass_and_its_gradient(tiny_policy, tokenizer):
+    prompts, completions = ["7+8-5", "1+2+3-4-5"], ["<think>7+8=15", "<think>", "<answer>", "<think>1+2=3\n3+3=6", "1"]
+    posed = tokenizer.pad({"input_ids": [tokenizer.encode(prompts[n]) for n in (0, 1, 0, 0, 1)]}, return_tensors="pt")
+    drawn = tokenizer.pad(
+        {"input_ids": list(map(tokenizer.encode, completions))}, return_tensors="pt", padding_side="right"
+    )
+    ids, mask = (torch.cat([posed[key], drawn[key]], dim=1) for key in ("input_ids", "attention_mask"))
+    keep = drawn["input_ids"].size(1) + 1
+    weights = torch.randn(5, keep, len(tokenizer)) * mask[:, -keep:, None]
+    found = []
+    for scored in (tiny_policy, speed._SharedPrompts(tiny_policy)):
+        logits = scored(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
+        (logits * weights).sum().backward()
+        found.append([logits * (weights != 0), *(weight.grad for weight in tiny_policy.parameters())])
+        tiny_policy.zero_grad()
+    for apart, shared in zip(*found, strict=True):
+        torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4 * apart.abs().max().item())
+
+
 def test_sorting_keeps_rows_together():
     def batch(lengths):
         mask = torch.arange(6)[None] < torch.tensor(lengths)[:, None]
@@ -320,3 +339,7 @@ def test_sorting_keeps_rows_together():
     assert second["advantages"].tolist() == [3, 2, 1]
     assert second["completion_mask"].sum(1).tolist() == [3, 2, 1]
     assert (first["num_items_in_batch"], first["old"]) == (9, None)
+    prompts = torch.tensor([[0, 7], [7, 8], [0, 7]])
+    batches = [batch([2, 5, 1]) | {"prompt_ids": prompts}, batch([6, 3, 4]) | {"prompt_ids": prompts.roll(1, 0)}]
+    first, second = sorted_by_length(batches, by_prompt=True)
+    assert [first["advantages"].tolist(), second["advantages"].tolist()] == [[6, 3, 2], [1, 5, 4]]

@@ -66,14 +66,15 @@ def compute_in_float64(policy: PreTrainedModel) -> None:
 
 @contextmanager
 def merged_adapters(policy: nn.Module) -> Iterator[None]:
-    """Hold the LoRA adapters of a float64 policy in its weights while the block runs: one product per matrix, not three.
+    """Hold a policy's LoRA adapters in its weights while the block runs: one product per matrix, not three.
 
-    In float64 the merged policy draws the same tokens; in other precisions it would be a slightly different policy, and is
-    left as it is. The weights from before are put back, not computed back, so that nothing drifts.
+    In float64 the merged policy draws the same tokens, in float32 next to always. In 16 bits most of an adapter would be
+    rounded away: there it stays beside the weights. The weights from before are put back, not computed back, so that
+    nothing drifts.
     """
     owners = Counter(id(weight) for m in policy.modules() for weight in m.parameters(recurse=False))
     layers = [m for m in policy.modules() if isinstance(m, LoraLayer) and not m.merged]
-    layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float64]
+    layers = [layer for layer in layers if layer.get_base_layer().weight.dtype in (torch.float64, torch.float32)]
     layers = [layer for layer in layers if owners[id(layer.get_base_layer().weight)] == 1]  # else two would change
     before = [layer.get_base_layer().weight.data for layer in layers]
     try:
