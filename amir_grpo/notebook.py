@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 # Kept where their versions are within the package's bounds: what is large and built for the machine's driver, ...
 _TORCH = ("torch", "torchvision", "torchaudio", "triton")
-# ... what the running kernel speaks through, and what it is likely to have imported.
-_KERNEL = ("ipykernel", "ipython", "jupyter_client", "tornado", "pyzmq", "numpy", "pandas")
+# ... and what the running kernel speaks through, or is likely to have imported.
+_KERNEL = ("ipykernel", "ipython", "jupyter-client", "tornado", "pyzmq", "numpy", "pandas")
 
 # All notebooks of a profile, one after the other. Only the sandbox's time was measured.
 _EXPECTED = """
@@ -54,7 +55,7 @@ def install() -> None:
     tool = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "kept.txt"
-        constraints.write_text("\n".join(kept()) + "\n")
+        constraints.write_text("\n".join(kept(_installed())) + "\n")
         needed = requirements("gpu" if gpu else "")
         subprocess.run([*tool, "--quiet", "--constraint", str(constraints), *needed], check=True)
     if replaced := imported_before():
@@ -69,25 +70,19 @@ def install() -> None:
 
 
 def requirements(extra: str = "") -> list[str]:
-    """What the installed package needs, as pip takes it: its dependencies, and those of an extra."""
+    """What the package declares to need, as pip takes it: its dependencies, and those of an extra."""
     from packaging.requirements import Requirement
 
     declared = map(Requirement, importlib.metadata.requires("amir-grpo") or [])
-    chosen = [r for r in declared if r.marker is None or r.marker.evaluate({"extra": extra})]
-    return [f"{r.name}{r.specifier}" for r in chosen]
+    return [f"{r.name}{r.specifier}" for r in declared if r.marker is None or r.marker.evaluate({"extra": extra})]
 
 
-def kept(installed: dict[str, str] | None = None) -> list[str]:
-    """Constraints that keep what the kernel runs on, and torch with what belongs to it, where they are within the bounds.
-
-    Args:
-        installed: Versions by package; None for those of this kernel.
-    """
+def kept(installed: dict[str, str]) -> list[str]:
+    """Constraints that keep, of the installed versions by package, torch's and the kernel's that are within the bounds."""
     from packaging.requirements import Requirement
 
     bounds = {r.name: r.specifier for r in map(Requirement, requirements())}
-    version_of = _version if installed is None else installed.get
-    there = {name: version for name in (*_TORCH, *_KERNEL) if (version := version_of(name))}
+    there = {name: installed[name] for name in (*_TORCH, *_KERNEL) if name in installed}
     fit = {name for name, version in there.items() if name not in bounds or version in bounds[name]}
     if "torch" not in fit:
         fit -= set(_TORCH)
@@ -96,19 +91,17 @@ def kept(installed: dict[str, str] | None = None) -> list[str]:
 
 def imported_before() -> list[str]:
     """Packages that this kernel has imported in a version other than the one installed now."""
-    imported = {name: getattr(module, "__version__", None) for name, module in sys.modules.items() if "." not in name}
-    return [
-        f"{name} {before} → {now}"
-        for name, before in sorted(imported.items())
-        if isinstance(before, str) and (now := _version(name)) and now != before
-    ]
+    now, found = _installed(), []
+    for name, module in sorted(sys.modules.items()):
+        before, there = getattr(module, "__version__", None), now.get(name.replace("_", "-"))
+        if isinstance(before, str) and there and before != there:
+            found.append(f"{name} {before} → {there}")
+    return found
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _installed() -> dict[str, str]:
+    """Versions by package, with - in their names."""
+    return {re.sub("[-_.]+", "-", d.name).lower(): d.version for d in importlib.metadata.distributions() if d.name}
 
 
 def _gpu() -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from amir_grpo import metrics
-from amir_grpo.results.published import published_sizes, published_table
+from amir_grpo.results.tables import published_table
 from amir_grpo.study import claims
 from amir_grpo.study.kept import kept_sizes, kept_studies
 from amir_grpo.study.plan import read_plan
@@ -137,7 +137,9 @@ def test_the_published_table_is_read_with_the_noise_that_it_implies():
     table = published_table("table1").sort_values(["model", "benchmark", "k"])
     once, twice = (table[table["k"] == k].reset_index(drop=True) for k in (1, 2))
     variance = sum((twice[m] - once[m]).clip(lower=0) / 100 / 8 for m in ("grpo", "amir_grpo"))
-    error = 100 * np.sqrt(variance / once["benchmark"].map(published_sizes()))
+    error = 100 * np.sqrt(
+        variance / once["benchmark"].map(published_table("sizes").set_index("benchmark")["problems"])
+    )
     p_values = 2 * stats.norm.sf((once["amir_grpo"] - once["grpo"]).abs() / error)
     text = prose("docs/results.md")
     alone, together = (p_values < 0.05).sum(), (metrics.holm(p_values) < 0.05).sum()

@@ -43,8 +43,7 @@ def resolved(installed: dict[str, str], extra: str = "") -> dict[str, str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         constraints, pins = Path(folder) / "kept.txt", Path(folder) / "pins.txt"
-        by_module_name = {"jupyter_client": installed.get("jupyter-client", "")}
-        constraints.write_text("\n".join(kept({**installed, **by_module_name})) + "\n")
+        constraints.write_text("\n".join(kept(installed)) + "\n")
         pins.write_text("".join(f"{name}=={version}\n" for name, version in installed.items()))
         command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", str(ROOT / "pyproject.toml")]
         command += ["--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_28"]

@@ -16,7 +16,6 @@ from amir_grpo.results.style import (
     add_title,
     gain_marker,
     new_figure,
-    policy_colour,
     signed,
     styled,
 )
@@ -186,30 +185,6 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame, title: str = "")
         "Thin bars: the middle half of the problems (their number in brackets); thick bars: 95 % interval of the mean,"
     )
     add_footnote(figure, f"{note} over problems and not over training seeds.")
-    add_title(figure, title)
-    return figure
-
-
-@styled
-def reliability_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """How often completions that state a confidence are right, one panel per policy; below the diagonal: overconfident.
-
-    `table`: from `tables.reliability_table`. The area of a point stands for the number of completions.
-    """
-    names = list(table["policy"].unique()) or ["no completion states a confidence"]
-    figure = new_figure(0.7 + 2.1 * len(names), 3.0)
-    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-    for index, (panel, name) in enumerate(zip(panels, names, strict=True)):
-        part, colour = table[table["policy"] == name], policy_colour(name, index)
-        panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
-        panel.vlines(part["confidence"], part["right_low"], part["right_high"], color=colour, linewidth=1)
-        area = 6 + 60 * part["completions"] / part["completions"].max()
-        panel.scatter(part["confidence"], part["right"], s=area, color=colour, edgecolor="white", zorder=3)
-        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="stated confidence", aspect="equal")
-        label = f"{POLICY_NAMES.get(name, name)} ({part['completions'].sum():,} completions)"
-        panel.set_title(label, fontsize=8, fontweight="normal")
-    panels[0].set_ylabel("share right")
-    add_footnote(figure, "Bars: 95 % intervals over problems.")
     add_title(figure, title)
     return figure
 

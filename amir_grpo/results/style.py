@@ -1,9 +1,8 @@
 """The look of every figure and number; figures are written so that the same one gives the same bytes."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from functools import wraps
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 
@@ -17,26 +16,12 @@ from amir_grpo.system.files import atomic_write
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
 COLOURS = {"base": "#7a7a7a", "grpo": "#e69f00", "amir_grpo": "#0a4f8f"}
-LIGHT_BLUE = "#56b4e9"
-OTHER_COLOURS = ("#009e73", "#cc79a7", LIGHT_BLUE, "#000000")
 NEUTRAL = "#8a8a8a"  # of a difference that is not significant, and of what belongs to no method
-# GRPO's line is wide, AMIR-GRPO's a dashed one on top: both are seen where they coincide, and without colour.
-LINES = {
-    "base": {"linestyle": ":", "linewidth": 1.2},
-    "grpo": {"linestyle": "-", "linewidth": 3.0},
-    "amir_grpo": {"linestyle": (0, (2.5, 1.5)), "linewidth": 1.4},
-}
 # A ring and a dot: both are seen where they coincide, and without colour.
 MARKS = {
-    "base": {"marker": "|", "markersize": 8, "markeredgewidth": 1.6, "color": COLOURS["base"]},
-    "grpo": {
-        "marker": "o",
-        "markersize": 8,
-        "markeredgewidth": 1.8,
-        "color": COLOURS["grpo"],
-        "markerfacecolor": "white",
-    },
-    "amir_grpo": {"marker": "o", "markersize": 4, "color": COLOURS["amir_grpo"]},
+    "base": {"marker": "|", "ms": 8, "mew": 1.6, "color": COLOURS["base"]},
+    "grpo": {"marker": "o", "ms": 8, "mew": 1.8, "color": COLOURS["grpo"], "mfc": "white"},
+    "amir_grpo": {"marker": "o", "ms": 4, "color": COLOURS["amir_grpo"]},
 }
 SMALL_PRINT = {"fontsize": 6.5, "color": "#444444"}
 STYLE = {
@@ -65,27 +50,12 @@ STYLE = {
 }
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw from matplotlib's defaults and STYLE only, so that a reader's own settings change nothing."""
-
-    @wraps(draw)
-    def drawn(*arguments, **keywords) -> Figure:
-        with _house_style():
-            return draw(*arguments, **keywords)
-
-    return drawn
-
-
-def _house_style() -> AbstractContextManager[None]:
-    return matplotlib.style.context(STYLE, after_reset=True)
+# Decorates what draws or writes a figure: from matplotlib's defaults and STYLE only, whatever a reader has set.
+styled = matplotlib.style.context(STYLE, after_reset=True)
 
 
 class _SteadyLayout(ConstrainedLayoutEngine):
-    """Lays a figure out once, and rounds where the panels are.
-
-    The solver's last bits depend on where its variables lie in memory, and a second pass would start where the first has put
-    the panels.
-    """
+    """Lays a figure out once and rounds, as the solver's last bits depend on where its variables lie in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,21 +97,15 @@ def gain_marker(gain: float, p_value: float) -> str:
     return COLOURS["amir_grpo"] if gain > 0 else COLOURS["grpo"]
 
 
-def policy_colour(policy: str, index: int = 0) -> str:
-    """The colour of a policy; one of `OTHER_COLOURS`, by its index, where it is none of the three."""
-    return COLOURS.get(policy, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-
-
 def arm_colours(labels: Iterable[str]) -> dict[str, str]:
-    """A colour for each arm of a study by its label: AMIR-GRPO is dark blue, and light blue where the label says at which
-    percentage of the update; GRPO and the base policy have their own, and the others follow in order, again from the first
-    where there are many."""
+    """A colour for each arm of a study by its label: AMIR-GRPO is dark blue, or light blue where the label has a percentage
+    of the update; GRPO and the base policy have their own, and the others follow in order."""
     colours = {"base policy": COLOURS["base"], POLICY_NAMES["grpo"]: COLOURS["grpo"]}
-    others = [colour for colour in OTHER_COLOURS if colour != LIGHT_BLUE]
+    others = ("#009e73", "#cc79a7", "#000000")
     labels = list(dict.fromkeys(labels))
     for label in labels:
         if label.startswith(POLICY_NAMES["amir_grpo"]):
-            colours[label] = LIGHT_BLUE if "%" in label else COLOURS["amir_grpo"]
+            colours[label] = "#56b4e9" if "%" in label else COLOURS["amir_grpo"]
     for place, label in enumerate(name for name in labels if name not in colours):
         colours[label] = others[place % len(others)]
     return colours
@@ -165,24 +129,20 @@ def with_interval(row: Mapping[str, float], digits: int = 2) -> str:
     return f"{gain} [{low}, {high}]"
 
 
+@styled
 def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
     """Write `path_stem`.png (200 dpi) and .svg atomically; the same figure gives the same bytes. Returns both paths."""
-    stem = Path(path_stem)
+    stem, paths = Path(path_stem), []
     # no dates and no versions in the files: they would differ where the figure does not
-    return _save(figure, stem, "png", {"Software": None}), _save(figure, stem, "svg", {"Date": None, "Creator": None})
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        write = partial(figure.savefig, format=kind, dpi=200, metadata=metadata)
+        paths.append(atomic_write(stem.with_name(f"{stem.name}.{kind}"), write))
+    return paths[0], paths[1]
 
 
-def _save(figure: Figure, stem: Path, kind: str, metadata: dict[str, None]) -> Path:
-    with _house_style():
-        return atomic_write(
-            stem.with_name(f"{stem.name}.{kind}"),
-            lambda part: figure.savefig(part, format=kind, dpi=200, metadata=metadata),
-        )
-
-
+@styled
 def png(figure: Figure, dpi: int = 115) -> bytes:
     """A figure as PNG, for a notebook or a page."""
     buffer = io.BytesIO()
-    with _house_style():
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Tables of an evaluation, from its completions: what each policy reaches, and every two policies side by side.
+"""Tables of an evaluation, from its completions: what each policy reaches, every two side by side; and the paper's tables.
 
 A table of samples has one row per completion, with columns policy, benchmark, problem_id, sample (0 to n-1), tokens,
 finish_reason (stop, length), correct and, where they are known, formatted and confidence. Shares and pass rates are in
@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo import metrics
-from amir_grpo.choices import POLICY_NAMES
+from amir_grpo.choices import POLICY_NAMES, check_names
 from amir_grpo.results.style import p_text
+from amir_grpo.system.files import shipped
 
 UNSCALED = ("tokens", "brier", "ece")  # quantities that are no shares
 
@@ -114,26 +115,31 @@ def comparison_table(
     return table.assign(p_holm=metrics.holm(table["p_value"].astype(float)))
 
 
-RELIABILITY_COLUMNS = "policy low high confidence right right_low right_high completions".split()
-
-
 def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """Success by stated confidence: one row for each policy and bin of ten; columns `RELIABILITY_COLUMNS`.
+    """Success by stated confidence, a row for each policy and bin of ten; completions that state none are left out.
 
-    Columns low and high are the ends of the bin, confidence the mean stated one, right the share that is right, by problem,
-    with its 95 % interval over problems. Completions that state no confidence are left out.
+    Columns policy, low and high (ends of the bin), confidence (mean of what is stated), right (share that is right, by
+    problem), right_low and right_high (its 95 % interval over problems), completions.
     """
     stated = samples[samples["confidence"].notna()]
     stated = stated.assign(bin=metrics.confidence_bins(stated["confidence"]))
     rows = []
-    for (policy, place), part in stated.groupby(["policy", "bin"], observed=True):
-        right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
-        row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
-        row |= {"confidence": part["confidence"].mean(), **right.columns("right")}
-        rows.append(row | {"completions": len(part)})
-    order = list(samples["policy"].unique())
-    rows.sort(key=lambda row: (order.index(row["policy"]), row["low"]))
-    return pd.DataFrame(rows, columns=RELIABILITY_COLUMNS)
+    for policy, own in stated.groupby("policy", sort=False):
+        for place, part in own.groupby("bin"):
+            right = metrics.mean_interval(part.groupby(["benchmark", "problem_id"])["correct"].mean())
+            row = {"policy": policy, "low": place / metrics.BINS, "high": (place + 1) / metrics.BINS}
+            row |= {"confidence": part["confidence"].mean(), **right.columns("right")}
+            rows.append(row | {"completions": len(part)})
+    return pd.DataFrame(rows)
+
+
+def published_table(name: str) -> pd.DataFrame:
+    """One of the paper's tables (arXiv 2601.03661): "table1", "coverage" or "margin"; or the "sizes" of its benchmarks.
+
+    What their columns are is said in data/published/README.md. Raises ValueError for another name.
+    """
+    check_names("published table", [name], ("table1", "coverage", "margin", "sizes"))
+    return pd.read_csv(shipped("data/published") / f"{name}.csv")
 
 
 # --- as people read them ------------------------------------------------------------------------------------------

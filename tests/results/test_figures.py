@@ -8,7 +8,6 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 from amir_grpo.results import figures, style, tables
-from amir_grpo.results.published import published_table
 from tests.results.test_tables import samples_from
 
 
@@ -126,7 +125,7 @@ def test_published_figure_has_the_noise_around_each_gain():
 
 
 def test_coverage_figure_faces_what_only_one_method_solves():
-    figure = figures.coverage_figure(published_table("coverage"), title="Published")
+    figure = figures.coverage_figure(tables.published_table("coverage"), title="Published")
     (axes,) = figure.axes
     # new and, hatched, what the base policy solves as well: GRPO to the left, AMIR-GRPO to the right
     assert [(bar.get_width(), bool(bar.get_hatch())) for bar in axes.patches] == [
@@ -140,7 +139,7 @@ def test_coverage_figure_faces_what_only_one_method_solves():
         "\n", " "
     )
     assert inside(figure)
-    assert inside(figures.coverage_figure(published_table("coverage").assign(problems=0)))
+    assert inside(figures.coverage_figure(tables.published_table("coverage").assign(problems=0)))
 
 
 def test_margin_figure_draws_means_intervals_and_quartiles_on_one_axis(margins, summary):
@@ -188,23 +187,3 @@ def test_figures_leave_no_global_state(margins, summary):
         assert figure.axes[0].get_facecolor() == (1.0, 1.0, 1.0, 1.0)  # a reader's settings change nothing
         assert dict(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
-
-
-def test_reliability_figure_has_a_panel_a_policy_in_the_given_order():
-    table = pd.DataFrame(
-        {
-            "policy": ["mine", "mine", "base"],
-            "confidence": [0.25, 0.95, 0.92],
-            "right": [0.2, 1.0, 0.4],
-            "right_low": [0.1, 0.9, 0.3],
-            "right_high": [0.4, 1.0, 0.6],
-            "completions": [10, 1200, 7],
-        }
-    )
-    figure = figures.reliability_figure(table, title="test")
-    assert [panel.get_title() for panel in figure.axes] == ["mine (1,210 completions)", "Base (7 completions)"]
-    points = figure.axes[0].collections[1].get_offsets()
-    assert points.tolist() == [[0.25, 0.2], [0.95, 1.0]]
-    assert inside(figure)
-    (panel,) = figures.reliability_figure(table.head(0)).axes
-    assert panel.get_title() == "no completion states a confidence (0 completions)"
