@@ -1,15 +1,15 @@
-r"""Is this completion right? math-verify behind one function, and untrusted text in processes that can be killed.
+r"""Grades completions: math-verify behind one function, and untrusted text in processes that can be killed.
 
-A completion is graded in three steps. `answers.extract_answer` finds the answer, and `answers.decide` settles what needs
-no symbolic parser: equal notation, plain numbers, words, letters of options. What is left goes to math-verify in a
-worker process (`amir_grpo._grading_worker`), which runs under limits of time and memory; a comparison that hits a limit
-counts as wrong and is reported. Workers are started when first needed and are reused.
+`answers.extract_answer` finds the answer, and `answers.decide` settles what needs no symbolic parser. What is left goes
+to math-verify in a worker process (`amir_grpo._grading_worker`) under limits of time and memory; a comparison that hits
+a limit counts as wrong and is reported. Workers are started when first needed and are reused.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -33,10 +33,8 @@ Limit = Literal["length", "time", "memory", "crash"]
 
 # The longest gold of the benchmarks has 224 characters.
 MAX_ANSWER_CHARACTERS = 2_000
-# CPU time of one comparison. The slowest gold against itself takes 0.3 s.
-CPU_SECONDS = 2
-# Wall time of one comparison, for systems without CPU timers and for a worker that sleeps; generous, so that a
-# verdict does not depend on how busy the machine is.
+CPU_SECONDS = 2  # of one comparison; the slowest gold against itself takes 0.3 s
+# for systems without CPU timers and for a worker that sleeps; generous, so that a busy machine changes no verdict
 WALL_SECONDS = 10 * CPU_SECONDS
 MEMORY_BYTES = 1 << 30
 _START_SECONDS = 120
@@ -61,17 +59,14 @@ class Grade:
         return self.correct
 
 
-class Grader:
+class Grader(contextlib.AbstractContextManager):
     """Grades completions with a pool of worker processes; a context manager, safe to share between threads.
 
     Workers are started at the first comparison that needs one, and again after one was killed. A copy of a grader in
     a forked process starts its own.
 
     Args:
-        workers: Number of worker processes.
-
-    Raises:
-        ValueError: If there would be no worker.
+        workers: Number of worker processes, at least one.
     """
 
     def __init__(self, workers: int = 2) -> None:
@@ -80,17 +75,19 @@ class Grader:
         self.workers = workers
         self._forget()
 
-    def __enter__(self) -> Grader:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def grade(self, completions: Sequence[str], answers: Sequence[str | Sequence[str]]) -> list[Grade]:
-        """Grade each completion against its gold answer, or against several of which any will do.
+        """Grade each completion; a grade is true where the completion is right.
+
+        Args:
+            completions: What a policy wrote after the prompt.
+            answers: The gold answer of each, a text or a number, or several of which any will do.
 
         Raises:
             ValueError: If there are not as many answers as completions.
+            TypeError: If an answer is neither text nor number.
             RuntimeError: If a worker cannot be started.
         """
         if len(completions) != len(answers):
@@ -106,17 +103,14 @@ class Grader:
         if limits:
             counts = ", ".join(f"{limit} {count}" for limit, count in sorted(limits.items()))
             logger.warning("%d graded as wrong because they hit a limit of the grader (%s).", limits.total(), counts)
-        return [
-            Grade(pair[0], verdicts[pair] is True, verdicts[pair] if isinstance(verdicts[pair], str) else None)
-            for pair in pairs
-        ]
+        ends = [(pair[0], verdicts[pair]) for pair in pairs]
+        return [Grade(answer, end is True, end if isinstance(end, str) else None) for answer, end in ends]
 
     def close(self) -> None:
         """End the workers. The grader may be used again: it starts new ones."""
         with self._lock:
-            if self._pid == os.getpid():
-                for worker in self._idle:
-                    worker.kill()
+            for worker in self._idle if self._pid == os.getpid() else []:
+                worker.kill()
             self._idle = []
 
     def _forget(self) -> None:
@@ -129,10 +123,9 @@ class Grader:
         if self._pid != os.getpid():  # forked: the workers and the lock belong to the parent
             self._forget()
         with self._lock:
+            if len(self._known) > _REMEMBERED:
+                self._known = {}
             new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-            if len(self._known) + len(new) > _REMEMBERED:
-                known = {pair: self._known[pair] for pair in pairs if pair in self._known}
-                self._known = known
             if new:
                 threads = min(self.workers, len(new))
                 while len(self._idle) < threads:
@@ -150,43 +143,20 @@ class Grader:
 
 
 def grade_many(completions: Sequence[str], answers: Sequence[str | Sequence[str]], workers: int = 2) -> list[Grade]:
-    """Grade many completions in parallel with the grader that this process shares; see `Grader.grade`.
-
-    Args:
-        completions: What a policy wrote after the prompt.
-        answers: The gold answer of each, or a sequence of gold answers of which any will do.
-        workers: Number of worker processes.
-
-    Returns:
-        A `Grade` for each completion; a grade is true where the completion is right.
-
-    Raises:
-        ValueError: If there are not as many answers as completions, or no worker.
-        RuntimeError: If a worker cannot be started.
-    """
+    """Grade many completions in parallel with the grader that this process shares; see `Grader.grade`."""
     return _shared_grader(workers).grade(completions, answers)
 
 
 def is_correct(completion: str, answer: str | Sequence[str]) -> bool:
     """Say whether a completion gives the gold answer, or one of several; see `grade_many`."""
-    return grade_many([completion], [answer], workers=1)[0].correct
+    return grade_many([completion], [answer])[0].correct
 
 
-_shared: Grader | None = None
-_shared_lock = threading.Lock()
-
-
+@functools.cache
 def _shared_grader(workers: int) -> Grader:
-    global _shared
-    if workers < 1:
-        raise ValueError(f"A grader needs at least one worker, not {workers}.")
-    with _shared_lock:
-        if _shared is None:
-            _shared = Grader(workers)
-            atexit.register(_shared.close)
-        # Grown where more is asked for, never shrunk: idle workers cost nothing but memory.
-        _shared.workers = max(_shared.workers, workers)
-        return _shared
+    grader = Grader(workers)
+    atexit.register(grader.close)
+    return grader
 
 
 def _settle(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | tuple[str, ...]:
@@ -244,8 +214,8 @@ class _Worker:
         # working directory out; the package is found where this one was.
         root = str(Path(__file__).resolve().parents[1])
         arguments = (CPU_SECONDS, MEMORY_BYTES, *(path for path in sys.path if path and path != root))
-        program = f"import sys; sys.path[:] = [{root!r}, *sys.argv[3:]]; from amir_grpo._grading_worker import serve; "
-        program += "serve(int(sys.argv[1]), int(sys.argv[2]))"
+        program = f"import sys; sys.path[:] = [{root!r}, *sys.argv[3:]]; "
+        program += "from amir_grpo._grading_worker import serve; serve(*map(int, sys.argv[1:3]))"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-B", "-c", program, *map(str, arguments)],
             stdin=subprocess.PIPE,
@@ -255,16 +225,12 @@ class _Worker:
         )
         self._replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._replies), daemon=True).start()
-        try:
-            ready = self._replies.get(timeout=_START_SECONDS)
-        except queue.Empty:
-            ready = None
-        if ready is None:
-            self.kill()
-            raise RuntimeError(
-                "A grading worker could not be started.\n"
-                f"`{sys.executable} -c 'import amir_grpo._grading_worker'` shows why."
-            )
+        with contextlib.suppress(queue.Empty):
+            if self._replies.get(timeout=_START_SECONDS) is not None:
+                return
+        self.kill()
+        why = f"`{sys.executable} -c 'import amir_grpo._grading_worker'` shows why."
+        raise RuntimeError(f"A grading worker could not be started.\n{why}")
 
 
 def _read(stream, replies: queue.SimpleQueue[bytes | None]) -> None:
@@ -275,8 +241,6 @@ def _read(stream, replies: queue.SimpleQueue[bytes | None]) -> None:
 
 
 def _cause_of_death(code: int) -> Limit:
-    if code == -getattr(signal, "SIGPROF", 0):
-        return "time"
-    if code == -getattr(signal, "SIGKILL", 0):  # not from here: the system was short of memory
-        return "memory"
-    return "crash"
+    # SIGKILL is not from here: the system was short of memory
+    causes: dict[int, Limit] = {-getattr(signal, "SIGPROF", 0): "time", -getattr(signal, "SIGKILL", 0): "memory"}
+    return causes.get(code, "crash")

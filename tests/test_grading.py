@@ -451,8 +451,9 @@ def test_a_script_without_a_main_guard(tmp_path):
         f"sys.path.insert(0, {str(Path(grading.__file__).parents[1])!r})\n"
         "from amir_grpo import grading\n"
         "print('once')\n"
-        rf"print(grading.is_correct(r'\boxed{{\sqrt{{8}}}}', r'2\sqrt{{2}}'), grading._shared._idle[0]._process.pid)"
-        "\nprint('torch' in sys.modules, 'sympy' in sys.modules)\n"
+        rf"right = grading.is_correct(r'\boxed{{\sqrt{{8}}}}', r'2\sqrt{{2}}')"
+        "\nprint(right, grading._shared_grader(2)._idle[0]._process.pid)\n"
+        "print('torch' in sys.modules, 'sympy' in sys.modules)\n"
     )
     # a module of the working directory must not get into the workers
     (tmp_path / "sympy.py").write_text("raise SystemExit('imported from the working directory')")

@@ -23,7 +23,8 @@ def test_pass_at_k_is_exact_for_many_samples_and_every_shape():
     correct = np.array([[0, 1, 7], [300, 999, 1000]])
     expected = [[1 - comb(1000 - c, 500) / comb(1000, 500) for c in row] for row in correct.tolist()]
     np.testing.assert_allclose(metrics.pass_at_k(correct, 1000, 500), expected, rtol=1e-12)
-    assert metrics.pass_at_k([0, 8], 8, 4).tolist() == [0.0, 1.0]
+    assert metrics.pass_at_k([0, 8], 8, 4).tolist() == metrics.pass_at_k([0.0, 8.0], 8.0, 4).tolist() == [0.0, 1.0]
+    assert metrics.pass_at_k([True, False], 1, 1).tolist() == [1.0, 0.0]
 
 
 def test_pass_at_k_takes_a_number_of_samples_for_each_problem():
@@ -38,6 +39,11 @@ def test_pass_at_k_takes_a_number_of_samples_for_each_problem():
         ([5], 4, 1, "c=5 correct of n=4 samples"),
         ([-1], 4, 1, r"c=-1 .*\nCount each completion of a problem once, and give the n"),
         ([1, 5], [4, 4], 1, "c=5 correct of n=the given samples"),
+        ([0.5], 8, 1, r"c=0\.5: .*\nGive counts, not shares"),
+        ([1, np.nan], 8, 1, "c=nan"),
+        ([1], 8.5, 1, r"n=8\.5"),
+        ([1], [4, np.inf], 1, "n=inf"),
+        ([1], 8, 1.5, r"k=1\.5"),
     ],
 )
 def test_pass_at_k_refuses_what_cannot_be(correct, n, k, named):

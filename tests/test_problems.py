@@ -337,6 +337,49 @@ def test_a_missing_mirror_file_is_named(tmp_path):
     one_error(raised, path, "load_dataset('openai/gsm8k', 'main', split='validation')", "AMIR_GRPO_DATA")
 
 
+NUMBERS = [("amc23", 27, "27"), ("amc23", 27.0, "27"), ("math500", -0.5, "-0.5"), ("dapo_math", 34, "34")]
+NUMBERS += [("minervamath", 1e-07, "1e-07"), ("livemathbench", 7, "7"), ("olympiadbench", 3, "3")]
+
+
+def answer_of(name, value):
+    """A row of a set with another answer."""
+    row = {entry: row for entry, _, row, _, _ in ROWS}[name]
+    column = {"dapo_math": "solution", "olympiadbench": "final_answer"}.get(name, "answer")
+    return {**row, column: value}
+
+
+def default_split(name):
+    return (BENCHMARKS.get(name) or TRAINING_SETS[name]).split
+
+
+@pytest.mark.parametrize(("name", "value", "answer"), NUMBERS)
+def test_a_number_is_an_answer(tmp_path, name, value, answer):
+    write(tmp_path, name, default_split(name), answer_of(name, value))
+    assert load_problems(name, mirror=tmp_path)["answer"][0] == [answer]
+
+
+def test_a_list_means_several_right_answers_where_the_set_says_so(tmp_path):
+    write(tmp_path, "olympiadbench", "train", answer_of("olympiadbench", ["69", 84]))
+    assert load_problems("olympiadbench", mirror=tmp_path)["answer"][0] == ["69", "84"]
+
+
+SINGLE = ("amc23", "aime25", "math500", "minervamath", "dapo_math", "livemathbench")
+
+
+@pytest.mark.parametrize("name", [*SINGLE, "olympiadbench"])
+@pytest.mark.parametrize(
+    "value", [["27"], True, float("nan"), float("inf"), {"value": 27}, ["27", None], [True], [[1]]]
+)
+def test_what_is_no_answer_of_the_set_is_refused_by_file_and_row(tmp_path, name, value):
+    path = write(tmp_path, name, default_split(name), answer_of(name, "27"), answer_of(name, value))
+    if name == "olympiadbench" and value == ["27"]:
+        assert load_problems(name, mirror=tmp_path)["answer"][1] == ["27"]
+        return
+    with pytest.raises(ValueError) as raised:
+        load_problems(name, mirror=tmp_path)
+    one_error(raised, path, "row 2", "no answer")
+
+
 NO_ANSWER = [
     ("gsm8k", {"question": "q", "answer": "no hashes"}),
     ("gsm8k", {"question": "q", "answer": "#### "}),
@@ -357,8 +400,7 @@ NO_ANSWER = [
 @pytest.mark.parametrize(("name", "row"), NO_ANSWER)
 def test_a_row_without_an_answer_is_named(tmp_path, name, row):
     good = {entry: row for entry, _, row, _, _ in ROWS}[name]
-    split = (BENCHMARKS.get(name) or TRAINING_SETS[name]).split
-    path = write(tmp_path, name, split, good, row)
+    path = write(tmp_path, name, default_split(name), good, row)
     with pytest.raises(ValueError) as raised:
         load_problems(name, mirror=tmp_path)
     one_error(raised, path, "row 2", "no answer")

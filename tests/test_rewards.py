@@ -1,11 +1,11 @@
 """Rewards: against values worked out by hand, an evaluator of Python's own, and TRL's float32 arithmetic."""
 
-import ast
-import operator
+import re
 from fractions import Fraction
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +13,7 @@ from amir_grpo import rewards
 from amir_grpo.rewards import (
     arithmetic_claims,
     brier,
+    check_answers,
     correctness,
     count_true_claims,
     has_format,
@@ -32,31 +33,77 @@ def message(text):
     return [{"role": "assistant", "content": text}]
 
 
-def test_names_are_the_log_keys_in_order():
-    assert [function.__name__ for function in reward_functions(False)] == BASE
-    assert [function.__name__ for function in reward_functions(True)] == [*BASE, "brier"]
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [((), BASE), ((True,), [*BASE, "brier"]), ((False, False), BASE[:-1]), ((True, False), [*BASE[:-1], "brier"])],
+)
+def test_names_are_the_log_keys_in_order(arguments, names):
+    assert [function.__name__ for function in reward_functions(*arguments)] == names
 
 
 @pytest.mark.parametrize("calibration", [False, True])
-def test_as_trl_calls_them(calibration):
+def test_as_trl_calls_them_whatever_the_columns_are_called(calibration):
     texts = [CONFIDENT if calibration else GOOD, "no answer", ""]
-    columns = {
-        "answer": [["7"], ["7"], ["7"]],
-        "prompts": [None] * 3,
-        "completion_ids": [[1]] * 3,
-        "id": ["a", "b", "c"],
-    }
+    columns = {"answer": [["7"], 7, 7.0], "prompts": [None] * 3, "completion_ids": [[1]] * 3, "id": ["a", "b", "c"]}
+    others = dict.fromkeys(("calibration", "claims", "tags", "limit", "workers"), [not calibration] * 3)
     for function in reward_functions(calibration):
         as_text = function(completions=texts, **columns)
         assert as_text == function(completions=[message(text) for text in texts], trainer_state=object(), **columns)
+        assert as_text == function(completions=texts, **columns, **others)
         assert len(as_text) == 3
         assert all(type(reward) is float for reward in as_text)
         assert as_text[0] > 0
 
 
-def test_a_conversation_is_judged_by_its_last_message():
-    turns = [{"role": "assistant", "content": "5"}, {"role": "tool", "content": "x"}, *message(GOOD)]
-    assert correctness([turns, [], message(None)], answer=["7", "7", "7"]) == [2.0, 0.0, 0.0]
+@pytest.mark.parametrize(
+    ("conversation", "reward"),
+    [
+        ([{"role": "assistant", "content": "5"}, {"role": "tool", "content": "x"}, *message(GOOD)], 2.0),
+        ([*message(GOOD), {"role": "tool", "content": "8"}], 0.0),
+        ([*message("5"), {"role": "tool", "content": GOOD}], 0.0),
+        ([*message("5"), {"role": "user", "content": GOOD}], 0.0),
+        (message([{"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}]), 2.0),
+        (message([{"type": "image", "image": None}, {"type": "text", "text": GOOD}]), 2.0),
+        (message([GOOD]), 2.0),
+        ([{"content": GOOD}], 2.0),
+        (message(None), 0.0),
+        (message([]), 0.0),
+        ([], 0.0),
+    ],
+)
+def test_a_conversation_is_judged_by_what_the_policy_says_last(conversation, reward):
+    assert correctness([conversation], answer=["7"]) == [reward]
+
+
+@pytest.mark.parametrize("answers", [["7", "8"], [7, 8], [7.5, -1.0], [["7"], ["8", "9"]], [[7, 8], [9]]])
+def test_texts_and_numbers_are_answers(answers):
+    check_answers(Dataset.from_dict({"answer": answers}))
+    first = answers[0][0] if isinstance(answers[0], list) else answers[0]
+    assert correctness([rf"\boxed{{{first}}}", r"\boxed{0}"], answer=answers) == [2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([True, False], "row 0: True is no answer"),
+        ([1.0, float("nan")], "row 1: nan is no answer"),
+        ([1.0, float("inf")], "row 1: inf is no answer"),
+        (["7", None], "row 1: None is no answer"),
+        ([["7"], ["8", None]], "row 1: None is no answer"),
+        ([["7"], []], "row 1: no answer"),
+        (["7", " "], "row 1: no answer"),
+        ([{"value": 7}], "row 0: {'value': 7} is no answer"),
+        ([[[7]]], r"row 0: [7] is no answer"),
+        (None, "No column 'answer'"),
+    ],
+)
+def test_other_answers_are_refused_by_row_before_training(answers, said):
+    dataset = Dataset.from_dict({"question": ["?"]} if answers is None else {"answer": answers})
+    with pytest.raises(ValueError) as refused:
+        check_answers(dataset)
+    assert said in str(refused.value)
+    assert len(str(refused.value).splitlines()) <= 3
+    assert correctness.check_dataset is brier.check_dataset is check_answers
 
 
 def test_correctness_by_the_grader():
@@ -66,7 +113,19 @@ def test_correctness_by_the_grader():
 
 @pytest.mark.parametrize(
     ("answer", "reward"),
-    [("7", 0.2), ("-7", 0.2), ("1,250", 0.2), ("3.0", 0.2), ("3.5", 0), (r"\frac{4}{2}", 0), ("50%", 0), ("x", 0)],
+    [
+        *(
+            ("7", 0.2),
+            ("-7", 0.2),
+            ("1,250", 0.2),
+            ("3.0", 0.2),
+            ("3.5", 0),
+            (r"\frac{4}{2}", 0),
+            ("50%", 0),
+            ("x", 0),
+        ),
+        *(("628, 372", 0), ("(1, 234)", 0), (r"11,\! 111", 0.2), ("**7**", 0.2), ("7 apples", 0), ("12 million", 0.2)),
+    ],
 )
 def test_integer_answer(answer, reward):
     assert integer_answer([rf"<answer>\boxed{{{answer}}}</answer>"]) == [reward]
@@ -174,22 +233,6 @@ def test_claims_are_bounded_and_counted_once():
     assert arithmetic_claims([many, "1+1=2\n" * 50, ""]) == pytest.approx([0.5, 0.1, 0.0])
 
 
-OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-
-
-def python_value(expression):
-    """The value by Python's own grammar, exact."""
-
-    def value(node):
-        if isinstance(node, ast.BinOp):
-            return OPERATIONS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.UnaryOp):
-            return -value(node.operand)
-        return Fraction(node.value)
-
-    return value(ast.parse(expression, mode="eval").body)
-
-
 expressions = st.recursive(
     st.integers(0, 50).map(str),
     lambda inner: st.one_of(
@@ -205,11 +248,11 @@ expressions = st.recursive(
 @settings(max_examples=300, deadline=None)
 def test_claims_agree_with_pythons_arithmetic(expression, error):
     try:
-        value = python_value(expression)
+        value = eval(re.sub(r"(\d+)", r"Fraction(\1)", expression), {"Fraction": Fraction})  # made here
     except ZeroDivisionError:
         assert count_true_claims(f"{expression}=0", 9) == 0
         return
-    has_operator = any(isinstance(node, ast.BinOp) for node in ast.walk(ast.parse(expression)))
+    has_operator = bool(re.search(r"[0-9)][-+*/]", expression))
     stated = f"{value.numerator + error * value.denominator}/{value.denominator}"
     # a claim that begins with a minus after nothing is a claim; with an operator after a word it would be none
     assert count_true_claims(f"We get\n{expression} = {stated}", 9) == int(has_operator and error == 0)
