@@ -22,7 +22,7 @@ from amir_grpo.policies import backend, engines, loading, sampling
 from amir_grpo.policies.backend import start_backend
 from amir_grpo.policies.float64 import merged_adapters
 from amir_grpo.runs.run import open_run, resolve_profile
-from amir_grpo.settings import PolicySettings, settings_of
+from amir_grpo.settings import PROFILES, PolicySettings, settings_of
 from amir_grpo.system import network
 
 
@@ -246,6 +246,8 @@ def test_a_paper_profile_without_a_gpu_is_refused_before_anything_is_loaded(mach
 def test_a_t4_computes_in_float16_although_it_can_emulate_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setenv("LOCAL_RANK", "3")  # one of several processes
+    assert loading.device() == torch.device("cuda", 3)
     assert loading.compute_dtype() == torch.float16
     from amir_grpo.runs import training
 
@@ -279,12 +281,6 @@ def test_what_float16_trains_is_float32_and_a_loss_scaler_works(base):
     scaler.step(optimizer)
     scaler.update()
     assert any(not torch.equal(old, new) for old, new in zip(before, trained, strict=True)), "the step was not skipped"
-
-
-def test_each_of_several_processes_has_its_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert loading.device() == torch.device("cuda", 3)
 
 
 def test_a_vision_tower_gets_no_adapter():
@@ -445,6 +441,9 @@ def pickled(base, tmp_path):
 
 
 def test_pickled_weights_are_refused_unless_asked_for(pickled, base):
+    for profile in PROFILES:
+        policy = settings_of(profile).policy
+        assert (policy.safetensors_only, policy.trust_remote_code) == (True, False)
     with pytest.raises(OSError, match="cannot be loaded"):
         loading.load_policy(str(pickled))
     ids = torch.arange(5, 15)[None]
@@ -476,13 +475,6 @@ def test_code_of_a_policy_is_run_only_where_asked_for(base, tmp_path):
     with pytest.raises(OSError, match="cannot be loaded"):
         loading.load_policy(str(folder))
     assert type(loading.load_policy(str(folder), None, PolicySettings(trust_remote_code=True))).__name__ == "Own"
-
-
-def test_trust_is_off_in_every_profile():
-    for name in ("sandbox", "colab-t4", "paper-qwen7b"):
-        settings = settings_of(name)
-        assert not settings.policy.trust_remote_code
-        assert settings.policy.safetensors_only
 
 
 def test_under_unsloth_the_pad_token_is_not_the_end(tokenizer):

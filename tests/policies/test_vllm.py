@@ -1,4 +1,4 @@
-"""The vLLM engine: what it asks of vLLM, by a stand-in; `test_vllm_itself.py` asks the real one, which `.ci/vllm` installs."""
+"""The vLLM engine: what it asks of a stand-in; `test_vllm_itself.py` asks the real one, which `.ci/vllm` installs."""
 
 import importlib.util
 import json
@@ -108,19 +108,14 @@ def test_a_rank_without_kernels_is_refused(asked):
         ask(asked, rank=513)
 
 
-def test_a_t4_draws_in_float16(asked, monkeypatch):
-    """vLLM would take the bfloat16 of the policy's configuration, and refuse the card."""
-    monkeypatch.setattr(engines, "compute_dtype", lambda settings: torch.float16)
-    assert ask(asked)["LLM"][1]["dtype"] == "float16"
-
-
-def test_it_takes_nine_tenths_of_what_others_have_left_of_the_gpu(asked, monkeypatch):
-    """vLLM's own default is 0.9 of the whole, which fails after a training in the same process."""
+def test_it_takes_nine_tenths_of_what_is_left_of_the_gpu_and_its_precision(asked, monkeypatch):
+    """vLLM's own defaults are 0.9 of the whole, which fails after a training, and on a T4 bfloat16, which it refuses."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40, 80))
-    monkeypatch.setattr(engines, "compute_dtype", lambda settings: torch.bfloat16)
-    assert ask(asked)["LLM"][1]["gpu_memory_utilization"] == 0.45
+    monkeypatch.setattr(engines, "compute_dtype", lambda settings: torch.float16)
+    options = ask(asked)["LLM"][1]
+    assert (options["gpu_memory_utilization"], options["dtype"]) == (0.45, "float16")
 
 
 def adapter(folder, rank, **more):
