@@ -23,7 +23,7 @@ from matplotlib.image import imread
 from amir_grpo import cli
 from amir_grpo.runs import reproduce
 from amir_grpo.runs.run import open_run
-from amir_grpo.system.workers import submitting
+from amir_grpo.system.cluster import submitting
 from tests.cells import executed, run_cells
 from tests.conftest import WARMUP_STEPS
 from tools import gallery

@@ -31,11 +31,10 @@ from amir_grpo.cli.parsing import Command, parse
 from amir_grpo.policies.backend import import_early
 from amir_grpo.policies.source import copy_policy
 from amir_grpo.settings import FIELDS, PROFILES
-from amir_grpo.system.cluster import cluster_of
+from amir_grpo.system.cluster import check_workers, cluster_of
 from amir_grpo.system.files import atomic_write, check_folder, user_path
 from amir_grpo.system.processes import die_with_parent, ending, is_main, leave_process_group, world_size
 from amir_grpo.system.provenance import read_config
-from amir_grpo.system.workers import check_workers
 
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
@@ -254,8 +253,6 @@ def _reproduce(options: ReproduceOptions, overrides: dict[str, Any]) -> None:
         run = _open(options, overrides)
         reproduce_run(run, overrides, cluster_of(options, run.folder))
     except NotebookError as error:
-        if error.mendable:
-            raise ValueError(str(error)) from error
         raise SystemExit(f"amir_grpo reproduce: {error}") from error
 
 

@@ -18,6 +18,7 @@ from amir_grpo.policies.source import copy_policy
 from amir_grpo.problems import TRAINING_SETS
 from amir_grpo.runs.stages import check_trained, write_table
 from amir_grpo.system.files import atomic_folder, check_folder, explain_full_disk, write_text
+from amir_grpo.system.progress import quiet
 from amir_grpo.system.provenance import read_json, record_of, to_json
 
 if TYPE_CHECKING:
@@ -38,11 +39,9 @@ tags: [amir-grpo, grpo, evaluation]
 
 # What {names} answered
 
-By {by}. One training of each method: another seed gives others. `completions.parquet` has a row per completion: `policy`,
-`benchmark`, `problem_id`, `sample` (its number), `text`, `tokens`, `finish_reason` (stop, length), `logprob` (sum over its
-tokens, in nats, at temperature 1), `correct` (by math-verify), `formatted`, `confidence` (where it was asked for), `seed`.
-`lm_eval/` holds the same, with questions and answers, as the lm-evaluation-harness logs samples. Questions and answers are
-under the benchmarks' own licences.
+By {by}. One training of each method: another seed gives others. `logprob` is a sum over tokens, in nats, at temperature 1;
+`correct` is math-verify's. `lm_eval/` holds the same, with questions and answers, as the lm-evaluation-harness logs samples.
+Questions and answers are under the benchmarks' own licences.
 
 pass@1, in percent:
 
@@ -106,7 +105,6 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
         copy_policy(trained, beside, adapter=not merged)
         if merged:
             from amir_grpo.policies.loading import merged_policy
-            from amir_grpo.system.progress import quiet
 
             with quiet():
                 merged_policy(run.base(), trained, run.settings.policy).save_pretrained(beside)
@@ -201,7 +199,7 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
 def export_results(run: Run, folder: Path) -> Path:
     """Save the completions of a run that has been evaluated into a new folder.
 
-        README.md            the data card: what was evaluated, and what each column is
+        README.md            the data card
         completions.parquet  a row for each completion
         lm_eval/             the same as the lm-evaluation-harness logs samples, a file per policy and benchmark
 
@@ -228,19 +226,15 @@ def export_results(run: Run, folder: Path) -> Path:
         write_table(beside / "completions.parquet", kept)
         for path, entries in _harness_files(run, samples):
             write_text(beside / "lm_eval" / path, "".join(json.dumps(entry) + "\n" for entry in entries))
-        write_text(beside / "README.md", data_card(run, kept))
+        levels = kept.groupby(["benchmark", "policy"], sort=False)["correct"].mean().mul(100).round(1).unstack()
+        card = _DATA_CARD.format(
+            names=", ".join(POLICY_NAMES.values()),
+            by=_BY,
+            levels=_markdown(["benchmark", *levels.columns], levels.itertuples()),
+            record=to_json(_public_record(run)).strip(),
+        )
+        write_text(beside / "README.md", card)
     return folder
-
-
-def data_card(run: Run, completions: pd.DataFrame) -> str:
-    """Describe the completions of a run in Markdown, with metadata for the Hub."""
-    levels = completions.groupby(["benchmark", "policy"], sort=False)["correct"].mean().mul(100).round(1).unstack()
-    return _DATA_CARD.format(
-        names=", ".join(POLICY_NAMES.values()),
-        by=_BY,
-        levels=_markdown(["benchmark", *levels.columns], levels.itertuples()),
-        record=to_json(_public_record(run)).strip(),
-    )
 
 
 def harness_samples(
@@ -313,17 +307,9 @@ def _levels(run: Run, method: str) -> str:
         return "Not evaluated."
     table = pd.read_csv(path)
     table = table[table["policy"].isin(["base", method]) & table["quantity"].str.startswith(("pass@", "greedy"))]
-    rows = (
-        (
-            row.benchmark,
-            row.quantity,
-            row.policy,
-            f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}]",
-        )
-        for row in table.itertuples()
-    )
-    shown = _markdown(["benchmark", "quantity", "policy", "estimate"], rows)
-    return f"In percent; in brackets, 95 % intervals over problems. They do not cover another training.\n\n{shown}"
+    columns = ["benchmark", "quantity", "policy", "estimate", "estimate_low", "estimate_high"]
+    shown = _markdown(columns, table[columns].round(1).to_numpy())
+    return f"In percent, with 95 % intervals over problems; they do not cover another training.\n\n{shown}"
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:

@@ -18,11 +18,10 @@ from amir_grpo.choices import METHODS, POLICIES
 from amir_grpo.runs.locations import kept_results, notebooks_folder
 from amir_grpo.runs.run import Run
 from amir_grpo.runs.verify import compared_with_kept
-from amir_grpo.system.cluster import Cluster
+from amir_grpo.system.cluster import Cluster, results_of, submitting, visible_gpus, worker_processes
 from amir_grpo.system.files import write_text
-from amir_grpo.system.locks import locked
+from amir_grpo.system.locks import Busy, locked
 from amir_grpo.system.progress import REPORT_TO, reports_shown
-from amir_grpo.system.workers import results_of, submitting, visible_gpus, worker_processes
 
 # (notebook, parameters); those of one line may run side by side
 _STAGES: list[list[tuple[str, dict[str, Any]]]] = [
@@ -40,24 +39,7 @@ _REPORTS = ".progress"  # in the run folder: a file for each notebook that is be
 
 
 class NotebookError(RuntimeError):
-    """A notebook has failed; the message is that of its error, and where it stands.
-
-    Attributes:
-        kind: Name of the error's class.
-    """
-
-    def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message, kind)
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return self.args[0]
-
-    @property
-    def mendable(self) -> bool:
-        """Whether it is of those errors by which the package refuses input, rather than one of its own."""
-        known = getattr(builtins, self.kind, RuntimeError)
-        return self.kind == "Busy" or issubclass(known, (ValueError, OSError, MemoryError))
+    """A notebook has failed by an error of its own; the message is that of the error, and where it stands."""
 
 
 def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | None = None) -> None:
@@ -75,8 +57,9 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
 
     Raises:
         FileNotFoundError: If the notebooks are not there.
-        ValueError, OSError: If something that a later stage needs is not there, before the first begins.
-        NotebookError: If a notebook fails.
+        ValueError, OSError: If something that a later stage needs is not there, before the first begins, or a notebook
+            refuses what it was given.
+        NotebookError: If a notebook fails otherwise.
         Busy: If another process reproduces into the same folder.
     """
     folder, started = notebooks_folder(), time.perf_counter()
@@ -96,7 +79,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
         number = min(2, len(gpus) or os.cpu_count() or 1)
         reports = reports_shown(run.folder / _REPORTS, run.folder / "reproduce.log")
         with _submitting(cluster, number) as submit, reports as say:
-            say(_announcement(run.folder / "notebooks"))
+            say(f"Executing the notebooks into {run.folder / 'notebooks'} (what is complete is read, not repeated):")
             for stage in stages:
                 for notebook, seconds in results_of(_execute, stage, submit):
                     number = labels.index(notebook.label) + 1
@@ -138,13 +121,6 @@ def write_page(folder: Path, labels: Iterable[str]) -> Path:
     page = nbformat.v4.new_notebook(cells=cells, metadata={"title": folder.name})
     exporter = HTMLExporter(require_js_url="", jquery_url="")
     return write_text(folder / "run.html", exporter.from_notebook_node(page)[0])
-
-
-def _announcement(folder: Path) -> str:
-    """What is about to happen in `folder`: a command that goes on where another stopped executes every notebook again."""
-    before = len(list(folder.glob("*.ipynb")))
-    again = f", {before} of them again (what was trained, drawn and scored is read, not repeated)" if before else ""
-    return f"Executing the notebooks into {folder}{again}:"
 
 
 @contextmanager
@@ -206,11 +182,14 @@ def _execute(notebook: _Notebook) -> float:
                 break
             except PapermillExecutionError as error:
                 lines = [line for line in error.evalue.splitlines() if line.strip()][:2] or [error.ename]
-                raise NotebookError("\n".join([*lines, f"See {out}."]), error.ename) from None
+                kind = Busy if error.ename == "Busy" else getattr(builtins, error.ename, RuntimeError)
+                refused = issubclass(kind, (ValueError, OSError, MemoryError, Busy))  # by which input is refused
+                raise (ValueError if refused else NotebookError)("\n".join([*lines, f"See {out}."])) from None
             except RuntimeError as error:
                 if _NOT_STARTED not in str(error) or start == _KERNEL_STARTS - 1:
-                    message = f"{notebook.path.stem} has failed: {error}\nSee {out.with_suffix('.log')}."
-                    raise NotebookError(message, "RuntimeError") from None
+                    raise NotebookError(
+                        f"{notebook.label} has failed: {error}\nSee {out.with_suffix('.log')}."
+                    ) from None
     return time.perf_counter() - started
 
 

@@ -16,7 +16,7 @@ from amir_grpo.choices import SANDBOX
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.settings import RunSettings
-from amir_grpo.system.workers import run_jobs, submitting, visible_gpus
+from amir_grpo.system.cluster import run_jobs, submitting, visible_gpus
 
 
 @dataclass(frozen=True)

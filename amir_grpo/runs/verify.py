@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,11 @@ def first_difference(a: Path, b: Path) -> str | None:
     settings = [read_config(folder)["settings"] for folder in (a, b)]
     for name, (old, new) in differences(*settings).items():
         return f"setting {name}: {old!r} and {new!r}"
-    names = [(same, name) for pattern, same in _PARTS for name in _names(pattern, a, b)]
+    names = [
+        (same, name)
+        for pattern, same in _PARTS
+        for name in sorted({path.relative_to(folder) for folder in (a, b) for path in folder.glob(pattern)})
+    ]
     if not names:
         raise FileNotFoundError(f"{a} and {b} hold nothing yet that could be compared.\nRun them first.")
     for same, name in names:
@@ -87,8 +91,7 @@ def compared_with_kept(run: Run, kept: Path) -> str | None:
         return f"Not compared with the published results of this package, made with another {changed[0]}{more}."
     results = _results(run)
     for name, table in results.items():
-        names = ("policy", "benchmark") if name == "completions" else ()
-        if difference := table_difference(pd.read_csv(kept / f"{name}.csv"), table, TOLERANCE, names):
+        if difference := table_difference(pd.read_csv(kept / f"{name}.csv"), table, TOLERANCE):
             return (
                 "Not equal to the published results of this package. First difference (there and here): "
                 f"{name}.csv: {difference}\n{_explanation(old['provenance'], new['provenance'])}"
@@ -117,15 +120,12 @@ def completion_digests(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table_difference(
-    a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 0.0, names: Sequence[str] = ()
-) -> str | None:
+def table_difference(a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 0.0) -> str | None:
     """Say what differs first between two tables; None where nothing does. Times and the order of columns do not count.
 
     Args:
         a, b: The tables.
         tolerance: Numbers that differ by less, relative or absolute, are the same.
-        names: Columns that name a row, where its number says less.
     """
     a, b = (table.drop(columns=_TIMES, errors="ignore") for table in (a, b))
     if set(a.columns) != set(b.columns):
@@ -135,8 +135,7 @@ def table_difference(
     for column in a.columns:
         for row, (x, y) in enumerate(zip(a[column], b[column], strict=True)):
             if not _equal(x, y, tolerance):
-                named = ", ".join(str(a[name].iloc[row]) for name in names) or row
-                return f"column {column}, row {named}: {_short(x)} and {_short(y)}"
+                return f"column {column}, row {row}: {repr(x)[:60]} and {repr(y)[:60]}"
     return None
 
 
@@ -150,27 +149,16 @@ def _results(run: Run) -> dict[str, pd.DataFrame]:
 def _explanation(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name what differs between two provenances and may change numbers; where nothing does, the code is what is left."""
     made = [
-        {**p["packages"], "Python": p["python"], "platform": p["platform"], "CPU": p.get("cpu")} for p in (old, new)
+        p["packages"] | {"Python": p["python"], "platform": p["platform"], "CPU": p.get("cpu")} for p in (old, new)
     ]
     told = [
-        f"{name} {there or 'unknown'} (here {made[1][name] or 'unknown'})"
+        f"{name} {there} (here {made[1][name]})"
         for name, there in made[0].items()
-        if name in made[1] and there != made[1][name]
+        if made[1].get(name, there) != there
     ]
     if told:
         return f"A possible reason: the published ones were made with {', '.join(told)}."
-    commits = [
-        f"{(p['commit'] or 'unknown')[:12]}{' with uncommitted changes' if p['uncommitted_changes'] else ''}"
-        for p in (old, new)
-    ]
-    return (
-        "Packages, platform and kind of CPU are the same, so that the code may be the reason: commit "
-        f"{commits[0]} there, {commits[1]} here."
-    )
-
-
-def _names(pattern: str, *folders: Path) -> Iterator[Path]:
-    yield from sorted({path.relative_to(folder) for folder in folders for path in folder.glob(pattern)})
+    return f"Only the code differs: commit {old['commit']} there, {new['commit']} here."
 
 
 def _same_bytes(a: Path, b: Path) -> str | None:
@@ -197,11 +185,6 @@ def _equal(x: object, y: object, tolerance: float) -> bool:
     if tolerance and isinstance(x, float) and isinstance(y, float):
         return math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance) or (math.isnan(x) and math.isnan(y))
     return x == y or bool(pd.isna(x) and pd.isna(y))
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 # Patterns of files, and what compares two of them: None where they are the same. In the order in which they are made.

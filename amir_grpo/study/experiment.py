@@ -22,10 +22,9 @@ from amir_grpo.study import measures
 from amir_grpo.study.arms import ARMS, BASE, PROFILE, Arm
 from amir_grpo.study.kept import KeptRun, keep_run, read_run
 from amir_grpo.study.plan import Plan
-from amir_grpo.system.cluster import Cluster
+from amir_grpo.system.cluster import Cluster, run_jobs, submitting, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import provenance
-from amir_grpo.system.workers import run_jobs, submitting, visible_gpus
 
 PROBLEMS = 400  # per benchmark
 

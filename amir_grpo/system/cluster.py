@@ -1,19 +1,29 @@
-"""Work as jobs of Slurm, by submitit, on a file system that all machines share.
+"""Work side by side: in this process, in processes of this machine, one for each GPU if there are any, or as jobs of Slurm.
 
-A job that is preempted, runs out of time or loses its machine goes into the queue again and is done again, so what it does
-must read back what is complete.
+Jobs are submitit's, on a file system that all machines share. One that is preempted, runs out of time or loses its machine
+goes into the queue again and is done again, so what it does must read back what is complete.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import active_children, get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from amir_grpo.system.files import install_command
+from amir_grpo.system.processes import work_for_parent
+from amir_grpo.system.progress import stage
 
 if TYPE_CHECKING:
     import submitit
@@ -64,8 +74,8 @@ class Cluster:
 
     executor: submitit.Executor
 
-    def submit(self, do: Callable[[Any], Any], work: Any) -> Job:
-        """Submit `do(work)` as a job under the work's label.
+    def submit(self, do: Callable[[Any], Any], work: Any) -> SimpleNamespace:
+        """Submit `do(work)` as a job under the work's label; returns its methods done, result and cancel.
 
         Raises:
             ValueError: If Slurm refuses the job.
@@ -74,44 +84,29 @@ class Cluster:
 
         self.executor.update_parameters(name=re.sub(r"[^A-Za-z0-9.]+", "-", work.label)[:50])
         try:
-            return Job(self.executor.submit(_Resumable(do), work))
+            job = self.executor.submit(_Resumable(do), work)
         except FailedJobError as error:
             said = [line.strip() for line in str(error).splitlines() if "error:" in line] or [str(error).strip()]
             raise ValueError(f"Slurm refuses the job {work.label}: {said[0]}\nSee the options --slurm_….") from error
+        return SimpleNamespace(
+            job=job, done=job.done, result=partial(_result, job), cancel=partial(job.cancel, check=False)
+        )
 
 
-@dataclass(frozen=True)
-class Job:
-    """A submitted job, to be waited for as a concurrent.futures.Future is."""
+def _result(job: submitit.Job) -> Any:
+    """The result of a job, or the error of what it has called."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
 
-    job: submitit.Job
-
-    def done(self) -> bool:
-        """Whether its result is there, or Slurm says that it has ended."""
-        return self.job.done()
-
-    def cancel(self) -> None:
-        """End it, or take it from the queue."""
-        self.job.cancel(check=False)
-
-    def result(self) -> Any:
-        """The call's result, or its error.
-
-        Raises:
-            ChildProcessError: If the job has ended without a result: killed, cancelled, or lost with its machine.
-        """
-        from submitit.core.utils import FailedJobError, UncompletedJobError
-
-        try:
-            value, error = self.job.result()
-        except (FailedJobError, UncompletedJobError) as error:
-            raise ChildProcessError(
-                f"Job {self.job.job_id} has ended without a result.\nIts log: {self.job.paths.stderr}\n"
-                "What is complete stays: start the same again."
-            ) from error
-        if error:
-            raise error
-        return value
+    try:
+        value, error = job.result()
+    except (FailedJobError, UncompletedJobError) as ended:  # killed, cancelled, or lost with its machine
+        raise ChildProcessError(
+            f"Job {job.job_id} has ended without a result.\nIts log: {job.paths.stderr}\n"
+            "What is complete stays: start the same again."
+        ) from ended
+    if error:
+        raise error
+    return value
 
 
 def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
@@ -124,10 +119,8 @@ def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
     Raises:
         ValueError: If a number is not possible, submitit is not installed, or this machine submits no jobs.
     """
-    least = min(
-        options.slurm_gpus + 1, options.slurm_cpus, 1 if options.slurm_memory_gb is None else options.slurm_memory_gb
-    )
-    if least < 1 or not 0 < options.slurm_hours < math.inf:
+    memory = 1 if options.slurm_memory_gb is None else options.slurm_memory_gb
+    if min(options.slurm_gpus + 1, options.slurm_cpus, memory) < 1 or not 0 < options.slurm_hours < math.inf:
         raise ValueError(
             "slurm_gpus must be at least 0, slurm_cpus and slurm_memory_gb at least 1, and slurm_hours above 0."
         )
@@ -158,3 +151,102 @@ def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
     }
     executor.update_parameters(**{name: value for name, value in asked.items() if value})
     return Cluster(executor)
+
+
+def visible_gpus(device: str) -> list[str]:
+    """The GPUs that work may use, as CUDA_VISIBLE_DEVICES names them; none where `device` is cpu."""
+    if device == "cpu":
+        return []
+    import torch
+
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # CUDA ignores what follows a name that it does not know
+    return named.split(",")[:number] if named else [str(gpu) for gpu in range(number)]
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a negative number of worker processes with ValueError."""
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; it must be at least 0 (0: one per GPU or core).")
+
+
+@contextmanager
+def submitting(workers: int | Cluster, gpus: Sequence[str] = ()) -> Iterator[Callable]:
+    """Yield a function that has `do(job)` made: in this process when its result is asked for, or side by side elsewhere.
+
+    What it returns has the methods done, result and cancel of a concurrent.futures.Future.
+
+    Args:
+        workers: Number of processes of this machine; 0: one per GPU given, or else per core; 1: this process. Or a cluster.
+        gpus: From `visible_gpus`: each worker sees one of them, in turn. Empty: all see what this process sees.
+    """
+    if isinstance(workers, Cluster):
+        yield workers.submit
+    elif workers == 1:
+        yield lambda do, job: SimpleNamespace(done=lambda: True, result=partial(do, job), cancel=lambda: None)
+    else:
+        with worker_processes(workers, gpus) as pool:
+            yield pool.submit
+
+
+def worker_processes(number: int, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
+    """Processes that end with this one and show no progress; `number` and `gpus` as in `submitting`."""
+    number = number or len(gpus) or os.cpu_count() or 1
+    context = get_context("spawn")
+    seen = context.SimpleQueue()
+    for worker in range(number):
+        seen.put(gpus[worker % len(gpus)] if gpus else None)
+    return ProcessPoolExecutor(number, context, _begin, (seen,))
+
+
+def _begin(seen: SimpleQueue) -> None:
+    """Begin a worker: before it asks for CUDA, it is given the GPU that it sees."""
+    work_for_parent()
+    gpu = seen.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
+def results_of(do: Callable, jobs: Sequence, submit: Callable) -> Iterator[tuple[Any, Any]]:
+    """Do every job, side by side; yield each with its result as they are complete.
+
+    A failure is raised, and cancels what has not begun; on a cluster it ends what runs, too, as an interrupt does anywhere.
+
+    Args:
+        do: Does one job; it travels to another process, too.
+        jobs: Values that travel, too, each with a `label` for people, in the order in which they begin.
+        submit: From `submitting`.
+
+    Raises:
+        ChildProcessError: If a worker process has been killed, or a job has ended without a result.
+    """
+    waiting = []
+    try:
+        for job in jobs:
+            waiting.append((submit(do, job), job))
+        while waiting:
+            for call, job in [pair for pair in waiting if pair[0].done()]:
+                waiting.remove((call, job))
+                yield job, call.result()
+            time.sleep(min(2.0, 0.05 * len(waiting)))
+    except BaseException as error:
+        for call, _ in waiting:
+            call.cancel()
+        if not isinstance(error, Exception):  # who is interrupted waits for no worker
+            for worker in active_children():
+                worker.kill()
+        if isinstance(error, BrokenExecutor):
+            raise ChildProcessError(
+                "A worker process has been killed, perhaps for lack of memory.\n"
+                "What is complete stays: start the same again, with fewer workers if memory was short."
+            ) from error
+        raise
+
+
+def run_jobs(what: str, do: Callable, jobs: Sequence, submit: Callable) -> None:
+    """Do every job, and show how many are complete; `what` names the work, all else as in `results_of`."""
+    if jobs:
+        with stage(what, len(jobs), unit="run") as tick:
+            for job, _ in results_of(do, jobs, submit):
+                tick(last=job.label)

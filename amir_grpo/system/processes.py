@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,9 @@ from amir_grpo.system.progress import REPORT_TO
 
 _GOES_ON = "What is complete stays: start the same again, and it goes on."
 _PATIENCE = 3.0  # seconds for tidying up after a signal
-_NOBODY_READS = 141  # 128 and SIGPIPE's number, which not every system has
 PR_SET_PDEATHSIG = 1  # of prctl: the signal for when the parent ends
 # what a launcher sets for each of several processes
-_OF_SEVERAL = "RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
+_OF_SEVERAL = r"(LOCAL_|GROUP_|ROLE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(ACCELERATE|FSDP|TORCHELASTIC)_.*"
 
 
 @contextmanager
@@ -40,10 +40,16 @@ def ending(name: str) -> Iterator[None]:
             yield
             print(end="", flush=True)
     except (ValueError, OSError, MemoryError, Busy) as error:
-        broken = isinstance(error, BrokenPipeError)
-        if _output_is_lost("\n" if broken else "") and broken:
-            raise SystemExit(_NOBODY_READS) from error
-        print(f"amir_grpo {name}: {_in_three_lines(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # an output on a full disk, or that nobody reads: the interpreter's end is to be quiet
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(141) from error  # 128 and SIGPIPE's number
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
+        text = "\n".join(lines)[:4000] or type(error).__name__
+        text = "".join(c for c in text if c == "\n" or c.isprintable())
+        print(f"amir_grpo {name}: {text}", file=sys.stderr)
         raise SystemExit(2) from error
     except RuntimeError as error:
         if not _is_loss_of_another(error):
@@ -54,10 +60,7 @@ def ending(name: str) -> Iterator[None]:
 
 @contextmanager
 def _ended_by_signals(line: str) -> Iterator[None]:
-    """Have SIGINT and SIGTERM unwind the block and end the process; after three seconds, whatever it does by then.
-
-    Python runs its handlers between two instructions: a library's call that takes long is waited for.
-    """
+    """Have SIGINT and SIGTERM unwind the block and end the process; after three seconds, whatever it does by then."""
     if current_thread() is not main_thread():  # which alone takes signals
         yield
         return
@@ -91,27 +94,8 @@ def _ended_by_signals(line: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _output_is_lost(probe: str) -> bool:
-    """Tell whether standard output takes no `probe` more; the interpreter's end is quiet then."""
-    try:
-        print(end=probe, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
-
-
-def _in_three_lines(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
-    text = "\n".join(lines)[:4000] or type(error).__name__
-    return "".join(c for c in text if c == "\n" or c.isprintable())
-
-
 def die_with_parent() -> None:
-    """Have the system end this process when the thread that started it ends, however that ends. Linux only.
-
-    Elsewhere an orphaned child keeps running; what it holds is still locked, and a restart says so.
-    """
+    """Have the system end this process when the thread that started it ends, however that ends. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -174,8 +158,7 @@ def run_alone(module: str, *arguments: str) -> None:
     Raises:
         RuntimeError: If it fails, with the end of its error output.
     """
-    several = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
-    environment = {k: v for k, v in os.environ.items() if k not in _OF_SEVERAL and not k.startswith(several)}
+    environment = {name: value for name, value in os.environ.items() if not re.fullmatch(_OF_SEVERAL, name)}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -61,7 +61,7 @@ def stage(
             report(f"{label}, {done:,} of {total:,} {unit}{'' if total == 1 else 's'}{left}")
 
     # in a notebook's output, errors alone are shown in red
-    output = sys.stdout if _in_notebook() else sys.stderr
+    output = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     options = {"desc": label, "unit": f" {unit}", "mininterval": 2, "leave": leave, "disable": bool(path)}
     with tqdm(total=total, initial=done, file=output, **options) as bar:
         tick(0)
@@ -127,14 +127,6 @@ def _reports(folder: Path) -> list[str]:
         with suppress(OSError):  # its process has just ended
             lines.append(f"{path.name}: {path.read_text(encoding='utf-8')}".removesuffix(": "))
     return lines
-
-
-def _in_notebook() -> bool:
-    if "ipykernel" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return get_ipython() is not None
 
 
 @contextmanager

@@ -51,25 +51,20 @@ def provenance() -> dict[str, Any]:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """The record of a run folder, for what is drawn from it: profile, seed, settings, problems, stages, provenance.
+    """The record of a run folder, for what is drawn from it: profile, seed, started, ended, problems, settings, provenance.
 
-    `problems` holds each set's source, number and fingerprint; `stages` when each began and ended; `started` and `ended`
-    are the first and the last of these.
+    `problems` holds each set's source, number and fingerprint; `started` and `ended` are the first and the last of all
+    stages, None where there is none.
     """
     config = read_config(folder)
-    ends = ("started", "ended")
-    stages = {path.parent.name: read_json(path, ends) for path in folder.glob("*/stage.json")}
-    for path in (*folder.glob("samples/*/*.stage.json"), *folder.glob("scores/*.stage.json")):
-        stages[str(path.relative_to(folder)).removesuffix(".stage.json")] = read_json(path, ends)
-    times = {name: {"started": stage["started"], "ended": stage["ended"]} for name, stage in sorted(stages.items())}
-    problems = [read_json(path) for path in sorted(folder.glob("problems/*.json"))]
+    patterns = ("*/stage.json", "samples/*/*.stage.json", "scores/*.stage.json")
+    stages = [read_json(path, ("started", "ended")) for pattern in patterns for path in folder.glob(pattern)]
     return {
         "profile": config["profile"],
         "seed": config["settings"]["seed"],
-        "started": min([t["started"] for t in times.values()], default=None),
-        "ended": max([t["ended"] for t in times.values()], default=None),
-        "stages": times,
-        "problems": problems,
+        "started": min((stage["started"] for stage in stages), default=None),
+        "ended": max((stage["ended"] for stage in stages), default=None),
+        "problems": [read_json(path) for path in sorted(folder.glob("problems/*.json"))],
         "settings": config["settings"],
         "provenance": config["provenance"],
     }

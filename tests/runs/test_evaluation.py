@@ -19,7 +19,7 @@ from amir_grpo.runs import side_by_side
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.settings import replace
-from amir_grpo.system import workers
+from amir_grpo.system import cluster
 from tests.cells import show_results
 
 ROOT = Path(__file__).parents[2]
@@ -288,7 +288,7 @@ def test_an_engine_gives_its_memory_back_before_scoring_and_training(open_tiny, 
 @pytest.mark.xdist_group("server")
 def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings, server, monkeypatch):
     """Each the completions of a policy on a benchmark, at once: with a GPU for each where there are several."""
-    monkeypatch.setattr(workers, "get_context", {"spawn": server}.__getitem__)  # no imports to wait for
+    monkeypatch.setattr(cluster, "get_context", {"spawn": server}.__getitem__)  # no imports to wait for
     one = open_tiny()
     expected = {greedy: one.samples(["base", "grpo"], greedy=greedy) for greedy in (False, True)}
     two = open_run("sandbox", runs / "by two", tiny_settings | {"eval_limit": 2})

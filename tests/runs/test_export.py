@@ -83,7 +83,7 @@ def test_the_card_has_method_settings_results_and_provenance(run):
         "policy == 'amir_grpo' and benchmark == 'chain3' and quantity == 'pass@1'"
     )
     (row,) = row.itertuples()
-    assert f"{row.estimate:.1f} [{row.estimate_low:.1f}, {row.estimate_high:.1f}] |" in card.text
+    assert f"| {row.estimate:.1f} | {row.estimate_low:.1f} | {row.estimate_high:.1f} |" in card.text
     assert str(run.folder) not in card.text, "no path of the machine"
     assert ModelCard(model_card(run, "grpo")).data.tags == ["trl", "grpo"]
 
@@ -185,11 +185,10 @@ def test_every_completion_has_a_row(run, folder):
     pd.testing.assert_frame_equal(rows, run.samples()[list(rows)], check_dtype=False)
 
 
-def test_the_card_describes_every_column_and_names_no_path(run, folder):
+def test_the_card_has_the_levels_and_names_no_path(run, folder):
     card = DatasetCard((folder / "README.md").read_text())
     assert [each["data_files"] for each in card.data.configs] == ["completions.parquet"]
     completions = pd.read_parquet(folder / "completions.parquet")
-    assert all(f"`{column}`" in card.text for column in completions)
     base = completions[(completions["benchmark"] == "chain3") & (completions["policy"] == "base")]
     assert f"| chain3 | {100 * base['correct'].mean():.1f} |" in card.text
     assert "fingerprint" in card.text

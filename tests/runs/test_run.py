@@ -209,7 +209,7 @@ def test_every_table_says_what_it_was_made_with(open_tiny):
     assert record["settings"] == run.settings.flat()
     assert record["seed"] == run.settings.train.seed
     assert {p["set"]: p["fingerprint"] for p in record["problems"]} == {"chain3": fingerprint(run.problems("chain3"))}
-    assert set(record["stages"]) == {"samples/base/chain3", "samples/base/chain3.greedy"}
+
     assert record["started"] <= record["ended"] <= record["made"]
     assert {"commit", "uncommitted_changes", "packages", "device", "repeats"} <= set(record["provenance"])
 

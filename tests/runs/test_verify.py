@@ -164,14 +164,14 @@ def test_a_change_of_one_completion_changes_its_digest_alone(copy, kept, change)
     after = completion_digests(open_run(run_dir=copy))
     changed = before[before["sha256"] != after["sha256"]]
     assert changed[["policy", "benchmark"]].to_numpy().tolist() == [["grpo", "chain6"]]
-    assert "completions.csv: column sha256, row grpo, chain6: " in comparison(copy, kept)
+    assert "completions.csv: column sha256, row " in comparison(copy, kept)
 
 
 def test_what_may_explain_a_difference_is_named(copy, kept):
     (kept / "main.csv").write_text((kept / "main.csv").read_text().replace("chain3", "chain9"))
     message = comparison(copy, kept)
     assert "main.csv: column benchmark, row 0: 'chain9' and 'chain3'" in message
-    assert "the code may be the reason: commit " in message
+    assert "Only the code differs: commit " in message
 
     def elsewhere(record):
         record["provenance"]["packages"]["torch"] = "2.9.0"

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import submitit
 
-from amir_grpo.system.cluster import Cluster, ClusterOptions, cluster_of
-from amir_grpo.system.workers import results_of, run_jobs, submitting
+from amir_grpo.system.cluster import Cluster, ClusterOptions, cluster_of, results_of, run_jobs, submitting
 
 ROOT = Path(__file__).parents[2]
 GUARD = 600  # seconds until what should end in a few is taken to hang

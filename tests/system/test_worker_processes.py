@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from amir_grpo.system import workers
-from amir_grpo.system.workers import run_jobs, submitting
+from amir_grpo.system import cluster
+from amir_grpo.system.cluster import run_jobs, submitting
 
 GUARD = 600  # seconds until what should end in a few is taken to hang
 
@@ -54,8 +54,8 @@ def test_gpus_are_named_as_cuda_names_them(monkeypatch, named, seen, wanted):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert workers.visible_gpus("auto") == wanted
-    assert workers.visible_gpus("cpu") == []
+    assert cluster.visible_gpus("auto") == wanted
+    assert cluster.visible_gpus("cpu") == []
 
 
 def is_killed(piece):
