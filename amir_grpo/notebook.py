@@ -1,10 +1,8 @@
-"""For notebooks: install what the package needs, as on Colab, and show tables and figures.
-
-Nothing but the standard library and packaging is imported before something is shown: the installation runs without the rest.
-"""
+"""For notebooks: install what the package needs, as on Colab, with the standard library; show tables and figures."""
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import importlib.util
 import re
@@ -14,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def install() -> None:
         subprocess.CalledProcessError: If the installation fails; its output is above.
         SystemExit: If a package that this kernel has imported was replaced, after the kernel was told to restart.
     """
-    gpu = shutil.which("nvidia-smi") is not None
+    gpu = _gpu()
     print(f"Installing what amir-grpo needs, about {3 if gpu else 1} minutes …", flush=True)
     # uv, which Colab brings, needs a fraction of pip's time
     uv = shutil.which("uv")
@@ -59,9 +59,7 @@ def install() -> None:
         needed = requirements("gpu" if gpu else "")
         subprocess.run([*tool, "--quiet", "--constraint", str(constraints), *needed], check=True)
     if replaced := imported_before():
-        print(
-            f"Installed. The kernel restarts, as it holds older versions: {', '.join(replaced)}. Press Run all again."
-        )
+        print(f"The kernel restarts, as it holds older versions: {', '.join(replaced)}. Press Run all again.")
         from IPython import get_ipython
 
         if (shell := get_ipython()) is not None and getattr(shell, "kernel", None) is not None:
@@ -71,16 +69,12 @@ def install() -> None:
 
 def requirements(extra: str = "") -> list[str]:
     """What the package declares to need, as pip takes it: its dependencies, and those of an extra."""
-    from packaging.requirements import Requirement
-
     declared = map(Requirement, importlib.metadata.requires("amir-grpo") or [])
     return [f"{r.name}{r.specifier}" for r in declared if r.marker is None or r.marker.evaluate({"extra": extra})]
 
 
 def kept(installed: dict[str, str]) -> list[str]:
     """Constraints that keep, of the installed versions by package, torch's and the kernel's that are within the bounds."""
-    from packaging.requirements import Requirement
-
     bounds = {r.name: r.specifier for r in map(Requirement, requirements())}
     there = {name: installed[name] for name in (*_TORCH, *_KERNEL) if name in installed}
     fit = {name for name, version in there.items() if name not in bounds or version in bounds[name]}
@@ -130,15 +124,11 @@ def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Style
 
     Texts and caption may be untrusted: they are escaped, no mathematics is typeset in them, and their lines are kept.
     """
-    import html
-
-    import pandas as pd
-
     from amir_grpo.results.style import p_text
     from amir_grpo.results.tables import named
 
     table = named(table).map(lambda value: visible(value) if isinstance(value, str) else value)
-    texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
+    texts = list(table.columns.difference(table.select_dtypes("number").columns, sort=False))
     p_values = {column: lambda p: html.escape(p_text(p)) for column in table if str(column).startswith("p_")}
     style = table.style.hide(axis="index").format(p_values, precision=digits, escape="html")
     style = style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"').set_properties(

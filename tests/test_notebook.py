@@ -41,14 +41,15 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(notebook.subprocess, "run", run)
     monkeypatch.setattr(notebook, "imported_before", lambda: [])
+    monkeypatch.setattr(notebook, "_gpu", lambda: None)
     return commands
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("uv", [False, True])
 def test_the_extra_gpu_is_installed_where_there_is_one(asked, monkeypatch, gpu, uv):
-    there = {"nvidia-smi": gpu, "uv": uv}
-    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if there[name] else None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if uv else None)
+    monkeypatch.setattr(notebook, "_gpu", lambda: "a GPU" if gpu else None)
     notebook.install()
     ((command, constraints),) = asked
     names = {Requirement(word).name for word in command[command.index("--constraint") + 2 :]}
