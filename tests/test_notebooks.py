@@ -34,17 +34,7 @@ READ_EVIDENCE = ("06_claims", "07_ablations", "08_regimes")  # they read what `m
 # one worker of xdist, so that what the module shares is made once
 pytestmark = pytest.mark.xdist_group("notebooks")
 
-SMALL = [
-    "--max_steps",
-    "2",
-    "--sandbox_warmup_steps",
-    str(WARMUP_STEPS),
-    "--eval_limit",
-    "4",
-    "--per_device_train_batch_size",
-    "16",
-]
-
+SMALL = f"--max_steps 2 --sandbox_warmup_steps {WARMUP_STEPS} --eval_limit 4 --per_device_train_batch_size 16".split()
 
 SECRETS = {
     "HF_TOKEN": "hf_PlantedSecretOfTheTestSuite00",
@@ -121,6 +111,8 @@ def test_committed_notebook_is_executed_and_small(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     assert all(cell.execution_count for cell in code), "not executed: make notebooks"
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert max(len(cell.source.splitlines()) for cell in code) <= 36, "no place for more than a lesson"
+    assert sum(len(cell.source.splitlines()) <= 20 for cell in code) >= 0.8 * len(code)
     assert path.stat().st_size < 700_000
     text = path.read_text()
     assert not re.search(r"Warning|Traceback|\\u001b", text), "shows a warning or terminal colours"
@@ -270,12 +262,15 @@ def test_a_notebook_of_the_evidence_says_what_is_missing(tmp_path):
         run_cells("06_claims", results_dir=str(tmp_path))
 
 
-def test_a_second_reproduce_repeats_no_stage(reproduced):
+def test_evaluate_repeats_no_stage_and_makes_the_tables_of_the_notebook(reproduced):
     folder, _ = reproduced
+    shown = {name: pd.read_csv(folder / "tables" / f"{name}.csv") for name in ("policies", "comparisons")}
     kept = [*folder.glob("samples/*/*.parquet"), *folder.glob("*/adapter_model.safetensors"), *folder.glob("scores/*")]
     before = {path: path.stat().st_mtime_ns for path in kept}
     cli.main(["evaluate", "--profile", "smoke", "--run_dir", str(folder), *SMALL])
     assert {path: path.stat().st_mtime_ns for path in kept} == before
+    for name, table in shown.items():
+        pd.testing.assert_frame_equal(pd.read_csv(folder / "tables" / f"{name}.csv"), table)
 
 
 def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path, monkeypatch, capsys):
@@ -334,10 +329,3 @@ def test_train_alone_with_papermill_from_the_notebooks_folder(reproduced, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert_trained_the_same(folder, folder.parent / "by papermill")
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_cell_is_short(path):
-    code = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    assert max(len(cell.splitlines()) for cell in code) <= 36
-    assert sum(len(cell.splitlines()) <= 20 for cell in code) >= 0.8 * len(code)
