@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,10 +78,8 @@ def kept(installed: dict[str, str]) -> list[str]:
     """Constraints that keep, of the installed versions by package, torch's and the kernel's that are within the bounds."""
     bounds = {r.name: r.specifier for r in map(Requirement, requirements())}
     there = {name: installed[name] for name in (*_TORCH, *_KERNEL) if name in installed}
-    fit = {name for name, version in there.items() if name not in bounds or version in bounds[name]}
-    if "torch" not in fit:
-        fit -= set(_TORCH)
-    return [f"{name}=={version}" for name, version in there.items() if name in fit]
+    fit = {name: version for name, version in there.items() if version in bounds.get(name, SpecifierSet())}
+    return [f"{name}=={version}" for name, version in fit.items() if "torch" in fit or name not in _TORCH]
 
 
 def imported_before() -> list[str]:
