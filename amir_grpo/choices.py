@@ -6,7 +6,12 @@ Nothing is imported but the standard library: the command line and the figures r
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+if typing.TYPE_CHECKING:
+    from pydantic import ValidationError
 
 METHODS = ("grpo", "amir_grpo")
 POLICIES = ("base", *METHODS)
@@ -78,3 +83,46 @@ def _valid(name: str, valid: list[str], listed: str) -> str:
         return f"Valid: {', '.join(valid)}."
     closest = ", ".join(difflib.get_close_matches(name, valid, n=_CLOSEST, cutoff=0.4))
     return (f"Closest: {closest}. " if closest else "") + f"All of them: {listed}"
+
+
+def names_of(kind: Any) -> list[str]:
+    """The names that a type allows, if it is a Literal or may be one; none for other types."""
+    literals = (each for each in (kind, *typing.get_args(kind)) if typing.get_origin(each) is typing.Literal)
+    return [name for each in literals for name in typing.get_args(each)]
+
+
+# Which bound a number breaks, by pydantic's name for it.
+_BOUNDS = {
+    "greater_than": "above {gt:.15g}",
+    "greater_than_equal": "at least {ge:.15g}",
+    "less_than": "below {lt:.15g}",
+    "less_than_equal": "at most {le:.15g}",
+}
+
+
+def refusal(error: ValidationError, given: Mapping[str, Any], annotation_of: Callable[[str], Any]) -> ValueError:
+    """Say pydantic's first complaint in our words: name, value, and what it may be.
+
+    Args:
+        error: About settings.
+        given: Their values by name.
+        annotation_of: The type of a setting by its name.
+    """
+    first = error.errors(include_url=False)[0]
+    kind, context = first["type"], first.get("ctx", {})
+    name = next((part for part in first["loc"] if part in given), None)
+    if name is None:  # settings that do not go together
+        return ValueError(str(context["error"]))
+    value, annotation = given[name], annotation_of(name)
+    if kind == "literal_error":
+        check_names(name, [value], names_of(annotation))
+    if kind == "finite_number":
+        return ValueError(f"{name} is {value}; it must be finite.")
+    if kind in _BOUNDS:
+        optional = type(None) in typing.get_args(annotation)
+        wanted = "leave it None, or give a value" if optional else "it must be"
+        return ValueError(f"{name} is {value}; {wanted} {_BOUNDS[kind].format(**context)}.")
+    if kind == "value_error":
+        return ValueError(f"{name} is {value}; {context['error']}")
+    wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return ValueError(f"{name} is {value!r}; it must be of type {wanted}.")

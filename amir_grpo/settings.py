@@ -7,15 +7,24 @@ config.json they have their name alone, `learning_rate`: no name is in two group
 from __future__ import annotations
 
 import tomllib
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from amir_grpo import choices
-from amir_grpo.choices import check_names
+from amir_grpo.choices import check_names, refusal
+from amir_grpo.trl_options import trainer_options
 
 
 def _as_list(value: Any) -> Any:
@@ -120,7 +129,9 @@ class PreferenceTerm(Group):
 
 
 class TrainSettings(PreferenceTerm):
-    """What the trainer's configuration takes under the same name; names are TRL's where TRL has them."""
+    """What the trainer's configuration takes under the same name, its options that are not named here included."""
+
+    model_config = ConfigDict(extra="allow")
 
     # optimisation
     learning_rate: float = Field(5e-6, gt=0)
@@ -273,17 +284,23 @@ class RunSettings(Group):
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Settings by their name alone; those that are not given are as published.
 
+        An option of `AmirGRPOConfig` that is no setting, such as temperature, goes to the trainer as it is.
+
         Raises:
             ValueError: If a name is unknown (with the nearest), or a value is of the wrong type or impossible.
         """
-        check_names("setting", values, GROUP_OF, "python -m amir_grpo train --help")
+        extras = {name: value for name, value in values.items() if name not in GROUP_OF}
+        if extras:
+            check_names("setting", extras, {**GROUP_OF, **trainer_options()}, LISTED)
         groups: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            groups.setdefault(GROUP_OF[name], {})[name] = value
+            groups.setdefault(GROUP_OF.get(name, "train"), {})[name] = value
         try:
+            kinds = {name: (annotation_of(name), ...) for name in extras}
+            create_model("Extras", __base__=Group, **kinds).model_validate(extras)
             return cls.model_validate(groups)
         except ValidationError as error:
-            raise _refusal(error, values) from None
+            raise refusal(error, values, annotation_of) from None
 
     def flat(self) -> dict[str, Any]:
         """All settings by their name alone, as config.json has them."""
@@ -302,9 +319,17 @@ GROUP_OF = {name: group for group, model in GROUPS.items() for name in model.mod
 FIELDS = {name: GROUPS[group].model_fields[name] for name, group in GROUP_OF.items()}
 
 
+LISTED = "python -m amir_grpo train --help"
+
+
 def help_of(name: str) -> str:
     """The meaning of a setting, on one line."""
     return " ".join((FIELDS[name].description or "").split())
+
+
+def annotation_of(name: str) -> Any:
+    """The type of a setting, or of another option of the trainer."""
+    return FIELDS[name].annotation if name in FIELDS else trainer_options()[name]
 
 
 def _profiles() -> dict[str, dict[str, Any]]:
@@ -329,37 +354,6 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Run
 def replace(settings: RunSettings, **changes: Any) -> RunSettings:
     """The settings with some of them changed, by their name alone."""
     return RunSettings.of(settings.flat() | changes)
-
-
-# Which bound a number breaks, by pydantic's name for it.
-_BOUNDS = {
-    "greater_than": "above {gt:.15g}",
-    "greater_than_equal": "at least {ge:.15g}",
-    "less_than": "below {lt:.15g}",
-    "less_than_equal": "at most {le:.15g}",
-}
-
-
-def _refusal(error: ValidationError, given: Mapping[str, Any]) -> ValueError:
-    """Pydantic's first complaint in our words."""
-    first = error.errors(include_url=False)[0]
-    kind, context = first["type"], first.get("ctx", {})
-    name = next((part for part in first["loc"] if part in given), None)
-    if name is None:  # settings that do not go together
-        return ValueError(str(context["error"]))
-    value, annotation = given[name], FIELDS[name].annotation
-    if kind == "literal_error":
-        check_names(name, [value], typing.get_args(annotation))
-    if kind == "finite_number":
-        return ValueError(f"{name} is {value}; it must be finite.")
-    if kind in _BOUNDS:
-        optional = type(None) in typing.get_args(annotation)
-        wanted = "leave it None, or give a value" if optional else "it must be"
-        return ValueError(f"{name} is {value}; {wanted} {_BOUNDS[kind].format(**context)}.")
-    if kind == "value_error":
-        return ValueError(f"{name} is {value}; {context['error']}")
-    wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return ValueError(f"{name} is {value!r}; it must be of type {wanted}.")
 
 
 def differences(a: RunSettings | Mapping[str, Any], b: RunSettings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -5,6 +5,7 @@ stands as a row in tests/test_bad_input.py.
 """
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -17,14 +18,13 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from amir_grpo import choices, cli
-from amir_grpo.cli import parsing
+from amir_grpo import choices, cli, options
 from amir_grpo.policies import engines, loading, plan, smollm2
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
 from amir_grpo.runs import export, opening, reproduce, run, showing, training
 from amir_grpo.sandbox import base as base_policies
-from amir_grpo.settings import PROFILES
+from amir_grpo.settings import FIELDS, PROFILES
 from amir_grpo.study import experiment
 
 # one worker of xdist, so that what the module shares is made once
@@ -122,10 +122,12 @@ TEXT = st.text(st.characters(exclude_characters="\0"), max_size=12)
 
 @cache
 def options_of(name):
-    if not cli._COMMANDS[name].takes_settings and cli._COMMANDS[name].arguments:
-        return ()
-    actions = parsing._parser(name, cli._COMMANDS[name])._actions
-    return tuple(sorted((a.dest, a.nargs == "+" or a.nargs == "*") for a in actions if a.dest != "help"))
+    parameters = inspect.signature(cli.COMMANDS[name], eval_str=True).parameters
+    kinds = {option: kind for option, (kind, _) in options._own_options(parameters.values())[0].items()}
+    if "settings" in parameters:
+        kinds |= {setting: field.annotation for setting, field in FIELDS.items()}
+    several = {option: options._list_in(kind) is not None for option, kind in kinds.items()}
+    return () if name in ("verify", "notebooks") else tuple(sorted(several.items()))
 
 
 def value_of(option):
@@ -138,7 +140,7 @@ def value_of(option):
 
 @st.composite
 def command_lines(draw):
-    name = draw(st.sampled_from(sorted(cli._COMMANDS)))
+    name = draw(st.sampled_from(sorted(cli.COMMANDS)))
     arguments = [name]
     if not options_of(name):
         return arguments + draw(st.lists(st.one_of(value_of("folder"), TEXT), max_size=3))

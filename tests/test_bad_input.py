@@ -79,7 +79,7 @@ ARGUMENTS = [
     ((TRAIN, "--save_total_limit", "0"), ["save_total_limit is 0", "None"]),
     ((EVALUATE, "--ks", "1", "9"), ["[1, 9]", "num_samples = 8"]),
     ((EVALUATE, "--ks", "0"), ["[0]", "between 1 and"]),
-    ((EVALUATE, "--ks", "1", "1"), ["[1, 1]", "once"]),
+    ((EVALUATE, "--ks", "1", "1"), ["ks is 1 1", "each once"]),
     ((EVALUATE, "--num_samples", "2"), ["[1, 2, 4]", "num_samples = 2"]),
     ((EVALUATE, "--eval_limit", "0"), ["eval_limit is 0", "None"]),
     ((EVALUATE, "--eval_temperature", "0"), ["eval_temperature is 0", "above 0"]),
@@ -94,7 +94,7 @@ ARGUMENTS = [
     ((TRAIN, "--vllm_mode", "remote"), ["'remote'", "colocate, server"]),
     ((REPRODUCE, "--eval_engine", "vllm"), ["eval_engine=vllm needs", "transformers"]),
     ((REPRODUCE, "--load_in_4bit"), ["load_in_4bit=True needs", "False"]),
-    ((VERIFY, "only-one"), ["two run folders", "got 1"]),
+    ((VERIFY, "only-one"), ["required: SECOND"]),
     ((VERIFY, "no-such-run", "nor-this"), ["no-such-run", "no config.json"]),
     # policies
     ((EVALUATE, "--model_dir", "no/such/folder"), ["no/such/folder", "Hub id"]),

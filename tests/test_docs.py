@@ -24,8 +24,9 @@ import yaml
 
 import amir_grpo
 from amir_grpo import choices, cli, problems
+from amir_grpo.options import parse
 from amir_grpo.sandbox.problems import load_sandbox
-from amir_grpo.settings import PROFILES, settings_of
+from amir_grpo.settings import FIELDS, PROFILES, settings_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -238,8 +239,9 @@ def test_commands_name_what_there_is():
         try:
             arguments = None if why_not(line) else check_command(words)
             if arguments and arguments[0] not in ("--help", "verify") and "--help" not in arguments:
-                options, changed = cli._parse(arguments[0], list(arguments[1:]))
-                profile = "sandbox" if options.profile in (None, "auto") else options.profile
+                options = parse(arguments[0], cli.COMMANDS[arguments[0]], arguments[1:])
+                changed = {name: value for name, value in options.items() if name in FIELDS}
+                profile = "sandbox" if options.get("profile") in (None, "auto") else options["profile"]
                 if arguments[0] == "evaluate":
                     benchmark = changed.pop("dataset_name", None)
                     assert benchmark is None or benchmark in (

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom to the top; within a layer, anything without a circle. "" is the package itself.
 LAYERS = [
-    {"choices", "metrics", "answers", "notation", "preference", "system"},
+    {"choices", "trl_options", "metrics", "answers", "notation", "preference", "system"},
     {"settings"},
     {"_grading_worker", "grading", "rewards", "sandbox", "problems"},
     {"speed", "trainer"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"results"},
     {"runs"},
     {"study"},
-    {"", "__main__", "cli", "notebook"},
+    {"", "__main__", "cli", "options", "notebook"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 ALONE = {"preference": set(), "metrics": set(), "answers": {"notation"}, "notation": set(), "choices": set()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from amir_grpo.system.files import check_folder, write_text
 from amir_grpo.system.locks import in_progress, locked
 from amir_grpo.system.processes import is_main
 from amir_grpo.system.provenance import CONFIG, provenance, read_config, to_json
+from amir_grpo.trl_options import trainer_options
 
 _OPENING = "opening"
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
@@ -25,10 +27,25 @@ _CONSENTS = ("trust_remote_code", "safetensors_only")
 NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *_CONSENTS)
 
 
+def overrides_of(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Settings that differ from a profile's, from a mapping or from JSON text, as `papermill -p overrides` gives it.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    try:
+        found = json.loads(given) if isinstance(given, str) and given.strip() else given or {}
+    except ValueError:
+        found = given
+    if not isinstance(found, Mapping):
+        raise ValueError(f'overrides is {given!r}; give a mapping or JSON text, such as {{"max_steps": 4}}.')
+    return dict(found)
+
+
 def configure(
     folder: Path, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
 ) -> tuple[str, RunSettings]:
-    """The profile and the settings of a run folder; written into it where it is new or holds no results yet.
+    """Settle the profile and the settings of a run folder, and write them where it is new or holds no results yet.
 
     An existing folder supplies its own settings, but for the two by which one consents to reading untrusted weights.
     Only what is given anew is compared with them: the overrides, and a profile that is another than the folder's.
@@ -43,47 +60,41 @@ def configure(
         ValueError: If a name or value is not valid, or the folder holds results of other settings.
         OSError: If the folder cannot be written to, or its disk is full.
     """
-    before = _read(folder)
-    _, asked = _merged(before, profile, new_profile, overrides)  # refused before anything is written
-    check_folder(folder, "run_dir", _LEAST_DISK)
-    # before the lock: it imports torch, which may take longer than another opener waits
-    made_with = provenance() if before is None or _differing(before, asked) else None
-    with _lock(folder, _OPENING):
+    while True:
         stored = _read(folder)
-        name, settings = _merged(stored, profile, new_profile, overrides)
-        changed = stored is None
-        if stored is not None:
-            differing = _differing(stored, settings)
+        name, settings = _merged(stored, profile, new_profile, overrides)  # refused before anything is written
+        check_folder(folder, "run_dir", _LEAST_DISK)
+        differing = {} if stored is None else _differing(stored, settings)
+        if stored is not None and not differing:
+            _say_own_settings(folder, stored)
+            return stored["profile"], settings
+        same_profile = stored is not None and name == stored["profile"]
+        given = sorted({*overrides, *(_given(stored) if same_profile else ())})
+        config = {"profile": name, "settings": settings.flat(), "given": given, "provenance": provenance()}
+        with _lock(folder, _OPENING):
+            if _read(folder) != stored:  # another process has settled it in the meantime
+                continue
             if differing and (_holds_results(folder, differing) or in_progress(folder, but=_OPENING)):
                 raise _mixing(folder, differing)
-            changed = bool(differing)
-            name = name if changed else stored["profile"]
-        if changed and is_main():
-            if stored is not None:  # nothing was made with what other settings had
-                for record in (folder / "problems").glob("*.json"):
+            if is_main():
+                for record in (folder / "problems").glob("*.json"):  # of other settings, under which nothing was made
                     record.unlink()
-            own = stored is not None and name == stored["profile"]
-            given = sorted({*overrides, *(_given(stored) if own else ())})
-            config = {"profile": name, "settings": settings.flat(), "given": given}
-            config["provenance"] = made_with or provenance()
-            write_text(folder / CONFIG, to_json(config))
-    return name, settings
+                write_text(folder / CONFIG, to_json(config))
+        return name, settings
 
 
-def explain_own_settings(folder: Path) -> str:
-    """How a run folder's settings differ from its profile today, beside those that were given; empty if they do not.
+def _say_own_settings(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Say how a folder's settings differ from its profile today, beside those that were given.
 
     A folder keeps the settings that it was made with, whatever a later version of the package has as defaults.
     """
-    stored = _read(folder)
-    if stored is None or stored["profile"] not in PROFILES:
-        return ""
-    changed = differences(stored["settings"], settings_of(stored["profile"]))
+    if stored["profile"] not in PROFILES or not is_main():
+        return
+    changed = differences(stored["settings"], RunSettings().flat() | PROFILES[stored["profile"]])
     told = [f"{name} {own!r} (now {now!r})" for name, (own, now) in changed.items() if name not in _given(stored)]
-    if not told:
-        return ""
-    more = f" and {len(told) - 1} more" if len(told) > 1 else ""
-    return f"{folder} keeps its own settings, other than profile {stored['profile']} now: {told[0]}{more}."
+    if told:
+        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+        print(f"{folder} keeps its own settings, other than profile {stored['profile']} now: {told[0]}{more}.")
 
 
 def _given(stored: Mapping[str, Any]) -> list[str]:
@@ -160,7 +171,9 @@ def _merged(
         name, settings = new_profile, settings_of(new_profile, overrides)
     elif profile in (None, stored["profile"]):
         name = stored["profile"] if stored["profile"] in PROFILES else "sandbox"
-        own = {k: v for k, v in stored["settings"].items() if k in FIELDS and k not in _CONSENTS}
+        # of an option that a later version of TRL does not have, the comparison tells
+        known = FIELDS if set(stored["settings"]) <= set(FIELDS) else {**FIELDS, **trainer_options()}
+        own = {k: v for k, v in stored["settings"].items() if k in known and k not in _CONSENTS}
         settings = settings_of(name, own | dict(overrides))
     else:
         name, settings = profile, settings_of(profile, overrides)

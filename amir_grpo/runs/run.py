@@ -16,7 +16,6 @@ run on its own.
 
 from __future__ import annotations
 
-import ast
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -33,7 +32,7 @@ from amir_grpo.policies.source import ADAPTER_FILES, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.locations import run_folder
-from amir_grpo.runs.opening import configure, explain_own_settings, resolve_profile, stage_lock
+from amir_grpo.runs.opening import configure, overrides_of, resolve_profile, stage_lock
 from amir_grpo.runs.side_by_side import draw_side_by_side, use_one_thread, workers_for
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SCORE_COLUMNS = ("scorer", "sampler", "benchmark", "problem_id", "sample", "tokens", "correct", "logprob")
-_NOTEBOOK_PARAMETERS = ("profile", "method", "run_dir", "overrides")
 
 
 class Run:
@@ -370,7 +368,7 @@ class Run:
 
 
 def open_run(
-    profile: str | None = None, run_dir: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    profile: str | None = None, run_dir: str | Path | None = None, overrides: Mapping[str, Any] | str | None = None
 ) -> Run:
     """Open a run folder, or start one.
 
@@ -381,7 +379,7 @@ def open_run(
         profile: One of `amir_grpo.settings.PROFILES`, or auto: the largest that fits the GPU, sandbox without one. None
             for the folder's own, or for sandbox where it is new; auto, too, leaves an existing folder its own.
         run_dir: The folder; None is runs/<profile> in the project, or on Google Drive where Colab has mounted it.
-        overrides: Settings that differ from the profile's.
+        overrides: Settings that differ from the profile's: a mapping, or JSON text.
 
     Raises:
         ValueError: If a name or value is not valid, or the folder holds results of other settings.
@@ -390,22 +388,7 @@ def open_run(
     """
     new_profile = resolve_profile(profile or "sandbox")
     folder = run_folder(new_profile, run_dir)
-    name, settings = configure(folder, None if profile == "auto" else profile, new_profile, overrides or {})
-    if is_main() and (note := explain_own_settings(folder)):
-        print(note)
+    given = None if profile == "auto" else profile or None
+    name, settings = configure(folder, given, new_profile, overrides_of(overrides))
     use_one_thread(settings)
     return Run(folder, name, settings)
-
-
-def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that papermill has injected with -p, beside the parameters that the notebooks name themselves.
-
-    Args:
-        namespace: The notebook's globals(); `In` holds the source of its cells.
-    """
-    injected: dict[str, Any] = {}
-    for source in namespace.get("In", []):
-        if source.startswith("# Parameters"):  # papermill's mark of the cell that it adds
-            names = [t.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets]
-            injected |= {name: namespace[name] for name in names if name not in _NOTEBOOK_PARAMETERS}
-    return injected

@@ -19,7 +19,7 @@ from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from amir_grpo.system.files import install_command
 from amir_grpo.system.processes import work_for_parent
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 class ClusterOptions:
     """Where a command's jobs run, and what Slurm is to give each; `metadata` holds the help of the command line."""
 
-    executor: str = field(
-        default="local",
-        metadata={"help": "local, or slurm: a job of Slurm for each run or stage.", "choices": ["local", "slurm"]},
+    executor: Literal["local", "slurm"] = field(
+        default="local", metadata={"help": "local, or slurm: a job of Slurm for each run or stage."}
     )
     slurm_partition: str | None = field(default=None, metadata={"help": "Slurm's partition. Default: the cluster's."})
     slurm_account: str | None = field(default=None, metadata={"help": "Slurm's account. Default: the user's."})
@@ -163,12 +162,6 @@ def visible_gpus(device: str) -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     # CUDA ignores what follows a name that it does not know
     return named.split(",")[:number] if named else [str(gpu) for gpu in range(number)]
-
-
-def check_workers(workers: int) -> None:
-    """Refuse a negative number of worker processes with ValueError."""
-    if workers < 0:
-        raise ValueError(f"workers is {workers}; it must be at least 0 (0: one per GPU or core).")
 
 
 @contextmanager

@@ -117,9 +117,9 @@ def test_another_version_of_unsloth_is_not_taken(machine, monkeypatch):
 @pytest.mark.parametrize(("command", "wanted"), [("train", ["unsloth"]), ("evaluate", []), ("plan", [])])
 def test_unsloth_is_imported_for_a_training_alone(monkeypatch, command, wanted):
     imported = []
-    monkeypatch.setattr(cli, "import_early", imported.append)
+    monkeypatch.setattr(backend, "import_early", imported.append)
     with pytest.raises(SystemExit):
-        cli.main([command, "--backend", "unsloth", "--no_such_option", "1"])
+        cli.main([command, "--backend", "unsloth", "--max_steps", "0"])
     assert imported == wanted
 
 

@@ -95,7 +95,7 @@ class Note:
 sys.meta_path.insert(0, Note())
 from amir_grpo import cli
 try:
-    cli.main(["train", "--backend", "unsloth", "--profile", "smoke", "--no_such_setting", "1"])
+    cli.main(["train", "--backend", "unsloth", "--profile", "smoke", "--max_steps", "0"])
 except SystemExit:
     pass
 print("ORDER", *order)

@@ -18,9 +18,8 @@ from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import ADAPTER_FILES
 from amir_grpo.problems import fingerprint
 from amir_grpo.runs import training
-from amir_grpo.runs.run import injected_parameters, open_run
+from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import first_difference
-from amir_grpo.settings import settings_of
 from amir_grpo.system import locks
 from amir_grpo.system.files import write_text
 from amir_grpo.system.locks import Busy, locked
@@ -182,21 +181,18 @@ def test_tables_go_to_their_folder(open_tiny):
 # --- where and with what --------------------------------------------------------------------------------------------
 
 
-def test_papermills_own_cell_is_read():
-    from papermill.translators import PythonTranslator
+def test_overrides_are_a_mapping_or_text_as_papermill_gives_it(tmp_path):
+    from papermill.cli import _resolve_type
 
-    given = {"profile": "smoke", "method": "grpo", "run_dir": "/tmp/x", "overrides": {"seed": 3}}
-    settings = {"max_steps": 3, "learning_rate": 2e-4, "calibration": True, "epsilon_high": None, "ks": [1, 2]}
-    source = PythonTranslator.codify(given | settings, "Parameters")
-    namespace = {"In": ["", "seed = 9", source, "max_steps"], "seed": 9}
-    exec(source, namespace)
-    assert injected_parameters(namespace) == settings
-    assert settings_of("sandbox", injected_parameters(namespace)).evaluation.ks == [1, 2]
-
-
-def test_without_papermill_nothing_is_injected():
-    assert injected_parameters({"In": ["", "profile = 'smoke'\nmax_steps = 5"], "max_steps": 5}) == {}
-    assert injected_parameters({}) == {}
+    given = {"max_steps": 3, "learning_rate": 2e-4, "calibration": False, "epsilon_high": None, "ks": 2}
+    first = open_run("smoke", tmp_path, given)
+    assert (first.settings.train.max_steps, first.settings.evaluation.ks) == (3, [2])
+    for text in (json.dumps(given), "", "None", "{}"):
+        assert open_run("smoke", tmp_path, _resolve_type(text)).settings == first.settings
+    assert open_run("", tmp_path, None).settings == first.settings
+    for wrong in ("max_steps=4", "[1]", 3):
+        with pytest.raises(ValueError, match=r'give a mapping or JSON text, such as \{"max_steps": 4\}'):
+            open_run("smoke", tmp_path, wrong)
 
 
 def test_every_table_says_what_it_was_made_with(open_tiny):

@@ -1,0 +1,347 @@
+"""The command line: the same functions as the notebooks.
+
+A command is a function here: its parameters are the options, its docstring is the help. One with `**settings` also takes
+every setting of a run, and every other option of TRL's GRPOConfig; what is not given comes from the run folder, or from
+the profile where that is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from amir_grpo import choices
+from amir_grpo.choices import POLICIES, SANDBOX, check_names
+from amir_grpo.options import about, parse
+from amir_grpo.settings import FIELDS, PROFILES, settings_of
+from amir_grpo.system.cluster import ClusterOptions, cluster_of
+from amir_grpo.system.files import atomic_write, check_folder, user_path
+from amir_grpo.system.processes import die_with_parent, ending, is_main, leave_process_group, world_size
+from amir_grpo.system.provenance import read_config
+
+if TYPE_CHECKING:
+    from amir_grpo.runs.run import Run
+
+Method = Literal[choices.METHODS]
+Workers = Annotated[int, Field(ge=0)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit code 2, and a message of a few lines, for what the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    top = argparse.ArgumentParser(prog="amir_grpo", description=__doc__.splitlines()[0])
+    names = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        names.add_parser(name, help=about(command), add_help=False)
+    name = top.parse_known_args(arguments[:1])[0].command
+    with ending(name):
+        options = parse(name, COMMANDS[name], arguments[1:])
+        if world_size() > 1:
+            if name != "train":
+                raise ValueError(
+                    f"{name} runs in one process, and was started in {world_size()}: only train takes several.\n"
+                    f"Start it as `python -m amir_grpo {name} …`."
+                )
+            die_with_parent()  # the launcher
+        COMMANDS[name](**options)
+
+
+def reproduce(
+    cluster: ClusterOptions, profile: str | None = None, run_dir: str | None = None, **settings: Any
+) -> None:
+    """Run the whole experiment by executing the notebooks: train both methods, evaluate, draw.
+
+    Args:
+        profile: Where the settings of a new run start from: {profiles}, or auto, by the GPU. Default: sandbox.
+        run_dir: Run folder; one that exists has its own profile and settings. Default: runs/<profile>.
+    """
+    from amir_grpo.runs.reproduce import NotebookError, reproduce_run
+    from amir_grpo.runs.run import open_run
+
+    try:
+        run = open_run(profile, run_dir, settings)
+        reproduce_run(run, settings, cluster_of(cluster, run.folder))
+    except NotebookError as error:
+        raise SystemExit(f"amir_grpo reproduce: {error}") from error
+
+
+def plan(profile: str = "colab-t4", **settings: Any) -> None:
+    """Estimate the GPU memory and the time of a training, without a GPU.
+
+    Args:
+        profile: Where the settings start from: {profiles}, or auto, by the GPU. Default: colab-t4.
+    """
+    from amir_grpo.policies.plan import planned
+    from amir_grpo.runs.run import resolve_profile
+
+    profile = resolve_profile(profile)
+    chosen = settings_of(profile, settings)
+    print(planned(profile, chosen, "unsloth" if chosen.policy.backend == "unsloth" else "transformers"))
+
+
+def train(
+    profile: str | None = None,
+    run_dir: str | None = None,
+    method: Method | None = None,
+    model_dir: str | None = None,
+    trainer_type: Method | None = None,
+    wandb_api_key: str | None = None,
+    **settings: Any,
+) -> None:
+    """Train one method into the run folder.
+
+    Args:
+        profile: Where the settings of a new run start from: {profiles}, or auto, by the GPU. Default: sandbox.
+        run_dir: Run folder; one that exists has its own profile and settings. Default: runs/<profile>.
+        method: What to train by. Default: amir_grpo.
+        model_dir: Also save the trained adapter here.
+        trainer_type: The published command's name for method.
+        wandb_api_key: With report_to=wandb; goes to the environment's WANDB_API_KEY, and is not kept.
+    """
+    from amir_grpo.policies.backend import import_early
+
+    method = method or trainer_type or "amir_grpo"
+    adapter = user_path(model_dir) if model_dir else None
+    if adapter:
+        check_folder(adapter, "model_dir")
+    if wandb_api_key:
+        os.environ["WANDB_API_KEY"] = wandb_api_key
+    import_early(settings.get("backend") or _backend(profile, run_dir))  # Unsloth comes before transformers
+
+    from amir_grpo.policies.source import copy_policy
+    from amir_grpo.results.tables import reward_ends
+    from amir_grpo.runs.run import open_run
+
+    run = open_run(profile, run_dir, settings)
+    log = run.train(method)
+    leave_process_group()
+    if not is_main():
+        return
+    first, last, steps = reward_ends(log)
+    print(
+        f"{method}: reward {first:.3f} over the first {steps} logged steps, {last:.3f} over the last. "
+        f"Adapter and log: {run.folder / method}"
+    )
+    if adapter:
+        copy_policy(run.folder / method, adapter)
+        print(f"Adapter copied to {adapter}")
+
+
+def _backend(profile: str | None, run_dir: str | None) -> str:
+    """The backend of the run folder, or of the profile."""
+    if run_dir:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will name the trouble
+            return read_config(user_path(run_dir))["settings"]["backend"]
+    return PROFILES.get(profile or SANDBOX, {}).get("backend", FIELDS["backend"].default)
+
+
+def evaluate(
+    profile: str | None = None,
+    run_dir: str | None = None,
+    model_dir: list[str] | None = None,
+    workers: Workers = 0,
+    **settings: Any,
+) -> None:
+    """Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.
+
+    Args:
+        profile: Where the settings of a new run start from: {profiles}, or auto, by the GPU. Default: sandbox.
+        run_dir: Run folder; one that exists has its own profile and settings. Default: runs/<profile>.
+        model_dir: Evaluate these policies instead of the run's, on the same problems: folders (an adapter or a whole
+            model) or Hub ids, as in runs/a/grpo or mine=runs/a/grpo.
+        workers: Processes that draw. Default: one per visible GPU, or else one.
+    """
+    from amir_grpo.policies.source import named_policies
+    from amir_grpo.results.tables import comparison_table, policy_summary, rounded, wide_summary
+    from amir_grpo.runs.locations import runs_folder
+    from amir_grpo.runs.run import open_run
+
+    # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
+    benchmark = settings.pop("dataset_name", None)
+    sources = named_policies(model_dir or ())
+    if sources and not run_dir:
+        run_dir = str(runs_folder() / "evaluations" / "-vs-".join(sources))
+    run = open_run(profile, run_dir, settings)
+    benchmarks = [benchmark] if benchmark else run.settings.evaluation.benchmarks
+    check_names("benchmark", benchmarks, run.settings.evaluation.benchmarks)
+    draw = partial(run.samples_of_others, sources) if sources else run.samples
+    samples = draw(benchmarks=benchmarks, workers=workers)
+    greedy = draw(benchmarks=benchmarks, greedy=True)
+    tables = {
+        "policies": policy_summary(samples, run.settings.evaluation.ks, greedy),
+        "comparisons": comparison_table(samples, run.settings.evaluation.ks, greedy),
+    }
+    if sources and any((run.folder / "samples" / name).exists() for name in POLICIES):
+        print(f"Printed, not kept: the tables of {run.folder} are about its own policies.\n")
+    elif sources or benchmarks == run.settings.evaluation.benchmarks:
+        for name, table in tables.items():
+            run.save_table(table, name)
+    print(wide_summary(tables["policies"]).reset_index().to_string(index=False))
+    print("\nIn brackets: 95 % intervals over problems. tokens: mean of a completion; all else in percent.")
+    if rows := len(tables["comparisons"]):
+        print(f"\nEvery two policies, paired by problem; p_holm is corrected over these {rows} rows:\n")
+        shown = ["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high", "p_holm"]
+        print(rounded(tables["comparisons"][shown]).to_string(index=False))
+    print(f"\nCompletions: {run.folder / 'samples'}")
+
+
+def evidence(
+    cluster: ClusterOptions,
+    study: Literal[choices.STUDIES] = "pilot",
+    profile: str = SANDBOX,
+    arms: list[str] | None = None,
+    seeds: list[int] | None = None,
+    only: str | None = None,
+    folder: str | None = None,
+    results: str | None = None,
+    workers: Workers = 0,
+    **settings: Any,
+) -> None:
+    """Make the runs of the study behind the claims that are not kept yet, and print what they say.
+
+    Args:
+        study: Which study of the plan. Default: pilot.
+        profile: One of sandbox, sandbox-medium, sandbox-large. Default: sandbox.
+        arms: Only these, as regime/arm, and the base policies. Default: all of the study.
+        seeds: Only runs with these seeds. Default: all.
+        only: Make this one run again, as regime/arm/seed, and compare it with what is kept of it.
+        folder: Holds the run folders. Default: runs/<study>.
+        results: Gets the results, a file per run. Default: data/results/<study>.
+        workers: Runs side by side. Default: one per visible GPU, or else one per core.
+    """
+    from amir_grpo.runs.locations import project_root, runs_folder
+    from amir_grpo.study.claims import study_report
+    from amir_grpo.study.experiment import compare_with_kept, make_runs, runs_in_order, single_run
+    from amir_grpo.study.kept import complete_arms, load_study
+    from amir_grpo.study.plan import check_frozen, read_plan
+
+    frozen = read_plan()
+    check_names("sandbox profile", [profile], choices.SANDBOXES)
+    changed = [*settings, *(["profile"] if profile != SANDBOX else [])]
+    if changed and not results:
+        raise ValueError(f"With another {', '.join(changed)}, results do not belong to the kept ones: give --results.")
+    runs_in = user_path(folder or runs_folder() / study)
+    kept_in = user_path(results or project_root() / "data" / "results" / study)
+    check_folder(runs_in, "folder")
+    common = {"overrides": settings, "profile": profile}
+    if only:
+        again = single_run(frozen, study, runs_in, only, **common)
+        if differing := compare_with_kept(again, kept_in):
+            raise SystemExit(f"{again.label}: other {' and '.join(differing)} than those that are kept in {kept_in}.")
+        print(f"{again.label}: the same completions and weights as those that are kept.")
+        return
+    check_folder(kept_in, "results")
+    runs = runs_in_order(frozen, study, runs_in, arms or (), seeds or (), **common)
+    if study == "confirmation":
+        check_frozen(frozen)
+    make_runs(runs, kept_in, cluster_of(cluster, runs_in) or workers)
+    print(study_report(complete_arms(load_study(kept_in), frozen), frozen))
+    print(f"\nResults: {kept_in}")
+
+
+def export(
+    profile: str | None = None,
+    run_dir: str | None = None,
+    method: Method = "amir_grpo",
+    out: str | None = None,
+    merged: bool = False,
+    push_to: str | None = None,
+    public: bool = False,
+    results: str | None = None,
+) -> None:
+    """Save a trained policy with a model card, and upload it to the Hub where asked for.
+
+    Args:
+        profile: Where run_dir is not given: the run in runs/<profile>. Default: sandbox.
+        run_dir: Run folder. Default: runs/<profile>.
+        method: Whose policy. Default: amir_grpo.
+        out: Folder to make. Default: in the run, export/<method> or <method>-merged.
+        merged: Export the whole policy in 16 bits instead of the adapter.
+        push_to: Upload the export to this repository of the Hub, such as me/name.
+        public: Make the repository of push_to public. Default: private.
+        results: Folder to make for the run's results, in place of a policy: a row per problem and per completion as Parquet,
+            with a data card, and samples in the form of lm-evaluation-harness.
+    """
+    from amir_grpo.runs.export import check_login, export_policy, export_results, push
+
+    of_policies = {"out": out, "merged": merged, "push_to": push_to, "public": public}
+    if results and (given := [name for name, value in of_policies.items() if value]):
+        raise ValueError(
+            f"--results goes without --{given[0]}, which is about a policy: results are saved, not uploaded.\n"
+            "To upload them: hf upload --repo-type dataset me/name DIR."
+        )
+    if push_to:
+        check_login(push_to)
+    elif public:
+        raise ValueError("--public is about the repository of --push_to: give that, too, or leave --public out.")
+    run = _existing(profile, run_dir)
+    if results:
+        print(f"Saved: {export_results(run, user_path(results))}")
+        return
+    own = run.folder / "export" / (f"{method}-merged" if merged else method)  # made anew
+    folder = user_path(out) if out else own
+    export_policy(run, method, folder, merged, replace_old=not out)
+    print(f"Saved: {folder}")
+    if push_to:
+        print(f"Uploaded: {push(folder, push_to, private=not public)}")
+
+
+def _existing(profile: str | None, run_dir: str | None) -> Run:
+    """The run that is there, with its own settings; none is started by a command that reads.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    from amir_grpo.runs.locations import run_folder
+    from amir_grpo.runs.run import open_run, resolve_profile
+
+    folder = run_folder(resolve_profile(profile or SANDBOX), run_dir)
+    read_config(folder)
+    return open_run(run_dir=folder)
+
+
+def verify(first: str, second: str) -> None:
+    """Compare two run folders and name the first difference.
+
+    Args:
+        first: A run folder.
+        second: Another one.
+    """
+    from amir_grpo.runs.verify import first_difference
+
+    difference = first_difference(user_path(first), user_path(second))
+    if difference:
+        print(f"They differ. First difference: {difference}")
+        raise SystemExit(1)
+    print("The same: settings, problems, policies, completions, scores, tables and figures.")
+
+
+def notebooks(folder: str) -> None:
+    """Write the notebooks into a folder, to be opened in JupyterLab.
+
+    Args:
+        folder: Folder to write them into.
+    """
+    from amir_grpo.runs.locations import notebooks_folder
+
+    place = user_path(folder)
+    check_folder(place, "folder")
+    found = sorted(notebooks_folder().glob("*.ipynb"))
+    there = [path.name for path in found if (place / path.name).exists()]
+    if there:
+        raise FileExistsError(f"{place} holds {there[0]} already, which may have been changed: give another folder.")
+    for path in found:
+        atomic_write(place / path.name, partial(shutil.copy2, path))
+    print(f"{len(found)} notebooks written. Open them: jupyter lab {place}")
+
+
+COMMANDS = {
+    command.__name__: command for command in (reproduce, plan, train, evaluate, evidence, export, verify, notebooks)
+}
