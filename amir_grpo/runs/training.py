@@ -169,7 +169,8 @@ def trainer_config(method: str, settings: RunSettings, folder: Path, backend: st
     }
     if method == "grpo":
         derived["lambda_reg"] = 0.0
-    return StudyConfig(**train.model_dump() | settings.study.model_dump() | derived)
+    given = train.model_extra or {}  # options of TRL by their name, which overrule what a run would choose
+    return StudyConfig(**train.model_dump() | settings.study.model_dump() | derived | given)
 
 
 def run_trainer(
