@@ -75,7 +75,8 @@ def known(studies):
     tables = [pd.read_csv(RESULTS / "tests.csv"), gains, extra, claims.claims_table(studies, PLAN)]
     tables += [claims.size_table(kept_sizes(PLAN), PLAN)]
     values = np.concatenate([table[COMPARED].to_numpy(float).ravel() for table in tables])
-    values = np.append(values, claims.claim_coverage(studies, PLAN)[["new", "null"]].to_numpy(float))
+    alone = (claims.solved_alone(studies.main, arm) for arm in claims.STRENGTHS.values())
+    values = np.append(values, [100 * np.mean([*part.values()]) for parts in alone for part in parts])
     values = np.append(
         values, [*gains["p_holm"], 100 * hero.measured_share(studies.main)[0], hero.measured_share(studies.main)[1]]
     )
@@ -121,14 +122,18 @@ def test_the_shares_and_levels_in_the_prose_are_those_of_the_rollouts(studies):
     share, size = hero.measured_share(studies.main)
     assert share == pytest.approx(0.002 / (0.002 + size), rel=0.05), "λβ / (λβ + mean |A|)"
     assert f"{100 * share:.2g} % at the paper's λ = 0.01, β = 0.2" in text
-    new = claims.claim_supervision(studies)["residual_share"]
-    assert f"At 60 %, {new[1]:.1f} % of the update is new" in text
-    accuracy = claims.boundary_curves(studies).query("temperature == 1").set_index("about")["accuracy"]
-    assert f"the base policy has {100 * accuracy['base policy']:.1f} %, GRPO {100 * accuracy['GRPO']:.1f} %" in text
-    found = [test for test in claims.claim_tests(studies, PLAN) if test.test.startswith("margin")]
+    new = claims.supervision(studies.main, "clean/mixture-0.6", "residual_share").estimate
+    assert f"At 60 %, {new:.1f} % of the update is new" in text
+    own = studies.main.tables["boundary"].query("temperature == 1 and seed < 1006 and regime == 'clean'")
+    base, grpo = (
+        own.query(f"arm == '{arm}' and step == {step}")["accuracy"].mean() for arm, step in (("base", 0), ("grpo", 60))
+    )
+    assert f"the base policy has {100 * base:.1f} %, GRPO {100 * grpo:.1f} %" in text
+    arms = claims.STRENGTHS.values()
+    found = [claims.boundary_gain(studies.main, arm, claims.GRPO, "margin") for arm in arms]
     level = 1 - 2 * PLAN.alpha / claims.DECLARED
-    reach = [np.ptp(test.comparison.interval(level)) / 2 for test in found]
-    assert f"±{reach[0]:.0f} and ±{reach[1]:.0f} thousandths of a nat, and ±{found[0].margin:.1f}" in text
+    reach = [np.ptp(comparison.interval(level)) / 2 for comparison, _ in found]
+    assert f"±{reach[0]:.0f} and ±{reach[1]:.0f} thousandths of a nat, and ±{found[0][1]:.1f}" in text
     gspo = studies.first("clean/two-step-gspo").part("rollouts", "clean/two-step-gspo")["clip_ratio"].mean()
     assert f"GSPO's clips {100 * gspo:.0f} %" in text
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from amir_grpo.results.style import signed
 from amir_grpo.runs.locations import kept_results
 from amir_grpo.study.arms import TITLES, about
-from amir_grpo.study.claims import claims_shown, claims_table, test_outcomes
+from amir_grpo.study.claims import CLAIMS, claims_table, test_outcomes
 from amir_grpo.study.inference import design_error, detectable_gain, power_if_equal
 from amir_grpo.study.kept import LONGER, TRAINED, Studies, StudyResults, shared_runs
 from amir_grpo.study.plan import Plan, sequence_table
@@ -71,4 +72,19 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
             chance = power_if_equal(test.hypothesis, error, bases - 1, plan.margin, plan.alpha)
             row[f"shown_if_equal_{end}"] = chance
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def claims_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`claims_table` as text: columns claim, test, result, detectable, verdict, study; one row per test."""
+    rows = []
+    for row in table.to_dict("records"):
+        estimate, low, high = (signed(row[name], 2) for name in ("gain", "gain_low", "gain_high"))
+        shown = {
+            "claim": f"{CLAIMS.index(row['claim']) + 1}. {row['claim']}",
+            "test": f"{row['test']} ({row['strength']})",
+        }
+        shown |= {"result": f"{estimate} {row['unit']} [{low}, {high}]"}
+        shown |= {"detectable": signed(row["detectable"], 2).removeprefix("+")}
+        rows.append(shown | {name: row[name] for name in ("verdict", "study")})
     return pd.DataFrame(rows)

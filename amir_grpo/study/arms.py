@@ -49,9 +49,13 @@ _TWO_STEPS = {
 _DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 # The largest reward that a completion can earn without a nuisance: what would be clipped at is known in practice.
 _LARGEST_REWARD = 3.3
-_CORRECT = 2.0  # reward of a right completion
+# The sandbox without a nuisance, as simulated; the last four numbers are those of GRPO's rollouts.
 _PROMPTS = 16  # of a rollout
 _SCALE_EPSILON = 1e-4  # that TRL adds to a group's standard deviation
+_CORRECT, _PLAIN = 2.0, 0.8  # reward of a right completion; of every one, for its tags and its integer answer
+_STYLE = 0.5  # what a careful solution earns over a careless one, with its format and its claims of arithmetic
+_CAREFUL = 0.9, 0.35  # how many of the right and of the wrong completions are careful
+_ALIKE = 8.0  # pass rates of problems are Beta-distributed with this sum of both parameters
 
 
 @dataclass(frozen=True)
@@ -160,50 +164,29 @@ def about(path: str) -> str:
 # all wrong; pairs with a margin above the nuisance do not see it; a clipped reward bounds it.
 
 
-@dataclass(frozen=True)
-class RewardModel:
-    """The rewards of the sandbox's completions, apart from a regime's nuisance; the numbers are those of GRPO's rollouts.
-
-    Attributes:
-        spread: How alike problems are: their pass rates are Beta-distributed with this sum of both parameters.
-        plain: What every completion earns, for its tags and its integer answer.
-        style: What a careful solution, with its format and its claims of arithmetic, earns over a careless one.
-        careful_right, careful_wrong: How many of the right and of the wrong completions are careful.
-    """
-
-    spread: float = 8.0
-    plain: float = 0.8
-    style: float = 0.5
-    careful_right: float = 0.9
-    careful_wrong: float = 0.35
-
-
 def simulated_rewards(
     settings: Mapping[str, Any], pass_rate: float, rollouts: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Correctness (0 or 1) and reward of simulated completions: (rollouts, prompts, G) each.
 
-    `settings`: num_generations, nuisance, nuisance_size, nuisance_rate, reward_clip and reward_terms of a run.
-    Raises ValueError for a nuisance that depends on what a completion says.
+    `settings`: the flat settings of a run. Raises ValueError for a nuisance that depends on what a completion says.
     """
-    model, shape = RewardModel(), (rollouts, _PROMPTS, settings["num_generations"])
-    rates = generator.beta(pass_rate * model.spread, (1 - pass_rate) * model.spread, shape[:2])
+    shape = (rollouts, _PROMPTS, settings["num_generations"])
+    rates = generator.beta(pass_rate * _ALIKE, (1 - pass_rate) * _ALIKE, shape[:2])
     correct = (generator.random(shape) < rates[..., None]).astype(float)
     reward = _CORRECT * correct
     if settings["reward_terms"] == "correctness":
         return correct, reward
-    careful = np.where(correct > 0, model.careful_right, model.careful_wrong)
-    reward = reward + model.plain + model.style * (generator.random(shape) < careful)
-    size = settings["nuisance_size"]
-    if settings["nuisance"] == "noise":
+    careful = np.where(correct > 0, *_CAREFUL)
+    reward = reward + _PLAIN + _STYLE * (generator.random(shape) < careful)
+    nuisance, size = settings["nuisance"], settings["nuisance_size"]
+    if nuisance == "noise":
         reward = reward + size * (2 * generator.random(shape) - 1)
-    elif settings["nuisance"] == "outliers":
+    elif nuisance == "outliers":
         reward = reward + size * (generator.random(shape) < settings["nuisance_rate"])
-    elif settings["nuisance"] != "none":
-        raise ValueError(f"A {settings['nuisance']} nuisance depends on what a completion says: it is not simulated.")
-    if settings["reward_clip"] is not None:
-        reward = np.minimum(reward, settings["reward_clip"])
-    return correct, reward
+    elif nuisance != "none":
+        raise ValueError(f"A {nuisance} nuisance depends on what a completion says: it is not simulated.")
+    return correct, reward if settings["reward_clip"] is None else np.minimum(reward, settings["reward_clip"])
 
 
 def group_advantages(reward: NDArray[np.float64], scaled: bool) -> NDArray[np.float64]:
@@ -221,17 +204,13 @@ def wins_minus_losses(reward: NDArray[np.float64], margin: float) -> NDArray[np.
 def simulated_update(
     settings: Mapping[str, Any], reward: NDArray[np.float64], preference: bool
 ) -> NDArray[np.float64]:
-    """Advantages, mixed with the preference term at its share where there is one; rollouts on the first axis.
-
-    The pair loss is its linear limit, which the settings of the study hardly leave.
-    """
+    """Advantages, mixed with linear pairs at their share where `preference`; rollouts on the first axis."""
     advantage = group_advantages(reward, settings["scale_rewards"] == "group")
     if not preference:
         return advantage
-    weight = wins_minus_losses(reward, settings["reward_margin"])
+    weight, share = wins_minus_losses(reward, settings["reward_margin"]), settings["preference_share"]
     sizes = [np.abs(values).sum(axis=(1, 2), keepdims=True) for values in (advantage, weight)]
     scale = np.divide(sizes[0], sizes[1], out=np.zeros_like(sizes[0]), where=sizes[1] > 0)
-    share = settings["preference_share"]
     return (1 - share) * advantage + share * weight * scale
 
 
@@ -247,8 +226,7 @@ def predicted_cosine(path: str, pass_rate: float, rollouts: int = 400, seed: int
     correct, reward = simulated_rewards(settings, pass_rate, rollouts, np.random.default_rng(seed))
     update = simulated_update(settings, reward, ARMS[path].method == "amir_grpo")
     wanted = group_advantages(correct, scaled=False)
-    products, squares, wished = (
-        (a * b).sum(axis=(1, 2)) for a, b in ((update, wanted), (update, update), (wanted, wanted))
-    )
+    pairs = ((update, wanted), (update, update), (wanted, wanted))
+    products, squares, wished = ((a * b).sum(axis=(1, 2)) for a, b in pairs)
     told = (squares > 0) & (wished > 0)
     return float(np.mean(products[told] / np.sqrt(squares[told] * wished[told])))

@@ -182,42 +182,6 @@ def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Fig
 
 
 @styled
-def lengths_figure(pushes: pd.DataFrame, gains: pd.DataFrame, margin: float, title: str = "") -> Figure:
-    """Cause and effect: the push on a token by the length of its completion, and how much shorter wrong completions became.
-
-    Args:
-        pushes: Columns about, length (tokens), push (`claims.token_weight`); 1: no length bias.
-        gains: One row per arm as in `gains_figure`, in tokens by which wrong completions are shorter.
-        margin: Tokens within which two arms count as equivalent.
-        title: The finding.
-    """
-    figure = new_figure(7.6, 2.8)
-    push, became = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    push.axhline(1, color="#777777", linewidth=0.8, linestyle=":")
-    for label, colour in arm_colours(pushes["about"]).items():
-        part = pushes[pushes["about"] == label]
-        if len(part):
-            width = 3.0 if label == POLICY_NAMES["grpo"] else 1.4  # seen below a line that coincides
-            push.plot(part["length"], part["push"], color=colour, linewidth=width, label=label)
-    push.set(xlabel="tokens of a completion", ylabel="push per token\n(at 20 tokens: 1)", ylim=(0, 1.05))
-    push.legend(fontsize=6.5, loc="lower left")
-    became.axvspan(-margin, margin, color=_BAND, linewidth=0)
-    became.axvline(0, color="#333333", linewidth=0.8)
-    for y, row in enumerate(gains.to_dict("records")):
-        _gain(became, y, row, np.inf)
-        text = f"{row['about']}\n{with_interval(row)}, {row['verdict']}"
-        colour = VERDICTS.get(row["verdict"], _UNDECIDED)
-        became.annotate(text, (0, y - 0.12), ha="center", va="bottom", color=colour)
-    became.set(
-        xlim=(-1, 1), ylim=(len(gains) - 0.5, -0.9), yticks=[], xlabel="tokens by which wrong completions are shorter"
-    )
-    became.spines["left"].set_visible(False)
-    add_footnote(figure, "Left: by the losses' formulas. Right: against GRPO; bars: 95 % intervals, thick: 90 %.")
-    add_title(figure, title)
-    return figure
-
-
-@styled
 def cosines_figure(measured: pd.DataFrame, predicted: pd.DataFrame, title: str = "") -> Figure:
     """How much of an update is about correctness, against the pass rate: theory as lines, rollouts as points; by regime.
 

@@ -84,18 +84,9 @@ def test_weights_that_are_wins_minus_losses_lie_on_the_line():
         assert "r = 1.0000" in axes.get_title()
 
 
-def test_lines_and_points_are_what_the_tables_hold(gains):
-    length = np.arange(20, 65)
-    pushes = pd.concat(
-        pd.DataFrame({"about": about, "length": length, "push": 20 / length}) for about in ("GRPO", "60 %")
-    )
-    figure = plots.lengths_figure(pushes, gains[1:3], 0.5, "Finding")
-    assert figure.axes[0].lines[1].get_ydata().tolist() == (20 / length).tolist()
-    assert inside(figure)
-    curves = pd.DataFrame({"about": "GRPO", "temperature": [0.5, 1.0], "entropy": [0.1, 0.2]}).assign(
-        margin=0.3, accuracy=0.9
-    )
-    figure = plots.entropy_figure(curves, "Finding")
+def test_lines_and_points_are_what_the_tables_hold():
+    curves = {"about": "GRPO", "temperature": [0.5, 1.0], "entropy": [0.1, 0.2], "margin": 0.3, "accuracy": 0.9}
+    figure = plots.entropy_figure(pd.DataFrame(curves), "Finding")
     assert figure.axes[1].lines[0].get_ydata().tolist() == [90.0, 90.0]
     assert inside(figure)
     cosines = pd.DataFrame({"regime": "clean", "arm": "grpo", "pass_rate": [0.2, 0.4], "cosine": [0.5, 0.7]})
