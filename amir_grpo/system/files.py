@@ -138,11 +138,7 @@ def _is_full(error: BaseException | None) -> bool:
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of files, by their names."""
-    found = {}
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
 def write_checksums(folder: Path) -> None:
@@ -158,19 +154,15 @@ def first_damaged(folder: Path, recorded: Mapping[str, str] | None = None) -> st
         folder: The folder.
         recorded: SHA-256 by name; by default what `write_checksums` has recorded there, and nothing where it has not.
     """
-    if recorded is None:
-        path = folder / CHECKSUMS
-        if not path.is_file():
-            return None
-        try:
-            recorded = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            return CHECKSUMS
+    try:
+        if recorded is None:
+            recorded = dict(json.loads((folder / CHECKSUMS).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        return CHECKSUMS
     there = hashes(folder / name for name in recorded if (folder / name).is_file())
     return next((name for name, digest in recorded.items() if there.get(name) != digest), None)
-
-
-# --- what is read ----------------------------------------------------------------------------------------------------------
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -25,17 +25,13 @@ class Busy(RuntimeError):
 def locked(folder: Path, work: str) -> Iterator[None]:
     """Hold `<folder>/.locks/<work>` while the block runs.
 
-    The lock is the operating system's and ends with its holder, so that none outlives a killed process. A file beside it
-    names the holder, for the message that others get. Without a lock such a file is left over, and is replaced.
-
-    Args:
-        folder: The run folder.
-        work: What is done, such as "training grpo".
+    The lock is the operating system's and ends with its holder, however that ends. A file beside it names the holder, for
+    the message that others get.
 
     Raises:
         Busy: If another process holds it and does not end within seconds, with that process's id, machine and start time.
     """
-    path = folder / ".locks" / f"{_file_name(work)}.lock"
+    path = folder / ".locks" / f"{work.replace(' ', '-')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = path.with_suffix(".json")
     lock = FileLock(path)
@@ -47,8 +43,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
         ) from None
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"pid": os.getpid(), "machine": platform.node(), "started": now}
-        write_text(holder, json.dumps(record) + "\n")
+        write_text(holder, json.dumps({"pid": os.getpid(), "machine": platform.node(), "started": now}) + "\n")
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -56,24 +51,15 @@ def locked(folder: Path, work: str) -> Iterator[None]:
 
 
 def in_progress(folder: Path, but: str) -> bool:
-    """Tell whether any process holds a lock of this folder.
-
-    Args:
-        folder: The run folder.
-        but: Work whose lock does not count.
-    """
+    """Tell whether any process holds a lock of this folder, other than that of the work `but`."""
     for path in (folder / ".locks").glob("*.lock"):
-        if path.stem != _file_name(but):
+        if path.stem != but.replace(" ", "-"):
             try:
                 with FileLock(path, timeout=0):
                     pass
             except Timeout:
                 return True
     return False
-
-
-def _file_name(work: str) -> str:
-    return work.replace(" ", "-")
 
 
 def _who(holder: Path) -> str:

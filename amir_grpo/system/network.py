@@ -1,9 +1,9 @@
-"""Whether the Hugging Face Hub can be reached, known within seconds, and reading its cache alone where it cannot."""
+"""The Hugging Face Hub, or its cache alone where it cannot be reached."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 _PATIENCE = 10.0  # seconds: a slow proxy is not the lack of a network, which most often shows at once
@@ -32,22 +32,16 @@ def hub_answers() -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Let the block ask the Hub where it answers, and read the cache alone where it does not."""
-    with nullcontext() if hub_answers() else cache_alone():
-        yield
+    """Let the block ask the Hub where it answers; else have `datasets` and the Hub's client read what they have cached.
 
-
-@contextmanager
-def cache_alone() -> Iterator[None]:
-    """Let `datasets` and the Hub's client read what they have cached while the block runs, and ask nobody.
-
-    Else they retry for half a minute before they do the same.
+    By themselves they retry for half a minute before they do the same.
     """
     from datasets import config
     from huggingface_hub import constants
 
     before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    if not hub_answers():
+        config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:

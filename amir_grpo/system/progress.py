@@ -88,28 +88,26 @@ def reports_shown(folder: Path, log: Path) -> Iterator[Callable[[str], None]]:
     live, over = sys.stderr.isatty(), Event()
     folder.mkdir(parents=True, exist_ok=True)
 
-    def clear(then: str = "") -> None:
-        if live:
-            print(end=f"\r\x1b[K{then}", file=sys.stderr, flush=True)
-
-    def note(line: str) -> None:
+    def say(line: str, shown: bool = True) -> None:
         with suppress(OSError), log.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
+        if shown:
+            show("")
+            print(line, flush=True)
 
-    def say(line: str) -> None:
-        note(line)
-        clear()
-        print(line, flush=True)
+    def show(line: str) -> None:
+        if live:
+            print(end=f"\r\x1b[K{line[: get_terminal_size().columns - 1]}", file=sys.stderr, flush=True)
 
     def watch() -> None:
         said = time.monotonic()
         while not over.wait(_SECONDS):
             lines = _reports(folder)
-            clear("; ".join(lines)[: get_terminal_size().columns - 1])
+            show("; ".join(lines))
             if time.monotonic() - said >= _QUIET_SECONDS:
                 said = time.monotonic()
                 for line in lines:
-                    (note if live else say)(line)
+                    say(line, shown=not live)
 
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
@@ -118,7 +116,7 @@ def reports_shown(folder: Path, log: Path) -> Iterator[Callable[[str], None]]:
     finally:
         over.set()
         watcher.join()
-        clear()
+        show("")
 
 
 def _reports(folder: Path) -> list[str]:
