@@ -17,9 +17,10 @@ from amir_grpo.notation import SCALE, PlainNumber, plain_number, plain_text
 
 # --- where the answer is ------------------------------------------------------------------------------------------
 
-# Runs of braces are one token, so that ten million of them are few. A box without braces holds one word or number.
+# Runs of braces are one token, so that ten million of them are few. A box without braces holds one number or letter,
+# with a space before it and an end behind it: anything else may be a box that lost a brace.
 _BOX_TOKEN = re.compile(
-    r"\\boxed\s*(?:\{|(?P<bare>-?\d+(?:[.,/]\d+)*|(?<=\s)[A-Za-z]\b))|\\\\(?!boxed)|\\[{}]|\{+|\}+"
+    r"\\boxed(?:\s*\{|\s+(?P<bare>-?\d+(?:[.,/]\d+)*|[A-Za-z])(?=[\s$.,;:<]|$))|\\\\(?!boxed)|\\[{}]|\{+|\}+"
 )
 
 
@@ -265,6 +266,7 @@ _TOKEN = re.compile(
     r"(?P<number>(?<![\w.\\])[-+]?(?:\d+ ?)?(?:\\frac\{\d+\}\{\d+\}|(?:\d+(?:\.\d+)?(?:/\d+)?|\.\d+)(?!\w|\.\d))%?)"
     r"|(?P<word>[A-Za-z]+(?:['’-][A-Za-z]+)*)|[\s,;:.()!?'-]|(?P<other>.)"
 )
+_WORD_TIMES = re.compile(r"[^\d=\\]*[A-Za-z]{4,}[^\d=]*\d")
 _FORMULA = {"max", "min", "gcd", "lcm", "mod"}
 _CONNECTIVES = {"a", "and", "or", "the", "plus"}
 _ALTERNATIVE = re.compile(r"(?<![\\A-Za-z])or(?![A-Za-z])", re.IGNORECASE)
@@ -277,7 +279,8 @@ def _by_prose(ours: str, theirs: str) -> bool | None:
         return False
     (labels, numbers), (gold_labels, golds) = _labelled(ours), _labelled(theirs)
     if not numbers or not golds or not (labels or gold_labels):
-        return None
+        # letters times zero are zero
+        return False if _WORD_TIMES.match(ours) and golds and golds[0].value == 0 else None
     if len(golds) == 1 and len(numbers) > 1 and len(parts := _CONCLUSION.split(ours)) == 2:
         numbers = _labelled(parts[1])[1]  # "The sum of 3 and 4 is 7"
     if len(golds) == 1 and _ALTERNATIVE.search(f"{ours} {theirs}"):

@@ -1,4 +1,4 @@
-"""Pass@k, coverage, margins, intervals and paired tests: pure functions on plain NumPy arrays.
+"""Pass@k, margins, intervals and paired tests: pure functions on plain NumPy arrays.
 
 The unit of every interval and test is the problem: its samples tell how well its own pass rate is known, but only
 another problem tells how the benchmark's mean would move. Every function that draws random numbers takes
@@ -19,8 +19,6 @@ EXACT_SIGN_FLIPS = 16
 # Below this many changed problems Student's t covers too rarely (measured: down to 76 %), see `paired_gain`.
 MIN_CHANGED = 8
 BINS = 10  # of stated confidence
-# base, grpo, amir_grpo, in the order of the published coverage table.
-PATTERNS = ((1, 1, 1), (1, 1, 0), (1, 0, 1), (1, 0, 0), (0, 1, 1), (0, 1, 0), (0, 0, 1), (0, 0, 0))
 
 Seed = int | np.random.Generator
 
@@ -47,19 +45,6 @@ class Gain(Interval):
     def columns(self, name: str = "gain", scale: float = 1.0) -> dict[str, float]:
         """The gain as part of a table's row: that of its interval, and p_value."""
         return super().columns(name, scale) | {"p_value": self.p_value}
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How many problems each of the eight solved-by patterns has.
-
-    `patterns`: `PATTERNS`, 1 = solved, columns base, grpo, amir_grpo. `counts`: int array (8,). `solved`: problems
-    that at least one policy solves.
-    """
-
-    patterns: tuple[tuple[int, int, int], ...]
-    counts: NDArray[np.int64]
-    solved: int
 
 
 def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
@@ -229,20 +214,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     steps = p_values[order] * np.arange(order.size, 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
-
-
-def coverage_patterns(base: ArrayLike, grpo: ArrayLike, amir_grpo: ArrayLike) -> Coverage:
-    """Counts of the eight solved-by patterns. Arguments: solved or not, bool (problems,), same order.
-
-    Raises ValueError where the shapes differ.
-    """
-    policies = [np.asarray(solved, dtype=bool) for solved in (base, grpo, amir_grpo)]
-    shapes = [solved.shape for solved in policies]
-    if len({*shapes}) > 1:
-        raise ValueError(f"solved arrays of shapes {shapes}: the policies need the same problems.")
-    codes = policies[0] * 4 + policies[1] * 2 + policies[2] * 1
-    counts = np.bincount(codes.ravel(), minlength=8)[::-1]  # 111 first, as in PATTERNS
-    return Coverage(PATTERNS, counts.astype(np.int64), int(counts[:-1].sum()))
 
 
 def margins(

@@ -58,7 +58,6 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<![\w)}\]*])(\*{1,3}|_{1,3})(?=[^\s*_])(.+?)(?<=\S)\1(?![\w({\[*])", r"\2"),
     (r"^\s*(?i:minus|negative)\s+(?=\d)", "-"),
     (r"^\s*(?i:(?:so )?(?:the )?(?:final |correct )?answer(?: is|\s*:)+)\s*", ""),
-    (r"^\s*(?:=|≈|\\approx(?![A-Za-z]))\s*", ""),
     # delimiters, spaces, currencies, and commands that change the look alone
     (r"(?<!\\)\\(?:[()\[\];:>\s]|q?quad(?![A-Za-z]))|(?<![~\\])~(?![~=])|\s+", " "),
     (r"\$\s*([,;])\s*\$", r"\1 "),
@@ -80,7 +79,7 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
         rf"(?P<open>\s*{_TEXT})?\s*-?(?P<scale>(?:{SCALE}\s*)+)",
         _scaled,
     ),
-    (r"(?<![\w.}])(\d+\.?\d*|\.\d+)[eE](?:\+|(-))?0*(\d{1,3})(?![\w.])", r"\1\\times 10^{\2\3}"),
+    (r"(?<![\w.{}])(\d+\.?\d*|\.\d+)[eE](?:\+|(-))?0*(\d{1,3})(?![\w.])", r"\1\\times 10^{\2\3}"),
     (r"(?<![\w.^/}])(\d{1,40})\s+(\d{1,40})/(\d{1,40})(?![\w/.])", _mixed),
     # formulas in plain text
     (r"\*\*", "^"),

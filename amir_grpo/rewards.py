@@ -123,11 +123,13 @@ def check_answers(dataset: Dataset) -> None:
     `AmirGRPOTrainer` calls what a reward function has as ``check_dataset``.
 
     Args:
-        dataset: Rows with a column ``answer``; numbers are taken as they are written.
+        dataset: Rows with a column ``answer``; numbers are taken as they are written. One that streams is not read.
 
     Raises:
         ValueError: If there is no such column, or a row holds a boolean, None, NaN, an object or nothing.
     """
+    if not hasattr(dataset, "__len__"):
+        return  # it streams: its rows are seen as they come
     if "answer" not in dataset.column_names:
         raise ValueError(f"No column 'answer' to judge completions by; there are {dataset.column_names}.")
     for row, value in enumerate(dataset["answer"]):

@@ -144,6 +144,9 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
             super().__init__(model, reward_funcs, args, *rest, **kwargs)
         finally:
             args.beta = beta
+        for function in self.reward_funcs:
+            if check := getattr(function, "check_dataset", None):  # before the first step, and all rows
+                check(self.train_dataset)
         self.beta = beta
         self.lambda_reg = args.lambda_reg  # λ of the next step
         self.trim_micro_batches = args.trim_micro_batches

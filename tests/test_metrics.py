@@ -230,21 +230,6 @@ def test_holm_by_hand():
         metrics.holm([1.5])
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=30))
-@settings(max_examples=40, deadline=None)
-def test_coverage_patterns_count_every_problem_once(solved):
-    coverage = metrics.coverage_patterns(*np.array(solved).T)
-    assert list(coverage.patterns) == list(product((1, 0), repeat=3))
-    assert coverage.counts.tolist() == [solved.count(pattern) for pattern in product((True, False), repeat=3)]
-    assert coverage.solved == sum(any(row) for row in solved)
-
-
-def test_coverage_patterns_need_the_same_problems():
-    assert metrics.coverage_patterns([2, 0], [0, 0], [0, 3]).counts.tolist() == [0, 0, 0, 1, 0, 0, 1, 0]
-    with pytest.raises(ValueError, match="same problems"):
-        metrics.coverage_patterns([True], [True, False], [True])
-
-
 def test_margins_by_hand():
     problem = np.array(["b", "a", "b", "b", "c", "a", "c", "d", "a"])
     logp = np.array([-0.1, -0.5, -0.3, -0.4, -9.0, -0.2, -8.0, -7.0, -0.9])

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from amir_grpo.rewards import correctness
 from amir_grpo.runs.study_trainer import StudyConfig, StudyTrainer
 from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.trainer import (
@@ -369,6 +370,16 @@ def test_without_a_config_the_folder_is_named_after_the_policy(policy, tmp_path,
 def test_grpos_own_config_is_refused(policy, tmp_path):
     with pytest.raises(TypeError, match="GRPOConfig; AmirGRPOTrainer needs an AmirGRPOConfig"):
         AmirGRPOTrainer(policy, graded, GRPOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=PROMPTS)
+
+
+def test_answers_are_checked_before_training_and_numbers_are_taken(policy, tmp_path):
+    for answers, refused in (([1, 2, 3, 4, 5, 6], False), ([True] * 6, True)):
+        prompts = PROMPTS.add_column("answer", answers)
+        if refused:
+            with pytest.raises(ValueError, match="Column 'answer', row 0: True is no answer"):
+                make_trainer(policy, tmp_path, reward=correctness, prompts=prompts)
+        else:
+            make_trainer(policy, tmp_path, reward=[correctness], prompts=prompts, max_steps=1).train()
 
 
 def test_model_cards_name_the_method_and_its_paper(policy, tmp_path):
