@@ -160,7 +160,7 @@ def evaluate(
     """
     from amir_grpo.policies.source import named_policies
     from amir_grpo.results.tables import comparison_table, policy_summary, rounded, wide_summary
-    from amir_grpo.runs.locations import runs_folder
+    from amir_grpo.runs.opening import runs_folder
     from amir_grpo.runs.run import open_run
 
     # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
@@ -216,7 +216,7 @@ def evidence(
         results: Gets the results, a file per run. Default: data/results/<study>.
         workers: Runs side by side. Default: one per visible GPU, or else one per core.
     """
-    from amir_grpo.runs.locations import project_root, runs_folder
+    from amir_grpo.runs.opening import project_root, runs_folder
     from amir_grpo.study.claims import study_report
     from amir_grpo.study.experiment import compare_with_kept, make_runs, runs_in_order, single_run
     from amir_grpo.study.kept import complete_arms, load_study
@@ -299,10 +299,10 @@ def _existing(profile: str | None, run_dir: str | None) -> Run:
     Raises:
         FileNotFoundError: If there is none.
     """
-    from amir_grpo.runs.locations import run_folder
-    from amir_grpo.runs.run import open_run, resolve_profile
+    from amir_grpo.runs.opening import resolve_profile, runs_folder
+    from amir_grpo.runs.run import open_run
 
-    folder = run_folder(resolve_profile(profile or SANDBOX), run_dir)
+    folder = user_path(run_dir or runs_folder() / resolve_profile(profile or SANDBOX))
     read_config(folder)
     return open_run(run_dir=folder)
 
@@ -329,11 +329,11 @@ def notebooks(folder: str) -> None:
     Args:
         folder: Folder to write them into.
     """
-    from amir_grpo.runs.locations import notebooks_folder
+    from amir_grpo.system.files import shipped
 
     place = user_path(folder)
     check_folder(place, "folder")
-    found = sorted(notebooks_folder().glob("*.ipynb"))
+    found = sorted(shipped("notebooks").glob("*.ipynb"))
     there = [path.name for path in found if (place / path.name).exists()]
     if there:
         raise FileExistsError(f"{place} holds {there[0]} already, which may have been changed: give another folder.")

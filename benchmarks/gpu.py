@@ -48,7 +48,7 @@ from amir_grpo.policies.backend import Backend, import_early, start_backend
 from amir_grpo.policies.engines import engine_here, load_engine
 from amir_grpo.policies.loading import compute_dtype, device, free_memory, load_policy, load_tokenizer
 from amir_grpo.policies.plan import GIB, SHAPES, card_here, plan
-from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.opening import project_root
 from amir_grpo.sandbox.policy import build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import RunSettings, replace, settings_of

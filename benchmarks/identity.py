@@ -18,7 +18,7 @@ from amir_grpo.policies.sampling import draw_completions
 from amir_grpo.preference import mine_pairs, net_pull, preference_weights
 from amir_grpo.problems import load_problems
 from amir_grpo.rewards import reward_functions
-from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.opening import project_root
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.settings import settings_of

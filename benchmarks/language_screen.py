@@ -19,7 +19,7 @@ from amir_grpo.policies.engines import load_engine
 from amir_grpo.policies.sampling import draw_completions
 from amir_grpo.policies.smollm2 import base_policy
 from amir_grpo.rewards import has_format, reward_functions
-from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.opening import project_root
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import PolicySettings
 from amir_grpo.system.files import atomic_write

@@ -24,7 +24,7 @@ from amir_grpo.policies.engines import Engine, TransformersEngine
 from amir_grpo.policies.loading import load_policy, load_tokenizer
 from amir_grpo.policies.sampling import draw_completions, tokenize_prompts
 from amir_grpo.policies.source import find_policy
-from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.opening import project_root
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SandboxSpec
 from amir_grpo.sandbox.problems import load_sandbox

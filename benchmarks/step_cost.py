@@ -37,7 +37,7 @@ from amir_grpo.policies import smollm2
 from amir_grpo.policies.backend import Backend
 from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
 from amir_grpo.rewards import reward_functions
-from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.opening import project_root
 from amir_grpo.runs.training import run_trainer, trainer_config
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SandboxSpec, build_tokenizer

@@ -33,9 +33,9 @@ def test_the_wheel_holds_every_module_and_what_comes_with_the_package(wheel):
 LOOK = """
 import amir_grpo
 from amir_grpo.results.tables import published_table
-from amir_grpo.runs.locations import kept_results, notebooks_folder
+from amir_grpo.system.files import shipped
 from amir_grpo.runs.run import open_run
-for path in (amir_grpo.__file__, notebooks_folder(), kept_results("sandbox"), open_run("smoke").folder):
+for path in (amir_grpo.__file__, shipped("notebooks"), shipped("data/results") / "sandbox", open_run("smoke").folder):
     print(path)
 assert len(published_table("table1")) > 10
 """

@@ -18,7 +18,7 @@ import pandas as pd
 import papermill
 
 from amir_grpo.results import style
-from amir_grpo.runs.locations import project_root
+from amir_grpo.runs.opening import project_root
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import keep_results
 from amir_grpo.study.kept import kept_studies

@@ -6,17 +6,17 @@ import numpy as np
 import pandas as pd
 
 from amir_grpo.results.style import signed
-from amir_grpo.runs.locations import kept_results
 from amir_grpo.study.arms import TITLES, about
 from amir_grpo.study.claims import CLAIMS, claims_table, test_outcomes
 from amir_grpo.study.inference import design_error, detectable_gain, power_if_equal
 from amir_grpo.study.kept import LONGER, TRAINED, Studies, StudyResults, shared_runs
 from amir_grpo.study.plan import Plan, sequence_table
+from amir_grpo.system.files import shipped
 
 
 def study_tables(studies: Studies, plan: Plan) -> dict[str, pd.DataFrame]:
     """The tables by name: type_one_error (of the test in use, from inference_error), levels, power, tests, verdicts."""
-    errors = pd.read_csv(kept_results("inference_error.csv"))
+    errors = pd.read_csv(shipped("data/results") / "inference_error.csv")
     usual = (errors["test"] == "in use") & (errors["shape"] == "normal") & (errors["problems"] == "as measured")
     return {
         "type_one_error": errors[usual],

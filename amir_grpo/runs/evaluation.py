@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo.choices import ENGINES, check_names
+from amir_grpo.choices import ENGINES, SANDBOX, check_names
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage, write_table
 from amir_grpo.settings import RunSettings
+from amir_grpo.system.cluster import run_jobs, submitting, visible_gpus
 from amir_grpo.system.files import explain_full_disk, write_text
 from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
@@ -95,6 +101,33 @@ class Evaluation:
                     if not path.exists():  # unless another process has done it in the meantime
                         self._draw_and_grade(path, name, benchmark, source, each)
         return read_table(self._path(name, benchmark, greedy), _SAMPLE_COLUMNS)
+
+    def all_completions(
+        self, sources: Mapping[str, PolicySource], benchmarks: Sequence[str], greedy: bool = False, workers: int = 0
+    ) -> pd.DataFrame:
+        """Graded completions of several policies, one below the other.
+
+        A completion depends on its policy, its problem and its own random stream alone, and a worker draws the batches
+        that this process would: the results are the same.
+
+        Args:
+            sources: What to load, by the names that `completions` takes.
+            benchmarks, greedy: As in `completions`.
+            workers: Processes that draw, a policy on a benchmark each. 0: one per visible GPU, or else this one.
+        """
+        pairs = list(product(sources, benchmarks))
+        missing = [pair for pair in pairs if not self.is_complete(*pair)]
+        gpus = visible_gpus(self.settings.policy.device) if len(missing) > 1 else []
+        number = min(len(missing), workers or len(gpus))
+        if number > 1:
+            jobs = [
+                SimpleNamespace(label=" on ".join(pair), draw=partial(self.completions, *pair, sources[pair[0]]))
+                for pair in missing
+            ]
+            with submitting(number, gpus) as submit:
+                run_jobs("evaluating", _draw, jobs, submit)
+        frames = [self.completions(name, benchmark, sources[name], greedy) for name, benchmark in pairs]
+        return pd.concat(frames, ignore_index=True)
 
     def logprobs(self, source: PolicySource, completions: pd.DataFrame) -> list[float]:
         """Log-probability of each completion under a policy, at temperature 1, in nats.
@@ -224,3 +257,18 @@ class Evaluation:
                 check_names("engine", recorded := [record["engine"] for record in records], ENGINES)
                 return min(recorded)
         return engine_here(self.settings.evaluation.eval_engine, self.settings.policy)
+
+
+def _draw(job: SimpleNamespace) -> None:
+    """Draw in a worker process."""
+    use_one_thread(job.draw.func.__self__.settings)
+    job.draw()
+
+
+def use_one_thread(settings: RunSettings) -> None:
+    """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
+    if settings.policy.model_name == SANDBOX:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        else:  # who only reads results need not wait for torch
+            os.environ.setdefault("OMP_NUM_THREADS", "1")

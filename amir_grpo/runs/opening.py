@@ -1,4 +1,4 @@
-"""The configuration of a run folder: reading it, comparing it with what is asked for, and writing it under a lock."""
+"""Where run folders are, and their configuration: read, compared with what is asked for, and written under a lock."""
 
 from __future__ import annotations
 
@@ -19,12 +19,25 @@ from amir_grpo.system.processes import is_main
 from amir_grpo.system.provenance import CONFIG, provenance, read_config, to_json
 from amir_grpo.trl_options import trainer_options
 
+_DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _OPENING = "opening"
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # What a folder cannot consent to on behalf of who opens it.
 _CONSENTS = ("trust_remote_code", "safetensors_only")
 # Settings that change neither a completion nor a number.
 NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *_CONSENTS)
+
+
+def project_root() -> Path:
+    """The clone that contains the working directory (its root, notebooks/, …), else the working directory."""
+    here = Path.cwd().resolve()
+    clones = (folder for folder in (here, *here.parents) if (folder / "amir_grpo" / "runs" / "run.py").is_file())
+    return next(clones, here)
+
+
+def runs_folder() -> Path:
+    """Where run folders go: runs/ of the project, or on a mounted Google Drive, which outlives a Colab session."""
+    return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
 
 
 def overrides_of(given: Mapping[str, Any] | str | None) -> dict[str, Any]:

@@ -15,11 +15,10 @@ from typing import Any
 import pandas as pd
 
 from amir_grpo.choices import METHODS, POLICIES
-from amir_grpo.runs.locations import kept_results, notebooks_folder
 from amir_grpo.runs.run import Run
 from amir_grpo.runs.verify import compared_with_kept
 from amir_grpo.system.cluster import Cluster, results_of, submitting, visible_gpus, worker_processes
-from amir_grpo.system.files import write_text
+from amir_grpo.system.files import shipped, write_text
 from amir_grpo.system.locks import Busy, locked
 from amir_grpo.system.progress import REPORT_TO, reports_shown
 
@@ -62,7 +61,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
         NotebookError: If a notebook fails otherwise.
         Busy: If another process reproduces into the same folder.
     """
-    folder, started = notebooks_folder(), time.perf_counter()
+    folder, started = shipped("notebooks"), time.perf_counter()
     parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
     gpus = [] if cluster else visible_gpus(run.settings.policy.device)
     stages = [
@@ -95,7 +94,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
     for what in ("figures", "tables", "notebooks"):
         print(f"{what + ':':<11}{run.folder / what}")
     print(f"{'page:':<11}{page}")
-    if comparison := compared_with_kept(run, kept_results(run.profile)):
+    if comparison := compared_with_kept(run, shipped("data/results") / run.profile):
         print(f"\n{comparison}")
 
 

@@ -8,7 +8,7 @@
       samples/<policy>/<benchmark>.parquet, <benchmark>.greedy.parquet, each with a .stage.json; policy.json
       scores/<policy>.parquet  log-probabilities of shared and own completions under a policy
       tables/<name>.csv, and <name>.json with what it was made with
-      figures/, notebooks/, report.html
+      figures/, notebooks/, run.html
 
 A complete stage is read back, not repeated. Every stage runs the stages that it needs, so that each notebook can be
 run on its own.
@@ -30,10 +30,8 @@ from amir_grpo.policies import smollm2
 from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import ADAPTER_FILES, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
-from amir_grpo.runs.evaluation import Evaluation
-from amir_grpo.runs.locations import run_folder
-from amir_grpo.runs.opening import configure, overrides_of, resolve_profile, stage_lock
-from amir_grpo.runs.side_by_side import draw_side_by_side, use_one_thread, workers_for
+from amir_grpo.runs.evaluation import Evaluation, use_one_thread
+from amir_grpo.runs.opening import configure, overrides_of, resolve_profile, runs_folder, stage_lock
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
 from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
 from amir_grpo.sandbox.policy import SPECS
@@ -44,6 +42,7 @@ from amir_grpo.system.files import (
     explain_full_disk,
     first_damaged,
     hashes,
+    user_path,
     write_checksums,
     write_text,
 )
@@ -270,26 +269,16 @@ class Run:
             logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed; with calibration also
             confidence (NaN where none is stated).
         """
-        policies, benchmarks = list(policies), list(benchmarks or self.settings.evaluation.benchmarks)
-        check_names("policy", policies, POLICIES)
+        check_names("policy", policies := list(policies), POLICIES)
+        benchmarks = list(benchmarks or self.settings.evaluation.benchmarks)
         self._check_problems(policies, benchmarks)
-        sources = {
-            name: PolicySource(self.base(), None if name == "base" else self.folder / name) for name in policies
-        }
-        if workers_for(self.evaluation, policies, benchmarks, workers) > 1:
-            for policy, source in sources.items():
-                self._train_to_draw(policy, source)
-            draw_side_by_side(self.evaluation, sources, benchmarks, workers)
-        frames = []
-        for policy, source in sources.items():
-            self._train_to_draw(policy, source)
-            frames += [self.evaluation.completions(policy, benchmark, source, greedy) for benchmark in benchmarks]
-        return pd.concat(frames, ignore_index=True)
-
-    def _train_to_draw(self, policy: str, source: PolicySource) -> None:
-        if policy != "base":
-            self.train(policy)
-            self.evaluation.check_weights(policy, source)
+        sources = {}
+        for name in policies:
+            sources[name] = PolicySource(self.base(), None if name == "base" else self.folder / name)
+            if name != "base":
+                self.train(name)
+                self.evaluation.check_weights(name, sources[name])
+        return self.evaluation.all_completions(sources, benchmarks, greedy, workers)
 
     def samples_of_others(
         self,
@@ -311,13 +300,8 @@ class Run:
         self.evaluation.expect(sources.values())
         self._check_problems(folders.values(), benchmarks)
         in_folders = {folders[name]: source for name, source in sources.items()}
-        draw_side_by_side(self.evaluation, in_folders, benchmarks, workers)
-        frames = []
-        for name, source in sources.items():
-            for benchmark in benchmarks:
-                rows = self.evaluation.completions(folders[name], benchmark, source, greedy)
-                frames.append(rows.assign(policy=name))
-        return pd.concat(frames, ignore_index=True)
+        completions = self.evaluation.all_completions(in_folders, benchmarks, greedy, workers)
+        return completions.assign(policy=completions["policy"].map({folder: name for name, folder in folders.items()}))
 
     def scores(self) -> pd.DataFrame:
         """Log-probabilities under GRPO and AMIR-GRPO of the base policy's completions, which both score, and their own.
@@ -387,7 +371,7 @@ def open_run(
         Busy: If another process keeps its configuration.
     """
     new_profile = resolve_profile(profile or "sandbox")
-    folder = run_folder(new_profile, run_dir)
+    folder = user_path(run_dir or runs_folder() / new_profile)
     given = None if profile == "auto" else profile or None
     name, settings = configure(folder, given, new_profile, overrides_of(overrides))
     use_one_thread(settings)

@@ -16,12 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from amir_grpo.metrics import pass_at_k
-from amir_grpo.runs.locations import kept_results
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.study.arms import ARMS, BASE, REGIMES
 from amir_grpo.study.inference import Comparison, compare
 from amir_grpo.study.plan import Plan, check_frozen
-from amir_grpo.system.files import atomic_write
+from amir_grpo.system.files import atomic_write, shipped
 from amir_grpo.system.provenance import to_json
 
 TABLES = ("problems", "rollouts", "richness", "boundary")
@@ -175,7 +174,7 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
         FileNotFoundError: If there are no results.
         ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
     """
-    folders = [results / name if results else kept_results(name) for name in ("confirmation", "pilot")]
+    folders = [results / name if results else shipped("data/results") / name for name in ("confirmation", "pilot")]
     pilot = load_study(folders[1])
     if not any(folders[0].glob("*.zip")):
         return Studies((pilot,))
@@ -187,7 +186,7 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
 def kept_sizes(plan: Plan, results: Path | None = None) -> list[Studies]:
     """`kept_studies`, and the pilot of each larger policy whose results are kept, in pilot-medium and pilot-large."""
     names = ("pilot-medium", "pilot-large")
-    folders = [results / name if results else kept_results(name) for name in names]
+    folders = [results / name if results else shipped("data/results") / name for name in names]
     larger = [studies_in(folder, plan) for folder in folders if any(folder.glob("*.zip"))]
     return [kept_studies(plan, results), *larger]
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from amir_grpo.policies import engines, loading, sampling
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.results import tables
-from amir_grpo.runs import side_by_side
+from amir_grpo.runs import evaluation
 from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.settings import replace
@@ -298,15 +298,25 @@ def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings
         for greedy, rows in expected.items():
             again = two.samples(["base", "grpo"], greedy=greedy, workers=2)
             pd.testing.assert_frame_equal(again, rows)
-    assert side_by_side.workers_for(two.evaluation, ["base", "grpo"], two.settings.evaluation.benchmarks, 2) == 1, (
-        "nothing is left to draw"
-    )
+    monkeypatch.setattr(evaluation, "submitting", never)  # nothing is left to draw
+    two.samples(["base", "grpo"], workers=2)
 
 
 @pytest.mark.parametrize(("asked", "gpus", "wanted"), [(0, [], 1), (0, ["0", "1", "2"], 3), (2, [], 2), (9, [], 4)])
 def test_one_worker_for_each_gpu_and_none_without_work(open_tiny, monkeypatch, asked, gpus, wanted):
-    evaluation = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None)
-    benchmarks = ["chain3", "chain6"]
-    monkeypatch.setattr(side_by_side, "visible_gpus", lambda device: gpus)
-    assert side_by_side.workers_for(evaluation, ["base", "grpo"], benchmarks, asked) == wanted
-    assert side_by_side.workers_for(evaluation, ["base"], benchmarks[:1], asked) == 1
+    drawing = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None)
+    sources, benchmarks, numbers = {"base": None, "grpo": None}, ["chain3", "chain6"], []
+
+    @contextlib.contextmanager
+    def submitting(number, gpus):
+        numbers.append(number)
+        yield
+
+    monkeypatch.setattr(evaluation, "visible_gpus", lambda device: gpus)
+    monkeypatch.setattr(evaluation, "submitting", submitting)
+    monkeypatch.setattr(evaluation, "run_jobs", lambda what, do, jobs, submit: None)
+    monkeypatch.setattr(Evaluation, "completions", lambda *_: pd.DataFrame())
+    drawing.all_completions(sources, benchmarks, workers=asked)
+    assert numbers == [wanted] * (wanted > 1)
+    drawing.all_completions({"base": None}, benchmarks[:1], workers=asked)
+    assert numbers == [wanted] * (wanted > 1)

@@ -3,12 +3,17 @@
 import json
 from importlib.metadata import version
 from multiprocessing.connection import wait
+from pathlib import Path
 
 import pytest
 
+from amir_grpo.runs import opening
+from amir_grpo.runs.opening import project_root, runs_folder
 from amir_grpo.runs.run import open_run
 from amir_grpo.settings import settings_of
 from amir_grpo.system.locks import Busy, locked
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_config_holds_settings_and_provenance(open_tiny, tiny_settings):
@@ -225,3 +230,20 @@ def test_a_stage_is_not_begun_under_settings_that_another_has_changed(tmp_path):
     with pytest.raises(ValueError, match="seed was 2, is now 1"):
         first.base()
     assert not (tmp_path / "base").exists()
+
+
+# --- where run folders are -------------------------------------------------------------------------------------------
+
+
+def test_project_root_is_found_from_the_notebooks(monkeypatch, tmp_path):
+    for folder in (ROOT, ROOT / "notebooks", ROOT / "data" / "published"):
+        monkeypatch.chdir(folder)
+        assert project_root() == ROOT
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == tmp_path
+
+
+def test_runs_go_to_a_mounted_drive(monkeypatch, tmp_path):
+    assert runs_folder() == project_root() / "runs"
+    monkeypatch.setattr(opening, "_DRIVE", tmp_path)
+    assert open_run("smoke").folder == tmp_path / "amir-grpo" / "runs" / "smoke"

@@ -1,18 +1,23 @@
 """Atomic writes: what is under its own name is complete, whatever fails on the way; and checksums."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from amir_grpo.system import files
 from amir_grpo.system.files import (
     CHECKSUMS,
     atomic_folder,
     atomic_write,
     first_damaged,
     hashes,
+    shipped,
     write_checksums,
     write_text,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_atomic_write_leaves_the_old_file_when_the_writer_raises(tmp_path):
@@ -103,3 +108,25 @@ def test_the_first_file_that_has_changed_is_named(tmp_path):
     (tmp_path / CHECKSUMS).write_text("{")
     assert first_damaged(tmp_path) == CHECKSUMS
     assert first_damaged(tmp_path, recorded) == "a"
+
+
+# --- what comes with the package --------------------------------------------------------------------------------------
+
+
+def test_what_comes_with_the_package_is_found_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert shipped("notebooks") == ROOT / "notebooks"
+    assert (shipped("data/results") / "sandbox" / "main.csv").is_file()
+
+
+def test_an_optional_part_is_installed_as_the_package_was(monkeypatch, tmp_path):
+    assert files.install_command("gpu") == "pip install -e '.[gpu]'"  # in a clone, as these tests run
+    monkeypatch.setattr(files, "_INSIDE", tmp_path / "shipped")
+    (tmp_path / "shipped").mkdir()
+    assert files.install_command("gpu") == "pip install 'amir-grpo[gpu]'"
+
+
+def test_what_did_not_come_with_the_package_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "amir_grpo")
+    with pytest.raises(FileNotFoundError, match=r"notebooks did not come with the package.*\n.*pip install"):
+        shipped("notebooks")
