@@ -187,7 +187,6 @@ FOLDERS = [
     (lambda f: (f / "config.json").write_text('{"settings": 3}'), ["settings is not a JSON object"]),
     (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), ["config.json is not a run's configuration"]),
     (lambda f: config(f, lambda c: c["settings"].update(seed=5)), ["seed was 5, is now 0", "another run_dir"]),
-    (lambda f: config(f, lambda c: c["settings"].pop("seed")), ["seed was None, is now 0"]),
     (lambda f: half(f / "samples/base/chain3.parquet"), ["chain3.parquet cannot be read", "Delete it"]),
     (lambda f: (f / "samples/base/chain3.parquet").write_text("a,b\n1,2\n"), ["chain3.parquet cannot be read"]),
     (lambda f: (f / "samples/base/chain3.parquet").write_bytes(b""), ["chain3.parquet cannot be read"]),

@@ -207,7 +207,7 @@ def test_every_table_says_what_it_was_made_with(open_tiny):
     assert {p["set"]: p["fingerprint"] for p in record["problems"]} == {"chain3": fingerprint(run.problems("chain3"))}
 
     assert record["started"] <= record["ended"] <= record["made"]
-    assert {"commit", "uncommitted_changes", "packages", "device", "repeats"} <= set(record["provenance"])
+    assert {"commit", "uncommitted_changes", "packages", "device"} <= set(record["provenance"])
 
 
 def test_memory_that_runs_out_in_training_names_the_settings(runs, tiny_settings, monkeypatch):
