@@ -47,6 +47,24 @@ class Gain(Interval):
         return super().columns(name, scale) | {"p_value": self.p_value}
 
 
+@dataclass(frozen=True)
+class Comparison(Gain):
+    """A gain, and what it would take to be certain of it.
+
+    `unit`: what the interval generalises to, "problem" or "seed". `problems`, `seeds`: how many were compared.
+    `detectable`: the smallest gain that a test at 5 % finds with a chance of 80 %. `units_needed`, `samples_needed`: how
+    many units, or samples per problem, would find a true gain of the estimated size with that chance; infinite where
+    no number would, NaN where the data do not tell.
+    """
+
+    problems: int
+    seeds: int
+    unit: str
+    detectable: float
+    units_needed: float
+    samples_needed: float
+
+
 def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
     """Unbiased estimate of the chance that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k).
 
@@ -172,6 +190,62 @@ def paired_gain(
         if bounds is not None:
             low, high = np.clip([low, high], *bounds).tolist()
     return Gain(float(difference.mean()), low, high, sign_flip_p_value(difference, seed, resamples))
+
+
+def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), seed: Seed = 0) -> Comparison:
+    """Compare two policies on the same problems, and say what it would take to be certain.
+
+    `new`, `old`: share of right samples of each problem, (problems,), or (seeds, problems) with a row per training seed.
+    `samples`: samples per problem behind the shares of `new` and of `old`.
+
+    With two seeds or more on both sides the unit is the seed: Welch's t-test on their means over problems, which have the
+    seeds' own noise in them. Otherwise the unit is the problem (`paired_gain`), and another seed is not covered.
+    Raises ValueError where the numbers of problems differ or shares leave [0, 1].
+    """
+    arrays = [np.atleast_2d(np.asarray(shares, dtype=float)) for shares in (new, old)]
+    if arrays[0].shape[-1] != arrays[1].shape[-1]:
+        raise ValueError(
+            f"{arrays[0].shape[-1]} and {arrays[1].shape[-1]} problems: compare the same problems, in one order."
+        )
+    if not all(((shares >= 0) & (shares <= 1)).all() for shares in arrays):
+        raise ValueError("Shares of right samples lie in [0, 1]; give fractions, not percent or counts.")
+    seeds, problems = min(len(shares) for shares in arrays), arrays[0].shape[-1]
+    means = [shares.mean(axis=0) for shares in arrays]
+    samples_needed = np.nan
+    if seeds > 1:
+        unit, units = "seed", seeds
+        test = stats.ttest_ind(*(shares.mean(axis=1) for shares in arrays), equal_var=False)
+        ends = test.confidence_interval(INTERVAL_ENDS[1] - INTERVAL_ENDS[0])
+        gain = Gain(float(means[0].mean() - means[1].mean()), float(ends.low), float(ends.high), float(test.pvalue))
+        freedom = float(test.df)
+    else:
+        unit, units = "problem", problems
+        gain = paired_gain(*means, seed=seed)
+        freedom = problems - 1.0
+    # from the interval rather than the spread, which says nothing where hardly a problem changed
+    quantile = float(stats.t.ppf(INTERVAL_ENDS[1], freedom)) if freedom > 0 else np.nan
+    power = quantile + float(stats.t.ppf(0.8, freedom)) if freedom > 0 else np.nan
+    error = (gain.high - gain.low) / 2 / quantile
+    detectable, size = power * error, abs(gain.estimate)
+    units_needed = np.ceil(units * (detectable / size) ** 2) if size > 0 else np.inf
+    changed = np.count_nonzero(means[0] - means[1])
+    if unit == "problem" and min(samples) > 1 and size > 0 and changed >= MIN_CHANGED:
+        # the part of the variance that further samples of the same problems would average out
+        drawn = sum((share * (1 - share) / (n - 1)).mean() for share, n in zip(means, samples, strict=True))
+        room = problems * (size / power) ** 2 - max(problems * error**2 - drawn, 0.0)
+        samples_needed = np.ceil(min(samples) * drawn / room) if room > 0 else np.inf
+    return Comparison(
+        gain.estimate,
+        gain.low,
+        gain.high,
+        gain.p_value,
+        problems,
+        seeds,
+        unit,
+        detectable,
+        units_needed,
+        samples_needed,
+    )
 
 
 def sign_flip_p_value(difference: ArrayLike, seed: Seed = 0, resamples: int = RESAMPLES) -> float:

@@ -1,0 +1,369 @@
+"""Is one set of results better than another? Logs of other tools and of this package, paired by problem.
+
+    python -m amir_grpo compare A B [--html FILE] [--json FILE]
+
+A and B are what people have: `samples_*.jsonl` of lm-evaluation-harness (`--log_samples`), details of lighteval
+(Parquet), a run folder or an export of this package (`runs/sandbox:grpo` names a policy), or a CSV with the columns
+problem and right, and if there are any benchmark, n, seed and policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from amir_grpo.metrics import Comparison, compare, holm
+
+# One row per benchmark, reading, seed and problem: `right` of `n` samples.
+COLUMNS = ["benchmark", "reading", "seed", "problem", "right", "n"]
+_LENIENT = ("flexible", "lenient", "extracted")
+_METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "extractive_match", "math_verify")
+
+
+def read_results(place: str) -> pd.DataFrame:
+    """Return the results at a place, one row per benchmark, reading, seed and problem (`COLUMNS`).
+
+    A reading is how answers were taken from the completions, such as strict-match and flexible-extract in
+    lm-evaluation-harness. A problem is a hash of its text, or its id where the log has no text.
+
+    Args:
+        place: A file or folder; `PATH:POLICY` names one of several policies.
+
+    Raises:
+        FileNotFoundError: If there is nothing, or nothing that can be read.
+        ValueError: If a file is damaged or ambiguous.
+    """
+    path, policy = Path(place).expanduser(), ""
+    if not path.exists() and ":" in place:
+        name, policy = place.rsplit(":", 1)
+        path = Path(name).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{place} does not exist.\nGive a file or folder of results, or PATH:POLICY.")
+    found = ((read, _files(path, pattern)) for pattern, read in _READERS)
+    read, files = next(((read, files) for read, files in found if files), (_table, []))
+    if not files:
+        raise FileNotFoundError(
+            f"{place} holds no results that can be read.\n"
+            "Give samples_*.jsonl of lm-evaluation-harness, details_*.parquet of lighteval, a run or an export of this "
+            "package, or a CSV with the columns problem and right."
+        )
+    tables = []
+    for file in files:
+        try:
+            tables.append(read(file))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+            raise ValueError(
+                f"{file} cannot be read as results: {type(error).__name__}: {str(error).splitlines()[0][:120]}\n"
+                "Is it whole, and the file that its name says?"
+            ) from error
+    return _checked(_one_policy(pd.concat(tables, ignore_index=True), policy, place), place)
+
+
+def _files(path: Path, pattern: str) -> list[Path]:
+    if path.is_dir():
+        return [file for file in sorted(path.rglob(pattern)) if ".greedy" not in file.name]
+    return [path] if path.match(pattern) else []
+
+
+def _one_policy(table: pd.DataFrame, policy: str, place: str) -> pd.DataFrame:
+    names = sorted(table["policy"].dropna().unique()) if "policy" in table else []
+    if policy and policy not in names:
+        raise ValueError(f"{place} has no policy {policy!r}.\nIt has: {', '.join(names) or 'no names of policies'}.")
+    if not policy and len(names) > 1:
+        raise ValueError(f"{place} holds the policies {', '.join(names)}.\nName one, as {place}:{names[0]}.")
+    return table[table["policy"] == policy] if policy else table
+
+
+def _checked(table: pd.DataFrame, place: str) -> pd.DataFrame:
+    defaults = {"benchmark": "results", "reading": "", "seed": 0, "n": 1}
+    table = table.assign(**{name: value for name, value in defaults.items() if name not in table})[COLUMNS]
+    right, n = pd.to_numeric(table["right"], errors="coerce"), pd.to_numeric(table["n"], errors="coerce")
+    wrong = ~((right >= 0) & (right <= n) & (n >= 1))
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        raise ValueError(
+            f"{place}: problem {row['problem']!r} has right={row['right']} of n={row['n']}.\n0 <= right <= n."
+        )
+    twice = table.duplicated(COLUMNS[:4])
+    if twice.any():
+        row = table[twice].iloc[0]
+        raise ValueError(
+            f"{place}: problem {row['problem']!r} of {row['benchmark']} is there twice.\n"
+            "Give the results of one evaluation, or a column seed that tells them apart."
+        )
+    return table.assign(right=right, n=n).reset_index(drop=True)
+
+
+# --- readers: a file to rows of COLUMNS, and policy where the file has several ---------------------------------------
+
+
+def _harness(file: Path) -> pd.DataFrame:
+    """Samples of lm-evaluation-harness, a line per problem and filter; `samples_<task>_<date>.jsonl`."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    name = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
+    return pd.DataFrame(
+        {
+            "benchmark": name,
+            "reading": line.get("filter", ""),
+            "problem": line.get("doc_hash") or _hash(line["doc"]),
+            "right": (n := len(line["filtered_resps"][0]) if _several(line) else 1) * float(line[_metric(line)]),
+            "n": n,
+        }
+        for line in lines
+    )
+
+
+def _several(line: dict[str, Any]) -> bool:
+    return isinstance(line["filtered_resps"][0], list) and _metric(line) == "pass@1"
+
+
+def _metric(line: dict[str, Any]) -> str:
+    named = line.get("metrics") or [name for name in _METRICS if name in line]
+    return next((name for name in _METRICS if name in named), named[0])
+
+
+def _lighteval(file: Path) -> pd.DataFrame:
+    """Details of lighteval, a row per problem: `details_<task>_<date>.parquet`."""
+    details = pd.read_parquet(file)
+    metrics = details["metric" if "metric" in details else "metrics"]
+    documents = details["doc"] if "doc" in details else details["full_prompt"]
+    rows = []
+    for document, values in zip(documents, metrics, strict=True):
+        values = {name: value for name, value in values.items() if value is not None}
+        text = (document.get("query") or document.get("id")) if isinstance(document, dict) else document
+        name = next((name for key in _METRICS for name in values if name.startswith(key)), next(iter(values)))
+        rows.append({"problem": _hash(text), "reading": name, "right": float(values[name]), "n": 1})
+    task = file.stem.removeprefix("details_").rsplit("_", 1)[0]
+    # means over samples of a problem are shares of one
+    return pd.DataFrame(rows).assign(benchmark=task)
+
+
+def _completions(file: Path) -> pd.DataFrame:
+    """Completions of a run of this package: samples/<policy>/<benchmark>.parquet."""
+    samples = pd.read_parquet(file, columns=["policy", "benchmark", "problem_id", "correct", "formatted"])
+    key = ["policy", "benchmark", "problem_id"]
+    readings = {"extracted": samples["correct"], "strict-format": samples["correct"] & samples["formatted"]}
+    counts = [
+        right.groupby([samples[name] for name in key], observed=True)
+        .agg(right="sum", n="size")
+        .assign(reading=reading)
+        for reading, right in readings.items()
+    ]
+    return pd.concat([table.reset_index() for table in counts]).rename(columns={"problem_id": "problem"})
+
+
+def _export(file: Path) -> pd.DataFrame:
+    """Problems of an export of this package: problems.parquet."""
+    return pd.read_parquet(file, columns=["policy", "benchmark", "problem_id", "correct", "samples"]).rename(
+        columns={"problem_id": "problem", "correct": "right", "samples": "n"}
+    )
+
+
+def _table(file: Path) -> pd.DataFrame:
+    table = pd.read_csv(file)
+    missing = {"problem", "right"} - set(table)
+    if missing:
+        raise ValueError(f"no column {' or '.join(sorted(missing))}, but {', '.join(map(str, table.columns))}")
+    return table.assign(problem=table["problem"].astype(str))
+
+
+def _hash(document: Any) -> str:
+    text = document if isinstance(document, str) else json.dumps(document, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_READERS: list[tuple[str, Callable[[Path], pd.DataFrame]]] = [
+    ("problems.parquet", _export),
+    ("samples/*/*.parquet", _completions),
+    ("samples_*.jsonl", _harness),
+    ("details_*.parquet", _lighteval),
+    ("*.csv", _table),
+]
+
+
+# --- the comparison -------------------------------------------------------------------------------------------------
+
+
+def compare_results(new: pd.DataFrame, old: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Compare two sets of results benchmark by benchmark, and say what could not be paired.
+
+    Args:
+        new: From `read_results`.
+        old: From `read_results`; gains are new - old.
+
+    Returns:
+        One row per benchmark and reading, gains in points of the pass rate, with `p_holm` over the
+        benchmarks of a reading; and remarks.
+
+    Raises:
+        ValueError: If the two have no problem in common.
+    """
+    remarks, rows = [], []
+    keys = ["benchmark", "reading"]
+    both = sorted(set(map(tuple, new[keys].to_numpy())) & set(map(tuple, old[keys].to_numpy())))
+    for benchmark, reading in both:
+        wide = [_by_problem(results, benchmark, reading) for results in (new, old)]
+        common = wide[0][0].index.intersection(wide[1][0].index)
+        for (
+            name,
+            (shares, _),
+        ) in (("A", wide[0]), ("B", wide[1])):
+            if left := len(shares) - len(common):
+                remarks.append(f"{benchmark}: {left} of {len(shares)} problems of {name} have no partner.")
+        if len(common):
+            arrays = [shares.loc[common].to_numpy().T for shares, _ in wide]
+            samples = [int(n.loc[common].to_numpy().min()) for _, n in wide]
+            found = compare(*arrays, samples=(samples[0], samples[1]))
+            rows.append({"benchmark": benchmark, "reading": reading, **_row(arrays, found)})
+    if not rows:
+        raise ValueError(
+            "The two have no problem of the same benchmark in common.\n"
+            f"A has {_named(new)}; B has {_named(old)}. Problems are paired by a hash of their text, or by their id."
+        )
+    table = pd.DataFrame(rows)
+    strict = table["reading"].str.contains("strict")
+    if strict.any() and not strict.all() and _equal(table[strict], table[~strict]):
+        remarks.append("Strict and lenient extraction agree on every problem: no part of a gain is in the format.")
+        table = table[~strict].reset_index(drop=True)
+    table["p_holm"] = table.groupby("reading")["p"].transform(holm)
+    only = sorted({name for name, _ in set(map(tuple, new[keys].to_numpy())) ^ set(map(tuple, old[keys].to_numpy()))})
+    if only:
+        remarks.append(f"In one of the two only, and left out: {', '.join(only)}.")
+    return table, [*remarks, *_remarks(table)]
+
+
+def _equal(strict: pd.DataFrame, lenient: pd.DataFrame) -> bool:
+    """Whether two readings give the same rows, benchmark by benchmark."""
+    first, second = (rows.drop(columns="reading").reset_index(drop=True) for rows in (strict, lenient))
+    return first.equals(second)
+
+
+def _by_problem(results: pd.DataFrame, benchmark: str, reading: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Share of right samples and number of samples, problems × seeds; problems that every seed has."""
+    part = results[(results["benchmark"] == benchmark) & (results["reading"] == reading)]
+    part = part.assign(share=part["right"] / part["n"])
+    shares = part.pivot_table(index="problem", columns="seed", values="share").dropna()
+    return shares, part.pivot_table(index="problem", columns="seed", values="n").loc[shares.index]
+
+
+def _row(arrays: list[np.ndarray], found: Comparison) -> dict[str, Any]:
+    return {
+        "problems": found.problems,
+        "seeds": found.seeds,
+        "new": 100 * float(arrays[0].mean()),
+        "old": 100 * float(arrays[1].mean()),
+        "gain": 100 * found.estimate,
+        "low": 100 * found.low,
+        "high": 100 * found.high,
+        "p": found.p_value,
+        "detectable": 100 * found.detectable,
+        "unit": found.unit,
+        "units_needed": found.units_needed,
+        "samples_needed": found.samples_needed,
+    }
+
+
+def _remarks(table: pd.DataFrame) -> list[str]:
+    """What the numbers can and cannot say, in a line each."""
+    said = []
+    if (table["unit"] == "problem").any():
+        said.append(
+            "One seed of each: intervals are for other problems and samples. Another training seed may change more; "
+            "give several seeds to include it."
+        )
+    for benchmark, rows in table.groupby("benchmark", sort=False):
+        lenient = rows[rows["reading"].str.contains("|".join(_LENIENT))]
+        strict = rows[rows["reading"].str.contains("strict")]
+        if len(lenient) and len(strict):
+            gained, answers = strict["gain"].iloc[0], lenient["gain"].iloc[0]
+            said.append(
+                f"{benchmark}: {gained:+.1f} points by strict extraction, {answers:+.1f} by lenient extraction; the "
+                f"difference, {gained - answers:+.1f}, is in the format of the answers."
+            )
+    unclear = table[(table["p_holm"] >= 0.05) & np.isfinite(table["units_needed"])]
+    for row in unclear.to_dict("records"):
+        more = f"{row['units_needed']:,.0f} {row['unit']}s"
+        if np.isfinite(row["samples_needed"]):
+            more += f", or {row['samples_needed']:,.0f} samples per problem"
+        said.append(
+            f"{row['benchmark']} {row['reading']}".strip()
+            + f": a true gain of {row['gain']:+.2f} points would be found 4 times in 5 with about {more}."
+        )
+    return said
+
+
+def _named(results: pd.DataFrame) -> str:
+    return ", ".join(f"{name} ({len(rows)} rows)" for name, rows in results.groupby("benchmark"))
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+_SHOWN = {
+    "benchmark": "{}",
+    "reading": "{}",
+    "problems": "{}",
+    "seeds": "{}",
+    "new": "{:.1f}",
+    "old": "{:.1f}",
+    "gain": "{:+.2f}",
+    "low": "{:+.2f}",
+    "high": "{:+.2f}",
+    "p_holm": "{:.2g}",
+    "detectable": "{:.2f}",
+}
+
+
+def shown_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that are shown, as text; `new` and `old` in percent, gains in points with a 95 % interval."""
+    shown = table[list(_SHOWN)] if table["reading"].any() else table[list(_SHOWN)].drop(columns="reading")
+    return shown.apply(lambda column: column.map(_SHOWN[str(column.name)].format)).replace("nan", "–")
+
+
+def to_json(table: pd.DataFrame, remarks: list[str], names: tuple[str, str]) -> str:
+    """The comparison for machines: `rows` with gain, low, high (points), p, p_holm, problems, …; NaN is null."""
+    rows = json.loads(table.to_json(orient="records"))
+    return json.dumps({"new": names[0], "old": names[1], "rows": rows, "remarks": remarks}, indent=2) + "\n"
+
+
+def to_html(table: pd.DataFrame, remarks: list[str], names: tuple[str, str]) -> str:
+    """One page with the figure, the table and the remarks; needs no network."""
+    title = f"{names[0]} against {names[1]}"
+    lines = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ccc}"
+        "svg{max-width:100%;height:auto}</style>"
+        f"<h1>{html.escape(title)}</h1>{_figure_svg(table)}"
+        f"{shown_table(table).to_html(index=False, border=0)}"
+        "<p>new and old in percent; gain in points with its 95 % interval; p by a paired test, corrected over the "
+        f"benchmarks (Holm); detectable: the smallest gain that is found 4 times in 5.</p><ul>{lines}</ul></html>\n"
+    )
+
+
+def _figure_svg(table: pd.DataFrame) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(table.to_dict("records")):
+        colour = "black" if row["p_holm"] < 0.05 else "0.6"
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
+        axes.plot(row["gain"], place, "o", color=colour)
+    axes.axvline(0, color="0.8", lw=1, zorder=0)
+    labels = (table["benchmark"] + " " + table["reading"]).str.strip()
+    axes.set_yticks(range(len(table)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("gain in points, with its 95 % interval (black: p < 0.05 after Holm)")
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
