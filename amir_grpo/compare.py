@@ -147,7 +147,7 @@ def _lighteval(file: Path) -> pd.DataFrame:
 
 
 def _completions(file: Path) -> pd.DataFrame:
-    """Completions of a run of this package: samples/<policy>/<benchmark>.parquet."""
+    """Completions of this package: samples/<policy>/<benchmark>.parquet of a run, completions.parquet of an export."""
     samples = pd.read_parquet(file, columns=["policy", "benchmark", "problem_id", "correct", "formatted"])
     key = ["policy", "benchmark", "problem_id"]
     readings = {"extracted": samples["correct"], "strict-format": samples["correct"] & samples["formatted"]}
@@ -158,13 +158,6 @@ def _completions(file: Path) -> pd.DataFrame:
         for reading, right in readings.items()
     ]
     return pd.concat([table.reset_index() for table in counts]).rename(columns={"problem_id": "problem"})
-
-
-def _export(file: Path) -> pd.DataFrame:
-    """Problems of an export of this package: problems.parquet."""
-    return pd.read_parquet(file, columns=["policy", "benchmark", "problem_id", "correct", "samples"]).rename(
-        columns={"problem_id": "problem", "correct": "right", "samples": "n"}
-    )
 
 
 def _table(file: Path) -> pd.DataFrame:
@@ -181,7 +174,7 @@ def _hash(document: Any) -> str:
 
 
 _READERS: list[tuple[str, Callable[[Path], pd.DataFrame]]] = [
-    ("problems.parquet", _export),
+    ("completions.parquet", _completions),
     ("samples/*/*.parquet", _completions),
     ("samples_*.jsonl", _harness),
     ("details_*.parquet", _lighteval),

@@ -169,9 +169,14 @@ def test_lighteval_details_and_exports(tmp_path):
     export = tmp_path / "export"
     export.mkdir()
     pd.DataFrame(
-        [(policy, "chain6", f"p{n}", n % 3, 8) for policy in ("grpo", "amir_grpo") for n in range(9)],
-        columns=["policy", "benchmark", "problem_id", "correct", "samples"],
-    ).to_parquet(export / "problems.parquet")
+        [
+            (policy, "chain6", f"p{n}", k == 0, True)
+            for policy in ("grpo", "amir_grpo")
+            for n in range(9)
+            for k in range(3)
+        ],
+        columns=["policy", "benchmark", "problem_id", "correct", "formatted"],
+    ).to_parquet(export / "completions.parquet")
     one = read_results(f"{export}:grpo")
     assert compare_results(one, read_results(f"{export}:amir_grpo"))[0]["gain"].item() == 0
     with pytest.raises(ValueError, match="Name one, as"):
