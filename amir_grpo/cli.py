@@ -22,7 +22,7 @@ from amir_grpo.choices import POLICIES, SANDBOX, check_names
 from amir_grpo.options import about, parse
 from amir_grpo.settings import FIELDS, PROFILES, settings_of
 from amir_grpo.system.cluster import ClusterOptions, cluster_of
-from amir_grpo.system.files import atomic_write, check_folder, user_path
+from amir_grpo.system.files import atomic_write, check_folder, user_path, write_text
 from amir_grpo.system.processes import die_with_parent, ending, is_main, leave_process_group, world_size
 from amir_grpo.system.provenance import read_config
 
@@ -323,6 +323,45 @@ def verify(first: str, second: str) -> None:
     print("The same: settings, problems, policies, completions, scores, tables and figures.")
 
 
+def compare(first: str, second: str, html: str | None = None, json: str | None = None) -> None:
+    """Say whether one set of results is better than another: its gain, paired by problem, and what would decide it.
+
+    Args:
+        first: New results: samples of lm-evaluation-harness, details of lighteval, a run, an export or a CSV (PATH:POLICY).
+        second: What they are compared with, likewise; gains are first - second.
+        html: Write a page with the figure here.
+        json: Write the rows for machines here.
+    """
+    from amir_grpo.compare import compare_results, read_results, shown_table, to_html, to_json
+
+    for option in (html, json):
+        if option:
+            check_folder(user_path(option).parent, "folder of the output")
+    names = (first, second)
+    table, remarks = compare_results(read_results(first), read_results(second))
+    print(shown_table(table).to_string(index=False))
+    print("\nnew and old in percent; gain in points with its 95 % interval; p_holm over the benchmarks.")
+    print("\n".join(remarks))
+    for option, text in ((html, to_html), (json, to_json)):
+        if option:
+            write_text(user_path(option), text(table, remarks, names))
+
+
+def doctor(path: str) -> None:
+    """Name what keeps a training from learning: the symptom in its log, the cause, and the setting to change.
+
+    Args:
+        path: A run folder, an output folder or checkpoint of TRL, or a log file.
+    """
+    from amir_grpo.doctor import diagnose, read_log
+
+    for name, log in read_log(user_path(path)).items():
+        found = diagnose(log)
+        print(f"{name}: {len(found) or 'no'} finding{'s' * (len(found) != 1)} in {len(log)} logged steps")
+        for finding in found:
+            print(f"- {finding}")
+
+
 def notebooks(folder: str) -> None:
     """Write the notebooks into a folder, to be opened in JupyterLab.
 
@@ -343,5 +382,6 @@ def notebooks(folder: str) -> None:
 
 
 COMMANDS = {
-    command.__name__: command for command in (reproduce, plan, train, evaluate, evidence, export, verify, notebooks)
+    command.__name__: command
+    for command in (reproduce, plan, train, evaluate, evidence, export, verify, compare, doctor, notebooks)
 }

@@ -10,6 +10,7 @@ import argparse
 import inspect
 import re
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
@@ -65,8 +66,12 @@ def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> 
         listed = f"python -m amir_grpo {name} --help" if takes_settings else ""
         check_names("setting" if takes_settings else "option", strange, sorted(valid), listed)
     chosen = {option: _value(own[option][0], words) for option, words in given.items() if option in own}
+    with warnings.catch_warnings(
+        action="ignore", category=UserWarning
+    ):  # pydantic has a method json, compare an option
+        declared = create_model("Options", __base__=Group, **own)
     try:
-        options = dict(create_model("Options", __base__=Group, **own).model_validate(chosen))
+        options = dict(declared.model_validate(chosen))
     except ValidationError as error:
         raise refusal(error, chosen, lambda name: own[name][0]) from None
     for parameter, group in groups.items():

@@ -10,7 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom to the top; within a layer, anything without a circle. "" is the package itself.
 LAYERS = [
-    {"choices", "trl_options", "metrics", "answers", "notation", "preference", "system"},
+    {
+        "choices",
+        "trl_options",
+        "family",
+        "doctor",
+        "compare",
+        "metrics",
+        "answers",
+        "notation",
+        "preference",
+        "system",
+    },
     {"settings"},
     {"_grading_worker", "grading", "rewards", "sandbox", "problems"},
     {"speed", "trainer"},
