@@ -5,6 +5,7 @@ sandbox's problems that of a data set, and a setting or two makes it short. Comm
 are parsed, and their settings checked. What is left is in `NOT_RUN`, with the reason.
 """
 
+import json
 import os
 import re
 import shlex
@@ -201,8 +202,8 @@ def check_command(words):
         given = dict(zip(rest[3::3], rest[4::3], strict=True))
         assert set(rest[2::3]) <= {"-p"}
         profile = given.pop("profile", "sandbox")
-        given = {name: value for name, value in given.items() if name not in ("method", "run_dir")}
-        settings_of(profile, given)
+        assert set(given) <= {"method", "run_dir", "overrides"}
+        settings_of(profile, json.loads(given.get("overrides", "{}")))
     elif program == "pip" and "--require-hashes" in rest:
         assert (ROOT / rest[-1]).is_file()
     elif program == "pip" and rest[:2] == ["install", "--no-deps"]:
