@@ -287,6 +287,17 @@ def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path, m
     assert len(said.strip().splitlines()) <= 3, said
 
 
+def test_a_slider_of_the_lesson_redraws_its_picture(tmp_path):
+    pytest.importorskip("ipywidgets", reason="needs the extra notebooks")
+    lesson = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4)
+    place = next(n for n, cell in enumerate(lesson.cells) if "FloatLogSlider" in cell.source)
+    move = "before = bytes(picture.value)\nsliders[0].value = 3\nprint(before[:4], before != bytes(picture.value))"
+    lesson.cells = [*lesson.cells[: place + 1], nbformat.v4.new_code_cell(move)]
+    nbformat.write(lesson, tmp_path / "lesson.ipynb")
+    (shown,) = executed(tmp_path / "lesson.ipynb", profile="smoke", run_dir=str(tmp_path / "run")).cells[-1].outputs
+    assert shown.text == "b'\\x89PNG' True\n"
+
+
 def test_changed_settings_are_refused_in_a_notebook(reproduced):
     folder, _ = reproduced
     with pytest.raises(ValueError, match=r"lambda_reg was 0\.01, is now 0\.5"):
