@@ -358,37 +358,20 @@ def test_ordinary_rewards_start_no_process(monkeypatch):
     assert sum(map(bool, grades)) == 18
 
 
-def ordinary_completions():
-    """Eight samples of each of 250 problems of MATH's kind: half right, few different wrong answers."""
-    draw = random.Random(0)
-    answers = [
-        lambda: str(draw.randint(0, 500)),
-        lambda: str(draw.randint(0, 500)),
-        lambda: rf"\frac{{{draw.randint(1, 40)}}}{{{draw.randint(2, 40)}}}",
-        lambda: rf"{draw.randint(2, 40)}\sqrt{{{draw.choice((2, 3, 5, 7))}}}",
-        lambda: f"({draw.randint(-9, 9)}, {draw.randint(-9, 9)})",
-    ]
-    for _ in range(250):
-        kind = draw.choice(answers)
-        gold, wrong = kind(), [kind(), kind()]
-        for _ in range(8):
-            thought = "Let us see. " * draw.randint(10, 150)
-            answer = gold if draw.random() < 0.5 else draw.choice(wrong)
-            yield rf"<think>{thought}</think><answer>\boxed{{{answer}}}</answer>", gold
-
-
 def test_of_ordinary_completions_few_are_compared_by_math_verify_and_each_pair_once(monkeypatch):
     """It takes milliseconds for each; the rest is decided by notation, thousands a second."""
-    completions, answers = zip(*ordinary_completions(), strict=True)
-    asked = []
+    draw, asked, pairs = random.Random(0), [], []
+    forms = ["{}", "{}", r"\frac{{{}}}{{7}}", r"{}\sqrt{{3}}", "({}, -2)"]
+    for _ in range(250):  # problems of MATH's kind, eight completions each: half right, few different wrong answers
+        gold, *wrong = map(draw.choice(forms).format, draw.sample(range(2, 500), 3))
+        pairs += [(boxed(gold if draw.random() < 0.5 else draw.choice(wrong)), gold) for _ in range(8)]
     monkeypatch.setattr(grading, "_Worker", SimpleNamespace)
     with Grader(workers=1) as counting:
         monkeypatch.setattr(counting, "_ask", lambda pair: asked.append(pair) or False)
         monkeypatch.setattr(counting, "close", lambda: None)
         for _ in range(2):
-            counting.grade(completions, answers)
-    assert len(completions) == 2000
-    assert 0 < len(asked) < 0.2 * len(completions)
+            counting.grade(*zip(*pairs, strict=True))
+    assert 0 < len(asked) < 0.2 * len(pairs)
     assert len(asked) == len(set(asked))
 
 

@@ -26,76 +26,39 @@ from amir_grpo.system import network
 REAL = Path(__file__).parents[2] / "shared" / "benchmarks"
 needs_benchmarks = pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")
 
-# name, split, a row as the Hub has it, the question, the answers
+# name, split, a row as the Hub has it, the answers
 ROWS = [
-    (
-        "gsm8k",
-        "test",
-        {"question": "How many?", "answer": "1000 + 125 = <<1000+125=1125>>1125\n#### 1,125"},
-        "How many?",
-        ["1125"],
-    ),
-    ("gsm8k", "train", {"question": "How far?", "answer": "#### no\n#### -3.5"}, "How far?", ["-3.5"]),
-    (
-        "math500",
-        "test",
-        {"problem": "Find $x$.", "solution": "…", "answer": r"\frac{14}{3}", "subject": "Algebra", "level": 3},
-        "Find $x$.",
-        [r"\frac{14}{3}"],
-    ),
-    ("aime25", "test", {"problem": "Find $b$.", "answer": "70"}, "Find $b$.", ["70"]),
-    ("aime25", "test", {"problem": "Find $b$.", "answer": 70}, "Find $b$.", ["70"]),
-    ("amc23", "test", {"question": "Find $y$.", "answer": "27"}, "Find $y$.", ["27"]),
-    (
-        "olympiadbench",
-        "train",
-        {"id": 1606, "question": "Find all.", "final_answer": ["$69$,$84$"], "is_multiple_answer": True, "unit": None},
-        "Find all.",
-        ["$69$,$84$"],
-    ),
-    ("minervamath", "test", {"question": "Luminosity?", "answer": "I(0) e^{-t}\n"}, "Luminosity?", ["I(0) e^{-t}"]),
+    ("gsm8k", "test", {"question": "How many?", "answer": "1000 + 125 = <<1000+125=1125>>1125\n#### 1,125"}, ["1125"]),
+    ("gsm8k", "train", {"question": "How far?", "answer": "#### no\n#### -3.5"}, ["-3.5"]),
+    ("math500", "test", {"problem": "Find $x$.", "answer": r"\frac{14}{3}", "level": 3}, [r"\frac{14}{3}"]),
+    ("aime25", "test", {"problem": "Find $b$.", "answer": "70"}, ["70"]),
+    ("aime25", "test", {"problem": "Find $b$.", "answer": 70}, ["70"]),
+    ("amc23", "test", {"question": "Find $y$.", "answer": "27"}, ["27"]),
+    ("olympiadbench", "train", {"question": "Find all.", "final_answer": ["$69$,$84$"], "unit": None}, ["$69$,$84$"]),
+    ("minervamath", "test", {"question": "Luminosity?", "answer": "I(0) e^{-t}\n"}, ["I(0) e^{-t}"]),
     (
         "aquarat",
         "test",
-        {
-            "question": "Which?",
-            "options": ["A)21", "B) 21.5", "C)C)59", "D)$70", "E)None of these"],
-            "rationale": "…",
-            "correct": "C",
-        },
-        "Which?\n\nOptions:\nA) 21\nB) 21.5\nC) 59\nD) $70\nE) None of these",
+        {"question": "Which?", "options": ["A)21", "B) 2", "C)C)59", "D)$7"], "correct": "C"},
         ["C", "59"],
     ),
-    (
-        "livemathbench",
-        "test",
-        {"question": "What is $a$?", "answer": r"$\frac{1}{2}$", "question_type": "problem-solving"},
-        "What is $a$?",
-        [r"\frac{1}{2}"],
-    ),
-    ("livemathbench", "test", {"question": "What is $a$?", "answer": "$$7$$"}, "What is $a$?", ["7"]),
+    ("livemathbench", "test", {"question": "What is $a$?", "answer": r"$\frac{1}{2}$"}, [r"\frac{1}{2}"]),
+    ("livemathbench", "test", {"question": "What is $a$?", "answer": "$$7$$"}, ["7"]),
     (
         "math",
         "train",
-        {
-            "problem": "Solve.",
-            "level": "Level 5",
-            "type": "Algebra",
-            "solution": r"First \boxed{1}, so $x = \boxed{\frac{\sqrt{3}}{2}}$.",
-        },
-        "Solve.",
-        [r"\frac{\sqrt{3}}{2}"],
+        {"problem": "Solve.", "solution": r"First \boxed{1}, so $x = \boxed{\frac{\sqrt{3}}{2}}$."},
+        None,
     ),
-    ("math", "train", {"problem": "Solve.", "solution": r"It is \boxed{\left\{1,2\right\}}."}, "Solve.", None),
-    ("math", "train", {"problem": "Solve.", "solution": r"Thus $\boxed 7$."}, "Solve.", ["7"]),
-    ("math", "train", {"problem": "Solve.", "solution": r"Thus \fbox{x}."}, "Solve.", ["x"]),
     (
-        "dapo_math",
+        "math",
         "train",
-        {"prompt": "In triangle $ABC$ …", "solution": "34", "data_source": "math_dapo", "ability": "MATH"},
-        "In triangle $ABC$ …",
-        ["34"],
+        {"problem": "Solve.", "solution": r"It is \boxed{\left\{1,2\right\}}."},
+        [r"\left\{1,2\right\}"],
     ),
+    ("math", "train", {"problem": "Solve.", "solution": r"Thus $\boxed 7$."}, ["7"]),
+    ("math", "train", {"problem": "Solve.", "solution": r"Thus \fbox{x}."}, ["x"]),
+    ("dapo_math", "train", {"prompt": "In triangle $ABC$ …", "solution": "34", "ability": "MATH"}, ["34"]),
 ]
 
 
@@ -118,14 +81,17 @@ def one_error(error, *parts):
         assert str(part) in message
 
 
-@pytest.mark.parametrize(("name", "split", "row", "question", "answers"), ROWS)
-def test_a_row_of_each_set(tmp_path, name, split, row, question, answers):
+@pytest.mark.parametrize(("name", "split", "row", "answers"), ROWS)
+def test_a_row_of_each_set(tmp_path, name, split, row, answers):
     path = write(tmp_path, name, split, row)
     dataset = load_problems(name, split, mirror=tmp_path)
+    question = next(row[column] for column in ("question", "problem", "prompt") if column in row)
+    if name == "aquarat":
+        question += "\n\nOptions:\nA) 21\nB) 2\nC) 59\nD) $7"
     assert dataset[0] == {
         "id": f"{name}-{split}-00000",
         "question": question,
-        "answer": answers or [r"\left\{1,2\right\}"],
+        "answer": answers or [r"\frac{\sqrt{3}}{2}"],
         "prompt": [{"role": "system", "content": BASE_PROMPT}, {"role": "user", "content": question}],
     }
     assert str(path) in dataset.info.description
@@ -138,7 +104,7 @@ def test_every_set_is_covered_here():
 
 def test_all_sets_have_one_shape(tmp_path):
     features = []
-    for name, split, row, _, _ in ROWS:
+    for name, split, row, _ in ROWS:
         write(tmp_path, name, split, row)
         features.append(load_problems(name, split, mirror=tmp_path).features)
     assert all(feature == features[0] for feature in features)
@@ -217,10 +183,25 @@ def test_the_hub_and_a_mirror_give_the_same_problems(hub, tmp_path):
     assert hub == [("math-ai/amc23", None, "test", "80815d37005feb82cd7f8fbc6901d5d3eff43057")]
 
 
+PUBLISHED = {
+    "gsm8k": ("openai/gsm8k", "main", "train"),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+    "aime25": ("math-ai/aime25", None, "test"),
+    "olympiadbench": ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
+    "amc23": ("math-ai/amc23", None, "test"),
+    "minervamath": ("math-ai/minervamath", None, "test"),
+    "aquarat": ("deepmind/aqua_rat", "raw", "test"),
+    "livemathbench": ("opencompass/LiveMathBench", "v202412_AMC_en", "test"),
+    "math": ("DigitalLearningGmbH/MATH-lighteval", "default", "train"),
+    "dapo_math": ("open-r1/DAPO-Math-17k-Processed", "en", "train"),
+}
+
+
 @pytest.mark.parametrize("entry", {**BENCHMARKS, **TRAINING_SETS}.values(), ids=lambda entry: entry.name)
 def test_revisions_are_commits(entry):
     unknown = entry.name == "livemathbench"  # as the module says
     assert entry.revision == "main" if unknown else re.fullmatch("[0-9a-f]{40}", entry.revision)
+    assert (entry.hub_id, entry.config, entry.split) == PUBLISHED[entry.name]
 
 
 def test_revisions_are_passed_on_and_the_commit_is_recorded(hub):
@@ -239,14 +220,6 @@ def test_no_network_names_the_way_out(monkeypatch, error):
     with pytest.raises(ConnectionError) as raised:
         load_problems("olympiadbench")
     one_error(raised, "Hothan/OlympiadBench (OE_TO_maths_en_COMP)", "AMIR_GRPO_DATA", "olympiadbench/train.jsonl")
-
-
-def test_the_registry_names_the_hub_as_published():
-    where = {name: (entry.hub_id, entry.config, entry.split) for name, entry in BENCHMARKS.items()}
-    assert where["gsm8k"] == ("openai/gsm8k", "main", "test")
-    assert where["aquarat"] == ("deepmind/aqua_rat", "raw", "test")
-    assert where["livemathbench"] == ("opencompass/LiveMathBench", "v202412_AMC_en", "test")
-    assert TRAINING_SETS["dapo_math"].hub_id == "open-r1/DAPO-Math-17k-Processed"
 
 
 def test_fingerprint_depends_on_every_column_and_the_order(tmp_path):
@@ -302,6 +275,14 @@ DAMAGED = [
     ("\n".join(LINES).encode("utf-16"), ["row 1", "not UTF-8"]),
     (b'{"question": ' + b"[" * 99999, ["row 1", "not a line of JSON"]),
     (b'{"question": 5, "answer": "1"}', ["row 1", "no question", "5 is not a text"]),
+    *(
+        (LINES[0].encode() + b"\n" + line, ["row 2", why])
+        for line, why in (
+            (b"{", "not a line of JSON"),
+            (b"[1]", "not a JSON object"),
+            (b'{"answer": "1"}', "no question"),
+        )
+    ),
 ]
 
 
@@ -343,7 +324,7 @@ NUMBERS += [("minervamath", 1e-07, "1e-07"), ("livemathbench", 7, "7"), ("olympi
 
 def answer_of(name, value):
     """A row of a set with another answer."""
-    row = {entry: row for entry, _, row, _, _ in ROWS}[name]
+    row = {entry: row for entry, _, row, _ in ROWS}[name]
     column = {"dapo_math": "solution", "olympiadbench": "final_answer"}.get(name, "answer")
     return {**row, column: value}
 
@@ -399,24 +380,11 @@ NO_ANSWER = [
 
 @pytest.mark.parametrize(("name", "row"), NO_ANSWER)
 def test_a_row_without_an_answer_is_named(tmp_path, name, row):
-    good = {entry: row for entry, _, row, _, _ in ROWS}[name]
+    good = {entry: row for entry, _, row, _ in ROWS}[name]
     path = write(tmp_path, name, default_split(name), good, row)
     with pytest.raises(ValueError) as raised:
         load_problems(name, mirror=tmp_path)
     one_error(raised, path, "row 2", "no answer")
-
-
-def test_a_broken_mirror_file_is_named(tmp_path):
-    path = write(tmp_path, "amc23", "test", {"question": "q", "answer": "1"})
-    for line, reason in (
-        ("{", "not a line of JSON"),
-        ("[1]", "not a JSON object"),
-        ('{"answer": "1"}', "no question"),
-    ):
-        path.write_text('{"question": "q", "answer": "1"}\n' + line + "\n")
-        with pytest.raises(ValueError) as raised:
-            load_problems("amc23", mirror=tmp_path)
-        one_error(raised, path, "row 2", reason)
 
 
 # --- the real benchmarks ------------------------------------------------------------------------------------------
