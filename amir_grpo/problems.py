@@ -139,7 +139,7 @@ def load_problems(
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Hash of the problems, 16 hexadecimal digits: the same from the Hub and from a mirror, on every machine."""
+    """Hash the problems, 16 hexadecimal digits: the same from the Hub and from a mirror, on every machine."""
     digest = hashlib.sha256()
     for row in dataset:
         record = [row[column] for column in _FEATURES]
@@ -205,9 +205,7 @@ def _records(
         question = _read(entry.question, row, "question", source, number)
         answers = [answer.strip() for answer in _read(entry.answers, row, "answer", source, number)]
         if any("\ud800" <= c <= "\udfff" for text in (question, *answers) for c in text):
-            raise ValueError(
-                f"{source}, row {number}: holds half of a surrogate pair, which is not text.\nCorrect the row."
-            )
+            raise ValueError(f"{source}, row {number}: holds half of a surrogate pair.\nCorrect the row.")
         if not question.strip():
             raise ValueError(f"{source}, row {number}: no question.")
         if not answers or not all(answers):

@@ -16,13 +16,10 @@ The published code pays correctness by a numeric tolerance and the integer rewar
 eight tags, has no penalty for trailing text without calibration, and takes a missing confidence for 0.5, which earns
 0.75. Its reward for claims, commented out in both lists, has no bound and pays for the same claim each time.
 
-The margin. Without calibration a right and a wrong completion that are alike in everything else differ by 2.0, and the
-published margin δ = 2.0 is strict: r_i - r_j > δ. TRL adds the rewards in float32, where the difference of two integer
-answers in the right format is 2.0, or a rounding error below it, for 0 to 5 claims (on a CPU): the pair is lost.
-What remains are right completions of better form than the wrong ones, by a claim, a tag or an integer. With
-calibration the difference is 2.0 + 2p - 1 where both state the confidence p: such pairs count if they are confident. All
-rewards but correctness together span 1.4 without calibration, so that a margin from 1.4 to just under 2.0 pairs right
-with wrong only and loses no pair that is alike.
+The margin. Without calibration, completions that differ in correctness alone differ by 2.0, and the published δ = 2.0 is
+strict: TRL's sum in float32 is 2.0, or a rounding error below it, and the pair is lost. With calibration the difference
+is 2.0 + 2p - 1 where both state the confidence p. All rewards but correctness span 1.4 without calibration: a margin
+from 1.4 to just under 2.0 pairs right with wrong only and loses no pair that is alike.
 """
 
 from __future__ import annotations
@@ -65,9 +62,7 @@ def reward_functions(calibration: bool = False, claims: bool = True) -> list[Rew
     return functions + [arithmetic_claims] * claims + [brier] * calibration
 
 
-def correctness(
-    completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object
-) -> list[float]:
+def correctness(completions: Sequence[Completion], answer: Sequence[Any], **columns: object) -> list[float]:
     """2.0 for a completion that is right according to the grader of the evaluation."""
     return [2.0 if grade else 0.0 for grade in grade_many(completion_texts(completions), answer)]
 
@@ -103,18 +98,14 @@ def arithmetic_claims(completions: Sequence[Completion], **columns: object) -> l
     return [0.1 * count_true_claims(text, MAX_CLAIMS) for text in completion_texts(completions)]
 
 
-def brier(completions: Sequence[Completion], answer: Sequence[str | Sequence[str]], **columns: object) -> list[float]:
+def brier(completions: Sequence[Completion], answer: Sequence[Any], **columns: object) -> list[float]:
     """1 - (p - a)², with the stated confidence p and a = 1 for right, 0 for wrong; 0.0 where none is stated.
 
     Silence earns what the worst statement earns, so that it never pays to leave the confidence out.
     """
     texts = completion_texts(completions)
-    confidences = map(stated_confidence, texts)
-    grades = grade_many(texts, answer)
-    return [
-        0.0 if confidence is None else 1.0 - (confidence - grade.correct) ** 2
-        for confidence, grade in zip(confidences, grades, strict=True)
-    ]
+    stated = zip(map(stated_confidence, texts), grade_many(texts, answer), strict=True)
+    return [0.0 if confidence is None else 1.0 - (confidence - grade.correct) ** 2 for confidence, grade in stated]
 
 
 def check_answers(dataset: Dataset) -> None:
@@ -122,11 +113,8 @@ def check_answers(dataset: Dataset) -> None:
 
     `AmirGRPOTrainer` calls what a reward function has as ``check_dataset``.
 
-    Args:
-        dataset: Rows with a column ``answer``; numbers are taken as they are written. One that streams is not read.
-
     Raises:
-        ValueError: If there is no such column, or a row holds a boolean, None, NaN, an object or nothing.
+        ValueError: If there is no column ``answer``, or a row of it holds a boolean, None, NaN, an object or nothing.
     """
     if not hasattr(dataset, "__len__"):
         return  # it streams: its rows are seen as they come
@@ -145,7 +133,7 @@ correctness.check_dataset = brier.check_dataset = check_answers
 
 
 def has_format(completion: str, calibration: bool = False) -> bool:
-    """Whether a completion is exactly its tags in order, each once, with an answer and, if wanted, a confidence.
+    """Say whether a completion is exactly its tags in order, each once, with an answer and, if wanted, a confidence.
 
     White space around the tags is free. Linear in the completion.
     """
@@ -167,7 +155,7 @@ _CONFIDENCE = re.compile(r"<confidence>\s*(\d*\.?\d+)\s*</confidence>")
 
 
 def stated_confidence(completion: str) -> float | None:
-    """The confidence in the last confidence block, None where there is none or it is no number from 0 to 1."""
+    """Read the confidence in the last confidence block, None where there is none or it is no number from 0 to 1."""
     start = completion.rfind("<confidence>")
     match = _CONFIDENCE.match(completion, start, start + 100) if start >= 0 else None
     confidence = float(match[1]) if match else math.nan
