@@ -12,6 +12,7 @@ from amir_grpo.runs import reproduce
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import keep_results
 from amir_grpo.system.cluster import submitting
+from amir_grpo.system.files import shipped
 from amir_grpo.system.progress import REPORT_TO
 
 
@@ -132,11 +133,12 @@ def test_reproduce_shares_out_the_gpus_and_ends_with_the_comparison(
         return submitting(1)
 
     copy = shutil.copytree(complete_run.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("notebooks"))
-    keep_results(complete_run, tmp_path / "kept")
+    keep_results(complete_run, tmp_path / "kept" / "sandbox")
     monkeypatch.setattr(reproduce, "_submitting", in_this_process)
     monkeypatch.setattr(reproduce, "_execute", execute)
     monkeypatch.setattr(reproduce, "visible_gpus", lambda _: gpus)
-    monkeypatch.setattr(reproduce, "kept_results", {"sandbox": tmp_path / "kept"}.__getitem__)
+    places = {"notebooks": shipped("notebooks"), "data/results": tmp_path / "kept"}
+    monkeypatch.setattr(reproduce, "shipped", places.__getitem__)
     reproduce.reproduce_run(open_run(run_dir=copy), {})
     assert [seen["01_train_grpo"], seen["01_train_amir_grpo"]] == training
     assert seen["02_evaluate"] == tuple(gpus), "alone, it has all"
