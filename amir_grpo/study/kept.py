@@ -136,10 +136,7 @@ class StudyResults:
 
 @dataclass(frozen=True)
 class Studies:
-    """The studies at hand, the one that counts first: what the confirmation has, then the pilot.
-
-    Two arms are compared in one study: each table and figure asks for the first study that has all arms that it needs.
-    """
+    """The studies at hand, the one that counts first; two arms are compared in the first that has both."""
 
     ordered: tuple[StudyResults, ...]
 
@@ -158,10 +155,6 @@ class Studies:
         """The first study that has the arms; None where none has."""
         return next((study for study in self.ordered if study.has(*paths)), None)
 
-    def with_most(self, *paths: str) -> StudyResults:
-        """The first of the studies that have the largest number of the arms: for what shows them beside one another."""
-        return max(self.ordered, key=lambda study: sum(map(study.has, paths)))
-
 
 def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
     """The studies whose results are kept: the confirmation's complete arms, once a test of the plan has all its runs, and
@@ -174,21 +167,22 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
         FileNotFoundError: If there are no results.
         ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
     """
-    folders = [results / name if results else shipped("data/results") / name for name in ("confirmation", "pilot")]
-    pilot = load_study(folders[1])
-    if not any(folders[0].glob("*.zip")):
+    folder = results or shipped("data/results")
+    pilot = load_study(folder / "pilot")
+    if not any((folder / "confirmation").glob("*.zip")):
         return Studies((pilot,))
-    confirmation = complete_arms(load_study(folders[0]), plan)
+    confirmation = complete_arms(load_study(folder / "confirmation"), plan)
     tested = any(confirmation.has(*test.pair) for test in plan.tests)
     return Studies((confirmation, pilot) if tested else (pilot,))
 
 
 def kept_sizes(plan: Plan, results: Path | None = None) -> list[Studies]:
     """`kept_studies`, and the pilot of each larger policy whose results are kept, in pilot-medium and pilot-large."""
-    names = ("pilot-medium", "pilot-large")
-    folders = [results / name if results else shipped("data/results") / name for name in names]
-    larger = [studies_in(folder, plan) for folder in folders if any(folder.glob("*.zip"))]
-    return [kept_studies(plan, results), *larger]
+    folders = [(results or shipped("data/results")) / name for name in ("pilot-medium", "pilot-large")]
+    return [
+        kept_studies(plan, results),
+        *(studies_in(folder, plan) for folder in folders if any(folder.glob("*.zip"))),
+    ]
 
 
 def studies_in(folder: Path, plan: Plan) -> Studies:
@@ -258,24 +252,22 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
             keys = [tuple(run.record[name] for name in NAMES) for run in having]
             table = pd.concat([run.tables[kind] for run in having], keys=keys, names=NAMES)
             tables[kind] = table.reset_index(level=NAMES).reset_index(drop=True)
-    first = kept[0].record
-    trained = TRAINED_ON[first["settings"]["model_name"]]
-    found = list(tables["problems"]["benchmark"].unique())
+    settings = kept[0].record["settings"]
+    found, trained = tables["problems"]["benchmark"].unique(), TRAINED_ON[settings["model_name"]]
     groups = {TRAINED: [b for b in found if b in trained], LONGER: [b for b in found if b not in trained]}
-    settings = first["settings"]
-    return StudyResults(first["study"], settings["model_name"], runs, tables, groups, settings["num_samples"])
+    study = kept[0].record["study"]
+    return StudyResults(study, settings["model_name"], runs, tables, groups, settings["num_samples"])
 
 
 def _check_one_study(first: KeptRun, other: KeptRun) -> None:
     """Raise ValueError if the two cannot be compared."""
-    a, b = (f"{r.record['regime']}/{r.record['arm']}, seed {r.record['seed']}" for r in (first, other))
-    facts = [{name: r.record[name] for name in ("study", "profile")} for r in (first, other)]
-    for fact, run in zip(facts, (first, other), strict=True):
-        fact |= {name: run.record["settings"][name] for name in _SHARED}
-    for name, was in facts[0].items():
-        if was != facts[1][name]:
+    records = [run.record for run in (first, other)]
+    a, b = (f"{record['regime']}/{record['arm']}, seed {record['seed']}" for record in records)
+    for name in ("study", "profile", *_SHARED):
+        was, other_value = (record.get(name, record["settings"].get(name)) for record in records)
+        if was != other_value:
             raise ValueError(
-                f"{a} has {name}={was!r}, and {b} has {facts[1][name]!r}: keep them in folders of their own."
+                f"{a} has {name}={was!r}, and {b} has {other_value!r}: keep them in folders of their own."
             )
     if not first.tables["problems"][_PROBLEM].equals(other.tables["problems"][_PROBLEM]):
         raise ValueError(f"{a} and {b} were evaluated on different problems: runs are paired by problem.")
