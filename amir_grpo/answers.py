@@ -20,7 +20,7 @@ from amir_grpo.notation import SCALE, PlainNumber, plain_number, plain_text
 # Runs of braces are one token, so that ten million of them are few. A box without braces holds one number or letter,
 # with a space before it and an end behind it: anything else may be a box that lost a brace.
 _BOX_TOKEN = re.compile(
-    r"\\boxed(?:\s*\{|\s+(?P<bare>-?\d+(?:[.,/]\d+)*|[A-Za-z])(?=[\s$.,;:<]|$))|\\\\(?!boxed)|\\[{}]|\{+|\}+"
+    r"\\boxed(?:\s*\{| +(?P<bare>-?\d+(?:[.,/]\d+)*|[A-Za-z])(?=[\s$.,;:<]|$))|\\\\(?!boxed)|\\[{}]|\{+|\}+"
 )
 
 
