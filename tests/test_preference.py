@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amir_grpo.preference import Pairs, mine_pairs, preference_loss, preference_weights
+from amir_grpo.preference import mine_pairs, preference_loss, preference_weights
 
 # few distinct values, so that ties and equal gaps are common; NaN is an unscorable completion
 REWARDS = st.sampled_from([0.0, 0.5, 0.8, 2.0, 2.8, math.nan])
@@ -119,11 +119,6 @@ def test_with_small_beta_the_weights_are_wins_minus_losses():
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         mine_pairs(torch.zeros(4), **arguments)
-
-
-def test_pairs_is_a_tuple_of_row_indices():
-    pairs = Pairs(torch.tensor([0]), torch.tensor([1]))
-    assert preference_loss(torch.tensor([1.0, 1.0]), pairs, 0.2).item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("others", [[torch.nan, 2.0, 0.0, -torch.inf], [torch.nan, -1.0, -3.0, -2.0]])

@@ -3,9 +3,9 @@
 import contextlib
 import ctypes
 import json
+import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,9 +21,9 @@ from amir_grpo.study.kept import load_study
 
 pytestmark = pytest.mark.xdist_group("server")
 
-# (stage, what it does); each asks for the ones before it, which are complete in its starting folder
+ROOT = Path(__file__).parents[2]
+# each asks for the ones before it, which are complete in its starting folder
 STAGES = ("train", "evaluate", "report")
-FEW, KILLS = 3, 5  # random moments before a stage is left to itself
 NEW_MOUNTS = 0x00020000  # CLONE_NEWNS: os.unshare comes with Python 3.12
 PARTS = ("*.part", "*/*.part", "*/*/*.part")
 
@@ -90,27 +90,20 @@ def undisturbed(server, settings, runs, base):
     return found
 
 
-def check_killed(server, settings, undisturbed, folder, stage, moments, kills):
-    before, after, seconds = undisturbed[stage]
-    shutil.copytree(before, folder)
-    for _ in range(kills):
-        do(server, stage, folder, settings, seconds * moments.random())
-    do(server, stage, folder, settings)
-    assert first_difference(after, folder) is None
-    shutil.rmtree(folder)
-
-
+@pytest.mark.parametrize(("times", "kills"), [(1, 3), pytest.param(4, 5, marks=pytest.mark.long)])
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_random_moments_and_started_again_it_ends_with_the_same(server, settings, undisturbed, runs, stage):
-    check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, random.Random(stage), FEW)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_twenty_moments_it_ends_with_the_same(server, settings, undisturbed, runs, stage):
-    moments = random.Random(f"twenty of {stage}")
-    for _ in range(4):
-        check_killed(server, settings, undisturbed, runs / f"killed {stage}", stage, moments, KILLS)
+def test_killed_at_random_moments_and_started_again_it_ends_with_the_same(
+    server, settings, undisturbed, runs, stage, times, kills
+):
+    (before, after, seconds), moments = undisturbed[stage], random.Random(stage)
+    for number in range(times):
+        folder = runs / f"killed {stage} {times} {number}"
+        shutil.copytree(before, folder)
+        for _ in range(kills):
+            do(server, stage, folder, settings, seconds * moments.random())
+        do(server, stage, folder, settings)
+        assert first_difference(after, folder) is None
+        shutil.rmtree(folder)
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_taken_for_whole(server, settings, undisturbed, runs):
@@ -236,58 +229,47 @@ def test_a_full_disk_is_said_and_loses_nothing(server, settings, undisturbed, ru
     assert said.read_text().splitlines()[-1] == "difference: None"
 
 
-@pytest.mark.endurance
-def test_evidence_killed_at_random_moments_ends_with_the_same_results(tmp_path):
-    """Its command with two workers, at 20 random moments."""
-    changes = (
-        "--max_steps 2 --dataset_limit 40 --eval_limit 4 --eval_max_new_tokens 24 --per_device_train_batch_size 32"
-    )
-    command = [sys.executable, "-m", "amir_grpo", "evidence", *changes.split(), "--workers", "2"]
-    command += ["--arms", "clean/grpo", "clean/mixture-0.6", "--seeds", "0", "1"]
+CHANGES = "--max_steps 2 --dataset_limit 40 --eval_limit 4 --eval_max_new_tokens 24 --per_device_train_batch_size 32"
+EVIDENCE = f"evidence {CHANGES} --workers 2 --arms clean/grpo clean/mixture-0.6 --seeds 0 1 --results kept --folder"
 
-    def start(folder):
-        options = ["--folder", folder, "--results", folder / "kept"]
-        return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+@pytest.mark.endurance
+@pytest.mark.parametrize(
+    ("words", "times", "kills"), [(EVIDENCE, 4, 5), ("reproduce --profile smoke --run_dir", 10, 2)]
+)
+def test_a_whole_command_killed_at_twenty_moments_ends_with_the_same(tmp_path, words, times, kills):
+    """Minutes each."""
+
+    def start(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "amir_grpo", *words.split(), "run"]
+        place = {"cwd": tmp_path / name, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **place)
+
+    def finish(name):
+        process = start(name)
+        said = process.communicate()[0].decode()
+        assert process.returncode == 0, said[-2000:]
 
     begin = time.perf_counter()
-    assert start(tmp_path / "whole").wait() == 0
-    seconds, moments = time.perf_counter() - begin, random.Random(1)
-    for number in range(4):
-        folder = tmp_path / f"killed {number}"
-        for _ in range(KILLS):
-            process = start(folder)
-            try:
-                process.wait(seconds * moments.random())
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        process = start(folder)
-        assert process.wait() == 0, process.stdout.read().decode()[-2000:]
-        whole, killed = (load_study(path / "kept") for path in (tmp_path / "whole", folder))
+    finish("whole")
+    seconds, moments = time.perf_counter() - begin, random.Random(words)
+    for number in range(times):
+        for _ in range(kills):
+            process = start(f"killed {number}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=seconds * moments.random())
+            process.kill()
+            process.communicate()
+        finish(f"killed {number}")
+        whole, killed = tmp_path / "whole", tmp_path / f"killed {number}"
+        if "evidence" not in words:
+            assert first_difference(whole / "run", killed / "run") is None
+            continue
+        whole, killed = load_study(whole / "kept"), load_study(killed / "kept")
         assert set(whole.runs["path"]) == {"clean/base", "clean/grpo", "clean/mixture-0.6"}
         for name, table in whole.tables.items():
             pd.testing.assert_frame_equal(table, killed.tables[name])
-        shutil.rmtree(folder)
-
-
-@pytest.mark.endurance
-def test_reproduce_killed_twice_at_random_moments_ends_with_the_same(tmp_path):
-    """The whole command at the smoke profile, at 20 random moments; minutes."""
-    command = [sys.executable, "-m", "amir_grpo", "reproduce", "--profile", "smoke", "--run_dir"]
-    begin = time.perf_counter()
-    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
-    seconds, moments = time.perf_counter() - begin, random.Random(0)
-    for number in range(10):
-        folder = tmp_path / f"killed {number}"
-        for _ in range(2):
-            process = subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                process.wait(seconds * moments.random())
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-        subprocess.run([*command, folder], check=True, capture_output=True)
-        assert first_difference(tmp_path / "whole", folder) is None
 
 
 def test_nothing_half_written_is_left_under_a_name_that_is_read(undisturbed):
