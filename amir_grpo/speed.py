@@ -1,8 +1,7 @@
 """Cheaper steps for GRPO trainers, apart from any method: less padding, and log-probabilities that drawing has computed.
 
-TRL keeps every micro-batch at the width of the whole rollout, so that most of what a forward and backward pass computes is
-padding. A row's log-probabilities do not depend on the rows beside it nor, where positions are relative (RoPE, sliding
-windows), on the padding around it: the loss and its gradient stay what they were, up to the rounding of sums.
+TRL keeps every micro-batch at the width of the whole rollout. Where positions are relative (RoPE, sliding windows), a row's
+log-probabilities do not depend on the padding around it: loss and gradient stay what they were, up to rounding.
 """
 
 from __future__ import annotations
@@ -38,14 +37,12 @@ _NEUTRAL_AT_ONE = (
 class FasterSteps:
     """Mixin for `trl.GRPOTrainer` and its subclasses: the same update, with less padding and fewer forward passes.
 
-    - The rows of an optimizer step are sorted by length before they are cut into its micro-batches; never across
-      optimizer steps, which would give each step completions of one length and bias it. Left out where the loss depends
-      on which rows share a micro-batch: loss_type "bnpo", an entropy bonus or quantile, a router's auxiliary loss, and
-      images.
-    - Within a micro-batch, rows go through the policy in slices of equally many, each trimmed to its own longest prompt
-      and completion. The loss sees the whole micro-batch, so that this is exact for every loss type. Left out for images
-      and a router's auxiliary loss; under FSDP and DeepSpeed, which want one forward pass for a backward pass, there is
-      one slice.
+    - The rows of an optimizer step (never of several, which would bias each) are sorted by length before they are cut into
+      micro-batches. Left out where the loss depends on which rows share one: loss_type "bnpo", an entropy bonus or
+      quantile, a router's auxiliary loss, and images.
+    - A micro-batch goes through the policy in slices, each trimmed to its own longest prompt and completion; the loss sees
+      the whole. Left out for images and a router's auxiliary loss; under FSDP and DeepSpeed, which want one forward pass
+      for a backward pass, there is one slice.
     - On one CPU in float32, completions of one prompt share its pass: micro-batches keep groups together then, and the
       gradient flows into the prompt's keys and values. Rounding apart, nothing changes.
     - With `record_logps`, transformers' `generate` leaves the log-probabilities of what it draws in `sampled_logps`, where

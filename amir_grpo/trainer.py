@@ -44,12 +44,7 @@ def _setting(name: str) -> Any:
 
 @dataclass
 class AmirGRPOConfig(GRPOConfig):
-    """Configuration of `AmirGRPOTrainer`: every setting of TRL's `GRPOConfig`, and those of the preference term.
-
-    The defaults of the latter are the published ones (arXiv 2601.03661).
-
-    Under Unsloth, which gives TRL's `GRPOConfig` other defaults and overrules some values, this class keeps TRL's. To
-    compare with GRPO there, train it by `lambda_reg=0`.
+    """TRL's `GRPOConfig`, whose defaults it keeps also under Unsloth, and the preference term, with the published defaults.
 
     Raises:
         ValueError: If a setting of the preference term is out of bounds, or another one would change its objective.
@@ -64,13 +59,11 @@ class AmirGRPOConfig(GRPOConfig):
     )
     max_pairs_per_group: int | None = _setting("max_pairs_per_group")
     ref_free: bool = _setting("ref_free")
-    # True by default: the same update for less time and memory, and the rounding of sums is all that changes
     trim_micro_batches: bool = field(
         default=True,
         metadata={
-            "help": "Sort the rows of an optimizer step by length and run them through the policy in slices without "
-            "the padding that they do not need. The gradient is the same up to rounding, for policies whose positions "
-            "are relative (RoPE). False leaves micro-batches as TRL makes them, bit for bit."
+            "help": "Sort the rows of an optimizer step by length, without their padding: the same gradient up to rounding, "
+            "for policies with relative positions (RoPE). False leaves micro-batches as TRL makes them, bit for bit."
         },
     )
 
@@ -82,8 +75,8 @@ class AmirGRPOConfig(GRPOConfig):
         check_names("pair_mining", [self.pair_mining], self._pair_minings)
         if self.lambda_reg > 0 and self.top_entropy_quantile < 1.0:
             raise ValueError(
-                f"top_entropy_quantile={self.top_entropy_quantile} would keep the preference term from the low-entropy "
-                "tokens, and it would no longer be the paper's; set it to 1.0, or lambda_reg=0."
+                f"top_entropy_quantile={self.top_entropy_quantile} would keep the preference term from low-entropy tokens:\n"
+                "set it to 1.0, or lambda_reg to 0."
             )
 
 
@@ -93,17 +86,13 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
     The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`, and
     with `trim_micro_batches=False` bit for bit.
 
-    The preference weights are computed once per rollout on the gathered batch and travel with their rows, like the
-    advantage itself. They need the log-probability of each completion, and take it from where it is known already:
-    TRL's old log-probabilities, or those that sampling computed (the same policy and, but for the rounding of cached
-    attention, the same numbers). Only with tools, a rollout function, or settings of `generate` that change what tokens
-    are drawn from (a penalty, suppressed tokens, beams) does that cost a forward pass.
+    The preference weights are computed once per rollout on the gathered batch and travel with their rows. They need the
+    log-probability of each completion: TRL's old one, or that which drawing has computed. Only with tools, a rollout
+    function, or settings of `generate` that change what tokens are drawn from (a penalty, suppressed tokens, beams) does
+    that cost a forward pass. Where a batch is reused, the preference term is clipped like the rest of the loss.
 
-    Where a batch is reused (`num_iterations > 1` or `steps_per_generation` above the accumulation steps), the preference
-    term is off-policy and therefore clipped like the rest of the loss.
-
-    A training that is resumed from a checkpoint ends as it would have without the interruption: epochs are shuffled as
-    they would have been, and a rollout that was half used is kept with the checkpoint. TRL's trainer does neither.
+    A training that is resumed ends as it would have undisturbed: later epochs are shuffled as they would have been, and
+    a rollout that was half used is kept with the checkpoint. TRL's trainer does neither.
 
     Logged beside TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of the
     pairs that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats per token), `/share` (how much of the
@@ -189,10 +178,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         return weights[self.accelerator.process_index * len(mask) :][: len(mask)]
 
     def _pairs(self, tokens: Tensor) -> Pairs:
-        """Return the pairs of the rollout, whose completions have `tokens` (N,) in the loss.
-
-        A completion without a token in the loss (masked as truncated) has no log-probability to compare.
-        """
+        """Return the pairs of the rollout; a completion without one of its `tokens` (N,) in the loss forms none."""
         rewards, args = self._rewards.masked_fill(tokens == 0, torch.nan), self.args
         return mine_pairs(
             rewards, self.num_generations, args.reward_margin, args.pair_mining, args.max_pairs_per_group
@@ -244,12 +230,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _with_bonus(self, inputs: dict[str, Any], factor: Tensor) -> dict[str, Any]:
-        """Return a micro-batch with bonus = λ κ_i w_i, (M,), added to its advantages; log what the term does.
-
-        Args:
-            inputs: The micro-batch of M completions.
-            factor: κ_i, (M,).
-        """
+        """Return a micro-batch of M rows with the bonus λ κ_i w_i, (M,), in its advantages; `factor` is κ_i, (M,)."""
         bonus = self.lambda_reg * factor * inputs["preference_weights"]
         sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
         preference, advantage = self.accelerator.reduce(sums).tolist()
@@ -312,11 +293,7 @@ class _OrderOfEpochs(TrainerCallback):
 
 
 def use_one_gpu(args: TrainingArguments) -> None:
-    """Keep a process to one GPU: transformers would spread it over all that it sees (nn.DataParallel).
-
-    Batches would then be larger than the configuration says, and the preference term's weight wrong. Processes that a
-    launcher has started have one GPU each already.
-    """
+    """Keep a process to one GPU: with nn.DataParallel batches would be larger than the configuration says, and κ wrong."""
     if args.n_gpu > 1:
         logger.warning(
             "%d GPUs are visible; this process trains on the first. To train on all: accelerate launch.", args.n_gpu
@@ -359,14 +336,10 @@ def loss_mask(batch: dict[str, Any]) -> Tensor:
 
 
 def completion_columns(per_token: Tensor, batch: dict[str, Any]) -> Tensor:
-    """Return (N, T): what belongs to the completions of a rollout.
+    """Return (N, T): what belongs to the completions of a rollout, of (N, T), or of (N, T + p) by Unsloth.
 
-    Unsloth moves the padding on the left of a prompt to the right and returns (N, T + p), for the p columns of the
-    shortest prompt's padding: a completion begins so many columns early as its own prompt was padded.
-
-    Args:
-        per_token: (N, T), or (N, T + p) of Unsloth.
-        batch: Holds prompt_mask and completion_ids (N, T).
+    Unsloth moves the padding on the left of a prompt to the right, for the p columns of the shortest prompt's padding: a
+    completion begins as many columns early as its own prompt was padded.
     """
     width = batch["completion_ids"].size(1)
     longest = per_token.size(1) - width

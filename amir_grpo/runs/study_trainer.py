@@ -174,10 +174,10 @@ class StudyTrainer(AmirGRPOTrainer):
         sums = torch.stack([output["advantages"].abs().sum(), bonus.abs().sum()])
         advantage_sum, weight_sum = self.accelerator.reduce(sums).tolist()
         share = self.args.preference_share
-        if schedule == "share":
-            self.lambda_reg = lambda_of_share(share, advantage_sum, weight_sum)
-        else:
-            self.lambda_reg = lambda_of_mixture(share, advantage_sum, weight_sum)
+        if schedule == "share":  # λ Σ|κ w| = share (Σ|A| + λ Σ|κ w|)
+            self.lambda_reg = share / (1 - share) * advantage_sum / weight_sum
+        else:  # (1 - share) times the update at that share, so that it keeps the size of GRPO's
+            self.lambda_reg = share * advantage_sum / weight_sum
             output["advantages"] = (1 - share) * output["advantages"]
         return weights
 
@@ -263,27 +263,6 @@ def published_lambda(lambda_reg: float, preference_loss: float, grpo_loss: float
     if ratio > 0.7:
         return max(0.005, 0.8 * lambda_reg)
     return lambda_reg
-
-
-def lambda_of_share(share: float, advantage_sum: float, weight_sum: float) -> float:
-    """Return λ at which the preference term is `share` of the update: λ Σ|κ w| = share (Σ|A| + λ Σ|κ w|).
-
-    Args:
-        share: Wanted share, between 0 and 1.
-        advantage_sum: Σ|A| over the rollout.
-        weight_sum: Σ|κ w| over the rollout, above 0.
-    """
-    return share / (1 - share) * advantage_sum / weight_sum
-
-
-def lambda_of_mixture(share: float, advantage_sum: float, weight_sum: float) -> float:
-    """Return λ at which (1 - share) A + λ κ w mixes parts of the L1 norms (1 - share) Σ|A| and share Σ|A|.
-
-    The update of that is (1 - share) times the gradient of L_GRPO + λ' L_pref with λ' = `lambda_of_share`: the same
-    objective as at that share, scaled so that, up to what cancels between the parts, the update keeps GRPO's size.
-    Arguments as in `lambda_of_share`.
-    """
-    return share * advantage_sum / weight_sum
 
 
 def linear_pair_loss(

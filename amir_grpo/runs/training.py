@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,6 @@ from amir_grpo.system.progress import stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
 
     from amir_grpo.policies.backend import Backend
 
@@ -100,10 +99,15 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
     if args.device.type == "cpu":  # of several processes: accelerate numbers it, and torch.load knows no "cpu:0"
         args.__dict__["_setup_devices"] = torch.device("cpu")  # where the configuration keeps it
     shown = stage(f"training {method}", args.max_steps, done) if is_main() else nullcontext(lambda **shown: None)
-    with explain_full_gpu(), shown as tick:
-        steps = _Steps(trainer, tick)
-        trainer.add_callback(steps)
-        trainer.train(resume_from_checkpoint=last and str(last))
+    try:
+        with shown as tick:
+            trainer.add_callback(steps := _Steps(trainer, tick))
+            trainer.train(resume_from_checkpoint=last and str(last))
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            "The GPU's memory has run out in training. Divide per_device_train_batch_size and multiply\n"
+            "gradient_accumulation_steps by as much: rollouts and updates stay the same. `amir_grpo plan` shows the rest."
+        ) from error
     if steps.skipped and is_main():
         print(f"The loss scaler of float16 has skipped {steps.skipped} of {args.max_steps - done} steps.", flush=True)
     trainer.processing_class.padding_side = "left"  # Unsloth has changed it, and what is saved goes with the policy
@@ -179,43 +183,34 @@ def run_trainer(
     """Return the trainer of a run, with the policy and a fresh adapter loaded; arguments as in `train`."""
     set_seed(settings.train.seed)  # before the adapter is drawn, so that both methods start from the same one
     tokenizer = load_tokenizer(base, settings.policy.trust_remote_code)  # small, and tells what cannot be trained
-    if backend.name == "unsloth":
+    if by_unsloth := backend.name == "unsloth":
         check_padding(tokenizer)
-    policy, lora = _policy(settings, base, backend)
+        train = settings.train
+        policy = load_by_unsloth(base, settings.policy, train.gradient_checkpointing, train.seed)
+    else:
+        policy = load_policy(base, None, settings.policy)
     trainer = StudyTrainer(
         model=policy,
         reward_funcs=reward_functions(settings.data.calibration),
         args=config,
         train_dataset=problems,
         processing_class=tokenizer,
-        peft_config=lora,
+        peft_config=None if by_unsloth else lora_config(settings.policy, policy),
     )
     if config.fp16 or settings.policy.load_in_4bit:
         keep_trained_weights_in_float32(trainer.model)
-    if backend.name == "transformers":
+    if not by_unsloth:
         draw_adapter(trainer.model, settings.train.seed)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _policy(settings: RunSettings, base: str, backend: Backend) -> tuple[Any, LoraConfig | None]:
-    """Return the policy, and the adapter that TRL is to put on it: none where Unsloth has done so."""
-    if backend.name == "unsloth":
-        train = settings.train
-        return load_by_unsloth(base, settings.policy, train.gradient_checkpointing, train.seed), None
-    policy = load_policy(base, None, settings.policy)
-    return policy, lora_config(settings.policy, policy)
-
-
 @torch.no_grad()
 def draw_adapter(policy: torch.nn.Module, seed: int) -> None:
-    """Draw the first weights of a LoRA adapter again: PEFT's uniform distribution, from numbers that no library rounds.
+    """Draw the first weights of a LoRA adapter again: PEFT's distribution, by numbers that no library rounds.
 
-    torch draws other numbers in another precision, and may in another build. The second matrix of each pair is zero.
-
-    Args:
-        policy: With fresh adapters. Weights that another process holds (on the meta device, or cut by ZeRO-3) stay as they
-            are.
+    torch draws other numbers in another precision, and may in another build. Weights that another process holds (on the
+    meta device, or cut by ZeRO-3) stay as they are.
     """
     for name, weight in policy.named_parameters():
         if ".lora_A." in name and not weight.is_meta and not hasattr(weight, "ds_id"):
@@ -241,18 +236,6 @@ class _Steps(TrainerCallback):
             self.shown = {"reward": f"{logs['reward']:.2f}"}
 
 
-@contextmanager
-def explain_full_gpu() -> Iterator[None]:
-    """Turn CUDA's out-of-memory error into one that names the way out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            "The GPU's memory has run out in training. Divide per_device_train_batch_size and multiply\n"
-            "gradient_accumulation_steps by as much: rollouts and updates stay the same. `amir_grpo plan` shows the rest."
-        ) from error
-
-
 # --- checkpoints -------------------------------------------------------------------------------------------------------
 
 
@@ -261,29 +244,22 @@ def last_whole_checkpoint(checkpoints: Path) -> Path | None:
 
     Those that were cut off are removed; so are damaged ones, which are named.
     """
+    if not checkpoints.is_dir():
+        return None
     with main_first():
         for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if not (folder / ROLLOUTS_FILE).is_file():
                 shutil.rmtree(folder)
-        while (last := _last(checkpoints)) and (damaged := first_damaged(last)):
+        while (last := get_last_checkpoint(str(checkpoints))) and (damaged := first_damaged(Path(last))):
             print(
-                f"{last / damaged} is damaged: its SHA-256 has changed. Taking the checkpoint before it.", flush=True
+                f"{last}/{damaged} is damaged: its SHA-256 has changed. Taking the checkpoint before it.", flush=True
             )
             shutil.rmtree(last)
-    return _last(checkpoints)
-
-
-def _last(checkpoints: Path) -> Path | None:
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return Path(last) if last else None
 
 
 def bytes_to_come(policy: torch.nn.Module, config: StudyConfig) -> int:
-    """Return the bytes of disk that a training still writes: the adapter, and in each checkpoint adapter and optimizer.
-
-    The optimizer is taken to keep two moments in the precision of the weights. The rollout record, the tokenizer and the
-    states beside them, small where an adapter is large, are not counted.
-    """
+    """Return the bytes that a training still writes: the adapter, and in each checkpoint it and its two moments."""
     adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
     number = 0
     if config.save_strategy != "no":
