@@ -45,7 +45,8 @@ def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> 
     own, groups = _own_options(parameters.values())
     helps = _helps(command)
     for group in groups.values():
-        helps |= {field.name: f"{field.metadata['help']} ({field.default})" for field in fields(group)}
+        meanings = _helps(group)
+        helps |= {field.name: f"{meanings[field.name]} ({field.default})" for field in fields(group)}
     usage = "%(prog)s [--option value ...]" if takes_settings else None
     parser = _Parser(prog=f"amir_grpo {name}", description=about(command), usage=usage, allow_abbrev=False)
     for option, (kind, default) in own.items():
@@ -90,14 +91,14 @@ def _own_options(parameters: Sequence[inspect.Parameter]) -> tuple[dict[str, tup
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     for p in parameters:
         if p.name in groups:
-            kinds = typing.get_type_hints(p.annotation)
+            kinds = typing.get_type_hints(p.annotation, include_extras=True)
             own |= {field.name: (kinds[field.name], field.default) for field in fields(p.annotation)}
         elif p.kind is not p.VAR_KEYWORD:
             own[p.name] = p.annotation, ... if p.default is p.empty else p.default
     return own, groups
 
 
-def _helps(command: Callable[..., None]) -> dict[str, str]:
+def _helps(command: Callable) -> dict[str, str]:
     """The meanings in a docstring's Args, by name."""
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(command), re.MULTILINE)
     return {name: " ".join(text.split()).replace("{profiles}", ", ".join(PROFILES)) for name, text in found}

@@ -23,9 +23,9 @@ _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _OPENING = "opening"
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
 # What a folder cannot consent to on behalf of who opens it.
-_CONSENTS = ("trust_remote_code", "safetensors_only")
+CONSENTS = ("trust_remote_code", "safetensors_only")
 # Settings that change neither a completion nor a number.
-NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *_CONSENTS)
+NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *CONSENTS)
 
 
 def project_root() -> Path:
@@ -186,7 +186,7 @@ def _merged(
         name = stored["profile"] if stored["profile"] in PROFILES else "sandbox"
         # of an option that a later version of TRL does not have, the comparison tells
         known = FIELDS if set(stored["settings"]) <= set(FIELDS) else {**FIELDS, **trainer_options()}
-        own = {k: v for k, v in stored["settings"].items() if k in known and k not in _CONSENTS}
+        own = {k: v for k, v in stored["settings"].items() if k in known and k not in CONSENTS}
         settings = settings_of(name, own | dict(overrides))
     else:
         name, settings = profile, settings_of(profile, overrides)

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from amir_grpo.choices import METHODS, POLICIES
+from amir_grpo.runs.opening import CONSENTS
 from amir_grpo.runs.run import Run
 from amir_grpo.runs.verify import compared_with_kept
 from amir_grpo.system.cluster import Cluster, results_of, submitting, visible_gpus, worker_processes
@@ -51,7 +52,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
 
     Args:
         run: The run.
-        overrides: Settings that were given, for the notebooks to be given again.
+        overrides: Settings that were given; the folder holds them, but for those that it cannot consent to.
         cluster: Executes each notebook as a job; None: this machine does.
 
     Raises:
@@ -62,7 +63,8 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
         Busy: If another process reproduces into the same folder.
     """
     folder, started = shipped("notebooks"), time.perf_counter()
-    parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": dict(overrides)}
+    consents = {name: overrides[name] for name in CONSENTS if name in overrides}
+    parameters = {"profile": run.profile, "run_dir": str(run.folder), "overrides": consents}
     gpus = [] if cluster else visible_gpus(run.settings.policy.device)
     stages = [
         [

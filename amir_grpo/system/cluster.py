@@ -6,20 +6,21 @@ goes into the queue again and is done again, so what it does must read back what
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from amir_grpo.system.files import install_command
 from amir_grpo.system.processes import work_for_parent
@@ -31,21 +32,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class ClusterOptions:
-    """Where a command's jobs run, and what Slurm is to give each; `metadata` holds the help of the command line."""
+    """Where a command's jobs run, and what Slurm is to give each.
 
-    executor: Literal["local", "slurm"] = field(
-        default="local", metadata={"help": "local, or slurm: a job of Slurm for each run or stage."}
-    )
-    slurm_partition: str | None = field(default=None, metadata={"help": "Slurm's partition. Default: the cluster's."})
-    slurm_account: str | None = field(default=None, metadata={"help": "Slurm's account. Default: the user's."})
-    slurm_gpus: int = field(default=0, metadata={"help": "GPUs of each job."})
-    slurm_cpus: int = field(default=2, metadata={"help": "CPU cores of each job."})
-    slurm_memory_gb: int | None = field(
-        default=None, metadata={"help": "Memory of each job. Default: the partition's."}
-    )
-    slurm_hours: float = field(
-        default=4.0, metadata={"help": "Hours of each job; one that needs more goes on in another."}
-    )
+    Args:
+        executor: local, or slurm: a job of Slurm for each run or stage.
+        slurm_partition: Slurm's partition; None: the cluster's default.
+        slurm_account: Slurm's account; None: the user's default.
+        slurm_gpus: GPUs of each job.
+        slurm_cpus: CPU cores of each job.
+        slurm_memory_gb: Memory of each job; None: the partition's default.
+        slurm_hours: Hours of each job; one that needs more goes on in another.
+    """
+
+    executor: Literal["local", "slurm"] = "local"
+    slurm_partition: str | None = None
+    slurm_account: str | None = None
+    slurm_gpus: Annotated[int, Field(ge=0)] = 0
+    slurm_cpus: Annotated[int, Field(ge=1)] = 2
+    slurm_memory_gb: Annotated[int, Field(ge=1)] | None = None
+    slurm_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
 
 
 @dataclass(frozen=True)
@@ -116,13 +121,8 @@ def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
         folder: The command's folder, on a file system that all machines share.
 
     Raises:
-        ValueError: If a number is not possible, submitit is not installed, or this machine submits no jobs.
+        ValueError: If submitit is not installed, or this machine submits no jobs.
     """
-    memory = 1 if options.slurm_memory_gb is None else options.slurm_memory_gb
-    if min(options.slurm_gpus + 1, options.slurm_cpus, memory) < 1 or not 0 < options.slurm_hours < math.inf:
-        raise ValueError(
-            "slurm_gpus must be at least 0, slurm_cpus and slurm_memory_gb at least 1, and slurm_hours above 0."
-        )
     if options.executor == "local":
         return None
     try:
