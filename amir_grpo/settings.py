@@ -11,16 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.functional_validators import AfterValidator, BeforeValidator, model_validator
 
 from amir_grpo import choices
 from amir_grpo.choices import check_names, refusal
@@ -268,8 +260,7 @@ class StudySettings(Group):
 
 
 class RunSettings(Group):
-    """All settings of one run folder. The defaults are the published ones (arXiv 2601.03661), for Qwen2.5-3B, where the
-    paper's code has the setting; the training set is not among them, and gsm8k is our choice.
+    """All settings of one run folder, whose defaults are the published ones (arXiv 2601.03661), for Qwen2.5-3B.
 
     `method` is not here: a run folder holds both.
     """
@@ -313,9 +304,8 @@ class RunSettings(Group):
 
 
 GROUPS: dict[str, type[Group]] = {name: field.annotation for name, field in RunSettings.model_fields.items()}
-# Which group a setting is in, by its name.
+# By the name of a setting: its group; its type, default and help.
 GROUP_OF = {name: group for group, model in GROUPS.items() for name in model.model_fields}
-# Settings by name, with their type, default and help.
 FIELDS = {name: GROUPS[group].model_fields[name] for name, group in GROUP_OF.items()}
 
 

@@ -45,14 +45,6 @@ PAPER_POLICIES = {
     "paper-qwen7b": "Qwen/Qwen2.5-7B-Instruct",
     "paper-gemma4b": "google/gemma-3-4b-it",
 }
-# `method` and `model_dir` belong to one call, not to the run folder: they are options of the command line.
-PUBLISHED_COMMAND_LINE = """
-    model_name lora_rank max_seq_length load_in_4bit dataset_name dataset_split calibration learning_rate weight_decay
-    max_grad_norm per_device_train_batch_size gradient_accumulation_steps max_steps seed lr_scheduler_type warmup_ratio
-    optim adam_beta1 adam_beta2 num_generations max_prompt_length max_completion_length loss_type epsilon epsilon_high
-    mask_truncated_completions scale_rewards importance_sampling_level lambda_reg reward_margin beta_dpo pair_mining
-    max_pairs_per_group ref_free logging_steps save_steps report_to
-""".split()
 
 
 def refusal(profile="paper-qwen3b", **overrides):
@@ -129,10 +121,6 @@ def test_profiles_are_those_wanted_and_valid():
     assert settings_of("sandbox").train.lambda_reg == 0.01
     assert settings_of("sandbox").policy.is_sandbox
     assert not settings_of("colab-t4").policy.is_sandbox
-
-
-def test_published_command_line_is_covered():
-    assert set(PUBLISHED_COMMAND_LINE) <= set(FIELDS)
 
 
 def test_every_setting_says_what_it_is():
@@ -269,13 +257,6 @@ def test_an_impossible_value_is_refused_by_name(name, value):
     assert str(value) in message or repr(value) in message
 
 
-def test_an_unknown_choice_is_refused_with_the_list():
-    assert refusal(loss_type="drgrpo") == (
-        "Unknown loss_type 'drgrpo'. Did you mean 'dr_grpo'?\n"
-        "Valid: grpo, sapo, dr_grpo, bnpo, dapo, cispo, vespo, luspo."
-    )
-
-
 def test_a_rollout_of_broken_groups_is_refused():
     message = refusal(per_device_train_batch_size=6, gradient_accumulation_steps=2)
     assert "rollout of 12 completions" in message
@@ -287,10 +268,6 @@ def test_more_tokens_than_fit_are_refused():
     message = refusal(max_completion_length=1025)
     assert "max_prompt_length + max_completion_length is 2049, above max_seq_length = 2048" in message
     assert settings_of("paper-qwen3b", {"max_completion_length": 1025, "max_seq_length": 2049})
-
-
-def test_whole_numbers_are_welcome_where_reals_are_wanted():
-    assert settings_of("sandbox", {"max_grad_norm": 1, "eval_temperature": 1}).train.max_grad_norm == 1
 
 
 def test_lists_may_come_as_text():

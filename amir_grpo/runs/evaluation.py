@@ -20,7 +20,7 @@ from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage, write_table
 from amir_grpo.settings import RunSettings
 from amir_grpo.system.cluster import run_jobs, submitting, visible_gpus
-from amir_grpo.system.files import explain_full_disk, write_text
+from amir_grpo.system.files import write_text
 from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ class Evaluation:
         for each in (False, True):
             path = self._path(name, benchmark, each)
             if not path.exists():
-                with (
-                    explain_full_disk(self.folder),
-                    stage_lock(self.folder, self.settings, f"sampling {name} on {benchmark}"),
-                ):
+                with stage_lock(self.folder, self.settings, f"sampling {name} on {benchmark}"):
                     if not path.exists():  # unless another process has done it in the meantime
                         self._draw_and_grade(path, name, benchmark, source, each)
         return read_table(self._path(name, benchmark, greedy), _SAMPLE_COLUMNS)

@@ -13,7 +13,7 @@ from amir_grpo.choices import check_names
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON
 from amir_grpo.settings import FIELDS, PROFILES, RunSettings, differences, settings_of
-from amir_grpo.system.files import check_folder, write_text
+from amir_grpo.system.files import check_folder, explain_full_disk, write_text
 from amir_grpo.system.locks import in_progress, locked
 from amir_grpo.system.processes import is_main
 from amir_grpo.system.provenance import CONFIG, provenance, read_config, to_json
@@ -79,11 +79,8 @@ def configure(
         check_folder(folder, "run_dir", _LEAST_DISK)
         differing = {} if stored is None else _differing(stored, settings)
         if stored is not None and not differing:
-            _say_own_settings(folder, stored)
             return stored["profile"], settings
-        same_profile = stored is not None and name == stored["profile"]
-        given = sorted({*overrides, *(_given(stored) if same_profile else ())})
-        config = {"profile": name, "settings": settings.flat(), "given": given, "provenance": provenance()}
+        config = {"profile": name, "settings": settings.flat(), "provenance": provenance()}
         with _lock(folder, _OPENING):
             if _read(folder) != stored:  # another process has settled it in the meantime
                 continue
@@ -94,26 +91,6 @@ def configure(
                     record.unlink()
                 write_text(folder / CONFIG, to_json(config))
         return name, settings
-
-
-def _say_own_settings(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Say how a folder's settings differ from its profile today, beside those that were given.
-
-    A folder keeps the settings that it was made with, whatever a later version of the package has as defaults.
-    """
-    if stored["profile"] not in PROFILES or not is_main():
-        return
-    changed = differences(stored["settings"], RunSettings().flat() | PROFILES[stored["profile"]])
-    told = [f"{name} {own!r} (now {now!r})" for name, (own, now) in changed.items() if name not in _given(stored)]
-    if told:
-        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
-        print(f"{folder} keeps its own settings, other than profile {stored['profile']} now: {told[0]}{more}.")
-
-
-def _given(stored: Mapping[str, Any]) -> list[str]:
-    """The settings that were given when the folder was made; an earlier version did not record them."""
-    given = stored.get("given")
-    return given if isinstance(given, list) else []
 
 
 def resolve_profile(profile: str) -> str:
@@ -144,9 +121,10 @@ def stage_lock(folder: Path, settings: RunSettings, work: str) -> Iterator[None]
 
     Raises:
         Busy: If another process does the same work.
+        OSError: If the disk is full.
         ValueError: If another process has given the folder other settings since it was opened.
     """
-    with _lock(folder, work):
+    with explain_full_disk(folder), _lock(folder, work):
         with _lock(folder, _OPENING):
             stored = _read(folder)
             if stored is not None and (differing := _differing(stored, settings)):

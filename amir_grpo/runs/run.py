@@ -97,22 +97,16 @@ class Run:
         Raises:
             ValueError: If it is smaller than one rollout, or not the one that the run has used before.
         """
-        s = self.settings
-        problems = load_problems(
-            s.data.dataset_name,
-            s.data.dataset_split,
-            s.data.dataset_limit,
-            s.data.calibration,
-            seed=s.train.seed,
-            shots=s.data.shots,
-        )
-        prompts = s.train.prompts_per_rollout * world_size()
+        data, train = self.settings.data, self.settings.train
+        name, split, calibration = data.dataset_name, data.dataset_split, data.calibration
+        problems = load_problems(name, split, data.dataset_limit, calibration, seed=train.seed, shots=data.shots)
+        prompts = train.prompts_per_rollout * world_size()
         if len(problems) < prompts:
             raise ValueError(
-                f"The training set {s.data.dataset_name} holds {len(problems)} problems, fewer than the {prompts} prompts "
+                f"The training set {name} holds {len(problems)} problems, fewer than the {prompts} prompts "
                 "of a rollout: no step would be made.\nLower per_device_train_batch_size, or train in fewer processes."
             )
-        self._record_problems(f"{s.data.dataset_name}-{s.data.dataset_split}", problems)
+        self._record_problems(f"{name}-{split}", problems)
         return problems
 
     def problems(self, benchmark: str) -> Dataset:
@@ -121,8 +115,7 @@ class Run:
         Raises:
             ValueError: If they are not those that the run has used before.
         """
-        s = self.settings
-        limit, data = s.evaluation.eval_limit, s.data
+        limit, data = self.settings.evaluation.eval_limit, self.settings.data
         problems = load_problems(benchmark, limit=limit, calibration=data.calibration, shots=data.shots)
         self._record_problems(benchmark, problems)
         return problems
@@ -158,32 +151,28 @@ class Run:
 
     def base(self) -> str:
         """Folder or Hub id of the base policy; the sandbox's and smollm2's are made now unless they are there."""
-        if self.settings.policy.model_name == SMOLLM2:
-            policy = self.settings.policy
+        policy = self.settings.policy
+        if policy.model_name == SMOLLM2:
             return str(smollm2.base_policy(policy.smollm2_warmup_steps, WARMUP_SEEDS[policy.base_seed]))
-        if not self.settings.policy.is_sandbox:
-            return self.settings.policy.model_name
+        if not policy.is_sandbox:
+            return policy.model_name
         folder = self.folder / "base"
         if folder.exists() and not (is_main() and first_damaged(folder)):
             return str(folder)
-        s = self.settings
-        spec = replace(
-            SPECS[s.policy.model_name],
-            warmup_steps=s.policy.sandbox_warmup_steps,
-            seed=WARMUP_SEEDS[s.policy.base_seed],
-        )
+        seed, steps = WARMUP_SEEDS[policy.base_seed], policy.sandbox_warmup_steps
         with explain_full_disk(self.folder):
-            made = base_policy(spec, self.folder.parent / ".cache")
-            with self._stage("copying the base policy"):
-                damaged = first_damaged(folder)  # unless another process has replaced it in the meantime
-                if damaged:
-                    print(
-                        f"{folder / damaged} is damaged: its SHA-256 has changed. Taking the base policy anew.",
-                        flush=True,
-                    )
-                with atomic_folder(folder, replace=damaged is not None) as beside:
-                    shutil.copytree(made, beside, dirs_exist_ok=True)
-                    write_checksums(beside)
+            made = base_policy(
+                replace(SPECS[policy.model_name], warmup_steps=steps, seed=seed), self.folder.parent / ".cache"
+            )
+        with self._stage("copying the base policy"):
+            damaged = first_damaged(folder)  # unless another process has replaced it in the meantime
+            if damaged:
+                print(
+                    f"{folder / damaged} is damaged: its SHA-256 has changed. Taking the base policy anew.", flush=True
+                )
+            with atomic_folder(folder, replace=damaged is not None) as beside:
+                shutil.copytree(made, beside, dirs_exist_ok=True)
+                write_checksums(beside)
         return str(folder)
 
     def train(self, method: str) -> pd.DataFrame:
@@ -206,7 +195,7 @@ class Run:
 
             with main_first():
                 problems, base = self.training_problems(), self.base()
-            with explain_full_disk(self.folder), self._stage(f"training {method}"):
+            with self._stage(f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it in the meantime
                     started = now()
                     log = training.train(method, self.settings, base, problems, folder, backend)
@@ -314,7 +303,7 @@ class Run:
         for method in METHODS:
             path = self.folder / "scores" / f"{method}.parquet"
             if not path.exists():
-                with explain_full_disk(self.folder), self._stage(f"scoring {method}"):
+                with self._stage(f"scoring {method}"):
                     started = now()
                     shared = samples[samples["policy"] == "base"].copy()
                     shared["logprob"] = self.logprobs(self.folder / method, shared)

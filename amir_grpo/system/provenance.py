@@ -76,7 +76,7 @@ def file_at(commit: str, path: Path) -> str | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run folder: profile, settings, provenance, and the settings that were given.
+    """The configuration of a run folder: profile, settings and provenance.
 
     Raises:
         FileNotFoundError: If it is not a run folder.

@@ -66,22 +66,6 @@ def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
         open_tiny()
 
 
-def test_a_folder_that_keeps_former_defaults_says_so_in_one_line(open_tiny, capsys):
-    run = open_tiny()
-    open_run(run_dir=run.folder)
-    assert not capsys.readouterr().out, "what was given is no former default"
-    path = run.folder / "config.json"
-    config = json.loads(path.read_text())
-    config["settings"]["epsilon"] = 0.3
-    path.write_text(json.dumps(config))
-    assert open_run(run_dir=run.folder).settings.train.epsilon == 0.3
-    note = capsys.readouterr().out
-    assert note == f"{run.folder} keeps its own settings, other than profile sandbox now: epsilon 0.3 (now 0.2).\n"
-    path.write_text(json.dumps({name: value for name, value in config.items() if name != "given"}))
-    open_run(run_dir=run.folder)
-    assert " more.\n" in capsys.readouterr().out, "of an earlier version, which did not record what was given"
-
-
 def test_the_sandbox_policy_is_trained_on_arithmetic_only(tmp_path):
     with pytest.raises(ValueError, match="reads arithmetic only"):
         open_run("sandbox", tmp_path / "run", {"dataset_name": "gsm8k"})
