@@ -302,7 +302,8 @@ def _existing(profile: str | None, run_dir: str | None) -> Run:
     from amir_grpo.runs.opening import resolve_profile, runs_folder
     from amir_grpo.runs.run import open_run
 
-    folder = user_path(run_dir or runs_folder() / resolve_profile(profile or SANDBOX))
+    own = runs_folder() / resolve_profile(profile or SANDBOX)
+    folder = user_path(run_dir or own)
     read_config(folder)
     return open_run(run_dir=folder)
 

@@ -101,9 +101,8 @@ def test_methods_differ_in_the_preference_alone(tmp_path):
     grpo, amir = (
         training.trainer_config(method, settings_of("sandbox"), tmp_path).to_dict() for method in ("grpo", "amir_grpo")
     )
-    unlike = {name for name in grpo if grpo[name] != amir[name]} - {"logging_dir"}
-    assert not unlike
-    assert {"lambda_reg", "reward_margin", "beta_dpo", "pair_mining", "ref_free"} <= set(amir) - set(grpo)
+    assert {name for name in grpo if grpo[name] != amir[name]} - {"logging_dir"} == {"lambda_reg"}
+    assert grpo["lambda_reg"] == 0
 
 
 def test_profiles_are_those_wanted_and_valid():
@@ -147,8 +146,9 @@ def test_profiles_do_not_share_their_lists():
     assert settings_of("paper-qwen3b").evaluation.ks == [1, 2, 4]
 
 
-def test_a_setting_that_one_side_lacks_is_a_difference():
-    assert differences({"seed": 0}, {"seed": 0, "epsilon": 0.2}) == {"epsilon": (None, 0.2)}
+def test_a_setting_that_one_side_lacks_counts_as_its_default():
+    assert differences({"seed": 0}, {"epsilon": 0.3}) == {"epsilon": (0.2, 0.3)}
+    assert differences({"gone": 3}, {"epsilon": 0.2}) == {"gone": (3, None)}
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
