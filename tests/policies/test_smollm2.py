@@ -18,6 +18,7 @@ from amir_grpo.policies.engines import Request, load_engine
 from amir_grpo.policies.loading import load_tokenizer
 from amir_grpo.policies.plan import config_of
 from amir_grpo.rewards import has_format
+from amir_grpo.sandbox.policy import example
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import PolicySettings, settings_of
 
@@ -116,21 +117,20 @@ def test_the_shape_that_plans_assume_is_the_policys():
 
 
 @needs_weights
-def test_a_warmup_shows_stories_of_the_training_side_that_fit(tmp_path):
-    tokenizer = load_tokenizer(str(CACHED))
-    examples = smollm2.warmup_examples(tokenizer, 30, seed=1)
-    assert len(examples) == 30 * 8
-    texts = [tokenizer.decode(example["input_ids"]) for example in examples]
-    assert len(set(texts)) == len(texts)
-    held_out = {question for kind in smollm2._SHOWN for question in load_sandbox(kind, 100)["question"]}
-    assert not any(question in text for question in held_out for text in texts)
-    limits = settings_of("smollm2")
-    for example in examples:
-        solution = [label for label in example["labels"] if label != -100]
-        assert solution[-1] == tokenizer.eos_token_id
-        assert has_format(tokenizer.decode(solution[:-1]))
-        assert len(example["input_ids"]) - len(solution) <= limits.data.max_prompt_length
-        assert len(solution) <= limits.evaluation.eval_max_new_tokens
+def test_a_warmup_shows_stories_of_the_training_side_that_fit():
+    tokenizer, limits = load_tokenizer(str(CACHED)), settings_of("smollm2")
+    shown = smollm2.worked_stories(30 * 8, seed=1)
+    questions = {messages[-1]["content"] for messages, _ in shown}
+    assert len(shown) == len(questions) == 30 * 8
+    for kind in smollm2._SHOWN:
+        assert questions.isdisjoint(load_sandbox(kind, 150)["question"])
+    for messages, solution in shown:
+        told = example(tokenizer, messages, solution)
+        learnt = [label for label in told["labels"] if label != -100]
+        assert tokenizer.decode(learnt) == solution + "<|im_end|>"
+        assert has_format(solution)
+        assert len(told["labels"]) - len(learnt) <= limits.data.max_prompt_length
+        assert len(learnt) <= limits.evaluation.eval_max_new_tokens
 
 
 # --- against other readers of the file, which is fetched for them ---------------------------------------------------
