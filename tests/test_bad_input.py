@@ -65,7 +65,7 @@ ARGUMENTS = [
     ((EVIDENCE, "--workers", "-1"), ["workers is -1", "at least 0"]),
     (("export", "--method", "dpo"), ["dpo", "amir_grpo"]),
     (("export", "--public"), ["--public", "give that, too"]),
-    (("export", "--push_to", "not/a/name"), ["'not/a/name'", "me/my-policy"]),
+    (("export", "--push_to", "not/a/name"), ["not/a/name", "Log in"]),
     (("plan", "--profile", "paper"), ["'paper'", "paper-qwen3b"]),
     ((TRAIN, "--backend", "unsloht"), ["'unsloht'", "Did you mean 'unsloth'"]),
     ((TRAIN, "--vllm_mode", "remote"), ["'remote'", "colocate, server"]),
