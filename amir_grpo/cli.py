@@ -73,7 +73,7 @@ def reproduce(
 
 
 def plan(profile: str = "colab-t4", **settings: Any) -> None:
-    """Estimate the GPU memory and the time of a training, without a GPU.
+    """Estimate the GPU memory of a training, without a GPU.
 
     Args:
         profile: Where the settings start from: {profiles}, or auto, by the GPU. Default: colab-t4.
@@ -263,7 +263,7 @@ def export(
         run_dir: Run folder. Default: runs/<profile>.
         method: Whose policy. Default: amir_grpo.
         out: Folder to make. Default: in the run, export/<method> or <method>-merged.
-        merged: Export the whole policy in 16 bits instead of the adapter.
+        merged: Export the whole policy in float32 instead of the adapter.
         push_to: Upload the export to this repository of the Hub, such as me/name.
         public: Make the repository of push_to public. Default: private.
         results: Folder to make for the run's results, in place of a policy: a row per problem and per completion as Parquet,

@@ -13,6 +13,7 @@ import hashlib
 import html
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from amir_grpo.metrics import Comparison, compare, holm
 # One row per benchmark, reading, seed and problem: `right` of `n` samples.
 COLUMNS = ["benchmark", "reading", "seed", "problem", "right", "n"]
 _LENIENT = ("flexible", "lenient", "extracted")
+_DATE = re.compile(r"_\d{4}-\d\d-\d\dT.*$")  # with which lm-evaluation-harness and lighteval end the names of files
 _METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "extractive_match", "math_verify")
 
 
@@ -108,7 +110,7 @@ def _checked(table: pd.DataFrame, place: str) -> pd.DataFrame:
 def _harness(file: Path) -> pd.DataFrame:
     """Samples of lm-evaluation-harness, a line per problem and filter; `samples_<task>_<date>.jsonl`."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    name = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
+    name = _DATE.sub("", file.stem.removeprefix("samples_"))
     return pd.DataFrame(
         {
             "benchmark": name,
@@ -141,7 +143,7 @@ def _lighteval(file: Path) -> pd.DataFrame:
         text = (document.get("query") or document.get("id")) if isinstance(document, dict) else document
         name = next((name for key in _METRICS for name in values if name.startswith(key)), next(iter(values)))
         rows.append({"problem": _hash(text), "reading": name, "right": float(values[name]), "n": 1})
-    task = file.stem.removeprefix("details_").rsplit("_", 1)[0]
+    task = _DATE.sub("", file.stem.removeprefix("details_"))
     # means over samples of a problem are shares of one
     return pd.DataFrame(rows).assign(benchmark=task)
 
@@ -224,13 +226,13 @@ def compare_results(new: pd.DataFrame, old: pd.DataFrame) -> tuple[pd.DataFrame,
     table = pd.DataFrame(rows)
     strict = table["reading"].str.contains("strict")
     if strict.any() and not strict.all() and _equal(table[strict], table[~strict]):
-        remarks.append("Strict and lenient extraction agree on every problem: no part of a gain is in the format.")
+        remarks.append("Strict and lenient extraction give the same numbers: no part of a gain is in the format.")
         table = table[~strict].reset_index(drop=True)
-    table["p_holm"] = table.groupby("reading")["p"].transform(holm)
-    only = sorted({name for name, _ in set(map(tuple, new[keys].to_numpy())) ^ set(map(tuple, old[keys].to_numpy()))})
+    table["p_holm"] = table.groupby(table["reading"].str.contains("strict"))["p"].transform(holm)
+    only = sorted({*new["benchmark"], *old["benchmark"]} - set(table["benchmark"]))
     if only:
         remarks.append(f"In one of the two only, and left out: {', '.join(only)}.")
-    return table, [*remarks, *_remarks(table)]
+    return table, list(dict.fromkeys([*remarks, *_remarks(table)]))
 
 
 def _equal(strict: pd.DataFrame, lenient: pd.DataFrame) -> bool:
@@ -270,7 +272,7 @@ def _remarks(table: pd.DataFrame) -> list[str]:
     if (table["unit"] == "problem").any():
         said.append(
             "One seed of each: intervals are for other problems and samples. Another training seed may change more; "
-            "give several seeds to include it."
+            "give several seeds, in a CSV with a column seed, to include it."
         )
     for benchmark, rows in table.groupby("benchmark", sort=False):
         lenient = rows[rows["reading"].str.contains("|".join(_LENIENT))]

@@ -184,12 +184,20 @@ def _flat(log: pd.DataFrame) -> Finding | None:
         return None
     before, after = log["reward"].head(third), log["reward"].tail(third)
     error = float(np.sqrt(before.var() / third + after.var() / third))
-    if after.mean() - before.mean() > 2 * error:
+    gain = after.mean() - before.mean()
+    if gain > 2 * error:
         return None
+    if gain < -2 * error:
+        return Finding(
+            "falling",
+            f"The reward has fallen from {before.mean():.3f} to {after.mean():.3f} (two standard errors: {2 * error:.3f}).",
+            "The updates harm the policy: the learning rate is too high, or the policy has left what the reward can judge.",
+            "Lower learning_rate or max_grad_norm, and continue from an earlier checkpoint.",
+        )
     return Finding(
         "flat",
         f"The reward went from {before.mean():.3f} to {after.mean():.3f}, within two standard errors ({2 * error:.3f}).",
-        "Nothing has been learned so far. That the loss is near 0 is not the fault: on-policy it always is.",
+        "Nothing is learned, or the reward is at its maximum. A loss near 0 is not the fault: on-policy it always is.",
         "Mend what is named above first; then raise learning_rate, or train for longer.",
     )
 

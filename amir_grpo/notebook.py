@@ -86,7 +86,7 @@ def imported_before() -> list[str]:
     """Packages that this kernel has imported in a version other than the one installed now."""
     now, found = _installed(), []
     for name, module in sorted(sys.modules.items()):
-        before, there = getattr(module, "__version__", None), now.get(name.replace("_", "-"))
+        before, there = getattr(module, "__dict__", {}).get("__version__"), now.get(name.replace("_", "-"))
         if isinstance(before, str) and there and before != there:
             found.append(f"{name} {before} → {there}")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,8 @@ class FasterSteps:
       the whole. Left out for images and a router's auxiliary loss; under FSDP and DeepSpeed, which want one forward pass
       for a backward pass, there is one slice.
     - On one CPU in float32, completions of one prompt share its pass: micro-batches keep groups together then, and the
-      gradient flows into the prompt's keys and values. Rounding apart, nothing changes.
+      gradient flows into the prompt's keys and values. Rounding apart, nothing changes. Left out with checkpointed layers,
+      dropout, prompt learning, Liger's kernels, and caches that are not plain attention's.
     - With `record_logps`, transformers' `generate` leaves the log-probabilities of what it draws in `sampled_logps`, where
       they are those of the policy itself.
 
@@ -123,8 +125,23 @@ class FasterSteps:
     def _shares_prompts(self) -> bool:
         """Tell whether completions of one prompt share its pass; float64 stays bit for bit what it was."""
         on_cpu = self.model.device.type == "cpu" and self.accelerator.num_processes == 1
-        takes_caches = "logits_to_keep" in self.model_kwarg_keys and not self.args.gradient_checkpointing
-        return on_cpu and takes_caches and self.model.dtype == torch.float32
+        if not on_cpu or self.model.dtype != torch.float32 or not self._keeps_prompts:
+            return False
+        # a checkpointed layer takes no cache; a user may have switched that on without the setting
+        return not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+
+    @cached_property
+    def _keeps_prompts(self) -> bool:
+        """Whether the policy's cache holds a prompt whole, as plain attention's does, and nothing in the pass is random."""
+        takes_caches = {"logits_to_keep", "past_key_values", "position_ids"} <= set(self.model_kwarg_keys)
+        adapters = getattr(self.model, "peft_config", {}).values()
+        if not takes_caches or self.args.use_liger_kernel or any(adapter.is_prompt_learning for adapter in adapters):
+            return False
+        layers = DynamicCache(config=self.model.config.get_text_config()).layers
+        dropouts = [getattr(module, "attention_dropout", 0.0) for module in self.model.modules()]
+        dropouts += [module.p for module in self.model.modules() if isinstance(module, torch.nn.Dropout)]
+        random = any(isinstance(share, float) and share > 0 for share in dropouts)
+        return all(hasattr(layer, "batch_select_indices") for layer in layers) and not random
 
     def _slices(self, rows: int) -> int:
         """Return the slices of a batch: by its number of rows alone, so that all processes make as many forward passes."""

@@ -247,23 +247,24 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         return self._sampler
 
     def _save_checkpoint(self, model, trial):
+        file = self.checkpoint_folder(trial) / self._rollout_file()
+        file.unlink(missing_ok=True)  # of an earlier training into the same folder
         if self._step % (self.args.steps_per_generation * self.num_iterations):  # the rollout is used further
-            folder = self.checkpoint_folder(trial)
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             rollout = {"step": self._step, "inputs": self._buffered_inputs, "seen": self._seen}
-            torch.save(
-                rollout, folder / self._rollout_file()
-            )  # before trainer_state.json, with which the checkpoint is whole
+            torch.save(rollout, file)  # before trainer_state.json, with which the checkpoint is whole
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (file := Path(checkpoint) / self._rollout_file()).is_file():
             rollout = torch.load(file, map_location=self.accelerator.device, weights_only=True)
-            self._step, self._buffered_inputs, self._seen = rollout["step"], rollout["inputs"], rollout["seen"]
+            if len(rollout["inputs"]) == self.args.steps_per_generation:
+                self._step, self._buffered_inputs, self._seen = rollout["step"], rollout["inputs"], rollout["seen"]
 
     def _rollout_file(self) -> str:
-        return f"rollout_{self.accelerator.process_index}.pt"
+        """Name of the file of this process's part of a rollout; another number of processes does not take it for its own."""
+        return f"rollout_{self.accelerator.process_index}_of_{self.accelerator.num_processes}.pt"
 
     def checkpoint_folder(self, trial) -> Path:
         """Return the folder of the checkpoint of this step."""
@@ -286,7 +287,7 @@ class _OrderOfEpochs(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.epoch = int(state.epoch or 0) if self.epoch is None else self.epoch + 1
         sampler = self.trainer._sampler
-        if sampler is not None and getattr(sampler, "shuffle", False):
+        if sampler is not None and getattr(sampler, "shuffle", False) and sampler.seed is not None:
             sampler.generator.manual_seed(sampler.seed)
             for _ in range(self.epoch):
                 torch.randperm(sampler.num_samples, generator=sampler.generator)

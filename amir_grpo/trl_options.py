@@ -33,7 +33,7 @@ def trainer_options() -> dict[str, Any]:
             if isinstance(node, ast.ClassDef) and node.name == class_name:
                 declared = [line for line in node.body if isinstance(line, ast.AnnAssign)]
                 options |= {line.target.id: _kind(ast.unparse(line.annotation)) for line in declared}
-    return {name: kind for name, kind in options.items() if name not in _MADE}
+    return {name: kind for name, kind in options.items() if name not in _MADE and name[0] != "_"}
 
 
 def _kind(annotation: str) -> Any:

@@ -127,6 +127,9 @@ def test_harness_logs_are_paired_by_problem(tmp_path):
     )
     assert row["problems"] == 50
     assert sum("10 of 60 problems" in remark for remark in remarks) == 2
+    bare = tmp_path / "samples_aime_24.jsonl"
+    bare.write_bytes(next((tmp_path / "a").iterdir()).read_bytes())
+    assert set(read_results(str(bare))["benchmark"]) == {"aime_24"}
 
 
 def test_a_gain_in_the_format_is_told_from_one_in_the_answers(tmp_path):

@@ -37,6 +37,7 @@ FAULTS = {
     "share": {"preference/share": 0.0025, "preference/lambda": 0.01},
     "format": {"rewards/correctness/mean": 0.0, "rewards/strict_format/mean": np.linspace(0.02, 0.5, 40)},
     "entropy": {"entropy": np.geomspace(0.5, 0.001, 40)},
+    "falling": {"reward": np.linspace(1.8, 0.8, 40)},
     "flat": {"reward": np.random.default_rng(1).normal(1, 0.1, 40)},
 }
 

@@ -313,6 +313,45 @@ def test_completions_of_one_prompt_share_its_pass_and_its_gradient(tiny_policy, 
         torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-4 * apart.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_type": "grpo"},
+        {"loss_type": "dapo", "importance_sampling_level": "sequence"},
+        *(
+            pytest.param({"loss_type": name}, marks=pytest.mark.long)
+            for name in LOSS_TYPES
+            if name not in ("grpo", "dapo")
+        ),
+        {"beta": 0.1, "peft": True},
+        {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.1},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_completions_that_share_their_prompts_pass_make_the_same_update(policy, tmp_path, changes):  # noqa: F811
+    changes = {"gradient_checkpointing": False, **changes}
+    plain, wanted = trained(policy, tmp_path, False, **changes)
+    shared, update = trained(policy, tmp_path, True, **changes)
+    assert shared._shares_prompts()
+    assert wanted.norm() > 1e-6
+    assert off_by(update, wanted) < 1e-3  # float32
+    assert shared.positions < 0.9 * plain.positions
+
+
+def test_prompts_are_not_shared_where_a_cache_would_not_hold_them(policy, exact, tmp_path):  # noqa: F811
+    trainer = make_trainer(policy, tmp_path, gradient_checkpointing=False, **SHAPE)
+    assert trainer._shares_prompts()
+    trainer.model.gradient_checkpointing_enable()  # by a user, without the setting
+    assert not trainer._shares_prompts()
+    assert not make_trainer(exact, tmp_path, gradient_checkpointing=False, **SHAPE)._shares_prompts()
+    random = copy.deepcopy(policy)
+    random.model.layers[0].self_attn.attention_dropout = 0.1
+    assert not make_trainer(random, tmp_path, gradient_checkpointing=False, **SHAPE)._shares_prompts()
+    dropping = copy.deepcopy(policy)
+    dropping.model.dropout = torch.nn.Dropout(0.1)
+    assert not make_trainer(dropping, tmp_path, gradient_checkpointing=False, **SHAPE)._shares_prompts()
+
+
 def test_sorting_keeps_rows_together():
     def batch(lengths):
         mask = torch.arange(6)[None] < torch.tensor(lengths)[:, None]

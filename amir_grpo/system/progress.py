@@ -61,7 +61,8 @@ def stage(
             report(f"{label}, {done:,} of {total:,} {unit}{'' if total == 1 else 's'}{left}")
 
     # in a notebook's output, errors alone are shown in red
-    output = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    output = sys.stdout if kernel is not None and kernel.IPKernelApp.initialized() else sys.stderr
     options = {"desc": label, "unit": f" {unit}", "mininterval": 2, "leave": leave, "disable": bool(path)}
     with tqdm(total=total, initial=done, file=output, **options) as bar:
         tick(0)
