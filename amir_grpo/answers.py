@@ -1,4 +1,4 @@
-r"""What an answer means: where a completion gives it, and whether it equals the gold answer as far as text can tell.
+r"""The meaning of an answer: where a completion gives it, and whether it equals the gold answer as far as text can tell.
 
 Pure functions on untrusted text. What they leave open goes to math-verify, in processes that can be killed: see
 `amir_grpo.grading`. `docs/evaluate.md` compares math-verify alone with both on a list of cases.
@@ -217,7 +217,7 @@ def _by_time(ours: str, theirs: str) -> bool | None:
 
 
 def _minutes(time: re.Match[str]) -> Iterator[int]:
-    """The minutes of the day that a time may mean: both halves of the day where it does not say which."""
+    """Yield the minutes of the day that a time may mean: both halves of the day where it does not say which."""
     hour, minute = int(time["hour"]), int(time["minute"] or 0)
     if hour > 12 or not time["half"]:
         yield 60 * hour + minute

@@ -59,13 +59,13 @@ _CLOSEST = 4  # names that a message gives in place of a long list
 
 
 def check_names(kind: str, names: Iterable[str], valid: Iterable[str], listed: str = "") -> None:
-    """Refuse names that are not valid; the message gives the nearest valid name, and all of them or where they are listed.
+    """Refuse invalid names; the message suggests the closest valid one, and lists all or says where they are listed.
 
     Args:
         kind: What they name, for the message: "profile", "benchmark", "loss_type".
         names: The names to check.
-        valid: The names that there are.
-        listed: Where all are listed, of names that are too many for a message: it gives the closest few instead.
+        valid: The valid names.
+        listed: Where all are listed, if they are too many for a message, which then gives the closest few.
 
     Raises:
         ValueError: If one of `names` is not in `valid`.
@@ -86,7 +86,7 @@ def _valid(name: str, valid: list[str], listed: str) -> str:
 
 
 def names_of(kind: Any) -> list[str]:
-    """The names that a type allows, if it is a Literal or may be one; none for other types."""
+    """Return the names that a Literal allows, or a union with one; none for other types."""
     literals = (each for each in (kind, *typing.get_args(kind)) if typing.get_origin(each) is typing.Literal)
     return [name for each in literals for name in typing.get_args(each)]
 

@@ -135,7 +135,7 @@ def train(
 
 
 def _backend(profile: str | None, run_dir: str | None) -> str:
-    """The backend of the run folder, or of the profile."""
+    """Return the backend of the run folder, or of the profile."""
     if run_dir:
         with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will name the trouble
             return read_config(user_path(run_dir))["settings"]["backend"]
@@ -294,7 +294,7 @@ def export(
 
 
 def _existing(profile: str | None, run_dir: str | None) -> Run:
-    """The run that is there, with its own settings; none is started by a command that reads.
+    """Open the run that is there, with its own settings; a command that reads starts none.
 
     Raises:
         FileNotFoundError: If there is none.

@@ -108,7 +108,7 @@ def _checked(table: pd.DataFrame, place: str) -> pd.DataFrame:
 
 
 def _harness(file: Path) -> pd.DataFrame:
-    """Samples of lm-evaluation-harness, a line per problem and filter; `samples_<task>_<date>.jsonl`."""
+    """Read samples of lm-evaluation-harness, one line per problem and filter: `samples_<task>_<date>.jsonl`."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     name = _DATE.sub("", file.stem.removeprefix("samples_"))
     return pd.DataFrame(
@@ -133,7 +133,7 @@ def _metric(line: dict[str, Any]) -> str:
 
 
 def _lighteval(file: Path) -> pd.DataFrame:
-    """Details of lighteval, a row per problem: `details_<task>_<date>.parquet`."""
+    """Read details of lighteval, one row per problem: `details_<task>_<date>.parquet`."""
     details = pd.read_parquet(file)
     metrics = details["metric" if "metric" in details else "metrics"]
     documents = details["doc"] if "doc" in details else details["full_prompt"]
@@ -236,7 +236,7 @@ def compare_results(new: pd.DataFrame, old: pd.DataFrame) -> tuple[pd.DataFrame,
 
 
 def _equal(strict: pd.DataFrame, lenient: pd.DataFrame) -> bool:
-    """Whether two readings give the same rows, benchmark by benchmark."""
+    """Tell whether two readings give the same rows, benchmark by benchmark."""
     first, second = (rows.drop(columns="reading").reset_index(drop=True) for rows in (strict, lenient))
     return first.equals(second)
 
@@ -267,7 +267,7 @@ def _row(arrays: list[np.ndarray], found: Comparison) -> dict[str, Any]:
 
 
 def _remarks(table: pd.DataFrame) -> list[str]:
-    """What the numbers can and cannot say, in a line each."""
+    """Return remarks on what the numbers can and cannot say, one line each."""
     said = []
     if (table["unit"] == "problem").any():
         said.append(
@@ -317,13 +317,13 @@ _SHOWN = {
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that are shown, as text; `new` and `old` in percent, gains in points with a 95 % interval."""
+    """Format the columns that are shown: `new` and `old` in percent, gains in points with a 95 % interval."""
     shown = table[list(_SHOWN)] if table["reading"].any() else table[list(_SHOWN)].drop(columns="reading")
     return shown.apply(lambda column: column.map(_SHOWN[str(column.name)].format)).replace("nan", "–")
 
 
 def to_json(table: pd.DataFrame, remarks: list[str], names: tuple[str, str]) -> str:
-    """The comparison for machines: `rows` with gain, low, high (points), p, p_holm, problems, …; NaN is null."""
+    """Return the comparison as JSON: `rows` with gain, low, high (points), p, p_holm, problems, …; NaN is null."""
     rows = json.loads(table.to_json(orient="records"))
     return json.dumps({"new": names[0], "old": names[1], "rows": rows, "remarks": remarks}, indent=2) + "\n"
 

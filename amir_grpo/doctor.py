@@ -23,7 +23,7 @@ _COLLAPSED = 0.1  # entropy relative to that of the first steps
 
 @dataclass(frozen=True)
 class Finding:
-    """What a log shows, what causes it, and which setting to change.
+    """A symptom in a log, its cause, and the setting to change.
 
     Attributes:
         name: One word for the symptom, as in docs/reading-your-log.md.

@@ -154,6 +154,6 @@ def weight_curve(name: str, group_size: int = 8, spread: float = 0.0, tau: float
 
 
 def _classes(rewards: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Which completions are right, (groups, G), and which groups have right and wrong ones, (groups, 1)."""
+    """Tell which completions are right, (groups, G), and which groups have right and wrong ones, (groups, 1)."""
     right = rewards - rewards.min(dim=1, keepdim=True).values > margin
     return right, right.any(dim=1, keepdim=True)

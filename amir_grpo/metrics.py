@@ -32,7 +32,7 @@ class Interval:
     high: float
 
     def columns(self, name: str, scale: float = 1.0) -> dict[str, float]:
-        """The interval as part of a table's row: name, name_low and name_high, each times `scale`."""
+        """Return the interval as part of a table's row: name, name_low and name_high, each times `scale`."""
         return {name: scale * self.estimate, f"{name}_low": scale * self.low, f"{name}_high": scale * self.high}
 
 
@@ -43,7 +43,7 @@ class Gain(Interval):
     p_value: float
 
     def columns(self, name: str = "gain", scale: float = 1.0) -> dict[str, float]:
-        """The gain as part of a table's row: that of its interval, and p_value."""
+        """Return the gain as part of a table's row: the columns of its interval, and p_value."""
         return super().columns(name, scale) | {"p_value": self.p_value}
 
 
@@ -321,14 +321,14 @@ def margins(
 
 
 def confidence_bins(confidence: ArrayLike) -> NDArray[np.int64]:
-    """The bin, 0 to 9, of each stated confidence in [0, 1]: ten of equal width, 1 in the last."""
+    """Return the bin, 0 to 9, of each stated confidence in [0, 1]: ten of equal width, 1 in the last."""
     return np.minimum((np.asarray(confidence, dtype=float) * BINS).astype(int), BINS - 1)
 
 
 def calibration_error(
     problem: ArrayLike, confidence: ArrayLike, correct: ArrayLike, seed: Seed = 0, resamples: int = 2_000
 ) -> Interval:
-    """Expected calibration error over ten bins of equal width (Guo et al. 2017, arXiv 1706.04599), with an interval.
+    """Return the expected calibration error over ten equal bins (Guo et al. 2017, arXiv 1706.04599), with an interval.
 
     `problem`, `confidence` (in [0, 1]), `correct`: one entry per completion, (completions,). The error is the mean over
     completions of |mean confidence - share right| of their bin. The interval is SciPy's percentile bootstrap over

@@ -69,13 +69,13 @@ def install() -> None:
 
 
 def requirements(extra: str = "") -> list[str]:
-    """What the package declares to need, as pip takes it: its dependencies, and those of an extra."""
+    """List the declared dependencies of the package, or of one of its extras as well, in the form that pip takes."""
     declared = map(Requirement, importlib.metadata.requires("amir-grpo") or [])
     return [f"{r.name}{r.specifier}" for r in declared if r.marker is None or r.marker.evaluate({"extra": extra})]
 
 
 def kept(installed: dict[str, str]) -> list[str]:
-    """Constraints that keep, of the installed versions by package, torch's and the kernel's that are within the bounds."""
+    """Return constraints that keep torch's and the kernel's installed versions where they are within the bounds."""
     bounds = {r.name: r.specifier for r in map(Requirement, requirements())}
     there = {name: installed[name] for name in (*_TORCH, *_KERNEL) if name in installed}
     fit = {name: version for name, version in there.items() if version in bounds.get(name, SpecifierSet())}
@@ -83,7 +83,7 @@ def kept(installed: dict[str, str]) -> list[str]:
 
 
 def imported_before() -> list[str]:
-    """Packages that this kernel has imported in a version other than the one installed now."""
+    """List packages that this kernel has imported in a version other than the one installed now."""
     now, found = _installed(), []
     for name, module in sorted(sys.modules.items()):
         before, there = getattr(module, "__dict__", {}).get("__version__"), now.get(name.replace("_", "-"))
@@ -98,7 +98,7 @@ def _installed() -> dict[str, str]:
 
 
 def _gpu() -> str | None:
-    """The name of the first NVIDIA GPU; None without one."""
+    """Return the name of the first NVIDIA GPU; None without one."""
     asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
@@ -110,7 +110,7 @@ def _gpu() -> str | None:
 
 
 def show(figure: Figure, width: int = 680) -> Image:
-    """A figure as the output of a cell, `width` pixels wide."""
+    """Show a figure as the output of a cell, `width` pixels wide."""
     from IPython.display import Image
 
     from amir_grpo.results.style import png
@@ -119,7 +119,7 @@ def show(figure: Figure, width: int = 680) -> Image:
 
 
 def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Styler:
-    """A table as the output of a cell: policies by name, numbers rounded, p-values as text.
+    """Show a table as the output of a cell: policies by name, numbers rounded, p-values as text.
 
     Texts and caption may be untrusted: they are escaped, no mathematics is typeset in them, and their lines are kept.
     """

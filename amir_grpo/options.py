@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> dict[str, Any]:
-    """What a command is called with: its own options and, where it takes `**settings`, the settings that are given.
+    """Parse what a command is called with: its own options and, where it takes `**settings`, the settings given.
 
     Args:
         name: Of the command.
@@ -81,7 +81,7 @@ def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> 
 
 
 def about(command: Callable[..., None]) -> str:
-    """The first line of a command's docstring."""
+    """Return the first line of a command's docstring."""
     return inspect.getdoc(command).splitlines()[0]
 
 
@@ -99,13 +99,13 @@ def _own_options(parameters: Sequence[inspect.Parameter]) -> tuple[dict[str, tup
 
 
 def _helps(command: Callable) -> dict[str, str]:
-    """The meanings in a docstring's Args, by name."""
+    """Return the meanings in a docstring's Args, by name."""
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(command), re.MULTILINE)
     return {name: " ".join(text.split()).replace("{profiles}", ", ".join(PROFILES)) for name, text in found}
 
 
 def _list_in(kind: Any) -> Any:
-    """The list that a type is or may be; None if it is none."""
+    """Return the list type that a type is or may be; None if there is none."""
     return next((each for each in (kind, *typing.get_args(kind)) if typing.get_origin(each) is list), None)
 
 
@@ -125,7 +125,7 @@ def _underscored(word: str) -> str:
 
 
 def _by_name(words: Sequence[str]) -> dict[str, str]:
-    """What argparse did not know, such as ["--temperature", "0.7"], by the options' names."""
+    """Return what argparse did not know, such as ["--temperature", "0.7"], by option name."""
     found: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--") or not found:
@@ -141,7 +141,7 @@ def _setting(name: str, words: str | list[str]) -> Any:
 
 
 def _value(kind: Any, words: str | list[str]) -> Any:
-    """What words mean; those that are not of the type stay as they are, to be refused where values are checked."""
+    """Convert words to a value; words not of the type stay as they are, to be refused where values are checked."""
     if isinstance(words, list):
         (item,) = typing.get_args(_list_in(kind))
         return [_value(item, word) for word in words]

@@ -7,11 +7,11 @@ Every problem has the columns
 - ``answer``: list of strings, any of which is right; one element where one answer is right,
 - ``prompt``: list of chat messages, the system prompt and the question.
 
-A list also where there is one answer, so that the column has one Arrow type in every set. A problem that wants several
-values at once has them in one string, such as ``"3, 5"``.
+``answer`` is a list even where there is one answer, so that the column has one Arrow type in every set. A problem that
+wants several values at once has them in one string, such as ``"3, 5"``.
 
-Revisions are pinned to commits, so that a later change of a data set changes nothing here; LiveMathBench alone, of
-which no commit is known to us, is read at ``"main"``. Give `load_problems` a ``revision`` for another one, and record
+Revisions are pinned to commits, so that a later change of a data set changes nothing here; LiveMathBench alone,
+whose commit is not known to us, is read at ``"main"``. Give `load_problems` a ``revision`` for another one, and record
 `fingerprint`, which depends on the problems alone.
 """
 
@@ -63,7 +63,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Where a set of problems lives on the Hub, and how to read its rows.
+    """A set of problems on the Hub, and how to read its rows.
 
     Attributes:
         name: Name in this registry, and of the folder in a mirror.
@@ -156,7 +156,7 @@ def _entry(name: str) -> ProblemSet:
 
 
 def _rows(entry: ProblemSet, split: str, mirror: Path | None) -> tuple[Iterable[Row], str]:
-    """The rows of a split, and where they come from: a mirror, given or in the environment, else the Hub."""
+    """Return the rows of a split, and where they come from: a mirror, given or in the environment, else the Hub."""
     folder = mirror or os.environ.get(MIRROR_VARIABLE)
     if not folder:
         return _hub_rows(entry, split)
@@ -165,7 +165,7 @@ def _rows(entry: ProblemSet, split: str, mirror: Path | None) -> tuple[Iterable[
 
 
 def _mirror_file(path: Path, entry: ProblemSet, split: str) -> Path:
-    """The file at `path`, or the packed one beside it."""
+    """Return the file at `path`, or the packed one beside it."""
     for there in (path, path.with_name(f"{path.name}.gz")):
         if there.is_file():
             return there
@@ -193,7 +193,7 @@ def _hub_rows(entry: ProblemSet, split: str) -> tuple[Iterable[Row], str]:
 
 
 def _commit(urls: Iterable[str]) -> str | None:
-    """The commit in the addresses of the files that `datasets` downloaded, such as ``hf://datasets/a/b@<commit>/…``."""
+    """Return the commit in the URLs of the files that `datasets` downloaded, such as ``hf://datasets/a/b@<commit>/…``."""
     commits = {match[1] for match in (re.search(r"@([0-9a-f]{40})/", str(url)) for url in urls) if match}
     return commits.pop() if len(commits) == 1 else None
 

@@ -215,7 +215,7 @@ _CLOSE = Fraction(1, 1_000_000)
 
 
 def count_true_claims(text: str, limit: int) -> int:
-    """How many different true claims a text makes, counted up to a limit.
+    """Count the different true claims that a text makes, up to a limit.
 
     A claim is two expressions of numbers, ``+ - * /`` and brackets with ``=`` between them, of which the left one has
     an operator. It is true if they agree to 1e-6. What belongs to a larger formula, as in ``x + 3 + 4 = 7``, is none.
@@ -249,7 +249,7 @@ def _claims(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _continues(before: str, expression: str) -> bool:
-    """Whether what stands before an expression belongs to it, as in ``x + 3``, ``2^3 + 1`` or ``x3 + 1``."""
+    """Tell whether what stands before an expression belongs to it, as in ``x + 3``, ``2^3 + 1`` or ``x3 + 1``."""
     if not before:
         return False
     if before in "^_{\\":

@@ -20,7 +20,7 @@ from amir_grpo.trl_options import trainer_options
 
 
 def _as_list(value: Any) -> Any:
-    """A list, from text such as "chain3 chain4" or "1,2" or from a single number; anything else as it is."""
+    """Return a list, from text such as "chain3 chain4" or "1,2" or from a single number; anything else as it is."""
     if isinstance(value, str):
         return [int(word) if word.isdigit() else word for word in value.replace(",", " ").split()]
     return [value] if isinstance(value, int) else value
@@ -80,7 +80,7 @@ class PolicySettings(Group):
 
     @property
     def is_sandbox(self) -> bool:
-        """Whether the policy is one of `amir_grpo.sandbox`."""
+        """Tell whether the policy is one of `amir_grpo.sandbox`."""
         return self.model_name in choices.SANDBOXES
 
 
@@ -121,7 +121,7 @@ class PreferenceTerm(Group):
 
 
 class TrainSettings(PreferenceTerm):
-    """What the trainer's configuration takes under the same name, its options that are not named here included."""
+    """Options of the trainer's configuration under the same name, including those that are not named here."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -207,7 +207,7 @@ class TrainSettings(PreferenceTerm):
 
 
 class EvaluationSettings(Group):
-    """What is sampled from every policy, and how."""
+    """The samples that are drawn from every policy."""
 
     benchmarks: Names = ["gsm8k", "aime25", "olympiadbench", "amc23", "minervamath", "aquarat", "livemathbench"]
     """Benchmarks, in the order of the tables."""
@@ -231,7 +231,7 @@ class EvaluationSettings(Group):
 
 
 class StudySettings(Group):
-    """What only the study behind the claims turns: other preference terms, and rewards that mislead."""
+    """Settings that only the study behind the claims changes: other preference terms, and rewards that mislead."""
 
     pair_loss: Literal[choices.PAIR_LOSSES] = "logistic"
     """'logistic', the paper's -log σ(z) of a pair, or 'linear', its tangent at z = 0, whose weights are plain wins
@@ -273,7 +273,7 @@ class RunSettings(Group):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Settings by their name alone; those that are not given are as published.
+        """Build the settings from values by name; those that are not given are as published.
 
         An option of `AmirGRPOConfig` that is no setting, such as temperature, goes to the trainer as it is.
 
@@ -294,7 +294,7 @@ class RunSettings(Group):
             raise refusal(error, values, annotation_of) from None
 
     def flat(self) -> dict[str, Any]:
-        """All settings by their name alone, as config.json has them."""
+        """Return all settings by name, without groups, as config.json has them."""
         return {name: value for _, group in self for name, value in group}
 
     @model_validator(mode="after")
@@ -313,12 +313,12 @@ LISTED = "python -m amir_grpo train --help"
 
 
 def help_of(name: str) -> str:
-    """The meaning of a setting, on one line."""
+    """Return the meaning of a setting, on one line."""
     return " ".join((FIELDS[name].description or "").split())
 
 
 def annotation_of(name: str) -> Any:
-    """The type of a setting, or of another option of the trainer."""
+    """Return the type of a setting, or of another option of the trainer."""
     return FIELDS[name].annotation if name in FIELDS else trainer_options()[name]
 
 
@@ -331,7 +331,7 @@ PROFILES = _profiles()
 
 
 def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> RunSettings:
-    """The settings of a profile with some of them changed.
+    """Return the settings of a profile with some of them changed.
 
     Raises:
         ValueError: If the profile or a setting is unknown (with the nearest ones), or a value is of the wrong type or
@@ -342,14 +342,14 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Run
 
 
 def replace(settings: RunSettings, **changes: Any) -> RunSettings:
-    """The settings with some of them changed, by their name alone."""
+    """Return the settings with some of them changed, by name."""
     return RunSettings.of(settings.flat() | changes)
 
 
 def differences(a: RunSettings | Mapping[str, Any], b: RunSettings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings whose values differ: name -> (value in a, value in b).
+    """Return the settings whose values differ: name -> (value in a, value in b).
 
-    A mapping is of a run folder: a setting that there was not when it was made counts as its default.
+    A mapping is a run folder's: a setting that did not exist when it was made counts as its default.
     """
     defaults = RunSettings().flat()
     a, b = (s.flat() if isinstance(s, RunSettings) else defaults | dict(s) for s in (a, b))

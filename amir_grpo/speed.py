@@ -74,7 +74,7 @@ class FasterSteps:
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _may_regroup(self) -> bool:
-        """Whether the rows of an optimizer step may change places among its micro-batches."""
+        """Tell whether the rows of an optimizer step may change places among its micro-batches."""
         accumulated, rollout = self.args.gradient_accumulation_steps, self.args.steps_per_generation
         by_micro_batch = (
             self.loss_type == "bnpo"
@@ -159,7 +159,7 @@ class FasterSteps:
         return result
 
     def _draws_whole_rollouts(self) -> bool:
-        """Whether transformers' `generate` draws the completions of a training, each in one go."""
+        """Tell whether transformers' `generate` draws the completions of a training, each in one go."""
         single_turn = not self.tools and self.environment_factories is None and self.rollout_func is None
         own_engine = not self.use_vllm and not self.use_transformers_continuous_batching
         return self.model.training and single_turn and own_engine

@@ -1,4 +1,4 @@
-"""The options of the trainer's configuration that are no settings of ours, such as temperature or top_k.
+"""The options of the trainer's configuration that are not settings of a run, such as temperature or top_k.
 
 They are read from the source of TRL and transformers: importing them takes seconds, and has to wait for Unsloth.
 """
@@ -25,7 +25,7 @@ _KINDS = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "N
 
 @functools.cache
 def trainer_options() -> dict[str, Any]:
-    """The options of `AmirGRPOConfig`, TRL's included, by name: their types, or Any where they are classes of a library."""
+    """Return the types of `AmirGRPOConfig`'s options, TRL's included, by name; Any for a class of a library."""
     options: dict[str, Any] = {}
     for class_name, (package, module) in _SOURCES.items():
         source = Path(importlib.util.find_spec(package).origin).parent / module

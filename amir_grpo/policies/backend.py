@@ -52,7 +52,7 @@ def start_backend(wanted: str) -> Backend:
 
 
 def _has_rewritten_trl() -> bool:
-    """True if TRL's trainer lacks what puts an adapter on the policy, so that all weights would be trained."""
+    """Tell whether TRL's trainer lacks what puts an adapter on the policy, so that all weights would be trained."""
     unsloth = sys.modules.get("unsloth")
     if unsloth is None:  # Python forgets a package whose import has failed half way, and not its modules
         return any(name.startswith("unsloth.") for name in sys.modules)

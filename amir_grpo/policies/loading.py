@@ -138,12 +138,12 @@ def _check_sharding(load_in_4bit: bool, optim: str) -> None:
 
 
 def is_sharded() -> bool:
-    """True if FSDP or DeepSpeed place the weights, according to `accelerate launch`."""
+    """Tell whether FSDP or DeepSpeed places the weights, according to `accelerate launch`."""
     return any(_sharded_by())
 
 
 def _sharded_by() -> tuple[bool, bool]:
-    """True for FSDP, and for DeepSpeed."""
+    """Tell whether FSDP, and whether DeepSpeed, is in use."""
     fsdp, deepspeed = (os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED"))
     return fsdp.lower() == "true", deepspeed.lower() == "true"
 

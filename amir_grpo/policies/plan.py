@@ -27,7 +27,7 @@ SHAPES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("shap
 
 
 def config_of(settings: RunSettings) -> PretrainedConfig:
-    """Configuration of the policy; looked up, on the Hub or in its folder, where it is not known offline."""
+    """Return the configuration of the policy; looked up, on the Hub or in its folder, where it is not known offline."""
     from transformers import AutoConfig
 
     from amir_grpo.policies.loading import explain_loading_error
@@ -67,13 +67,13 @@ class MemoryPlan:
         return max(self.training, self.rollout)
 
     def fits(self, memory: float) -> bool:
-        """True if the peak leaves a twentieth of a card's memory (GiB) for fragmentation, beside what vLLM sets aside."""
+        """Tell whether the peak leaves 5 % of a card's memory (GiB) for fragmentation, beside what vLLM sets aside."""
         train = self.settings.train
         aside = train.vllm_gpu_memory_utilization if train.use_vllm and train.vllm_mode == "colocate" else 0.0
         return self.peak <= (0.95 - aside) * memory
 
     def ways_out(self, memory: float) -> str:
-        """Setting to change where a card's memory (GiB) does not do, by what takes most of it; empty where it does."""
+        """Name the setting to change where a card's memory (GiB) is too small, by its largest part; empty where it fits."""
         train, in_4bit = self.settings.train, self.settings.policy.load_in_4bit
         smaller = "take a smaller model_name" if in_4bit else "load_in_4bit=True, or take a smaller model_name"
         if self.fits(memory):

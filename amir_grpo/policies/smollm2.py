@@ -40,7 +40,7 @@ _LEARNING_RATE = 5e-5
 
 
 def cache_folder() -> Path:
-    """Where converted policies are kept, beside what the Hub's client keeps."""
+    """Return the folder of converted policies, beside what the Hub's client keeps."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "amir_grpo"

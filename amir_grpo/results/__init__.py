@@ -1,1 +1,1 @@
-"""What a reader sees: tables, figures and the report; made from tables, never from models."""
+"""Tables and figures for readers; made from tables, never from models."""

@@ -89,7 +89,7 @@ def pairwise_figure(comparisons: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def published_figure(cells: pd.DataFrame, title: str = "") -> Figure:
-    """Published gains in pass@1 with the noise of their own evaluation: a panel per model, a row per benchmark.
+    """Draw published gains in pass@1 with the noise of their own evaluation: a panel per model, a row per benchmark.
 
     Args:
         cells: Columns model, benchmark, problems, gain, standard_error (points) and p_holm; every model has the same rows.
@@ -193,7 +193,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame, title: str = "")
 
 
 def _places(heads: list[str], axes: Axes) -> list[float]:
-    """The height of each row, with room above the first of each head, which is written there at the left of `axes`."""
+    """Return the height of each row, with room above the first of each head, which is written there, left of `axes`."""
     places, place = [], 0.0
     for index, head in enumerate(heads):
         if index == 0 or head != heads[index - 1]:

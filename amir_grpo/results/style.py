@@ -72,7 +72,7 @@ class _SteadyLayout(ConstrainedLayoutEngine):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure that pyplot does not know, `width` by `height` inches: nothing to close, and no window."""
+    """Make a figure of `width` by `height` inches that pyplot does not know: nothing to close, and no window."""
     figure = Figure(figsize=(width, height), layout=_SteadyLayout())
     FigureCanvasAgg(figure)
     return figure
@@ -91,15 +91,15 @@ def add_footnote(figure: Figure, text: str) -> None:
 
 
 def gain_marker(gain: float, p_value: float) -> str:
-    """The colour of a gain of AMIR-GRPO over GRPO: that of the method that is ahead, grey where p says it may be neither."""
+    """Choose the colour of AMIR-GRPO's gain over GRPO: that of the method ahead, grey where p says it may be neither."""
     if not p_value < SIGNIFICANCE:
         return NEUTRAL
     return COLOURS["amir_grpo"] if gain > 0 else COLOURS["grpo"]
 
 
 def arm_colours(labels: Iterable[str]) -> dict[str, str]:
-    """A colour for each arm of a study by its label: AMIR-GRPO is dark blue, or light blue where the label has a percentage
-    of the update; GRPO and the base policy have their own, and the others follow in order."""
+    """Choose a colour for each arm of a study by its label: AMIR-GRPO is dark blue, or light blue where the label has a
+    percentage of the update; GRPO and the base policy have their own, and the others follow in order."""
     colours = {"base policy": COLOURS["base"], POLICY_NAMES["grpo"]: COLOURS["grpo"]}
     others = ("#009e73", "#cc79a7", "#000000")
     labels = list(dict.fromkeys(labels))
@@ -112,19 +112,19 @@ def arm_colours(labels: Iterable[str]) -> dict[str, str]:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign, as +1.3, −0.2 and 0.0; – for NaN."""
+    """Format a number with its sign, as +1.3, −0.2 and 0.0; – for NaN."""
     if value != value:
         return "–"
     return f"{0:.{digits}f}" if abs(value) < 0.5 * 10**-digits else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def p_text(p_value: float) -> str:
-    """A p-value with three decimals, < 0.001 below that; – for NaN."""
+    """Format a p-value with three decimals, < 0.001 below that; – for NaN."""
     return "–" if p_value != p_value else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def with_interval(row: Mapping[str, float], digits: int = 2) -> str:
-    """A gain and the ends of its interval, as +0.02 [−0.10, +0.14]; `row`: gain, gain_low and gain_high."""
+    """Format a gain and the ends of its interval, as +0.02 [−0.10, +0.14]; `row`: gain, gain_low and gain_high."""
     gain, low, high = (signed(row[end], digits) for end in ("gain", "gain_low", "gain_high"))
     return f"{gain} [{low}, {high}]"
 
@@ -142,7 +142,7 @@ def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
 
 @styled
 def png(figure: Figure, dpi: int = 115) -> bytes:
-    """A figure as PNG, for a notebook or a page."""
+    """Return a figure as PNG, for a notebook or a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

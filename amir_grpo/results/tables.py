@@ -22,7 +22,7 @@ UNSCALED = ("tokens", "brier", "ece")  # quantities that are no shares
 def per_problem(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> dict[str, pd.DataFrame]:
-    """What each policy reaches on each problem, a table per quantity: rows (benchmark, problem_id), columns the policies.
+    """Tabulate how policies do on each problem, a table per quantity: rows (benchmark, problem_id), a column per policy.
 
     Quantities: pass@k for each k; greedy (1 where the greedy completion is right), where those are given; means over the
     problem's completions of tokens, truncated (ended for length), formatted, stated (states a confidence) and brier
@@ -146,14 +146,14 @@ def published_table(name: str) -> pd.DataFrame:
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with the policies' names as people write them, in its heads and in the columns that name a policy."""
+    """Return a table with the policies' display names, in its heads and in the columns that name a policy."""
     columns = [column for column in ("policy", "method", "new", "old") if column in table]
     names = {column: table[column].map(lambda name: POLICY_NAMES.get(name, name)) for column in columns}
     return table.assign(**names).rename(columns=POLICY_NAMES)
 
 
 def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
-    """A table with rounded numbers, without −0.0, and p-values as text."""
+    """Return a table with rounded numbers, without −0.0, and p-values as text."""
     numbers = table.select_dtypes("float")
     return table.assign(
         **{c: numbers[c].map(p_text) if c.startswith("p_") else numbers[c].round(digits) + 0.0 for c in numbers}
@@ -161,7 +161,7 @@ def rounded(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 
 
 def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
-    """A policy summary with a row for each benchmark and policy, and as text its estimates with their intervals."""
+    """Return a policy summary with one row per benchmark and policy, its estimates and intervals as text."""
 
     def text(row: pd.Series) -> str:
         digits = 3 if row["quantity"] in ("brier", "ece") else 1

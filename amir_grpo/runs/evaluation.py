@@ -63,7 +63,7 @@ class Evaluation:
         self._lora_rank = max(source.lora_rank() for source in sources)
 
     def is_complete(self, name: str, benchmark: str) -> bool:
-        """Whether the samples and the greedy completions of a policy on a benchmark are there."""
+        """Tell whether the samples and the greedy completions of a policy on a benchmark are there."""
         return all(self._path(name, benchmark, greedy).exists() for greedy in (False, True))
 
     def check_weights(self, name: str, source: PolicySource) -> None:
@@ -235,7 +235,7 @@ class Evaluation:
         return self._loaded[1]
 
     def _room(self, base: str, rank: int) -> tuple[int, int]:
-        """The largest rank of this adapter and those to come, and the longest prompt of any benchmark and completion."""
+        """Return the largest rank of this adapter and those to come, and the most tokens of prompt and completion."""
         from amir_grpo.policies.loading import load_tokenizer
         from amir_grpo.policies.sampling import tokenize_prompts
 
@@ -245,7 +245,7 @@ class Evaluation:
         return max(rank, self._lora_rank), longest + self.settings.evaluation.eval_max_new_tokens
 
     def engine_name(self) -> str:
-        """What draws; with eval_engine=auto the one that drew what is there: engines differ, and policies are compared."""
+        """Name the engine; for auto the one that drew what is there, since engines differ and policies are compared."""
         from amir_grpo.policies.engines import engine_here
 
         if self.settings.evaluation.eval_engine == "auto":

@@ -139,7 +139,7 @@ def model_card(run: Run, method: str, merged: bool = False) -> str:
 
 
 def _public_name(run: Run) -> str:
-    """The base policy's id on the Hub, or the last part of its name, which says nothing of this machine."""
+    """Return the base policy's id on the Hub, or the last part of its name, which says nothing about this machine."""
     name = run.settings.policy.model_name
     return Path(name).name if Path(name).is_dir() else name
 
@@ -301,7 +301,7 @@ def _harness_files(run: Run, samples: pd.DataFrame) -> Iterator[tuple[str, list[
 
 
 def _levels(run: Run, method: str) -> str:
-    """The levels of the base and a trained policy as a table, from what the evaluation has saved."""
+    """Return the results of the base and a trained policy as a table, from what the evaluation has saved."""
     path = run.folder / "tables" / "policies.csv"
     if not path.is_file():
         return "Not evaluated."
@@ -313,7 +313,7 @@ def _levels(run: Run, method: str) -> str:
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = (head, ["---"] * len(head), *rows)
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Where run folders are, and their configuration: read, compared with what is asked for, and written under a lock."""
+"""The places of run folders, and their configuration: read, compared with what is asked for, and written under a lock."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *CONSENTS)
 
 
 def project_root() -> Path:
-    """The clone that contains the working directory (its root, notebooks/, …), else the working directory."""
+    """Return the clone that contains the working directory (its root, notebooks/, …), else the working directory."""
     here = Path.cwd().resolve()
     clones = (folder for folder in (here, *here.parents) if (folder / "amir_grpo" / "runs" / "run.py").is_file())
     return next(clones, here)
 
 
 def runs_folder() -> Path:
-    """Where run folders go: runs/ of the project, or on a mounted Google Drive, which outlives a Colab session."""
+    """Return the folder of run folders: runs/ of the project, or on a mounted Drive, which outlives a Colab session."""
     return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
 
 
 def overrides_of(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """Settings that differ from a profile's, from a mapping or from JSON text, as `papermill -p overrides` gives it.
+    """Return settings that differ from a profile's, from a mapping or from JSON text, as `papermill -p overrides` gives it.
 
     Raises:
         ValueError: If it is neither.
@@ -60,8 +60,8 @@ def configure(
 ) -> tuple[str, RunSettings]:
     """Settle the profile and the settings of a run folder, and write them where it is new or holds no results yet.
 
-    An existing folder supplies its own settings, but for the two by which one consents to reading untrusted weights.
-    Only what is given anew is compared with them: the overrides, and a profile that is another than the folder's.
+    An existing folder supplies its own settings, except the two that consent to reading untrusted weights.
+    Only what is given anew is compared with them: the overrides, and a profile other than the folder's.
 
     Args:
         folder: It need not exist.
@@ -94,7 +94,7 @@ def configure(
 
 
 def resolve_profile(profile: str) -> str:
-    """The profile itself; for auto, the one that `amir_grpo.policies.plan` finds for the GPU of this process.
+    """Return the profile itself; for auto, the one that `amir_grpo.policies.plan` finds for the GPU of this process.
 
     Raises:
         ValueError: If the name is unknown.
@@ -134,7 +134,7 @@ def stage_lock(folder: Path, settings: RunSettings, work: str) -> Iterator[None]
 
 @contextmanager
 def _lock(folder: Path, work: str) -> Iterator[None]:
-    """The lock of some work, which the main process of several holds for all."""
+    """Hold the lock of some work, which the main process of several holds for all."""
     if not is_main():
         yield
         return
@@ -157,7 +157,7 @@ def _mixing(folder: Path, differing: Mapping[str, tuple[Any, Any]]) -> ValueErro
 def _merged(
     stored: Mapping[str, Any] | None, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
 ) -> tuple[str, RunSettings]:
-    """The profile and the settings: the folder's own where there are some, and what is given anew."""
+    """Merge the profile and the settings: the folder's own where there are some, and what is given anew."""
     if stored is None:
         name, settings = new_profile, settings_of(new_profile, overrides)
     elif profile in (None, stored["profile"]):
@@ -188,12 +188,12 @@ def _check(settings: RunSettings) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """The configuration of a run folder; None where there is none."""
+    """Return the configuration of a run folder; None where there is none."""
     return read_config(folder) if (folder / CONFIG).exists() else None
 
 
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
-    """Whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
+    """Tell whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
     parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
     if not {"model_name", "base_seed", "sandbox_warmup_steps"}.isdisjoint(differing):
         parts.append("base")

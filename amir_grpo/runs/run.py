@@ -92,7 +92,7 @@ class Run:
     # --- problems -----------------------------------------------------------------------------------------------
 
     def training_problems(self) -> Dataset:
-        """The training set.
+        """Load the training set.
 
         Raises:
             ValueError: If it is smaller than one rollout, or not the one that the run has used before.
@@ -110,7 +110,7 @@ class Run:
         return problems
 
     def problems(self, benchmark: str) -> Dataset:
-        """The problems of one benchmark of the run; their fingerprint is kept in the run folder.
+        """Load the problems of one benchmark of the run; their fingerprint is kept in the run folder.
 
         Raises:
             ValueError: If they are not those that the run has used before.
@@ -121,7 +121,7 @@ class Run:
         return problems
 
     def questions(self) -> dict[str, str]:
-        """The question of each problem of the run's benchmarks, by its id."""
+        """Return the question of each problem of the run's benchmarks, by its id."""
         loaded = [self.problems(benchmark) for benchmark in self.settings.evaluation.benchmarks]
         return {id_: question for rows in loaded for id_, question in zip(rows["id"], rows["question"], strict=True)}
 
@@ -227,11 +227,11 @@ class Run:
         return backend
 
     def logs(self) -> pd.DataFrame:
-        """The training logs of both methods, one below the other."""
+        """Return the training logs of both methods, one below the other."""
         return pd.concat([self.train(method) for method in METHODS], ignore_index=True)
 
     def is_trained(self, method: str) -> bool:
-        """Whether the training of a method is complete."""
+        """Tell whether the training of a method is complete."""
         return (self.folder / method / "stage.json").exists()
 
     # --- evaluation ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a stage leaves in a run folder: files, and beside them when and with what they were made, and their checksums."""
+"""The files of a stage in a run folder, and beside them when and with what they were made, and their checksums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amir_grpo.system.provenance import now, provenance, read_json, to_json
 
 
 def read_table(path: Path, columns: Iterable[str] = (), numbers: Iterable[str] = ()) -> pd.DataFrame:
-    """A Parquet or CSV file of a run folder.
+    """Read a Parquet or CSV file of a run folder.
 
     Args:
         path: The file.

@@ -88,7 +88,7 @@ class StudyTrainer(AmirGRPOTrainer):
         return [ids[-self.args.max_prompt_length :] for ids in prompt_ids], *rest
 
     def _draws(self) -> bool:
-        """Whether the package's own engine draws: by temperature and top_p, from a policy that is here as a whole."""
+        """Tell whether the package's own engine draws: by temperature and top_p, from a policy that is here as a whole."""
         args = self.args
         plain = not args.top_k and not args.min_p and args.repetition_penalty == 1.0 and not args.generation_kwargs
         return args.own_engine and self.model.training and plain and not self.use_vllm and not is_sharded()
@@ -123,7 +123,7 @@ class StudyTrainer(AmirGRPOTrainer):
         return [completion.ids for completion in completions], None
 
     def _calculate_rewards(self, *args, **kwargs):
-        """Return the rewards in float64 where the policy computes in it, for means and deviations; pairs are of float32."""
+        """Return the rewards in float64 where the policy computes in it, for means and deviations; pairs use float32."""
         scores = super()._calculate_rewards(*args, **kwargs)
         self._scores = scores.to(torch.promote_types(torch.float32, self.model.dtype))
         return self._scores

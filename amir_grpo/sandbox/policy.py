@@ -65,7 +65,7 @@ class SandboxSpec(Habits):
 
     @property
     def words(self) -> bool:
-        """Whether problems are told in words, too."""
+        """Tell whether problems are told in words, too."""
         return any(ALL_FAMILIES[name].words for name in self.shown)
 
 
@@ -102,7 +102,7 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer(words: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer of one token per character and one per tag, with a chat template; text survives the round trip.
+    """Build a tokenizer of one token per character and one per tag, with a chat template; text survives the round trip.
 
     Args:
         words: Also one token for each word of `word_problem`.
@@ -132,7 +132,7 @@ def build_tokenizer(words: bool = False) -> PreTrainedTokenizerBase:
 
 
 def untrained_config(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The architecture and size of a base policy."""
+    """Return the architecture and size of a base policy."""
     # Llama, not Qwen2: AutoTokenizer replaces the tokenizer of a folder whose config says qwen2 by Qwen2's own.
     from transformers import LlamaConfig
 
@@ -169,7 +169,7 @@ def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> Ex
 
 
 def example(tokenizer: PreTrainedTokenizerBase, prompt: problems.Messages, completion: str) -> dict[str, list[int]]:
-    """A completion after its prompt, as token ids, with labels on the completion and its end alone."""
+    """Return a completion after its prompt, as token ids, with labels on the completion and its end alone."""
     posed = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
     ids = [*tokenizer.encode(completion), tokenizer.eos_token_id]
     return {"input_ids": posed + ids, "labels": [-100] * len(posed) + ids}

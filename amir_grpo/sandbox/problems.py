@@ -58,7 +58,7 @@ _HELD_OUT_ONE_IN = 4
 
 
 def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int = 0) -> Dataset:
-    """A family as a benchmark, or a training set over the families that are trained on.
+    """Load a family as a benchmark, or a training set over the families that are trained on.
 
     Args:
         name: One of `ALL_FAMILIES` or of `TRAINED_ON`.
@@ -95,7 +95,7 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int 
 
 
 def prompt_of(chain: str, name: str, examples: Sequence[tuple[str, str]] = ()) -> Messages:
-    """The chat messages that pose a chain of a family, after worked examples, which are (family, chain) pairs."""
+    """Return the chat messages that pose a chain of a family, after worked examples, which are (family, chain) pairs."""
     # a system message of any kind keeps a chat template from writing a longer one of its own
     messages = [{"role": "system", "content": "Solve."}] if ALL_FAMILIES[name].story else []
     for family, example in examples:
@@ -110,12 +110,12 @@ _TERMS = re.compile(r"[-+*]?\d+")
 
 
 def chain_answer(chain: str) -> int:
-    """The value of a chain, such as ``"7+8-5"``, worked from left to right."""
+    """Compute the value of a chain, such as ``"7+8-5"``, from left to right."""
     return _steps(chain)[-1][1]
 
 
 def named_chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[tuple[str, str]]:
-    """Distinct random (family, chain) pairs of the named families in turn, until no new one is found.
+    """Yield distinct random (family, chain) pairs of the named families in turn, until no new one is found.
 
     Args:
         names: Of `ALL_FAMILIES`.
@@ -156,7 +156,7 @@ def _random_chain(rng: random.Random, family: Family) -> str:
 
 
 def _steps(chain: str) -> list[tuple[str, int]]:
-    """The partial results of a chain, ``[("7+8", 15), ("15-5", 10)]``."""
+    """Return the partial results of a chain, ``[("7+8", 15), ("15-5", 10)]``."""
     first, *rest = _TERMS.findall(chain)
     result, steps = int(first), []
     for term in rest:
@@ -176,12 +176,12 @@ WORDS = (*_NAMES, *_ITEMS, *_MORE, *"loses sells gives away has more How many do
 
 
 def question_of(chain: str, name: str) -> str:
-    """A chain as the question of a family: itself, or told in words."""
+    """Return a chain as the question of a family: itself, or told in words."""
     return word_problem(chain) if ALL_FAMILIES[name].words else chain
 
 
 def word_problem(chain: str) -> str:
-    """A chain told in words, always in the same ones: ``7+8-5`` as "Mia has 7 apples. Mia buys 8 more. …"."""
+    """Tell a chain in words, always the same ones: ``7+8-5`` as "Mia has 7 apples. Mia buys 8 more. …"."""
     rng = random.Random(f"words/{chain}")
     name, item = rng.choice(_NAMES), rng.choice(_ITEMS)
     first, *rest = _TERMS.findall(chain)
@@ -204,7 +204,7 @@ def word_problem(chain: str) -> str:
 
 @dataclass(frozen=True)
 class Habits:
-    """How the solutions that a warm-up shows are mixed.
+    """The mixture of solutions that a warm-up shows.
 
     Attributes:
         careful, hasty, rambling: Shares of the three kinds of solution. They add up to 1.
@@ -222,13 +222,13 @@ class Habits:
 
 
 def careful_solution(chain: str) -> str:
-    """The solution that works term by term, always right and in format."""
+    """Return the solution that works term by term, always right and in format."""
     lines = [f"{left}={right}" for left, right in _steps(chain)]
     return f"<think>{chr(10).join(lines)}</think>{_answer_block(chain_answer(chain))}"
 
 
 def solution(chain: str, rng: random.Random, habits: Habits) -> str:
-    """One solution of a sum, of a kind drawn from `habits`; not always right, not always in format."""
+    """Draw one solution of a sum, of a kind drawn from `habits`; not always right, not always in format."""
     (kind,) = rng.choices(("careful", "hasty", "rambling"), (habits.careful, habits.hasty, habits.rambling))
     value = chain_answer(chain)
     if kind == "careful":

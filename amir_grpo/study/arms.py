@@ -60,7 +60,7 @@ _ALIKE = 8.0  # pass rates of problems are Beta-distributed with this sum of bot
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained under some rewards; its runs differ in the seed and the base policy.
+    """An arm: what is trained under some rewards. Its runs differ in the seed and the base policy.
 
     Attributes:
         regime: Name of the regime.
@@ -103,7 +103,7 @@ def _mixture(regime: str) -> Arm:
 
 
 def _variant(name: str, about: str, **changes: Any) -> list[Arm]:
-    """A variant of GRPO with two optimizer steps per rollout: without the preference term, as published, as a mixture."""
+    """Return the arms of a variant, two optimizer steps per rollout: without the term, as published, as a mixture."""
     loss, path = _TWO_STEPS | changes, f"clean/two-step-{name}"
     return [
         _grpo(path, f"{about}, two steps", loss),
@@ -154,7 +154,7 @@ ARMS: dict[str, Arm] = {arm.path: arm for arm in _ALL}
 
 
 def about(path: str) -> str:
-    """What an arm, given as `regime/arm`, is, for tables and figures."""
+    """Describe an arm, given as `regime/arm`, for tables and figures."""
     return ARMS[path].about if path in ARMS else path
 
 
@@ -196,7 +196,7 @@ def group_advantages(reward: NDArray[np.float64], scaled: bool) -> NDArray[np.fl
 
 
 def wins_minus_losses(reward: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
-    """How many of its group each completion beats by more than the margin, minus how many beat it so; last axis: group."""
+    """Count what each completion of a group beats by more than the margin, minus what beats it; last axis: group."""
     gap = reward[..., :, None] - reward[..., None, :]
     return (gap > margin).sum(axis=-1) - (gap < -margin).sum(axis=-1).astype(float)
 

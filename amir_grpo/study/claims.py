@@ -90,12 +90,12 @@ _DIRECTIONS = {Verdict.SUPPORTED: "higher", Verdict.REFUTED: "lower"}
 
 
 def gain(study: StudyResults, new: str, old: str, group: str = TRAINED, k: int = 1) -> Comparison:
-    """The gain of one arm over another in pass@k over a group of benchmarks, in points."""
+    """Return the gain of one arm over another in pass@k over a group of benchmarks, in points."""
     return compared(study.solved(new, group, k), study.solved(old, group, k)).scaled(100.0)
 
 
 def test_outcomes(study: StudyResults, plan: Plan) -> list[Outcome]:
-    """The tests of the plan: in their fixed sequence for the confirmation, each by itself for the pilot."""
+    """Judge the tests of the plan: in their fixed sequence for the confirmation, each by itself for the pilot."""
     found = {test.name: gain(study, *test.pair) for test in plan.tests if study.has(*test.pair)}
     return run_sequence(plan, found) if study.name == "confirmation" else judge_alone(plan, found)
 
@@ -104,7 +104,7 @@ test_outcomes.__test__ = False  # no test case of pytest
 
 
 def hypotheses(plan: Plan) -> list[str]:
-    """The tests of the plan as labels: number, new arm, > (better than), ≡ (as good as) or ≯ (not better than), old arm."""
+    """Label the tests of the plan: number, new arm, > (better than), ≡ (as good as) or ≯ (not better than), old arm."""
     signs = {"greater": ">", "equivalent": "≡", "not greater": "≯"}
     names = [[about(path) for path in test.pair] for test in plan.tests]
     return [f"{n}  {new} {signs[plan.tests[n - 1].hypothesis]} {old}" for n, (new, old) in enumerate(names, 1)]
@@ -278,7 +278,7 @@ def _claim_tests(studies: Studies, plan: Plan) -> Iterator[tuple[str, str, str, 
 
 
 def study_report(study: StudyResults, plan: Plan) -> str:
-    """The tests of the plan and of the claims in one study, as two tables for the terminal."""
+    """Return the tests of the plan and of the claims in one study, as two tables for the terminal."""
     if not len(study.runs):
         return "No arm has all the runs yet that the plan gives it, and nothing is read before."
     tests, claims = sequence_table(plan, test_outcomes(study, plan)), claims_table(Studies((study,)), plan)

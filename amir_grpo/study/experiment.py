@@ -73,13 +73,13 @@ class StudyRun:
         return settings_of(self.profile, changes | {"save_steps": half, "save_total_limit": None})
 
     def open(self) -> Run:
-        """The run folder, with every setting given, so that none is taken from what is there."""
+        """Open the run folder, with every setting given, so that none is taken from what is there."""
         return open_run(self.profile, self.folder / self.name, self.settings.flat())
 
 
 def arms_in_order(plan: Plan, study: str) -> list[list[str]]:
-    """The arms of a study as `regime/arm`, in the blocks in which they are run: the base policies, what each test of the
-    plan needs, then the plan's other arms. The pilot goes on with the exploratory arms, one by one."""
+    """Return the arms of a study as `regime/arm`, in the blocks in which they are run: the base policies, what each test
+    of the plan needs, then the plan's other arms. The pilot goes on with the exploratory arms, one by one."""
     blocks = [[f"{plan.regimes[0].name}/{BASE}"]]
     blocks += [list(reversed(test.pair)) for test in plan.tests]
     blocks += [[path] for path in (*plan.planned, *(ARMS if study == "pilot" else ()))]
@@ -132,7 +132,7 @@ def single_run(
     overrides: Mapping[str, Any] | None = None,
     profile: str = PROFILE,
 ) -> StudyRun:
-    """One run of a study by its name, `regime/arm/seed`; the other arguments as in `runs_in_order`.
+    """Return one run of a study by its name, `regime/arm/seed`; the other arguments as in `runs_in_order`.
 
     Raises:
         ValueError: If the study has no such run.
@@ -204,7 +204,7 @@ def _delete_folder(run: StudyRun) -> None:
 
 
 def path_of(run: StudyRun, results: Path) -> Path:
-    """The file with the results of a run."""
+    """Return the file with the results of a run."""
     return results / f"{run.name}.zip"
 
 

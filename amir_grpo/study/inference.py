@@ -35,7 +35,7 @@ COLUMNS += ("detectable", "bases", "runs", "problems", "no_test")
 
 
 class Verdict(StrEnum):
-    """What the data say of a hypothesis."""
+    """A verdict of the data on a hypothesis."""
 
     SUPPORTED = "supported"
     REFUTED = "refuted"
@@ -44,7 +44,7 @@ class Verdict(StrEnum):
 
 
 class Hypothesis(StrEnum):
-    """What is to be shown: a gain above 0 (GREATER), within ± margin (EQUIVALENT) or below the margin (NOT_GREATER)."""
+    """A hypothesis: a gain above 0 (GREATER), within ± margin (EQUIVALENT) or below the margin (NOT_GREATER)."""
 
     GREATER = "greater"
     EQUIVALENT = "equivalent"
@@ -82,7 +82,7 @@ class Comparison:
         return np.nan if self.no_test else min(1.0, 2 * min(self._p_above(0.0), self._p_below(0.0)))
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
-        """The ends of the two-sided t-interval; NaN where the spread is not known."""
+        """Return the ends of the two-sided t-interval; NaN where the spread is not known."""
         if not self.standard_error > 0:
             return np.nan, np.nan
         half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.standard_error
@@ -93,20 +93,20 @@ class Comparison:
         return max(self._p_above(-margin), self._p_below(margin))
 
     def detectable(self, alpha: float = ALPHA, power: float = POWER) -> float:
-        """The smallest gain that a comparison with this standard error finds with this power; NaN without a test."""
+        """Return the smallest gain that this standard error lets a test find with this power; NaN without a test."""
         return np.nan if self.no_test else detectable_gain(self.standard_error, self.freedom, alpha, power)
 
     def scaled(self, factor: float) -> Comparison:
-        """The same comparison in another unit, as 100 makes percentage points of fractions."""
+        """Return the same comparison in another unit: 100 turns fractions into percentage points."""
         return replace(self, estimate=self.estimate * factor, standard_error=self.standard_error * abs(factor))
 
     def beyond(self, bound: float) -> Comparison:
-        """The comparison of the gain with another value than 0."""
+        """Compare the gain with a value other than 0."""
         return replace(self, estimate=self.estimate - bound)
 
     def columns(self, margin: float, alpha: float = ALPHA, power: float = POWER) -> dict[str, float | int | str]:
-        """A table row: gain, gain_low, gain_high (1 - α), gain_inner_low, gain_inner_high (1 - 2α, which the margin is held
-        against), p_value, p_equivalent, detectable, bases, runs, problems and no_test."""
+        """Return a table row: gain, gain_low, gain_high (1 - α), gain_inner_low, gain_inner_high (1 - 2α, to be held
+        against the margin), p_value, p_equivalent, detectable, bases, runs, problems and no_test."""
         ends = (*self.interval(1 - alpha), *self.interval(1 - 2 * alpha))
         p_values = (self.p_value, self.p_equivalent(margin), self.detectable(alpha, power))
         values = (self.estimate, *ends, *p_values, self.bases, self.runs, self.problems, self.no_test)
@@ -126,7 +126,7 @@ class Comparison:
 
 
 def compare(new: ArrayLike, old: ArrayLike) -> Comparison:
-    """The gain of arm `new` over arm `old`, paired by run and problem, for new base policies, seeds and problems.
+    """Return the gain of arm `new` over arm `old`, paired by run and problem, for new base policies, seeds and problems.
 
     Args:
         new, old: (bases, seeds, problems), a score such as the pass rate of each problem; run and problem are the same at
@@ -195,7 +195,7 @@ def verdict(
     alpha: float = ALPHA,
     p_value: float | None = None,
 ) -> Verdict:
-    """The verdict on a hypothesis: the one rule of the study. Without a p-value it is undecided.
+    """Judge a hypothesis: the one rule of the study. Without a p-value it is undecided.
 
     GREATER: supported or refuted where the p-value is below α, by the side of 0 that the 1 - α interval lies on; else
     equivalent where the 1 - 2α interval lies within ± margin. EQUIVALENT: equivalent where it does; refuted where the 1 - α
@@ -225,7 +225,7 @@ def verdict(
 
 
 def design_error(bases: int, seeds: int, seed_sd: float, base_sd: float = 0.0) -> float:
-    """The standard error to be expected of `compare` with `bases` x `seeds` runs.
+    """Return the standard error to expect of `compare` with `bases` x `seeds` runs.
 
     `seed_sd`: standard deviation of a run's mean gain over seeds; `base_sd`: of the gain over base policies.
     """
@@ -233,13 +233,13 @@ def design_error(bases: int, seeds: int, seed_sd: float, base_sd: float = 0.0) -
 
 
 def detectable_gain(standard_error: float, freedom: int, alpha: float = ALPHA, power: float = POWER) -> float:
-    """The gain that the two-sided t-test finds with this power (in either direction)."""
+    """Return the gain that the two-sided t-test finds with this power (in either direction)."""
     return standard_error * _detectable_errors(freedom, alpha, power)
 
 
 @lru_cache
 def _detectable_errors(freedom: int, alpha: float, power: float) -> float:
-    """That gain in standard errors of the estimate."""
+    """Return that gain in standard errors of the estimate."""
     critical = stats.t.ppf(1 - alpha / 2, freedom)
     edge = critical * _scales(freedom)
 
@@ -252,7 +252,7 @@ def _detectable_errors(freedom: int, alpha: float, power: float) -> float:
 def power_if_equal(
     hypothesis: Hypothesis, standard_error: float, freedom: int, margin: float, alpha: float = ALPHA
 ) -> float:
-    """The chance that two equal arms are shown to be EQUIVALENT, or one of them NOT_GREATER; NaN for GREATER."""
+    """Return the chance that two equal arms are shown to be EQUIVALENT, or one of them NOT_GREATER; NaN for GREATER."""
     if hypothesis is Hypothesis.GREATER:
         return np.nan
     if standard_error == 0:

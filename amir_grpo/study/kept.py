@@ -66,7 +66,7 @@ def keep_run(path: Path, kept: KeptRun) -> None:
 
 
 def read_run(path: Path) -> KeptRun:
-    """The results that `keep_run` has written.
+    """Read the results that `keep_run` has written.
 
     Raises:
         ValueError: If the file holds something else.
@@ -105,7 +105,7 @@ class StudyResults:
     samples: int
 
     def has(self, *paths: str) -> bool:
-        """Whether the arms, given as `regime/arm`, have a run of the same base policy and seed."""
+        """Tell whether the arms, given as `regime/arm`, have a run of the same base policy and seed."""
         return bool(set.intersection(*(self._runs_of.get(path, set()) for path in paths)))
 
     @cached_property
@@ -113,7 +113,7 @@ class StudyResults:
         return {path: set(zip(rows["base"], rows["seed"], strict=True)) for path, rows in self.runs.groupby("path")}
 
     def part(self, name: str, path: str) -> pd.DataFrame:
-        """The rows of a table that belong to an arm; none where no run has the table. Shared, not to be changed."""
+        """Return the rows of a table that belong to an arm; none where no run has the table. Do not change them."""
         if name not in self.tables:
             return pd.DataFrame(columns=NAMES)
         return self._parts[name].get(tuple(path.split("/")), self.tables[name].iloc[:0])
@@ -123,7 +123,7 @@ class StudyResults:
         return {name: dict(iter(table.groupby(["regime", "arm"]))) for name, table in self.tables.items()}
 
     def by_run(self, name: str, path: str) -> dict[tuple[int, int], pd.DataFrame]:
-        """The rows of a table by (base, seed) of the arm's runs."""
+        """Return the rows of a table by (base, seed) of the arm's runs."""
         return dict(iter(self.part(name, path).groupby(["base", "seed"])))
 
     def solved(self, path: str, group: str = TRAINED, k: int = 1) -> dict[tuple[int, int], NDArray[np.float64]]:
@@ -152,13 +152,13 @@ class Studies:
         return [path for regime in REGIMES for path, arm in ARMS.items() if path in found and arm.regime == regime]
 
     def first(self, *paths: str) -> StudyResults | None:
-        """The first study that has the arms; None where none has."""
+        """Return the first study that has the arms; None where none has."""
         return next((study for study in self.ordered if study.has(*paths)), None)
 
 
 def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
-    """The studies whose results are kept: the confirmation's complete arms, once a test of the plan has all its runs, and
-    the pilot.
+    """Read the studies whose results are kept: the confirmation's complete arms, once a test of the plan has all its
+    runs, and the pilot.
 
     Args:
         results: Holds the folders pilot and confirmation; None: the package's own, data/results.
@@ -177,7 +177,7 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
 
 
 def kept_sizes(plan: Plan, results: Path | None = None) -> list[Studies]:
-    """`kept_studies`, and the pilot of each larger policy whose results are kept, in pilot-medium and pilot-large."""
+    """Read `kept_studies`, and the pilot of each larger policy whose results are kept, in pilot-medium and pilot-large."""
     folders = [(results or shipped("data/results")) / name for name in ("pilot-medium", "pilot-large")]
     return [
         kept_studies(plan, results),
@@ -186,7 +186,7 @@ def kept_sizes(plan: Plan, results: Path | None = None) -> list[Studies]:
 
 
 def studies_in(folder: Path, plan: Plan) -> Studies:
-    """The study of one folder as the only one.
+    """Read the study of one folder, as the only one.
 
     Raises:
         FileNotFoundError: If the folder holds no results.
@@ -199,7 +199,7 @@ def studies_in(folder: Path, plan: Plan) -> Studies:
 
 
 def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
-    """A confirmation without the arms that do not have all runs that the plan gives them; a pilot as it is.
+    """Return a confirmation without the arms that lack some of the runs in the plan; a pilot as it is.
 
     Raises:
         ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
@@ -220,7 +220,7 @@ def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
 
 
 def load_study(folder: Path) -> StudyResults:
-    """The results in a folder, one file per run.
+    """Read the results in a folder, one file per run.
 
     Raises:
         FileNotFoundError: If there are none.
@@ -235,7 +235,7 @@ def load_study(folder: Path) -> StudyResults:
 
 
 def study_of(kept: Sequence[KeptRun]) -> StudyResults:
-    """The results of a study's runs.
+    """Combine the results of a study's runs.
 
     Raises:
         ValueError: If two runs are of different studies or profiles, or were not evaluated on the same problems with the
@@ -274,7 +274,7 @@ def _check_one_study(first: KeptRun, other: KeptRun) -> None:
 
 
 def shared_runs(*arms: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The runs that all arms have, by (base, seed), sorted."""
+    """Return the runs that all arms have, by (base, seed), sorted."""
     return sorted(set.intersection(*map(set, arms)))
 
 
@@ -298,5 +298,5 @@ def compared(new: Scores, old: Scores) -> Comparison:
 
 
 def level(values: Mapping[tuple[int, int], float]) -> Comparison:
-    """The mean of one number per run, with its interval, as the gain over 0."""
+    """Return the mean of one number per run, with its interval, as the gain over 0."""
     return compared(values, dict.fromkeys(values, 0.0))

@@ -135,7 +135,7 @@ RICHNESS = ("groups", "explained", "explained_at_one_slope", "share", "residual_
 
 
 def richness(advantages: ArrayLike, weights: ArrayLike, group: ArrayLike) -> dict[str, float]:
-    """The part of `weights` that the advantages of the same group do not explain; arrays of one entry per completion.
+    """Return the part of `weights` that the advantages of the same group do not explain; arrays of one entry per completion.
 
     Args:
         advantages: A_i of GRPO, without the preference term.
@@ -188,7 +188,7 @@ def richness_by_window(rollouts: pd.DataFrame, steps_per_rollout: int = 1) -> pd
 
 
 def mixed_completions(samples: pd.DataFrame, problems: int = MIXED_PROBLEMS) -> pd.DataFrame:
-    """The completions of the first `problems` problems of each benchmark that have right and wrong ones."""
+    """Return the completions of the first `problems` problems of each benchmark that have right and wrong ones."""
     rate = samples.groupby(["benchmark", "problem_id"])["correct"].transform("mean")
     mixed = samples[(rate > 0) & (rate < 1)]
     place = mixed.groupby("benchmark", sort=False)["problem_id"].transform(lambda names: pd.factorize(names)[0])

@@ -80,7 +80,7 @@ class Plan:
         return {f"{regime.name}/{arm}": runs for regime in self.regimes for arm, runs in regime.arms.items()}
 
     def run_grid(self, study: str, path: str) -> list[tuple[int, int]]:
-        """The (base policy, seed) of the runs of an arm: seeds go round the base policies.
+        """Return the (base policy, seed) of the runs of an arm: seeds go round the base policies.
 
         Args:
             study: pilot or confirmation.
@@ -105,7 +105,7 @@ class Outcome:
 
     @property
     def shown(self) -> bool:
-        """Whether the data show the hypothesis of the test."""
+        """Tell whether the data show the hypothesis of the test."""
         return self.tested and self.verdict is self.test.hypothesis.shown
 
     @property
@@ -115,7 +115,7 @@ class Outcome:
 
 
 def read_plan(path: Path = PLAN) -> Plan:
-    """The plan in a TOML file, checked.
+    """Read the plan in a TOML file, and check it.
 
     Raises:
         ValueError: If something is missing, unknown or contradicts itself, with the entry's name.
@@ -150,7 +150,7 @@ def _plan(found: Mapping[str, Any]) -> Plan:
 
 
 def _contradictions(plan: Plan) -> Iterator[str]:
-    """What contradicts itself, each in a sentence."""
+    """Yield what contradicts itself, each in a sentence."""
     if not (0 < plan.alpha < 0.5 and 0 < plan.power < 1 and plan.margin > 0):
         yield (
             f"alpha {plan.alpha}, power {plan.power}, margin {plan.margin}: "
@@ -205,7 +205,7 @@ def check_frozen(plan: Plan, path: Path = PLAN) -> None:
 
 
 def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
-    """The tests of the plan in their order, up to and with the first that does not show its hypothesis.
+    """Judge the tests of the plan in order, up to and including the first that does not show its hypothesis.
 
     Args:
         comparisons: By name of the test, in percentage points; a test without one is not shown.
@@ -233,7 +233,7 @@ def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outc
 
 
 def judge_alone(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
-    """Each test of the plan by itself, as an exploratory study is read: nothing is confirmed, and no test ends another.
+    """Judge each test by itself, as an exploratory study is read: nothing is confirmed, and no test ends another.
 
     Arguments as in `run_sequence`.
     """

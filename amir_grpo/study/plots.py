@@ -93,7 +93,7 @@ def gains_figure(
 
 
 def _places(rows: list[dict]) -> tuple[list[float], dict[float, str]]:
-    """The height of each row, and above the first of each heading that of the heading."""
+    """Return the height of each row, and above the first row of each heading the heading's own."""
     places, heads, place = [], {}, 0.0
     for index, row in enumerate(rows):
         if "heading" in row and (index == 0 or row["heading"] != rows[index - 1]["heading"]):
@@ -122,7 +122,7 @@ def _gain(panel: Axes, y: float, row: Mapping, reach: float) -> None:
 
 @styled
 def shares_figure(shares: pd.DataFrame, least: float, title: str = "") -> Figure:
-    """The parts of an update: one bar from 0 to 100 % per arm, the preference term's part of it in two shades.
+    """Draw the parts of an update: one bar from 0 to 100 % per arm, the preference term's part of it in two shades.
 
     Args:
         shares: Columns about, share (of the preference term) and residual_share (the part of it that the advantages do not
@@ -183,7 +183,7 @@ def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Fig
 
 @styled
 def cosines_figure(measured: pd.DataFrame, predicted: pd.DataFrame, title: str = "") -> Figure:
-    """How much of an update is about correctness, against the pass rate: theory as lines, rollouts as points; by regime.
+    """Draw how much of an update is about correctness by pass rate and regime: theory as lines, rollouts as points.
 
     `measured` and `predicted`: columns regime, arm (of `arms.ARMS`), pass_rate, cosine; the arms of `predicted` are shown.
     """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ClusterOptions:
-    """Where a command's jobs run, and what Slurm is to give each.
+    """The place of a command's jobs, and what Slurm gives each of them.
 
     Args:
         executor: local, or slurm: a job of Slurm for each run or stage.
@@ -74,7 +74,7 @@ class _Resumable:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What submits jobs: an executor of submitit, whose settings are those of every job."""
+    """A place to submit jobs to: an executor of submitit, whose settings are those of every job."""
 
     executor: submitit.Executor
 
@@ -98,7 +98,7 @@ class Cluster:
 
 
 def _result(job: submitit.Job) -> Any:
-    """The result of a job, or the error of what it has called."""
+    """Return the result of a job, or raise the error of what it has called."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
@@ -114,7 +114,7 @@ def _result(job: submitit.Job) -> Any:
 
 
 def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
-    """The cluster that is asked for; None for this machine.
+    """Return the cluster that is asked for; None for this machine.
 
     Args:
         options: As given.
@@ -153,7 +153,7 @@ def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
 
 
 def visible_gpus(device: str) -> list[str]:
-    """The GPUs that work may use, as CUDA_VISIBLE_DEVICES names them; none where `device` is cpu."""
+    """Return the GPUs that work may use, as CUDA_VISIBLE_DEVICES names them; none where `device` is cpu."""
     if device == "cpu":
         return []
     import torch
@@ -184,7 +184,7 @@ def submitting(workers: int | Cluster, gpus: Sequence[str] = ()) -> Iterator[Cal
 
 
 def worker_processes(number: int, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
-    """Processes that end with this one and show no progress; `number` and `gpus` as in `submitting`."""
+    """Start processes that end with this one and show no progress; `number` and `gpus` as in `submitting`."""
     number = number or len(gpus) or os.cpu_count() or 1
     context = get_context("spawn")
     seen = context.SimpleQueue()

@@ -28,7 +28,7 @@ _INSIDE = (
 
 
 def user_path(given: str | Path) -> Path:
-    """A path as a user gives it, absolute, with ~ for a home folder.
+    """Make a path that a user has given absolute, with ~ for a home folder.
 
     Raises:
         ValueError: If it names the home folder of a user who does not exist.
@@ -86,7 +86,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block succeeds and is removed when it fails.
+    """Yield a temporary folder beside `folder` that takes its name when the block succeeds and is removed when it fails.
 
     Args:
         folder: The folder to be made.
@@ -148,7 +148,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def first_damaged(folder: Path, recorded: Mapping[str, str] | None = None) -> str | None:
-    """The name of the first file of a folder that is missing or no longer what it was; None where all are whole.
+    """Return the name of the first file of a folder that is missing or no longer what it was; None where all are whole.
 
     Args:
         folder: The folder.
@@ -193,7 +193,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def shipped(name: str) -> Path:
-    """A folder that comes with the package, to be read only.
+    """Return a folder that comes with the package, to be read only.
 
     Args:
         name: "data/published", "data/results" or "notebooks".
@@ -211,5 +211,5 @@ def shipped(name: str) -> Path:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of pyproject.toml, for a package from a wheel or from a clone."""
+    """Return the command that installs an extra of pyproject.toml, for a package from a wheel or from a clone."""
     return f"pip install 'amir-grpo[{extra}]'" if _INSIDE.is_dir() else f"pip install -e '.[{extra}]'"

@@ -10,7 +10,7 @@ _PATIENCE = 10.0  # seconds: a slow proxy is not the lack of a network, which mo
 
 
 def hub_answers() -> bool:
-    """Whether the Hub answers at all within ten seconds, by the proxy and the address that the environment names.
+    """Tell whether the Hub answers at all within ten seconds, by the proxy and the address that the environment names.
 
     False, too, where HF_HUB_OFFLINE says that it is not to be asked.
     """

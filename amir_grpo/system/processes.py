@@ -1,4 +1,4 @@
-"""How a command's process ends, and the processes that work beside it: its children, and those that train together."""
+"""The end of a command's process, and the processes that work beside it: its children, and those that train together."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ def work_for_parent() -> None:
 
 
 def world_size() -> int:
-    """Number of processes that train together, as `accelerate launch` and `torchrun` give it."""
+    """Return the number of processes that train together, as `accelerate launch` and `torchrun` give it."""
     return _number_in("WORLD_SIZE", 1)
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes, of those that train together."""
+    """Tell whether this is the process that writes, of those that train together."""
     return _number_in("RANK", 0) == 0
 
 

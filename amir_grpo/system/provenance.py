@@ -1,4 +1,4 @@
-"""What a result was made with, so that it can be made again: time, versions, commit, device."""
+"""The provenance of a result, so that it can be made again: time, versions, commit, device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CONFIG = "config.json"  # of a run folder
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def provenance() -> dict[str, Any]:
-    """What a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, cpu.
+    """Return what a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, cpu.
 
     `packages` holds None where one is not installed, `commit` and `uncommitted_changes` where there is no repository.
     """
@@ -51,7 +51,7 @@ def provenance() -> dict[str, Any]:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """The record of a run folder, for what is drawn from it: profile, seed, started, ended, problems, settings, provenance.
+    """Read a run folder's record, for what is drawn from it: profile, seed, started, ended, problems, settings, provenance.
 
     `problems` holds each set's source, number and fingerprint; `started` and `ended` are the first and the last of all
     stages, None where there is none.
@@ -71,12 +71,12 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def file_at(commit: str, path: Path) -> str | None:
-    """The text of a file at a commit of its repository; None where there is no git, no such commit or no such file in it."""
+    """Return the text of a file at a commit of its repository; None without git, such a commit or such a file in it."""
     return _git("show", f"{commit}:./{path.name}", folder=path.parent)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run folder: profile, settings and provenance.
+    """Read the configuration of a run folder: profile, settings and provenance.
 
     Raises:
         FileNotFoundError: If it is not a run folder.
@@ -100,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Args:
         path: The file.
