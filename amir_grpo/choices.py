@@ -18,14 +18,14 @@ POLICIES = ("base", *METHODS)
 # What tables, figures, reports and model cards call them.
 POLICY_NAMES = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 
-# The policies that are made on the spot, and the training sets made for them; what comes with the package of the first.
+# Policies that are made on the spot, and the training sets made for them.
 SANDBOXES = (SANDBOX, SANDBOX_MEDIUM, SANDBOX_LARGE) = ("sandbox", "sandbox-medium", "sandbox-large")
 PARAMETERS = {SANDBOX: "0.1M", SANDBOX_MEDIUM: "1M", SANDBOX_LARGE: "26M"}  # of the policies
-BASE_POLICIES = 6
-SMOLLM2 = "smollm2"  # a language model of 135M parameters, which the package index has
-STORIES = "stories"  # the training set that is made for it
+BASE_POLICIES = 6  # of the first, that come with the package
+SMOLLM2 = "smollm2"  # a language model of 135M parameters, from the package index
+STORIES = "stories"  # the training set made for it
 
-# What the study behind the claims has: exploratory runs, and those of its frozen tests.
+# The parts of the study behind the claims: exploratory runs, and the runs of its frozen tests.
 STUDIES = ("pilot", "confirmation")
 
 # the preference term

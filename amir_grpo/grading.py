@@ -95,7 +95,7 @@ class Grader(contextlib.AbstractContextManager):
         golds = [tuple(gold_answers(answer)) for answer in answers]
         pairs = list(zip(map(extract_answer, completions), golds, strict=True))
         verdicts = {pair: _settle(*pair) for pair in dict.fromkeys(pairs)}
-        # a gold that the answer is not goes to no parser, which might see it otherwise
+        # a gold that the answer certainly is not goes to no parser, which might decide otherwise
         left_open = {pair: (pair[0], verdict) for pair, verdict in verdicts.items() if isinstance(verdict, tuple)}
         if left_open:
             verdicts.update(zip(left_open, self._compare(list(left_open.values())), strict=True))
@@ -194,7 +194,7 @@ class _Worker:
         except OSError:
             self.kill()
             return "crash"
-        except BaseException:  # interrupted between question and answer: the next answer would be to this question
+        except BaseException:  # interrupted: the next reply would be the one to this request
             self.kill()
             raise
         if reply is None:
@@ -241,6 +241,6 @@ def _read(stream, replies: queue.SimpleQueue[bytes | None]) -> None:
 
 
 def _cause_of_death(code: int) -> Limit:
-    # SIGKILL is not from here: the system was short of memory
+    # nothing here sends SIGKILL: the system was short of memory
     causes: dict[int, Limit] = {-getattr(signal, "SIGPROF", 0): "time", -getattr(signal, "SIGKILL", 0): "memory"}
     return causes.get(code, "crash")

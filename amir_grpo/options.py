@@ -145,7 +145,7 @@ def _value(kind: Any, words: str | list[str]) -> Any:
     if isinstance(words, list):
         (item,) = typing.get_args(_list_in(kind))
         return [_value(item, word) for word in words]
-    if hasattr(kind, "__metadata__"):  # bounds are for whoever checks
+    if hasattr(kind, "__metadata__"):  # bounds are checked elsewhere
         kind = kind.__origin__
     if words.lower() == "none" and (kind is Any or type(None) in typing.get_args(kind)):
         return None

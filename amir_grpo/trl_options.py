@@ -18,7 +18,7 @@ _SOURCES = {
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "AmirGRPOConfig": ("amir_grpo", "trainer.py"),
 }
-# A run makes these of its settings and of the hardware.
+# A run sets these from its settings and the hardware.
 _MADE = {"output_dir", "bf16", "fp16", "use_cpu", "warmup_steps", "save_strategy", "reward_weights"}
 _KINDS = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "None": None}
 

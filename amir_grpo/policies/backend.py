@@ -54,7 +54,7 @@ def start_backend(wanted: str) -> Backend:
 def _has_rewritten_trl() -> bool:
     """Tell whether TRL's trainer lacks what puts an adapter on the policy, so that all weights would be trained."""
     unsloth = sys.modules.get("unsloth")
-    if unsloth is None:  # Python forgets a package whose import has failed half way, and not its modules
+    if unsloth is None:  # Python forgets a package whose import failed half way, but not its modules
         return any(name.startswith("unsloth.") for name in sys.modules)
     return getattr(unsloth, "DEVICE_TYPE", "cuda") != "cpu"  # its backend for CPUs leaves TRL as it is
 

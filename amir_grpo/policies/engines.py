@@ -245,7 +245,7 @@ def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int
         quantization="bitsandbytes" if settings.load_in_4bit else None,
         trust_remote_code=settings.trust_remote_code,
         load_format="bitsandbytes" if settings.load_in_4bit else by_default,
-        dtype=str(compute_dtype(settings)).removeprefix("torch."),  # by itself, it wants bfloat16 on a T4
+        dtype=str(compute_dtype(settings)).removeprefix("torch."),  # left to itself, vLLM takes bfloat16 on a T4
         max_model_len=tokens,
         enable_prefix_caching=True,
         enable_lora=lora_rank > 0,
@@ -353,5 +353,5 @@ class _Draw:
             number = self._numbers[rows, step, None] * cumulated[:, -1:]
             token = torch.searchsorted(cumulated, number, right=True).clamp(max=logprobs.shape[1] - 1)
         chosen = logprobs.gather(1, token).squeeze(1)
-        check_finite(chosen, logits.dtype)  # one logit that is not a number makes all of a row's log-probabilities so
+        check_finite(chosen, logits.dtype)  # one NaN logit makes all log-probabilities of its row NaN
         return token.squeeze(1), chosen

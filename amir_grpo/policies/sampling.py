@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# After the point, in nats: what two machines compute in float64 differs far behind.
+# Decimal places, in nats: what two machines compute in float64 differs far beyond them.
 LOGPROB_DIGITS = 6
 # Logits that scoring holds at once, 1 GiB in float32: with 150,000 tokens in the vocabulary they outgrow all else.
 _LOGITS = 2**28

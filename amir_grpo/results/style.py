@@ -67,7 +67,7 @@ class _SteadyLayout(ConstrainedLayoutEngine):
         super().execute(fig)
         for axes in fig.axes:
             axes.set_position([round(edge, 12) for edge in axes.get_position(original=True).bounds], which="original")
-            axes.set_in_layout(True)  # of which set_position takes them out
+            axes.set_in_layout(True)  # set_position takes them out of it
         self._laid_out = True
 
 
@@ -81,7 +81,7 @@ def new_figure(width: float, height: float) -> Figure:
 def add_title(figure: Figure, title: str) -> None:
     """Put a title above all panels, broken into lines that fit the figure; an empty one takes no room."""
     if title:
-        characters = int(12.2 * figure.get_figwidth())  # of 9 points, bold
+        characters = int(12.2 * figure.get_figwidth())  # bold, 9 points
         figure.suptitle(fill(title, characters), x=0.01, ha="left", fontsize=9, fontweight="bold")
 
 

@@ -22,7 +22,7 @@ from amir_grpo.trl_options import trainer_options
 _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _OPENING = "opening"
 _LEAST_DISK = 50e6  # of the smallest run, with its base policy
-# What a folder cannot consent to on behalf of who opens it.
+# Consent that a folder cannot give on behalf of the person who opens it.
 CONSENTS = ("trust_remote_code", "safetensors_only")
 # Settings that change neither a completion nor a number.
 NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *CONSENTS)
@@ -162,7 +162,7 @@ def _merged(
         name, settings = new_profile, settings_of(new_profile, overrides)
     elif profile in (None, stored["profile"]):
         name = stored["profile"] if stored["profile"] in PROFILES else "sandbox"
-        # of an option that a later version of TRL does not have, the comparison tells
+        # the comparison reports an option that a later version of TRL no longer has
         known = FIELDS if set(stored["settings"]) <= set(FIELDS) else {**FIELDS, **trainer_options()}
         own = {k: v for k, v in stored["settings"].items() if k in known and k not in CONSENTS}
         settings = settings_of(name, own | dict(overrides))

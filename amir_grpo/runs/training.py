@@ -113,7 +113,7 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
     trainer.processing_class.padding_side = "left"  # Unsloth has changed it, and what is saved goes with the policy
     trainer.save_model(str(folder))
     if is_main():
-        round_to_float32(folder / WEIGHTS)  # a checkpoint holds them as they are: what is resumed has lost no digit
+        round_to_float32(folder / WEIGHTS)  # checkpoints are not rounded: a resumed training has lost no digit
         atomic_write(folder / ROLLOUTS_FILE, trainer.rollouts().to_parquet)
     return trainer.state
 

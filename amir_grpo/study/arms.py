@@ -47,7 +47,7 @@ _TWO_STEPS = {
     "max_steps": 120,
 }
 _DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
-# The largest reward that a completion can earn without a nuisance: what would be clipped at is known in practice.
+# The largest reward that a completion can earn without a nuisance; in practice, too, one would know where to clip.
 _LARGEST_REWARD = 3.3
 # The sandbox without a nuisance, as simulated; the last four numbers are those of GRPO's rollouts.
 _PROMPTS = 16  # of a rollout

@@ -26,7 +26,7 @@ from amir_grpo.study.plan import Outcome, Plan, judge_alone, run_sequence, seque
 
 Pair = tuple[str, str]  # the new arm and the old one, as `regime/arm`
 GRPO = "clean/grpo"
-# How strong the preference term is -> the arm.
+# Strength of the preference term -> the arm.
 STRENGTHS = {"as published": "clean/published", "60 % of the update": "clean/mixture-0.6"}
 CLAIMS = (
     "Richer supervision",
@@ -79,7 +79,7 @@ RICHER, RICHER_MARGIN = 5.0, 1.0  # percent of the update that has to be new for
 BOUNDARY = {"margin": ("margin", 1000.0, "10⁻³ nats per token"), "pair accuracy": ("accuracy", 100.0, "points")}
 MARGIN_SHARE, ACCURACY_MARGIN = 0.01, 0.5  # of the old arm's margin; points
 LENGTH_MARGIN = 0.5  # tokens
-SAMPLES = 8  # of a problem, all of which coverage takes
+SAMPLES = 8  # per problem; coverage takes all of them
 # How many tests of claims there are, those without runs included, so that no verdict changes when others get theirs.
 DECLARED = len(STRENGTHS) * (3 + len(BOUNDARY)) + sum(map(len, VARIANTS.values()))
 Solved = dict[tuple[int, int], NDArray[np.float64]]  # by (base, seed), one chance per problem

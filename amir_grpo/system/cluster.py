@@ -226,7 +226,7 @@ def results_of(do: Callable, jobs: Sequence, submit: Callable) -> Iterator[tuple
     except BaseException as error:
         for call, _ in waiting:
             call.cancel()
-        if not isinstance(error, Exception):  # who is interrupted waits for no worker
+        if not isinstance(error, Exception):  # an interrupt waits for no worker
             for worker in active_children():
                 worker.kill()
         if isinstance(error, BrokenExecutor):

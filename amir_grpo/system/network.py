@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
 
-_PATIENCE = 10.0  # seconds: a slow proxy is not the lack of a network, which most often shows at once
+_PATIENCE = 10.0  # seconds: time for a slow proxy; a missing network usually shows at once
 
 
 def hub_answers() -> bool:

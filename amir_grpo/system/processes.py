@@ -42,7 +42,7 @@ def ending(name: str) -> Iterator[None]:
     except (ValueError, OSError, MemoryError, Busy) as error:
         try:
             sys.stdout.flush()
-        except OSError:  # an output on a full disk, or that nobody reads: the interpreter's end is to be quiet
+        except OSError:  # the output is on a full disk, or nobody reads it: let the interpreter end quietly
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise SystemExit(141) from error  # 128 and SIGPIPE's number
