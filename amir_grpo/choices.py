@@ -1,6 +1,6 @@
 """The lists of valid names, each in one place, and the refusal of all others.
 
-Nothing is imported but the standard library: the command line and the figures read these lists without waiting for torch.
+Only the standard library is imported: the command line and the figures read these lists without waiting for torch.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 A and B are what people have: `samples_*.jsonl` of lm-evaluation-harness (`--log_samples`), details of lighteval
 (Parquet), a run folder or an export of this package (`runs/sandbox:grpo` names a policy), or a CSV with the columns
-problem and right, and if there are any benchmark, n, seed and policy.
+problem and right, and optionally benchmark, n, seed and policy.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
     """Return what a log shows that keeps a training from learning; an empty list for a healthy one.
 
     Args:
-        log: One row per logged step, with TRL's columns; what is not there is not judged.
+        log: One row per logged step, with TRL's columns; a missing one is not judged.
     """
     if len(log) < _LEAST_STEPS:
         return []

@@ -111,7 +111,7 @@ def brier(completions: Sequence[Completion], answer: Sequence[Any], **columns: o
 def check_answers(dataset: Dataset) -> None:
     """Refuse a data set, before a training on it, in which a row has no answer that `correctness` could compare with.
 
-    `AmirGRPOTrainer` calls what a reward function has as ``check_dataset``.
+    `AmirGRPOTrainer` calls the ``check_dataset`` of every reward function that has one.
 
     Raises:
         ValueError: If there is no column ``answer``, or a row of it holds a boolean, None, NaN, an object or nothing.
@@ -217,8 +217,8 @@ _CLOSE = Fraction(1, 1_000_000)
 def count_true_claims(text: str, limit: int) -> int:
     """Count the different true claims that a text makes, up to a limit.
 
-    A claim is two expressions of numbers, ``+ - * /`` and brackets with ``=`` between them, of which the left one has
-    an operator. It is true if they agree to 1e-6. What belongs to a larger formula, as in ``x + 3 + 4 = 7``, is none.
+    A claim is two expressions of numbers, ``+ - * /`` and brackets with ``=`` between them, the left one with an
+    operator. It is true if they agree to 1e-6. What belongs to a larger formula, as in ``x + 3 + 4 = 7``, is none.
     Python parses them, and four operations are evaluated here, in exact arithmetic.
     """
     text = _BULLET.sub("", _DOLLAR.sub("", _SYNONYM.sub(lambda match: _SYNONYMS[match.group()], text)))

@@ -44,7 +44,7 @@ def _setting(name: str) -> Any:
 
 @dataclass
 class AmirGRPOConfig(GRPOConfig):
-    """TRL's `GRPOConfig`, whose defaults it keeps also under Unsloth, and the preference term, with the published defaults.
+    """TRL's `GRPOConfig`, with TRL's defaults under Unsloth too, plus the preference term with its published defaults.
 
     Raises:
         ValueError: If a setting of the preference term is out of bounds, or another one would change its objective.
@@ -87,11 +87,11 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
     with `trim_micro_batches=False` bit for bit.
 
     The preference weights are computed once per rollout on the gathered batch and travel with their rows. They need the
-    log-probability of each completion: TRL's old one, or that which drawing has computed. Only with tools, a rollout
+    log-probability of each completion: TRL's old one, or the one computed while drawing. Only with tools, a rollout
     function, or settings of `generate` that change what tokens are drawn from (a penalty, suppressed tokens, beams) does
     that cost a forward pass. Where a batch is reused, the preference term is clipped like the rest of the loss.
 
-    A training that is resumed ends as it would have undisturbed: later epochs are shuffled as they would have been, and
+    A resumed training ends as an undisturbed one would: later epochs are shuffled as they would have been, and
     a rollout that was half used is kept with the checkpoint. TRL's trainer does neither.
 
     Logged beside TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of the

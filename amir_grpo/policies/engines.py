@@ -52,8 +52,8 @@ class Drawn:
     """One completion.
 
     Attributes:
-        ids: Its token ids, with the end token where it came.
-        ended: Whether it came; otherwise the completion was cut.
+        ids: Its token ids, with the end token if it was reached.
+        ended: Whether it was reached; otherwise the completion was cut.
         logprobs: Log-probability of each token under the policy, at temperature 1, in nats.
     """
 

@@ -65,7 +65,7 @@ def draw_batches(
 
     Yields:
         One row per completion: problem_id, sample (0 to n-1), text (without special tokens), completion_ids (with the
-        end token where it came), tokens (their number), finish_reason ("stop" or "length"), logprob (sum of the
+        end token if reached), tokens (their number), finish_reason ("stop" or "length"), logprob (sum of the
         tokens' log-probabilities under the policy at temperature 1, in nats).
 
     Raises:

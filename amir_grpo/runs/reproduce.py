@@ -45,14 +45,14 @@ class NotebookError(RuntimeError):
 def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | None = None) -> None:
     """Execute the notebooks into the run folder, with progress, write their page, and print the main table.
 
-    It ends by saying whether the results are those that the package keeps of this profile, where the settings are.
+    It ends by saying whether the results equal those that the package keeps of this profile, if the settings do.
 
     What is complete in the run folder is read, not repeated. Notebooks that do not need one another run side by side: on a
     CPU, on GPUs of their own where there are several, or as jobs of a cluster.
 
     Args:
         run: The run.
-        overrides: Settings that were given; the folder holds them, but for those that it cannot consent to.
+        overrides: Settings that were given; the folder holds them, except those that it cannot consent to.
         cluster: Executes each notebook as a job; None: this machine does.
 
     Raises:

@@ -76,7 +76,7 @@ class Run:
         """Check before a whole run begins that its stages have what they need: GPU and packages, problems, tokenizer.
 
         Raises:
-            ValueError, OSError: If something is not, with the way out.
+            ValueError, OSError: If something is missing, with the way out.
         """
         from amir_grpo.policies.loading import check_hardware, load_tokenizer
 

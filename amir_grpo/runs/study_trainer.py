@@ -42,7 +42,7 @@ _CREDIT_RANGE = 10  # how far off an answer may be to earn partial credit
 
 @dataclass
 class StudyConfig(AmirGRPOConfig):
-    """Configuration of `StudyTrainer`; what the settings mean stands in `amir_grpo.settings`, which checks them."""
+    """Configuration of `StudyTrainer`; `amir_grpo.settings` explains its settings and checks them."""
 
     max_prompt_length: int = 1024
     own_engine: bool = True  # False: TRL draws

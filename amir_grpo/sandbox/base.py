@@ -3,7 +3,7 @@
     base_policies/<number>/ a policy in float32 with its tokenizer, and recipe.json: what it was made from and with, and
                             the SHA-256 of its files
 
-Those of the package give the same numbers on every machine; a warm-up of one's own depends on the processor and on the
+Those of the package give the same numbers on every machine; any other warm-up depends on the processor and on the
 versions of the libraries. `python -m amir_grpo.sandbox.base` makes the package's anew: minutes each, on two cores.
 """
 

@@ -238,7 +238,7 @@ def results_of(do: Callable, jobs: Sequence, submit: Callable) -> Iterator[tuple
 
 
 def run_jobs(what: str, do: Callable, jobs: Sequence, submit: Callable) -> None:
-    """Do every job, and show how many are complete; `what` names the work, all else as in `results_of`."""
+    """Do every job, and show how many are complete; `what` names the work, the rest is as in `results_of`."""
     if jobs:
         with stage(what, len(jobs), unit="run") as tick:
             for job, _ in results_of(do, jobs, submit):

@@ -1,4 +1,4 @@
-"""Files: atomic writes, checksums, lines of JSON, and where those lie that come with the package.
+"""Files: atomic writes, checksums, lines of JSON, and the place of those that come with the package.
 
 A file or folder is filled beside its place and renamed, so that it is complete or not there.
 """

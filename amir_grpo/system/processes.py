@@ -25,7 +25,7 @@ _OF_SEVERAL = r"(LOCAL_|GROUP_|ROLE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT
 
 @contextmanager
 def ending(name: str) -> Iterator[None]:
-    """Run the block as the command `name`, whose errors a user can mend are said in at most three lines.
+    """Run the block as the command `name`; an error that a user can mend is said in at most three lines.
 
     SIGINT and SIGTERM end the process with one line, within seconds, and 128 and the signal's number.
 
