@@ -30,7 +30,19 @@ STUDIES = ("pilot", "confirmation")
 
 # the preference term
 PAIR_MINING = ("all", "topk", "permuted")
-PAIR_LOSSES = ("logistic", "linear")
+# "logistic" is the paper's; those from "group_pairs" on are `amir_grpo.family`'s
+PAIR_LOSSES = (
+    "logistic",
+    "linear",
+    "group_pairs",
+    "ranks",
+    "infonce",
+    "listwise",
+    "real",
+    "grpo",
+    "dr_grpo",
+    "two",
+)
 LAMBDA_SCHEDULES = ("constant", "published", "share", "mixture")
 
 # GRPO, by TRL's names; the loss types are those for which the preference term's factor is known

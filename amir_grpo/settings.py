@@ -234,15 +234,17 @@ class StudySettings(Group):
     """Settings that only the study behind the claims changes: other preference terms, and rewards that mislead."""
 
     pair_loss: Literal[choices.PAIR_LOSSES] = "logistic"
-    """'logistic', the paper's -log σ(z) of a pair, or 'linear', its tangent at z = 0, whose weights are plain wins
-    minus losses."""
+    """'logistic', the paper's -log σ(z) of a pair; 'linear', its tangent at z = 0, whose weights are plain wins minus
+    losses; or the loss of another method (group_pairs, ranks, infonce, listwise, real, grpo, dr_grpo, two), at the
+    temperature 1 / beta_dpo."""
     lambda_schedule: Literal[choices.LAMBDA_SCHEDULES] = "constant"
     """How λ moves: 'constant'; 'published', the rule of the published code, which follows the ratio of the two loss
     values and drifts to 0.005; 'share', which sets λ for each rollout so that the preference term is
     preference_share of the update; 'mixture', the same, with the advantages scaled by 1 - preference_share, so that
     the update keeps the size of GRPO's."""
-    preference_share: float = Field(0.3, gt=0, lt=1)
-    """With lambda_schedule='share' or 'mixture': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|."""
+    preference_share: float = Field(0.3, gt=0, le=1)
+    """With lambda_schedule='share' or 'mixture': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|.
+    1, with 'mixture' alone: the term in the place of the advantages."""
     nuisance: Literal[choices.NUISANCES] = "none"
     """An added reward that has nothing to do with correctness: none; noise, uniform in ± nuisance_size; outliers,
     nuisance_size for a share of nuisance_rate of the completions; format, nuisance_size for the strict format;
@@ -373,6 +375,10 @@ def _check_relations(settings: RunSettings) -> None:
     schedule = settings.study.lambda_schedule
     if settings.study.drop_uniform_groups and schedule in ("share", "mixture"):
         raise ValueError(f"drop_uniform_groups would change what lambda_schedule={schedule} is a share of.")
+    if settings.study.preference_share == 1 and schedule == "share":
+        raise ValueError(
+            "preference_share is 1: nothing is left beside it. Lower it, or set lambda_schedule to mixture."
+        )
     rollout = train.per_device_train_batch_size * train.micro_batches
     if rollout % train.num_generations and train.per_device_train_batch_size > 1:
         raise ValueError(

@@ -1,10 +1,13 @@
 """The weights of each loss against the gradient that autograd finds for the loss as its paper writes it."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from amir_grpo.choices import PAIR_LOSSES
 from amir_grpo.family import FAMILY, family_weights, weight_curve
 
 G = 6
@@ -128,3 +131,37 @@ def test_groups_of_two_weight_like_dr_grpo_on_average():
 def test_bad_input_is_refused(name, count, size, said):
     with pytest.raises(ValueError, match=said):
         family_weights(name, torch.ones(count), torch.zeros(count), size)
+
+
+def test_settings_name_the_family():
+    assert {*PAIR_LOSSES} == {"logistic", "linear", *FAMILY} - {"amir"}
+
+
+def test_the_curves_on_the_page_of_the_method_are_the_functions():
+    text = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text[text.index("## Relatives") :].splitlines() if line.startswith("| ")]
+    found = {}
+    for cells in rows:
+        for name in re.findall(r"`(\w+)`", cells[0]):
+            found[name] = cells[2:]
+    for name, cells in found.items():
+        if name in FAMILY:
+            f = weight_curve(name, 8, tau=0.25 if name == "listwise" else 1.0)[:, 1]
+            assert [float(cell) for cell in cells] == [round((f[m - 1] / f.max()).item(), 2) for m in (1, 4, 7)], name
+    assert len(set(found) & set(FAMILY)) == 7
+    cosines = [weight_curve(name, 8, 0.5)[:, 2].mean() for name in FAMILY if name != "two"]
+    assert min(cosines) > 0.93
+
+
+def test_the_share_is_the_closed_form_and_below_its_bound():
+    """share = λβ / (λβ + mean |A|) for two classes of rewards at equal scores, and at most that with 2β."""
+    stream = torch.Generator().manual_seed(2)
+    for beta, spread in ((0.2, 0.0), (0.2, 0.5), (3.0, 1.0)):
+        rewards = torch.randint(0, 2, (8, 8), generator=stream).double()
+        scores = spread * torch.randn(64, generator=stream, dtype=torch.float64)
+        weights = family_weights("amir", rewards.flatten(), scores, 8, 0.5, 1 / beta)
+        size = (64 * family_weights("grpo", rewards.flatten(), scores, 8)).abs().mean()
+        share = 0.01 * 64 * weights.abs().sum() / (64 * size + 0.01 * 64 * weights.abs().sum())
+        assert share < 0.02 * beta / (0.02 * beta + size)
+        if not spread:
+            assert share == pytest.approx((0.01 * beta / (0.01 * beta + size)).item())

@@ -236,7 +236,7 @@ IMPOSSIBLE = {
     "eval_top_p": [0.0, 1.01, NAN],
     "pair_mining": ["hard", ""],
     "lambda_schedule": ["Constant", "linear"],
-    "preference_share": [0.0, 1.0, -0.3, NAN],
+    "preference_share": [0.0, 1.1, -0.3, NAN],
     "scale_rewards": ["std", "None"],
     "importance_sampling_level": ["tokens"],
     "loss_type": ["ppo", "GRPO"],

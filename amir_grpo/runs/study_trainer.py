@@ -27,6 +27,7 @@ from torch import Tensor
 from trl.models.utils import unwrap_model_for_generation
 
 from amir_grpo.answers import extract_answer, plain_number, plain_text
+from amir_grpo.family import FAMILY, family_weights
 from amir_grpo.policies.engines import Request, TransformersEngine, stream
 from amir_grpo.policies.loading import is_sharded
 from amir_grpo.preference import STRATEGIES, Pairs, mine_pairs, net_pull, pair_logits
@@ -160,10 +161,20 @@ class StudyTrainer(AmirGRPOTrainer):
         return mine_pairs(rewards, self.num_generations, self.args.reward_margin, "all", self.args.max_pairs_per_group)
 
     def _weigh(self, seq_logps, pairs, ref_seq_logps=None):
-        """Return weights and loss of the paper's pair loss, or of the linear one."""
-        if self.args.pair_loss == "linear":
-            return linear_pair_loss(seq_logps, pairs, self.args.beta_dpo, ref_seq_logps)
-        return super()._weigh(seq_logps, pairs, ref_seq_logps)
+        """Return weights and loss of the paper's pair loss, of the linear one, or the weights of another method."""
+        args = self.args
+        if args.pair_loss == "linear":
+            return linear_pair_loss(seq_logps, pairs, args.beta_dpo, ref_seq_logps)
+        if args.pair_loss not in FAMILY:
+            return super()._weigh(seq_logps, pairs, ref_seq_logps)
+        scores = seq_logps if ref_seq_logps is None else seq_logps - ref_seq_logps
+        groups = self._rewards.view(-1, self.num_generations)
+        # what nothing could score counts as average
+        rewards = torch.where(groups.isnan(), groups.nanmean(dim=1, keepdim=True), groups).nan_to_num().flatten()
+        weights = family_weights(
+            args.pair_loss, rewards, scores, self.num_generations, args.reward_margin, 1 / args.beta_dpo
+        )
+        return weights, seq_logps.new_tensor(torch.nan)
 
     def _score_preferences(self, output: dict[str, Any]) -> Tensor:
         """Return the weights; for the schedules "share" and "mixture" set λ by the rollout, and scale its advantages."""

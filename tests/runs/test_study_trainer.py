@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from trl import GRPOTrainer
 
+from amir_grpo.family import FAMILY
 from amir_grpo.preference import Pairs, mine_pairs
 from amir_grpo.rewards import reward_functions
 from amir_grpo.runs import study_trainer
@@ -232,6 +233,25 @@ def test_a_mixture_is_the_update_at_that_share_at_grpos_size(policy, tmp_path): 
         for schedule in ("share", "mixture")
     )
     assert off_by(of_mixture, 0.6 * of_share) < 1e-5
+
+
+def test_another_loss_takes_the_place_of_the_advantages(policy, tmp_path):  # noqa: F811
+    """GRPO's own weights, at a share of 1, make GRPO's update; so do Dr. GRPO's of that method, up to its size."""
+    alone = {"lambda_schedule": "mixture", "preference_share": 1.0, "reward_margin": 0.0, "max_steps": 1}
+    plain = sgd_gradient(study_trainer_of(policy, tmp_path, lambda_reg=0.0, max_steps=1))
+    grpo = sgd_gradient(study_trainer_of(policy, tmp_path, pair_loss="grpo", **alone))
+    assert off_by(grpo, plain) < 1e-4
+    unscaled = sgd_gradient(study_trainer_of(policy, tmp_path, lambda_reg=0.0, max_steps=1, scale_rewards="none"))
+    centred = sgd_gradient(study_trainer_of(policy, tmp_path, pair_loss="dr_grpo", **alone))
+    assert off_by(centred / centred.norm(), unscaled / unscaled.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("pair_loss", sorted(set(FAMILY) - {"amir", "grpo", "dr_grpo"}))
+def test_a_loss_of_the_family_adds_its_share(policy, tmp_path, pair_loss):  # noqa: F811
+    options = {"lambda_schedule": "share", "preference_share": 0.3, "reward_margin": 0.0, "beta_dpo": 1.0}
+    trainer = study_trainer_of(policy, tmp_path, pair_loss=pair_loss, max_steps=1, **options)
+    trainer.train()
+    assert logged(trainer, "preference/share") == pytest.approx([0.3], rel=1e-4)
 
 
 def test_published_schedule_falls_to_its_floor_in_four_steps(policy, tmp_path):  # noqa: F811
