@@ -23,7 +23,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-READ_EVIDENCE = ("06_claims", "07_ablations", "08_regimes")
+READ_EVIDENCE = ("06_claims", "07_ablations", "08_regimes", "09_family")
 BARS = ("00_base_policy", "01_train", "02_evaluate")  # notebooks in which work is done, and shown
 MINUTES = 4
 
