@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-_LEAST_STEPS = 8  # fewer say nothing about a training
+LEAST_STEPS = 8  # fewer say nothing about a training
 _CUT_OFF = 0.5  # share of completions at the length limit above which most of the reward is about length
 _UNIFORM = 0.8  # share of groups without any difference above which most of a rollout is wasted
 _SMALL_SHARE = 0.01  # share of the update below which the preference term cannot be told from none
@@ -36,6 +36,11 @@ class Finding:
     symptom: str
     cause: str
     remedy: str
+
+    @property
+    def stops(self) -> bool:
+        """Whether a training is warned of it while it runs: nothing is learned, or what was learned is lost."""
+        return self.name in ("cut-off", "uniform", "no-pairs", "entropy", "falling")
 
     def __str__(self) -> str:
         return f"{self.symptom}\n  cause:  {self.cause}\n  remedy: {self.remedy}"
@@ -87,7 +92,7 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
     Args:
         log: One row per logged step, with TRL's columns; a missing one is not judged.
     """
-    if len(log) < _LEAST_STEPS:
+    if len(log) < LEAST_STEPS:
         return []
     return [finding for check in _CHECKS if (finding := check(log)) is not None]
 
@@ -96,7 +101,7 @@ def _recent(log: pd.DataFrame, column: str) -> float:
     """Mean over the last quarter of the steps; NaN where nothing was logged."""
     if column not in log:
         return np.nan
-    return float(log[column].tail(max(_LEAST_STEPS, len(log) // 4)).mean())
+    return float(log[column].tail(max(LEAST_STEPS, len(log) // 4)).mean())
 
 
 def _cut_off(log: pd.DataFrame) -> Finding | None:
@@ -180,7 +185,7 @@ def _collapse(log: pd.DataFrame) -> Finding | None:
 
 def _flat(log: pd.DataFrame) -> Finding | None:
     third = len(log) // 3
-    if third < _LEAST_STEPS:
+    if third < LEAST_STEPS:
         return None
     before, after = log["reward"].head(third), log["reward"].tail(third)
     error = float(np.sqrt(before.var() / third + after.var() / third))

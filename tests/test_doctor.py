@@ -1,12 +1,14 @@
 """Logs that are made to have one fault each, and healthy ones."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from amir_grpo.doctor import diagnose, read_log
+from amir_grpo.runs.training import _Steps
 
 
 def log(steps=40, **columns):
@@ -66,6 +68,18 @@ def test_the_lambda_that_is_named_would_give_the_share():
     named = float(finding.remedy.split(";")[1].split()[0])
     ratio = share / (1 - share) * named / weight  # the share's odds grow with lambda
     assert ratio / (1 + ratio) == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_training_warns_once_of_what_stops_it(capsys):
+    steps = _Steps(SimpleNamespace(accelerator=None), lambda **shown: None)
+    history = log(**FAULTS["cut-off"], **FAULTS["share"]).to_dict("records")
+    for number in range(1, len(history) + 1):
+        state = SimpleNamespace(log_history=history[:number], is_world_process_zero=True)
+        steps.on_log(None, state, None, logs=history[number - 1])
+    assert steps.shown == {"reward": f"{history[-1]['reward']:.2f}"}
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert out.startswith("After 8 logged steps: 97% of the completions reach max_completion_length.")
 
 
 def test_logs_are_read_from_runs_and_from_transformers(tmp_path):

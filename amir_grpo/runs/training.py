@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from amir_grpo.choices import METHODS, check_names
+from amir_grpo.doctor import LEAST_STEPS, diagnose
 from amir_grpo.policies.engines import stream
 from amir_grpo.policies.float64 import round_to_float32
 from amir_grpo.policies.loading import (
@@ -221,11 +222,14 @@ def draw_adapter(policy: torch.nn.Module, seed: int) -> None:
 
 
 class _Steps(TrainerCallback):
-    """Shows each step, with the latest reward, and counts those that the loss scaler of float16 has skipped."""
+    """Shows each step, with the latest reward, and counts those that the loss scaler of float16 has skipped.
+
+    It warns once of each symptom that keeps a training from learning (`amir_grpo.doctor`).
+    """
 
     def __init__(self, trainer: StudyTrainer, tick: Callable[..., None]) -> None:
         self.accelerator, self.tick = trainer.accelerator, tick
-        self.skipped, self.shown = 0, {}
+        self.skipped, self.shown, self.warned = 0, {}, set()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.skipped += self.accelerator.optimizer_step_was_skipped
@@ -234,6 +238,14 @@ class _Steps(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "reward" in logs:
             self.shown = {"reward": f"{logs['reward']:.2f}"}
+            if state.is_world_process_zero and len(state.log_history) % LEAST_STEPS == 0:
+                self._warn(pd.DataFrame(state.log_history))
+
+    def _warn(self, log: pd.DataFrame) -> None:
+        for finding in diagnose(log):
+            if finding.stops and finding.name not in self.warned:
+                self.warned.add(finding.name)
+                print(f"After {len(log)} logged steps: {finding.symptom} {finding.remedy}", flush=True)
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------------
