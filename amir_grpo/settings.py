@@ -234,14 +234,12 @@ class StudySettings(Group):
     """Settings that only the study behind the claims changes: other preference terms, and rewards that mislead."""
 
     pair_loss: Literal[choices.PAIR_LOSSES] = "logistic"
-    """'logistic', the paper's -log σ(z) of a pair; 'linear', its tangent at z = 0, whose weights are plain wins minus
-    losses; or the loss of another method (group_pairs, ranks, infonce, listwise, real, grpo, dr_grpo, two), at the
-    temperature 1 / beta_dpo."""
+    """'logistic', the paper's -log σ(z) of a pair; 'linear', its tangent at z = 0, plain wins minus losses; or another
+    method's (group_pairs, ranks, infonce, listwise, real, grpo, dr_grpo, two), at temperature 1 / beta_dpo."""
     lambda_schedule: Literal[choices.LAMBDA_SCHEDULES] = "constant"
-    """How λ moves: 'constant'; 'published', the rule of the published code, which follows the ratio of the two loss
-    values and drifts to 0.005; 'share', which sets λ for each rollout so that the preference term is
-    preference_share of the update; 'mixture', the same, with the advantages scaled by 1 - preference_share, so that
-    the update keeps the size of GRPO's."""
+    """How λ moves: 'constant'; 'published', by the ratio of the two loss values, which drifts to 0.005; 'share', so that
+    the preference term is preference_share of each rollout's update; 'mixture', the same, with the advantages scaled by
+    1 - preference_share, so that the update keeps the size of GRPO's."""
     preference_share: float = Field(0.3, gt=0, le=1)
     """With lambda_schedule='share' or 'mixture': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|.
     1, with 'mixture' alone: the term in the place of the advantages."""
@@ -262,10 +260,7 @@ class StudySettings(Group):
 
 
 class RunSettings(Group):
-    """All settings of one run folder, whose defaults are the published ones (arXiv 2601.03661), for Qwen2.5-3B.
-
-    `method` is not here: a run folder holds both.
-    """
+    """All settings of one run folder, for both methods; the defaults are the published ones for Qwen2.5-3B."""
 
     policy: PolicySettings = PolicySettings()
     data: DataSettings = DataSettings()
@@ -309,8 +304,6 @@ GROUPS: dict[str, type[Group]] = {name: field.annotation for name, field in RunS
 # By the name of a setting: its group; its type, default and help.
 GROUP_OF = {name: group for group, model in GROUPS.items() for name in model.model_fields}
 FIELDS = {name: GROUPS[group].model_fields[name] for name, group in GROUP_OF.items()}
-
-
 LISTED = "python -m amir_grpo train --help"
 
 
@@ -324,20 +317,15 @@ def annotation_of(name: str) -> Any:
     return FIELDS[name].annotation if name in FIELDS else trainer_options()[name]
 
 
-def _profiles() -> dict[str, dict[str, Any]]:
-    given = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
-    return {name: given.get(own.pop("from", None), {}) | own for name, own in given.items()}
-
-
-PROFILES = _profiles()
+_GIVEN = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
+PROFILES = {name: _GIVEN.get(own.pop("from", None), {}) | own for name, own in _GIVEN.items()}
 
 
 def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> RunSettings:
     """Return the settings of a profile with some of them changed.
 
     Raises:
-        ValueError: If the profile or a setting is unknown (with the nearest ones), or a value is of the wrong type or
-            impossible.
+        ValueError: If the profile or a setting is unknown (with the nearest ones), or a value is not valid.
     """
     check_names("profile", [profile], PROFILES)
     return RunSettings.of({**PROFILES[profile], **(overrides or {})})
