@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import TypeAdapter, ValidationError, create_model
 
 from amir_grpo.choices import check_names, names_of, refusal
-from amir_grpo.settings import FIELDS, PROFILES, Group, annotation_of, help_of
+from amir_grpo.settings import FIELDS, PROFILES, RUNTIME_CONFIG, annotation_of, help_of
 from amir_grpo.trl_options import trainer_options
 
 
@@ -70,7 +70,7 @@ def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> 
     with warnings.catch_warnings(
         action="ignore", category=UserWarning
     ):  # pydantic has a method json, compare an option
-        declared = create_model("Options", __base__=Group, **own)
+        declared = create_model("Options", __config__=RUNTIME_CONFIG, **own)
     try:
         options = dict(declared.model_validate(chosen))
     except ValidationError as error:

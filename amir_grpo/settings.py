@@ -36,12 +36,14 @@ Names = Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_each_onc
 Numbers = Annotated[list[int], BeforeValidator(_as_list), AfterValidator(_each_once)]
 
 
+# Of models that are made while a program runs: no source is read for their help.
+RUNTIME_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
 class Group(BaseModel):
     """Settings that belong together. They are frozen; `replace` makes others. The text below each is its help."""
 
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = RUNTIME_CONFIG | ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class PolicySettings(Group):
@@ -285,7 +287,7 @@ class RunSettings(Group):
             groups.setdefault(GROUP_OF.get(name, "train"), {})[name] = value
         try:
             kinds = {name: (annotation_of(name), ...) for name in extras}
-            create_model("Extras", __base__=Group, **kinds).model_validate(extras)
+            create_model("Extras", __config__=RUNTIME_CONFIG, **kinds).model_validate(extras)
             return cls.model_validate(groups)
         except ValidationError as error:
             raise refusal(error, values, annotation_of) from None
