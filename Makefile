@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks]'
 	@touch $@
 
-# train both methods, evaluate, draw, report: into $(RUN_DIR)
+# train both methods, evaluate, draw: into $(RUN_DIR)
 reproduce: setup
 	$(RUN) -m amir_grpo reproduce --profile $(PROFILE) --run_dir "$(RUN_DIR)"
 
@@ -30,7 +30,7 @@ test-long: setup
 test-endurance: setup
 	$(RUN) -m pytest -m endurance
 
-# every notebook in JupyterLab, the report and the docs, in Chromium: the system's, or else the one that Playwright brings
+# every notebook in JupyterLab, the page of a run and the docs, in Chromium: the system's, or else the one that Playwright brings
 test-browser: setup
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser,docs]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$CHROMIUM" || .ci/chromium $(RUN)
