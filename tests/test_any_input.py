@@ -26,6 +26,7 @@ from amir_grpo.runs import export, opening, reproduce, run, training
 from amir_grpo.sandbox import base as base_policies
 from amir_grpo.settings import FIELDS, PROFILES
 from amir_grpo.study import experiment
+from amir_grpo.system.cluster import submitting
 
 # one worker of xdist, so that what the module shares is made once
 pytestmark = pytest.mark.xdist_group("any input")
@@ -55,6 +56,7 @@ def place(runs, tmp_path_factory):  # runs: its base policy is made before anyth
     before = Path.cwd()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
+        patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))  # which it fills when it is imported
         patch.setenv("AMIR_GRPO_DATA", str(place / "mirror"))
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setattr(opening, "provenance", dict)
@@ -70,6 +72,7 @@ def place(runs, tmp_path_factory):  # runs: its base policy is made before anyth
             (training, "run_trainer"),
         ):
             patch.setattr(module, name, work)
+        patch.setattr(reproduce, "_submitting", lambda *_: submitting(1))  # here, where nothing is executed
         os.chdir(place)
         yield place
         os.chdir(before)
