@@ -361,4 +361,5 @@ def _figure_svg(table: pd.DataFrame) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    picture = buffer.getvalue()
+    return picture[picture.index("<svg") :]  # a page wants no XML declaration
