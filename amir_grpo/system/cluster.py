@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from amir_grpo.system.files import install_command
-from amir_grpo.system.processes import work_for_parent
+from amir_grpo.system.processes import interrupts_held, work_for_parent
 from amir_grpo.system.progress import stage
 
 if TYPE_CHECKING:
@@ -190,7 +190,15 @@ def worker_processes(number: int, gpus: Sequence[str] = ()) -> ProcessPoolExecut
     seen = context.SimpleQueue()
     for worker in range(number):
         seen.put(gpus[worker % len(gpus)] if gpus else None)
-    return ProcessPoolExecutor(number, context, _begin, (seen,))
+    return _Workers(number, context, _begin, (seen,))
+
+
+class _Workers(ProcessPoolExecutor):
+    """Processes that inherit a blocked SIGINT, so that a terminal's Ctrl-C cannot end one that is still starting."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future:
+        with interrupts_held():
+            return super().submit(*args, **kwargs)  # which starts a process where one is wanted
 
 
 def _begin(seen: SimpleQueue) -> None:

@@ -136,6 +136,36 @@ def test_commands_of_several_processes_end_with_one_line_and_leave_nobody(name, 
     )
 
 
+# a worker is only starting when the terminal's Ctrl-C comes
+STARTING = """
+import os, signal
+from amir_grpo.system.cluster import worker_processes
+if __name__ == "__main__":
+    with worker_processes(2) as pool:
+        calls = [pool.submit(abs, -1), pool.submit(abs, -2)]
+        try:
+            os.killpg(0, signal.SIGINT)
+            signal.pause()
+        except KeyboardInterrupt:
+            print(sum(call.result() for call in calls))
+"""
+
+
+def test_an_interrupt_ends_no_worker_that_is_starting(tmp_path):
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
