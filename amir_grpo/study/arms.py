@@ -25,6 +25,7 @@ REGIMES: dict[str, dict[str, Any]] = {
     "outliers": {"nuisance": "outliers", "nuisance_size": 10.0, "nuisance_rate": 1 / 16},
     "format": {"nuisance": "format", "nuisance_size": 1.0},
     "partial": {"nuisance": "partial", "nuisance_size": 1.0},
+    "correctness": {"reward_terms": "correctness"},
 }
 TITLES = {
     "clean": "clean rewards",
@@ -33,6 +34,7 @@ TITLES = {
     "outliers": "rare outliers",
     "format": "format reward",
     "partial": "partial credit",
+    "correctness": "correctness alone",
 }
 BASE = "base"
 
@@ -112,6 +114,13 @@ def _variant(name: str, about: str, **changes: Any) -> list[Arm]:
     ]
 
 
+def _relative(name: str, about: str, beta: float) -> Arm:
+    """Return the arm of a loss of `amir_grpo.family` in the place of GRPO's advantages, at the size of GRPO's update."""
+    alone = {"lambda_schedule": "mixture", "preference_share": 1.0, "beta_dpo": beta}
+    loss = {} if name == "amir" else {"pair_loss": name}
+    return _amir(f"correctness/{name}", about, alone, loss)
+
+
 def _group_size(size: int) -> list[Arm]:
     changes = {"num_generations": size, "per_device_train_batch_size": 16 * size}
     return [
@@ -149,6 +158,14 @@ _ALL = [
     *_group_size(4),
     *_group_size(16),
     *(arm for regime in ("format", "partial") for arm in (_grpo(f"{regime}/grpo"), _mixture(regime))),
+    # the relatives of AMIR-GRPO, where correctness is the only reward: right or wrong
+    _grpo(f"correctness/{BASE}", "base policy", method=BASE),
+    _grpo("correctness/grpo"),
+    _grpo("correctness/two-step-grpo", "GRPO, two steps", _TWO_STEPS),
+    _relative("amir", "AMIR-GRPO's term alone", 0.2),
+    _relative("listwise", "listwise", 2.0),  # a right answer is worth 2: with τ = 1/2, 4 units of log-probability
+    _relative("infonce", "InfoNCE", 1.0),
+    _relative("dr_grpo", "Dr. GRPO", 1.0),
 ]
 ARMS: dict[str, Arm] = {arm.path: arm for arm in _ALL}
 
