@@ -252,11 +252,9 @@ def export(
     method: Method = "amir_grpo",
     out: str | None = None,
     merged: bool = False,
-    push_to: str | None = None,
-    public: bool = False,
     results: str | None = None,
 ) -> None:
-    """Save a trained policy with a model card, and upload it to the Hub where asked for.
+    """Save a trained policy with a model card, or with --results all completions, into a folder.
 
     Args:
         profile: Where run_dir is not given: the run in runs/<profile>. Default: sandbox.
@@ -264,33 +262,21 @@ def export(
         method: Whose policy. Default: amir_grpo.
         out: Folder to make. Default: in the run, export/<method> or <method>-merged.
         merged: Export the whole policy in float32 instead of the adapter.
-        push_to: Upload the export to this repository of the Hub, such as me/name.
-        public: Make the repository of push_to public. Default: private.
-        results: Folder to make for the run's results, in place of a policy: a row per problem and per completion as Parquet,
-            with a data card, and samples in the form of lm-evaluation-harness.
+        results: Folder to make for the run's results, in place of a policy: a row per completion as Parquet, with a data
+            card, and samples in the form of lm-evaluation-harness.
     """
-    from amir_grpo.runs.export import check_login, export_policy, export_results, push
+    from amir_grpo.runs.export import export_policy, export_results
 
-    of_policies = {"out": out, "merged": merged, "push_to": push_to, "public": public}
-    if results and (given := [name for name, value in of_policies.items() if value]):
-        raise ValueError(
-            f"--results goes without --{given[0]}, which is about a policy: results are saved, not uploaded.\n"
-            "To upload them: hf upload --repo-type dataset me/name DIR."
-        )
-    if push_to:
-        check_login(push_to)
-    elif public:
-        raise ValueError("--public is about the repository of --push_to: give that, too, or leave --public out.")
+    if results and (out or merged):
+        raise ValueError("--results goes without --out and --merged, which are about a policy: give one or the other.")
     run = _existing(profile, run_dir)
     if results:
-        print(f"Saved: {export_results(run, user_path(results))}")
-        return
-    own = run.folder / "export" / (f"{method}-merged" if merged else method)  # made anew
-    folder = user_path(out) if out else own
-    export_policy(run, method, folder, merged, replace_old=not out)
-    print(f"Saved: {folder}")
-    if push_to:
-        print(f"Uploaded: {push(folder, push_to, private=not public)}")
+        folder = export_results(run, user_path(results))
+    else:
+        own = run.folder / "export" / (f"{method}-merged" if merged else method)  # made anew
+        folder = export_policy(run, method, user_path(out) if out else own, merged, replace_old=not out)
+    kind = " --repo-type dataset" if results else ""
+    print(f"Saved: {folder}\nTo upload it to the Hub: hf upload --private{kind} me/name {folder}")
 
 
 def _existing(profile: str | None, run_dir: str | None) -> Run:

@@ -22,7 +22,7 @@ from amir_grpo import choices, cli, options
 from amir_grpo.policies import engines, loading, plan, smollm2
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS, load_problems
-from amir_grpo.runs import export, opening, reproduce, run, training
+from amir_grpo.runs import opening, reproduce, run, training
 from amir_grpo.sandbox import base as base_policies
 from amir_grpo.settings import FIELDS, PROFILES
 from amir_grpo.study import experiment
@@ -66,7 +66,6 @@ def place(runs, tmp_path_factory):  # runs: its base policy is made before anyth
             (base_policies, "make_base_policy"),
             (smollm2, "smollm2"),
             (plan, "planned"),
-            (export, "push"),
             (reproduce, "_execute"),
             (experiment, "make_runs"),
             (training, "run_trainer"),

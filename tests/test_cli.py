@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("cli")
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
 WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
 WITHOUT = {
-    "export": {"profile", "run_dir", "method", "out", "merged", "push_to", "public", "results"},
+    "export": {"profile", "run_dir", "method", "out", "merged", "results"},
     "verify": set(),
     "notebooks": set(),
 }

@@ -1,4 +1,4 @@
-"""Export what a run has made: a trained policy, to a folder or to the Hub, or everything that its policies answered."""
+"""Export what a run has made into a folder: a trained policy, or everything that its policies answered."""
 
 from __future__ import annotations
 
@@ -24,42 +24,16 @@ from amir_grpo.system.provenance import read_json, record_of, to_json
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
-_BY = "[amir-grpo](https://github.com/amir-grpo/amir-grpo), after [arXiv 2601.03661](https://arxiv.org/abs/2601.03661)"
 _COMPLETION_COLUMNS = (
     "policy benchmark problem_id sample text tokens finish_reason logprob correct formatted confidence seed".split()
 )
-
-_DATA_CARD = """---
-pretty_name: Completions of {names}, graded
-configs:
-- config_name: completions
-  data_files: completions.parquet
-tags: [amir-grpo, grpo, evaluation]
----
-
-# What {names} answered
-
-By {by}. One training of each method: another seed gives others. `logprob` is a sum over tokens, in nats, at temperature 1;
-`correct` is math-verify's. `lm_eval/` holds the same, with questions and answers, as the lm-evaluation-harness logs samples.
-Questions and answers are under the benchmarks' own licences.
-
-pass@1, in percent:
-
-{levels}
-
-```json
-{record}
-```
-"""
-_MODEL_CARD = """---
+_CARD = """---
 {metadata}
 ---
 
-# {name} on {base}
+# {title}
 
-{kind}, trained for {steps} steps on {data}, by {by}.
-
-## Results
+{about} Made by [amir-grpo](https://github.com/amir-grpo/amir-grpo), after [arXiv 2601.03661](https://arxiv.org/abs/2601.03661).
 
 {levels}
 
@@ -69,9 +43,6 @@ _MODEL_CARD = """---
 {record}
 ```
 """
-
-
-# --- a policy -----------------------------------------------------------------------------------------------------------
 
 
 def export_policy(run: Run, method: str, folder: Path, merged: bool = False, replace_old: bool = False) -> Path:
@@ -90,9 +61,7 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
         ValueError: If the method has not been trained, a file of it is damaged, or an adapter alone could not be loaded
             elsewhere.
     """
-    if folder.exists() and not replace_old:
-        raise FileExistsError(f"{folder} exists already: give a folder that does not.")
-    check_folder(folder, "out")
+    _check_new(folder, "out", replace_old)
     trained = run.folder / method
     check_trained(trained)
     if not run.is_trained(method):
@@ -116,8 +85,8 @@ def model_card(run: Run, method: str, merged: bool = False) -> str:
     """Describe a trained policy in Markdown: metadata for the Hub, results where it was evaluated, settings, provenance."""
     from huggingface_hub import ModelCardData
 
-    s, stage = run.settings, read_json(run.folder / method / "stage.json")
-    known, trained_on = _public_name(run), TRAINING_SETS.get(s.data.dataset_name)
+    s, known = run.settings, _public_name(run)
+    trained_on = TRAINING_SETS.get(s.data.dataset_name)
     metadata = ModelCardData(
         library_name="transformers" if merged else "peft",
         base_model=known if "/" in known else None,
@@ -125,75 +94,21 @@ def model_card(run: Run, method: str, merged: bool = False) -> str:
         tags=["trl", "grpo", *(["amir-grpo"] if method == "amir_grpo" else [])],
         model_name=POLICY_NAMES[method],
     )
-    return _MODEL_CARD.format(
+    kind = "A whole policy in float32, its adapter merged" if merged else "A LoRA adapter"
+    levels, evaluated = "Not evaluated.", run.folder / "tables" / "policies.csv"
+    if evaluated.is_file():
+        table = pd.read_csv(evaluated)
+        table = table[table["policy"].isin(["base", method]) & table["quantity"].str.startswith(("pass@", "greedy"))]
+        columns = ["benchmark", "quantity", "policy", "estimate", "estimate_low", "estimate_high"]
+        levels = "Results in percent, with 95 % intervals over problems; they do not cover another training.\n\n"
+        levels += _markdown(columns, table[columns].round(1).to_numpy())
+    return _CARD.format(
         metadata=metadata.to_yaml(),
-        name=POLICY_NAMES[method],
-        base=known,
-        kind="A whole policy in float32, its adapter merged" if merged else "A LoRA adapter",
-        steps=s.train.max_steps,
-        data=s.data.dataset_name,
-        by=_BY,
-        levels=_levels(run, method),
-        record=to_json(_public_record(run) | {"training": stage}).strip(),
+        title=f"{POLICY_NAMES[method]} on {known}",
+        about=f"{kind}, trained for {s.train.max_steps} steps on {s.data.dataset_name}.",
+        levels=levels,
+        record=_record(run, training=read_json(run.folder / method / "stage.json")),
     )
-
-
-def _public_name(run: Run) -> str:
-    """Return the base policy's id on the Hub, or the last part of its name, which says nothing about this machine."""
-    name = run.settings.policy.model_name
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def _public_record(run: Run) -> dict[str, Any]:
-    record = record_of(run.folder)
-    settings = record["settings"] | {"model_name": _public_name(run)}
-    return {name: record[name] for name in ("profile", "problems", "provenance")} | {"settings": settings}
-
-
-def check_login(repo_id: str) -> None:
-    """Check before anything is exported that there is a login to the Hub.
-
-    Raises:
-        OSError: If not.
-    """
-    from huggingface_hub import get_token
-
-    if get_token() is None:
-        raise OSError(f"{repo_id} cannot be uploaded: there is no login to the Hub.\nLog in first: hf auth login.")
-
-
-def push(folder: Path, repo_id: str, private: bool = True) -> str:
-    """Upload an exported folder to the Hub, into a repository that is made if needed; returns its address.
-
-    The login is the one of `hf auth login`, HF_TOKEN or Colab's secrets: huggingface_hub finds it, and nobody else asks.
-
-    Args:
-        folder: What `export_policy` has written.
-        repo_id: Such as "me/my-policy".
-        private: Whether only its owner may see it: a new repository becomes private, an existing public one is refused.
-
-    Raises:
-        OSError: If the Hub refuses or cannot be reached, or the repository is public and that is not wanted.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    api = HfApi()
-    try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.repo_info(repo_id).private:
-            raise OSError("it exists already and is public; give --public, or another name")
-        api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message="Upload by amir_grpo")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise OSError(
-            f"{repo_id} could not be uploaded: {cause}\n"
-            f"Check the network, the name and the login (hf auth login). The export is complete in {folder}."
-        ) from error
-    return str(url)
-
-
-# --- answers ------------------------------------------------------------------------------------------------------------
 
 
 def export_results(run: Run, folder: Path) -> Path:
@@ -211,30 +126,61 @@ def export_results(run: Run, folder: Path) -> Path:
         FileExistsError: If the folder is there.
         ValueError: If a policy has not been evaluated.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already: give a folder that does not exist.")
-    check_folder(folder, "results")
+    _check_new(folder, "results")
     for policy, benchmark in product(POLICIES, run.settings.evaluation.benchmarks):
         if not run.evaluation.is_complete(policy, benchmark):
             raise ValueError(
                 f"{run.folder} holds no completions of {POLICY_NAMES[policy]} on {benchmark} yet.\n"
                 f"Evaluate it first: python -m amir_grpo evaluate --run_dir {run.folder}."
             )
+    from huggingface_hub import DatasetCardData
+
     samples = run.samples()
+    kept = samples[[column for column in _COMPLETION_COLUMNS if column in samples]]
+    levels = kept.groupby(["benchmark", "policy"], sort=False)["correct"].mean().mul(100).round(1).unstack()
+    files = [{"config_name": "completions", "data_files": "completions.parquet"}]
+    names = ", ".join(POLICY_NAMES.values())
+    card = _CARD.format(
+        metadata=DatasetCardData(configs=files, tags=["amir-grpo", "grpo", "evaluation"]).to_yaml(),
+        title=f"What {names} answered",
+        about="One training of each method: another seed gives others. `logprob` is a sum over tokens, in nats, at "
+        "temperature 1; `correct` is math-verify's. `lm_eval/` holds the same, with questions and answers, which are "
+        "under the benchmarks' own licences.",
+        levels="pass@1 in percent:\n\n" + _markdown(["benchmark", *levels.columns], levels.itertuples()),
+        record=_record(run),
+    )
     with explain_full_disk(folder.parent), atomic_folder(folder) as beside:
-        kept = samples[[column for column in _COMPLETION_COLUMNS if column in samples]]
         write_table(beside / "completions.parquet", kept)
         for path, entries in _harness_files(run, samples):
             write_text(beside / "lm_eval" / path, "".join(json.dumps(entry) + "\n" for entry in entries))
-        levels = kept.groupby(["benchmark", "policy"], sort=False)["correct"].mean().mul(100).round(1).unstack()
-        card = _DATA_CARD.format(
-            names=", ".join(POLICY_NAMES.values()),
-            by=_BY,
-            levels=_markdown(["benchmark", *levels.columns], levels.itertuples()),
-            record=to_json(_public_record(run)).strip(),
-        )
         write_text(beside / "README.md", card)
     return folder
+
+
+def _check_new(folder: Path, option: str, may_exist: bool = False) -> None:
+    if folder.exists() and not may_exist:
+        raise FileExistsError(f"{folder} exists already.\nGive a folder that does not.")
+    check_folder(folder, option)
+
+
+def _public_name(run: Run) -> str:
+    """Return the base policy's id on the Hub, or the last part of its name, which says nothing about this machine."""
+    name = run.settings.policy.model_name
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _record(run: Run, **more: Any) -> str:
+    """Return what a card says of a run's settings and provenance, as JSON."""
+    record = record_of(run.folder)
+    settings = record["settings"] | {"model_name": _public_name(run)}
+    kept = {name: record[name] for name in ("profile", "problems", "provenance")}
+    return to_json({**kept, "settings": settings, **more}).strip()
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """Format a table in Markdown."""
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def harness_samples(
@@ -263,6 +209,7 @@ def harness_samples(
         doc = {"id": problem["id"], "question": problem["question"], "answer": list(problem["answer"])}
         target = json.dumps(doc["answer"], ensure_ascii=False) if len(doc["answer"]) > 1 else doc["answer"][0]
         metrics = {f"pass@{k}": float(pass_at_k(rows["correct"].sum(), len(rows), k)) for k in ks}
+        hashed = {"doc": json.dumps(doc, indent=2, ensure_ascii=False), "prompt": prompt, "target": target}
         entries.append(
             {
                 "doc_id": number,
@@ -273,9 +220,7 @@ def harness_samples(
                 "filtered_resps": [[extract_answer(text) or "" for text in rows["text"]]],
                 "filter": "extracted-answer",
                 "metrics": list(metrics),
-                "doc_hash": _hash(json.dumps(doc, indent=2, ensure_ascii=False)),
-                "prompt_hash": _hash(prompt),
-                "target_hash": _hash(target),
+                **{f"{name}_hash": hashlib.sha256(text.encode()).hexdigest() for name, text in hashed.items()},
                 **metrics,
             }
         )
@@ -298,26 +243,3 @@ def _harness_files(run: Run, samples: pd.DataFrame) -> Iterator[tuple[str, list[
             for row in problems
         }
         yield f"{policy}/samples_{benchmark}_{date}.jsonl", harness_samples(rows, problems, prompts, generation, e.ks)
-
-
-def _levels(run: Run, method: str) -> str:
-    """Return the results of the base and a trained policy as a table, from what the evaluation has saved."""
-    path = run.folder / "tables" / "policies.csv"
-    if not path.is_file():
-        return "Not evaluated."
-    table = pd.read_csv(path)
-    table = table[table["policy"].isin(["base", method]) & table["quantity"].str.startswith(("pass@", "greedy"))]
-    columns = ["benchmark", "quantity", "policy", "estimate", "estimate_low", "estimate_high"]
-    shown = _markdown(columns, table[columns].round(1).to_numpy())
-    return f"In percent, with 95 % intervals over problems; they do not cover another training.\n\n{shown}"
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """Format a table in Markdown."""
-    lines = (head, ["---"] * len(head), *rows)
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def _hash(text: str) -> str:
-    """SHA-256, as the harness takes it."""
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,19 +1,16 @@
-"""A trained policy given away: what is in the folder, what the card says, and what reaches the Hub."""
+"""What a run gives away: what is in the folder, what the card says, and that other tools read it."""
 
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import load_dataset
-from huggingface_hub import DatasetCard, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
@@ -88,32 +85,8 @@ def test_the_card_has_method_settings_results_and_provenance(run):
     assert ModelCard(model_card(run, "grpo")).data.tags == ["trl", "grpo"]
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """In place of the Hub: what is asked of it."""
-    asked = []
-    monkeypatch.setattr(
-        HfApi, "create_repo", lambda self, repo, **kw: asked.append((repo, kw)) or f"https://hub/{repo}"
-    )
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kw: asked.append(kw))
-    monkeypatch.setattr(HfApi, "repo_info", lambda self, repo: SimpleNamespace(private=repo != "me/public"))
-    monkeypatch.setenv("HF_TOKEN", "hf_planted")
-    return asked
-
-
 def arguments(run, *more):
     return ["export", "--run_dir", str(run.folder), *map(str, more)]
-
-
-def test_a_push_is_private_unless_asked_for_and_gives_no_token(run, hub, tmp_path, capsys):
-    cli.main(arguments(run, "--merged", "--out", tmp_path / "a", "--push_to", "me/mine"))
-    (repo, options), upload = hub
-    assert (repo, options["private"]) == ("me/mine", True)
-    assert upload["folder_path"] == tmp_path / "a"
-    assert not [key for call in (options, upload) for key in call if "token" in key]
-    assert "Uploaded: https://hub/me/mine" in capsys.readouterr().out
-    cli.main(arguments(run, "--merged", "--out", tmp_path / "b", "--push_to", "me/mine", "--public"))
-    assert hub[2][1]["private"] is False
 
 
 def refused(run, capsys, *more):
@@ -123,34 +96,6 @@ def refused(run, capsys, *more):
     message = capsys.readouterr().err
     assert len(message.splitlines()) <= 3
     return message
-
-
-def test_what_is_public_gets_nothing_that_is_to_be_private(run, hub, tmp_path, capsys):
-    message = refused(run, capsys, "--merged", "--out", tmp_path / "a", "--push_to", "me/public")
-    assert "public; give --public, or another name" in message
-    assert len(hub) == 1, "nothing was uploaded"
-    cli.main(arguments(run, "--merged", "--out", tmp_path / "b", "--push_to", "me/public", "--public"))
-    assert hub[-1]["repo_id"] == "me/public"
-
-
-def test_a_push_that_the_hub_refuses_says_so_and_keeps_the_folder(run, hub, monkeypatch, tmp_path, capsys):
-    def refuse(self, *args, **kwargs):
-        response = httpx.Response(401, request=httpx.Request("POST", "https://hub"))
-        raise HfHubHTTPError("401 Client Error: token expired", response=response)
-
-    monkeypatch.setattr(HfApi, "create_repo", refuse)
-    message = refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
-    assert "token expired" in message
-    assert "hf auth login" in message
-    assert "hf_planted" not in message
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_a_push_without_a_login_is_refused_before_the_work(run, hub, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert "hf auth login" in refused(run, capsys, "--merged", "--out", tmp_path / "out", "--push_to", "me/mine")
-    assert not (tmp_path / "out").exists()
-    assert not hub
 
 
 def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run, capsys):
@@ -251,11 +196,15 @@ def test_the_harness_own_tools_read_it(folder):
 
 def test_on_the_command_line(run, tmp_path, capsys):
     cli.main(["export", "--run_dir", str(run.folder), "--results", str(tmp_path / "out")])
-    assert f"Saved: {tmp_path / 'out'}" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert capsys.readouterr().out.splitlines() == [
+        f"Saved: {out}",
+        f"To upload it to the Hub: hf upload --private --repo-type dataset me/name {out}",
+    ]
     assert (tmp_path / "out" / "completions.parquet").is_file()
-    assert "is there already" in refused(run, capsys, "--results", tmp_path / "out")
+    assert "exists already" in refused(run, capsys, "--results", tmp_path / "out")
     message = refused(run, capsys, "--results", tmp_path / "b", "--merged")
-    assert "--results goes without --merged" in message
+    assert "--results goes without --out and --merged" in message
     assert not (tmp_path / "b").exists()
 
 
