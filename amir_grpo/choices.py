@@ -25,8 +25,9 @@ BASE_POLICIES = 6  # of the first, that come with the package
 SMOLLM2 = "smollm2"  # a language model of 135M parameters, from the package index
 STORIES = "stories"  # the training set made for it
 
-# The parts of the study behind the claims: exploratory runs, and the runs of its frozen tests.
-STUDIES = ("pilot", "confirmation")
+# The studies behind the claims: exploratory runs, the runs of the frozen tests, and those of a second frozen plan, with base
+# policies that nobody selected. A name that ends with "pilot" is exploratory.
+STUDIES = ("pilot", "confirmation", "fresh")
 
 # the preference term
 PAIR_MINING = ("all", "topk", "permuted")

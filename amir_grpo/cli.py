@@ -195,7 +195,7 @@ def evaluate(
 def evidence(
     cluster: ClusterOptions,
     study: Literal[choices.STUDIES] = "pilot",
-    profile: str = SANDBOX,
+    profile: str | None = None,
     arms: list[str] | None = None,
     seeds: list[int] | None = None,
     only: str | None = None,
@@ -208,7 +208,7 @@ def evidence(
 
     Args:
         study: Which study of the plan. Default: pilot.
-        profile: One of sandbox, sandbox-medium, sandbox-large. Default: sandbox.
+        profile: One of sandbox, sandbox-medium, sandbox-large. Default: the plan's.
         arms: Only these, as regime/arm, and the base policies. Default: all of the study.
         seeds: Only runs with these seeds. Default: all.
         only: Make this one run again, as regime/arm/seed, and compare it with what is kept of it.
@@ -220,11 +220,11 @@ def evidence(
     from amir_grpo.study.claims import study_report
     from amir_grpo.study.experiment import compare_with_kept, make_runs, runs_in_order, single_run
     from amir_grpo.study.kept import complete_arms, load_study
-    from amir_grpo.study.plan import check_frozen, read_plan
+    from amir_grpo.study.plan import PLANS, check_frozen, is_pilot, read_plan
 
-    frozen = read_plan()
-    check_names("sandbox profile", [profile], choices.SANDBOXES)
-    changed = [*settings, *(["profile"] if profile != SANDBOX else [])]
+    plan = read_plan(PLANS[study])
+    check_names("sandbox profile", [profile or SANDBOX], choices.SANDBOXES)
+    changed = [*settings, *(["profile"] if profile not in (None, plan.profile) else [])]
     if changed and not results:
         raise ValueError(f"With another {', '.join(changed)}, results do not belong to the kept ones: give --results.")
     runs_in = user_path(folder or runs_folder() / study)
@@ -232,17 +232,17 @@ def evidence(
     check_folder(runs_in, "folder")
     common = {"overrides": settings, "profile": profile}
     if only:
-        again = single_run(frozen, study, runs_in, only, **common)
+        again = single_run(plan, study, runs_in, only, **common)
         if differing := compare_with_kept(again, kept_in):
             raise SystemExit(f"{again.label}: other {' and '.join(differing)} than those that are kept in {kept_in}.")
         print(f"{again.label}: the same completions and weights as those that are kept.")
         return
     check_folder(kept_in, "results")
-    runs = runs_in_order(frozen, study, runs_in, arms or (), seeds or (), **common)
-    if study == "confirmation":
-        check_frozen(frozen)
+    runs = runs_in_order(plan, study, runs_in, arms or (), seeds or (), **common)
+    if not is_pilot(study):
+        check_frozen(plan)
     make_runs(runs, kept_in, cluster_of(cluster, runs_in) or workers)
-    print(study_report(complete_arms(load_study(kept_in), frozen), frozen))
+    print(study_report(complete_arms(load_study(kept_in), plan), plan))
     print(f"\nResults: {kept_in}")
 
 

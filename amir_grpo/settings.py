@@ -73,8 +73,8 @@ class PolicySettings(Group):
     """Run code that comes with a policy from the Hub."""
     safetensors_only: bool = True
     """Refuse pickled weights, which can run code when they are loaded."""
-    base_seed: int = Field(0, ge=0, lt=choices.BASE_POLICIES)
-    """Which of the sandbox's 6 base policies."""
+    base_seed: int = Field(0, ge=0)
+    """Which base policy of the sandbox: 0 to 5 come with the package, any other is the seed of the warm-up that makes it."""
     sandbox_warmup_steps: int = Field(4000, gt=0)
     """Steps of supervised training that make the sandbox's base policy."""
     smollm2_warmup_steps: int = Field(30, ge=0)
@@ -216,6 +216,8 @@ class EvaluationSettings(Group):
     eval_limit: int | None = Field(None, gt=0)
     """Use only this many problems of each benchmark, the first ones. None: all; of the sandbox's, its profile's
     number."""
+    eval_seed: int = Field(0, ge=0)
+    """Which problems, of benchmarks that are made on the spot."""
     num_samples: int = Field(8, gt=0)
     """n, completions per problem."""
     ks: Numbers = [1, 2, 4]

@@ -39,7 +39,7 @@ from amir_grpo.policies.loading import load_policy, load_tokenizer, lora_config
 from amir_grpo.rewards import reward_functions
 from amir_grpo.runs.opening import project_root
 from amir_grpo.runs.training import run_trainer, trainer_config
-from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
+from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy, warmup_seed
 from amir_grpo.sandbox.policy import SandboxSpec, build_tokenizer
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import RunSettings, settings_of
@@ -196,7 +196,7 @@ def base_of(case: Case, scratch: Path) -> Path:
         return long_tailed_base(scratch)
     if case.profile == "smollm2":
         own = settings_of("smollm2").policy
-        return smollm2.base_policy(own.smollm2_warmup_steps, WARMUP_SEEDS[own.base_seed])
+        return smollm2.base_policy(own.smollm2_warmup_steps, warmup_seed(own.base_seed))
     return base_policy(SandboxSpec(seed=WARMUP_SEEDS[0]), project_root() / "runs" / ".cache")
 
 

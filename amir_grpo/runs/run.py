@@ -33,7 +33,7 @@ from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation, use_one_thread
 from amir_grpo.runs.opening import configure, overrides_of, resolve_profile, runs_folder, stage_lock
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
-from amir_grpo.sandbox.base import WARMUP_SEEDS, base_policy
+from amir_grpo.sandbox.base import base_policy, warmup_seed
 from amir_grpo.sandbox.policy import SPECS
 from amir_grpo.settings import RunSettings
 from amir_grpo.system.files import (
@@ -115,8 +115,9 @@ class Run:
         Raises:
             ValueError: If they are not those that the run has used before.
         """
-        limit, data = self.settings.evaluation.eval_limit, self.settings.data
-        problems = load_problems(benchmark, limit=limit, calibration=data.calibration, shots=data.shots)
+        limit, seed = self.settings.evaluation.eval_limit, self.settings.evaluation.eval_seed
+        data = self.settings.data
+        problems = load_problems(benchmark, None, limit, data.calibration, seed=seed, shots=data.shots)
         self._record_problems(benchmark, problems)
         return problems
 
@@ -153,13 +154,13 @@ class Run:
         """Folder or Hub id of the base policy; the sandbox's and smollm2's are made now unless they are there."""
         policy = self.settings.policy
         if policy.model_name == SMOLLM2:
-            return str(smollm2.base_policy(policy.smollm2_warmup_steps, WARMUP_SEEDS[policy.base_seed]))
+            return str(smollm2.base_policy(policy.smollm2_warmup_steps, warmup_seed(policy.base_seed)))
         if not policy.is_sandbox:
             return policy.model_name
         folder = self.folder / "base"
         if folder.exists() and not (is_main() and first_damaged(folder)):
             return str(folder)
-        seed, steps = WARMUP_SEEDS[policy.base_seed], policy.sandbox_warmup_steps
+        seed, steps = warmup_seed(policy.base_seed), policy.sandbox_warmup_steps
         with explain_full_disk(self.folder):
             made = base_policy(
                 replace(SPECS[policy.model_name], warmup_steps=steps, seed=seed), self.folder.parent / ".cache"

@@ -30,17 +30,22 @@ WARMUP_SEEDS = (1, 2, 3, 4, 6, 8)
 _RECIPE = "recipe.json"
 
 
+def warmup_seed(base_seed: int) -> int:
+    """Return the seed of the warm-up that makes a base policy: one of `WARMUP_SEEDS`, or else the number itself."""
+    return WARMUP_SEEDS[base_seed] if base_seed < len(WARMUP_SEEDS) else base_seed
+
+
 def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     """Folder of the base policy of `spec`: the package's own, or the one in `cache`, made now unless it is there.
 
     Raises:
         ValueError: If a file of the package's own is not the one that was published.
     """
-    if spec.seed in WARMUP_SEEDS:
-        packaged = PACKAGED / str(WARMUP_SEEDS.index(spec.seed))
-        if (packaged / _RECIPE).is_file() and read_json(packaged / _RECIPE)["spec"] == json.loads(_json(spec)):
-            check_files(packaged)
-            return packaged
+    number = WARMUP_SEEDS.index(spec.seed) if spec.seed in WARMUP_SEEDS else spec.seed
+    packaged = PACKAGED / str(number)
+    if (packaged / _RECIPE).is_file() and read_json(packaged / _RECIPE)["spec"] == json.loads(_json(spec)):
+        check_files(packaged)
+        return packaged
     folder = cache / f"base-{spec.fingerprint()}"
     if world_size() == 1:
         made_once(folder, lambda beside: make_base_policy(spec, beside))

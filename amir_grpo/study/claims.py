@@ -22,7 +22,7 @@ from amir_grpo.study.inference import (
     verdict,
 )
 from amir_grpo.study.kept import TRAINED, Studies, StudyResults, compared, level, shared_runs
-from amir_grpo.study.plan import Outcome, Plan, judge_alone, run_sequence, sequence_table
+from amir_grpo.study.plan import Outcome, Plan, is_pilot, judge_alone, run_sequence, sequence_table
 
 Pair = tuple[str, str]  # the new arm and the old one, as `regime/arm`
 GRPO = "clean/grpo"
@@ -95,9 +95,9 @@ def gain(study: StudyResults, new: str, old: str, group: str = TRAINED, k: int =
 
 
 def test_outcomes(study: StudyResults, plan: Plan) -> list[Outcome]:
-    """Judge the tests of the plan: in their fixed sequence for the confirmation, each by itself for the pilot."""
+    """Judge the tests of the plan: in their fixed sequence, or each by itself for a pilot."""
     found = {test.name: gain(study, *test.pair) for test in plan.tests if study.has(*test.pair)}
-    return run_sequence(plan, found) if study.name == "confirmation" else judge_alone(plan, found)
+    return judge_alone(plan, found) if is_pilot(study.name) else run_sequence(plan, found)
 
 
 test_outcomes.__test__ = False  # no test case of pytest
@@ -124,7 +124,7 @@ def gain_table(studies: Studies, pairs: Sequence[Pair], plan: Plan, family: Sequ
         Columns study, regime, new, old, about, old_percent and old_range (of the old arm's runs, as text), those of
         `Comparison.columns`, p_holm, and verdict: higher, lower, equivalent, undecided or not tested.
     """
-    tests = test_outcomes(studies.main, plan) if studies.main.name == "confirmation" else []
+    tests = [] if is_pilot(studies.main.name) else test_outcomes(studies.main, plan)
     turns = {frozenset(outcome.test.pair): outcome.tested for outcome in tests if outcome.comparison}
     found = {
         (new, old): (study, gain(study, new, old))

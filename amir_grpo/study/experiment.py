@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from amir_grpo.choices import STUDIES, check_names
+from amir_grpo.choices import check_names
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.runs.opening import NO_EFFECT
 from amir_grpo.runs.run import Run, open_run
@@ -21,7 +21,7 @@ from amir_grpo.settings import RunSettings, differences, settings_of
 from amir_grpo.study import measures
 from amir_grpo.study.arms import ARMS, BASE, PROFILE, Arm
 from amir_grpo.study.kept import KeptRun, keep_run, read_run
-from amir_grpo.study.plan import Plan
+from amir_grpo.study.plan import Plan, is_pilot
 from amir_grpo.system.cluster import Cluster, run_jobs, submitting, visible_gpus
 from amir_grpo.system.locks import locked
 from amir_grpo.system.provenance import provenance
@@ -37,12 +37,12 @@ class StudyRun:
     """One run of a study as a value that travels to a worker process.
 
     Attributes:
-        study: Which of `STUDIES` it belongs to.
+        study: Which study it belongs to.
         arm: What is trained.
         seed: The seed of the run, equal for all arms that are compared; the training's own adds the arm's offset.
         base: Which base policy.
         folder: Holds the run folders.
-        overrides: Changes to all runs, such as fewer steps for a test.
+        overrides: Changes to all runs: those of the plan, or fewer steps for a test.
         profile: The profile that the arm changes.
     """
 
@@ -77,14 +77,12 @@ class StudyRun:
         return open_run(self.profile, self.folder / self.name, self.settings.flat())
 
 
-def arms_in_order(plan: Plan, study: str) -> list[list[str]]:
-    """Return the arms of a study as `regime/arm`, in the blocks in which they are run: the base policies, what each test
-    of the plan needs, then the plan's other arms. The pilot goes on with the exploratory arms, one by one."""
-    blocks = [[f"{plan.regimes[0].name}/{BASE}"]]
-    blocks += [list(reversed(test.pair)) for test in plan.tests]
-    blocks += [[path] for path in (*plan.planned, *(ARMS if study == "pilot" else ()))]
-    seen: set[str] = set()
-    return [new for block in blocks if (new := [path for path in block if not (path in seen or seen.add(path))])]
+def arms_in_order(plan: Plan, study: str) -> list[str]:
+    """Return the trained arms of a study as `regime/arm`: what each test of the plan needs, test by test, then the plan's
+    other arms, and in a pilot the exploratory ones."""
+    tested = [path for test in plan.tests for path in reversed(test.pair)]
+    explored = [path for path, arm in ARMS.items() if arm.method != BASE] if is_pilot(study) else []
+    return list(dict.fromkeys([*tested, *plan.planned, *explored]))
 
 
 def runs_in_order(
@@ -94,34 +92,38 @@ def runs_in_order(
     arms: Collection[str] = (),
     seeds: Collection[int] = (),
     overrides: Mapping[str, Any] | None = None,
-    profile: str = PROFILE,
+    profile: str | None = None,
 ) -> list[StudyRun]:
-    """Every run of a study, block by block of `arms_in_order` and within a block seed by seed.
+    """Every run of a study: the base policies, then seed by seed all arms, so that wherever a study is stopped all arms have
+    the same runs, but for one seed.
 
-    The base policies come first, each once, with the first seed that is theirs: all runs need their completions. So the
-    tests are complete one by one, wherever a study is stopped.
+    Each base policy comes once, with the first seed that is its own: all runs need its completions.
 
     Args:
-        study: One of `STUDIES`.
+        plan: The one that the study belongs to.
+        study: One of those of the plan.
+        folder: As in `StudyRun`.
         arms, seeds: Only these, and the base policies that they need. Empty: all.
-        folder, overrides, profile: As in `StudyRun`.
+        overrides: Changes to the plan's settings. None: no changes.
+        profile: In place of the plan's.
 
     Raises:
         ValueError: If an arm or a seed is none of the study's, with all that are.
     """
-    check_names("study", [study], STUDIES)
-    (untrained,), *blocks = arms_in_order(plan, study)
-    grids = {path: plan.run_grid(study, path) for block in blocks for path in block}
+    check_names("study", [study], plan.first_seeds)
+    untrained = f"{plan.regimes[0].name}/{BASE}"
+    grids = {path: plan.run_grid(study, path) for path in arms_in_order(plan, study)}
     check_names("arm", arms, [untrained, *grids])
     longest = max(grids.values(), key=len)
     check_names("seed", map(str, seeds), [str(seed) for _, seed in longest])
     chosen = [(base, seed) for base, seed in longest if not seeds or seed in seeds]
     bases = {base for base, _ in chosen}
     runs = [(untrained, base, seed) for base, seed in longest[: plan.base_policies] if base in bases]
-    for block in blocks:
-        wanted = [path for path in block if not arms or path in arms]
-        runs += [(path, *place) for place in chosen for path in wanted if place in grids[path]]
-    return [StudyRun(study, ARMS[path], seed, base, folder, overrides or {}, profile) for path, base, seed in runs]
+    wanted = [path for path in grids if not arms or path in arms]
+    runs += [(path, *place) for place in chosen for path in wanted if place in grids[path]]
+    changes = {**plan.settings, **(overrides or {})}
+    profile = profile or plan.profile
+    return [StudyRun(study, ARMS[path], seed, base, folder, changes, profile) for path, base, seed in runs]
 
 
 def single_run(
@@ -130,7 +132,7 @@ def single_run(
     folder: Path,
     name: str,
     overrides: Mapping[str, Any] | None = None,
-    profile: str = PROFILE,
+    profile: str | None = None,
 ) -> StudyRun:
     """Return one run of a study by its name, `regime/arm/seed`; the other arguments as in `runs_in_order`.
 
@@ -312,7 +314,7 @@ def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:
     from amir_grpo.policies.sampling import tokenize_prompts
 
     s = base.settings
-    benchmarks = [name for name in s.evaluation.benchmarks if name in TRAINED_ON[s.policy.model_name]]
+    benchmarks = [name for name in s.evaluation.benchmarks if name in TRAINED_ON[s.data.dataset_name]]
     shared = measures.mixed_completions(base.samples([BASE], benchmarks))
     tokenizer = load_tokenizer(base.base(), s.policy.trust_remote_code)
     prompts: dict[str, list[int]] = {}

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from amir_grpo.metrics import pass_at_k
 from amir_grpo.sandbox.problems import TRAINED_ON
+from amir_grpo.settings import RunSettings
 from amir_grpo.study.arms import ARMS, BASE, REGIMES
 from amir_grpo.study.inference import Comparison, compare
-from amir_grpo.study.plan import Plan, check_frozen
+from amir_grpo.study.plan import Plan, check_frozen, is_pilot
 from amir_grpo.system.files import atomic_write, shipped
 from amir_grpo.system.provenance import to_json
 
@@ -31,7 +32,7 @@ Scores = Mapping[tuple[int, int], Score]  # by (base, seed)
 _RECORD = "run.json"
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that bytes depend on results alone
 # Settings that all runs of a study share: what they are evaluated on.
-_SHARED = ("model_name", "benchmarks", "eval_limit", "num_samples")
+_SHARED = ("model_name", "benchmarks", "eval_limit", "eval_seed", "num_samples")
 _PROBLEM = ["benchmark", "problem"]
 
 
@@ -204,11 +205,11 @@ def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
     Raises:
         ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
     """
-    if study.name != "confirmation":
+    if is_pilot(study.name):
         return study
     check_frozen(plan)
     made = study.runs[study.runs["method"] != BASE].groupby("path").size()
-    complete = [path for path, runs in made.items() if runs >= len(plan.run_grid("confirmation", path)) > 0]
+    complete = [path for path, runs in made.items() if runs >= len(plan.run_grid(study.name, path)) > 0]
     if complete:
         complete += study.runs.loc[study.runs["method"] == BASE, "path"].unique().tolist()
     tables = {
@@ -253,7 +254,7 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
             table = pd.concat([run.tables[kind] for run in having], keys=keys, names=NAMES)
             tables[kind] = table.reset_index(level=NAMES).reset_index(drop=True)
     settings = kept[0].record["settings"]
-    found, trained = tables["problems"]["benchmark"].unique(), TRAINED_ON[settings["model_name"]]
+    found, trained = tables["problems"]["benchmark"].unique(), TRAINED_ON[settings["dataset_name"]]
     groups = {TRAINED: [b for b in found if b in trained], LONGER: [b for b in found if b not in trained]}
     study = kept[0].record["study"]
     return StudyResults(study, settings["model_name"], runs, tables, groups, settings["num_samples"])
@@ -263,11 +264,11 @@ def _check_one_study(first: KeptRun, other: KeptRun) -> None:
     """Raise ValueError if the two cannot be compared."""
     records = [run.record for run in (first, other)]
     a, b = (f"{record['regime']}/{record['arm']}, seed {record['seed']}" for record in records)
+    was, is_now = ({**RunSettings().flat(), **record["settings"], **record} for record in records)
     for name in ("study", "profile", *_SHARED):
-        was, other_value = (record.get(name, record["settings"].get(name)) for record in records)
-        if was != other_value:
+        if was[name] != is_now[name]:
             raise ValueError(
-                f"{a} has {name}={was!r}, and {b} has {other_value!r}: keep them in folders of their own."
+                f"{a} has {name}={was[name]!r}, and {b} has {is_now[name]!r}: keep them in folders of their own."
             )
     if not first.tables["problems"][_PROBLEM].equals(other.tables["problems"][_PROBLEM]):
         raise ValueError(f"{a} and {b} were evaluated on different problems: runs are paired by problem.")

@@ -1,4 +1,4 @@
-"""The plan of the study, read from `plan.toml`, and the fixed sequence of its tests.
+"""A plan of the study, read from a TOML file beside this module, and the fixed sequence of its tests.
 
 In a fixed sequence every test has the whole level α, and the first that does not show its hypothesis ends it: those after
 it are not tested. That keeps the chance that anything false is shown at α without a correction. The gate comes first: where
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from amir_grpo.choices import SANDBOX
 from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, Verdict, verdict
 from amir_grpo.system.provenance import file_at
 
 PLAN = Path(__file__).with_name("plan.toml")
+# Of each study, the file with its plan.
+PLANS = {"pilot": PLAN, "confirmation": PLAN, "fresh": PLAN.with_name("plan_fresh.toml")}
 # What freezing itself changes.
 _FREEZE: dict[str, Any] = {"frozen": True, "commit": "", "date": ""}
 _ENTRIES = {"frozen", "commit", "date", "alpha", "power", "margin", "endpoint", "runs", "regime", "test"}
+_ENTRIES |= {"profile", "settings"}
+
+
+def is_pilot(study: str) -> bool:
+    """Tell whether a study is exploratory, and so bound by no frozen plan."""
+    return study.endswith("pilot")
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,14 @@ class Test:
 
 @dataclass(frozen=True)
 class Plan:
-    """The contents of `plan.toml`, checked. Margin and gains are in percentage points."""
+    """The contents of a plan's file, checked. Margin and gains are in percentage points.
+
+    Attributes:
+        base_policies, first_base: They are numbered from `first_base` (the setting base_seed).
+        first_seeds: By the name of each study that the plan has, the seed of its first run.
+        pilot_runs: Runs of each arm in the pilot; 0 without one.
+        profile, settings: What every run starts from, and the settings that all of them change.
+    """
 
     frozen: bool
     commit: str
@@ -73,6 +89,10 @@ class Plan:
     pilot_runs: int
     regimes: tuple[Regime, ...]
     tests: tuple[Test, ...]
+    first_base: int = 0
+    profile: str = SANDBOX
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    path: Path = field(default=PLAN, compare=False)
 
     @property
     def planned(self) -> dict[str, int]:
@@ -83,11 +103,12 @@ class Plan:
         """Return the (base policy, seed) of the runs of an arm: seeds go round the base policies.
 
         Args:
-            study: pilot or confirmation.
+            study: One of those that the plan has.
             path: The arm, as `regime/arm`. One that the plan does not have is in the pilot alone.
         """
-        runs = self.planned.get(path, 0) if study == "confirmation" else self.pilot_runs
-        return [(place % self.base_policies, self.first_seeds[study] + place) for place in range(runs)]
+        runs = self.pilot_runs if is_pilot(study) else self.planned.get(path, 0)
+        first_base, first_seed = self.first_base, self.first_seeds[study]
+        return [(first_base + place % self.base_policies, first_seed + place) for place in range(runs)]
 
 
 @dataclass(frozen=True)
@@ -121,7 +142,7 @@ def read_plan(path: Path = PLAN) -> Plan:
         ValueError: If something is missing, unknown or contradicts itself, with the entry's name.
     """
     try:
-        plan = _plan(tomllib.loads(path.read_text(encoding="utf-8")))
+        plan = replace(_plan(tomllib.loads(path.read_text(encoding="utf-8"))), path=path)
         if problem := next(_contradictions(plan), None):
             raise ValueError(problem)
     except tomllib.TOMLDecodeError as error:
@@ -142,8 +163,10 @@ def _plan(found: Mapping[str, Any]) -> Plan:
         quantity=endpoint["quantity"],
         benchmarks=endpoint["benchmarks"],
         base_policies=runs["base_policies"],
-        first_seeds={study: runs["first_seed"][study] for study in ("pilot", "confirmation")},
-        pilot_runs=runs["pilot"],
+        first_base=runs.get("first_base", 0),
+        first_seeds=runs["first_seed"],
+        pilot_runs=runs.get("pilot", 0),
+        **{name: found[name] for name in ("profile", "settings") if name in found},
         regimes=tuple(Regime(**entry) for entry in found["regime"]),
         tests=tuple(Test(**{**entry, "hypothesis": Hypothesis(entry["hypothesis"])}) for entry in found["test"]),
     )
@@ -162,11 +185,16 @@ def _contradictions(plan: Plan) -> Iterator[str]:
         yield f"frozen at commit {plan.commit!r}: give the 40 hexadecimal digits of its hash."
     if plan.frozen and not _is_date(plan.date):
         yield f"frozen on date {plan.date!r}: give it as YYYY-MM-DD."
-    for what, count in {"the pilot": plan.pilot_runs, **plan.planned}.items():
+    pilots, confirming = (
+        [study for study in plan.first_seeds if is_pilot(study) is exploratory] for exploratory in (True, False)
+    )
+    for what, count in {**{f"the {study}": plan.pilot_runs for study in pilots}, **plan.planned}.items():
         if plan.base_policies < 1 or count < 1 or count % plan.base_policies:
             yield f"{what}: {count} runs do not divide over {plan.base_policies} base policies."
-    pilot = {seed for _, seed in plan.run_grid("pilot", "")}
-    if both := pilot & {seed for path in plan.planned for _, seed in plan.run_grid("confirmation", path)}:
+    tried = {seed for study in pilots for _, seed in plan.run_grid(study, "")}
+    if both := tried & {
+        seed for study in confirming for path in plan.planned for _, seed in plan.run_grid(study, path)
+    }:
         yield f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart."
     for what, names in (("regime", [r.name for r in plan.regimes]), ("test", [t.name for t in plan.tests])):
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -189,8 +217,8 @@ def _is_date(text: str) -> bool:
         return False
 
 
-def check_frozen(plan: Plan, path: Path = PLAN) -> None:
-    """Check that the plan, read from `path`, is frozen and is as it was at the commit that it names.
+def check_frozen(plan: Plan) -> None:
+    """Check that a plan is frozen and is as it was at the commit that it names.
 
     Where git does not know that commit, as outside a clone, the latter cannot be told and is not checked.
 
@@ -198,10 +226,10 @@ def check_frozen(plan: Plan, path: Path = PLAN) -> None:
         ValueError: If it is not frozen, or was changed since.
     """
     if not plan.frozen:
-        raise ValueError(f"The confirmation begins when the plan is frozen: see {path}.")
-    then = file_at(plan.commit, path)
+        raise ValueError(f"The confirmation begins when the plan is frozen: see {plan.path}.")
+    then = file_at(plan.commit, plan.path)
     if then is not None and replace(_plan(tomllib.loads(then)), **_FREEZE) != replace(plan, **_FREEZE):
-        raise ValueError(f"{path} is not what it was at commit {plan.commit[:12]}, which it names: restore it.")
+        raise ValueError(f"{plan.path} is not what it was at commit {plan.commit[:12]}, which it names: restore it.")
 
 
 def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from amir_grpo.choices import SIGNIFICANCE
+from amir_grpo.sandbox.base import WARMUP_SEEDS, warmup_seed
+from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.study.inference import Comparison, Verdict
-from amir_grpo.study.plan import PLAN, check_frozen, read_plan, run_sequence, sequence_table
+from amir_grpo.study.plan import PLAN, PLANS, check_frozen, read_plan, run_sequence, sequence_table
 from amir_grpo.system.provenance import file_at
 
 # The plan as it was before it was frozen.
@@ -180,10 +182,30 @@ def test_a_frozen_plan_is_read(tmp_path):
     assert (plan.commit, plan.date) == ("0a" * 20, "2026-11-22")
 
 
-def test_the_plan_of_the_study_is_the_one_that_was_frozen(plan):
-    if file_at(plan.commit, PLAN) is None:
+@pytest.mark.parametrize("path", sorted(set(PLANS.values())), ids=lambda path: path.stem)
+def test_a_plan_of_the_study_is_the_one_that_was_frozen(path):
+    plan = read_plan(path)
+    if file_at(plan.commit, path) is None:
         pytest.skip("git does not know the commit at which the plan was frozen")
     check_frozen(plan)
+
+
+def test_the_fresh_plan_shares_no_base_policy_seed_or_evaluation_problem_with_the_first(plan):
+    fresh = read_plan(PLANS["fresh"])
+    grids = [fresh.run_grid("fresh", path) for path in fresh.planned]
+    assert {len(grid) for grid in grids} == {12}
+    bases, seeds = map(set, zip(*grids[0], strict=True))
+    assert {warmup_seed(base) for base in bases} == set(range(9, 21))  # the nine before have been tried
+    assert not {warmup_seed(base) for base in bases} & set(WARMUP_SEEDS)
+    before = (plan.run_grid("pilot", ""), plan.run_grid("confirmation", "nuisance/grpo"))
+    assert not seeds & {seed + more for grid in before for _, seed in grid for more in (0, 100)}  # grpo-again: + 100
+    for benchmark in fresh.settings["benchmarks"]:
+        old, new = (load_sandbox(benchmark, 400, seed)["question"] for seed in (0, fresh.settings["eval_seed"]))
+        assert not set(old) & set(new)
+    again = [test for test in plan.tests if test.name in ORDER[1:2] + ORDER[6:]]
+    for ours, theirs in zip(fresh.tests[1:], again, strict=True):
+        assert (ours.name, ours.pair, ours.hypothesis) == (theirs.name, theirs.pair, theirs.hypothesis)
+    assert (fresh.alpha, fresh.margin, fresh.quantity) == (plan.alpha, plan.margin, plan.quantity)
 
 
 def test_a_frozen_plan_is_what_it_was_at_its_commit(tmp_path):
@@ -194,14 +216,14 @@ def test_a_frozen_plan_is_what_it_was_at_its_commit(tmp_path):
 
     path = rewritten(tmp_path)
     with pytest.raises(ValueError, match="begins when the plan is frozen"):
-        check_frozen(read_plan(path), path)
+        check_frozen(read_plan(path))
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "--message=plan")
     freeze = [("frozen = false", "frozen = true"), ('commit = ""', f'commit = "{git("rev-parse", "HEAD")}"')]
     freeze += [('date = ""', 'date = "2026-11-22"')]
     rewritten(tmp_path, *freeze)
-    check_frozen(read_plan(path), path)
+    check_frozen(read_plan(path))
     rewritten(tmp_path, *freeze, ("margin = 0.5", "margin = 0.8"))
     with pytest.raises(ValueError, match="is not what it was at commit"):
-        check_frozen(read_plan(path), path)
+        check_frozen(read_plan(path))
