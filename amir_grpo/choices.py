@@ -27,7 +27,7 @@ STORIES = "stories"  # the training set made for it
 
 # The studies behind the claims: exploratory runs, the runs of the frozen tests, and those of a second frozen plan, with base
 # policies that nobody selected. A name that ends with "pilot" is exploratory.
-STUDIES = ("pilot", "confirmation", "fresh")
+STUDIES = ("pilot", "confirmation", "fresh", "family")
 
 # the preference term
 PAIR_MINING = ("all", "topk", "permuted")

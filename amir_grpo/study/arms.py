@@ -37,6 +37,7 @@ TITLES = {
     "correctness": "correctness alone",
 }
 BASE = "base"
+RELATIVES = "correctness"  # the regime of the head-to-head of AMIR-GRPO's relatives, which is a study of its own
 
 _MIXTURE = {"lambda_schedule": "mixture", "preference_share": 0.6}
 # The paper's λ, β and δ; the rewards are this package's.

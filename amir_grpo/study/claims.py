@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from amir_grpo.choices import PARAMETERS
 from amir_grpo.metrics import holm
-from amir_grpo.study.arms import about
+from amir_grpo.study.arms import BASE, about
 from amir_grpo.study.inference import (
     COLUMNS,
     Comparison,
@@ -22,7 +22,7 @@ from amir_grpo.study.inference import (
     verdict,
 )
 from amir_grpo.study.kept import TRAINED, Studies, StudyResults, compared, level, shared_runs
-from amir_grpo.study.plan import Outcome, Plan, is_pilot, judge_alone, run_sequence, sequence_table
+from amir_grpo.study.plan import QUANTITIES, Outcome, Plan, is_pilot, judge_alone, run_sequence, sequence_table
 
 Pair = tuple[str, str]  # the new arm and the old one, as `regime/arm`
 GRPO = "clean/grpo"
@@ -94,9 +94,26 @@ def gain(study: StudyResults, new: str, old: str, group: str = TRAINED, k: int =
     return compared(study.solved(new, group, k), study.solved(old, group, k)).scaled(100.0)
 
 
+def hard_gain(study: StudyResults, new: str, old: str) -> Comparison:
+    """Return how much larger a gain in pass@1 is on hard problems than on easy ones, in points.
+
+    Hard: problems of the trained lengths that the base policy of a run never solves; easy: those that it solves in two
+    samples or more.
+    """
+    regime = new.partition("/")[0]
+    bases = {base: solved * study.samples for (base, _), solved in study.solved(f"{regime}/{BASE}").items()}
+
+    def contrast(path: str) -> dict[tuple[int, int], float]:
+        runs = study.solved(path).items()
+        return {run: solved[bases[run[0]] < 0.5].mean() - solved[bases[run[0]] > 1.5].mean() for run, solved in runs}
+
+    return compared(contrast(new), contrast(old)).scaled(100.0)
+
+
 def test_outcomes(study: StudyResults, plan: Plan) -> list[Outcome]:
     """Judge the tests of the plan: in their fixed sequence, or each by itself for a pilot."""
-    found = {test.name: gain(study, *test.pair) for test in plan.tests if study.has(*test.pair)}
+    gains = dict(zip(QUANTITIES, (gain, hard_gain), strict=True))
+    found = {test.name: gains[test.quantity](study, *test.pair) for test in plan.tests if study.has(*test.pair)}
     return judge_alone(plan, found) if is_pilot(study.name) else run_sequence(plan, found)
 
 

@@ -19,7 +19,7 @@ from amir_grpo.runs.run import Run, open_run
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.settings import RunSettings, differences, settings_of
 from amir_grpo.study import measures
-from amir_grpo.study.arms import ARMS, BASE, PROFILE, Arm
+from amir_grpo.study.arms import ARMS, BASE, PROFILE, RELATIVES, Arm
 from amir_grpo.study.kept import KeptRun, keep_run, read_run
 from amir_grpo.study.plan import Plan, is_pilot
 from amir_grpo.system.cluster import Cluster, run_jobs, submitting, visible_gpus
@@ -81,7 +81,8 @@ def arms_in_order(plan: Plan, study: str) -> list[str]:
     """Return the trained arms of a study as `regime/arm`: what each test of the plan needs, test by test, then the plan's
     other arms, and in a pilot the exploratory ones."""
     tested = [path for test in plan.tests for path in reversed(test.pair)]
-    explored = [path for path, arm in ARMS.items() if arm.method != BASE] if is_pilot(study) else []
+    mine = (arm for arm in ARMS.values() if arm.method != BASE and arm.regime != RELATIVES)
+    explored = [arm.path for arm in mine] if is_pilot(study) else []
     return list(dict.fromkeys([*tested, *plan.planned, *explored]))
 
 

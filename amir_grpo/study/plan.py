@@ -24,7 +24,14 @@ from amir_grpo.system.provenance import file_at
 
 PLAN = Path(__file__).with_name("plan.toml")
 # Of each study, the file with its plan.
-PLANS = {"pilot": PLAN, "confirmation": PLAN, "fresh": PLAN.with_name("plan_fresh.toml")}
+PLANS = {
+    "pilot": PLAN,
+    "confirmation": PLAN,
+    "fresh": PLAN.with_name("plan_fresh.toml"),
+    "family": PLAN.with_name("plan_family.toml"),
+}
+# What a test compares: pass@1, or how much more of a gain is on hard problems than on easy ones (`claims.hard_gain`).
+QUANTITIES = ("pass@1", "hard minus easy")
 # What freezing itself changes.
 _FREEZE: dict[str, Any] = {"frozen": True, "commit": "", "date": ""}
 _ENTRIES = {"frozen", "commit", "date", "alpha", "power", "margin", "endpoint", "runs", "regime", "test"}
@@ -47,7 +54,8 @@ class Regime:
 
 @dataclass(frozen=True)
 class Test:
-    """One comparison of the sequence: arm `new` against arm `old` in a regime, and what is to be shown."""
+    """One comparison of the sequence: arm `new` against arm `old` in a regime, what is to be shown, and of which quantity
+    (one of `QUANTITIES`)."""
 
     name: str
     about: str
@@ -56,6 +64,7 @@ class Test:
     old: str
     hypothesis: Hypothesis
     gate: bool = False
+    quantity: str = "pass@1"
 
     __test__ = False  # no test case of pytest
 
@@ -201,6 +210,8 @@ def _contradictions(plan: Plan) -> Iterator[str]:
             yield f"{what} {twice[0]!r} is there twice."
     arms = {regime.name: regime.arms for regime in plan.regimes}
     for test in plan.tests:
+        if test.quantity not in QUANTITIES:
+            yield f"test {test.name!r}: quantity {test.quantity!r} is none of {', '.join(QUANTITIES)}."
         if test.regime not in arms:
             yield f"test {test.name!r}: no regime {test.regime!r}; there are {', '.join(arms)}."
         elif unknown := {test.new, test.old} - set(arms[test.regime]):

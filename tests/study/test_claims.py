@@ -33,6 +33,18 @@ def test_a_gain_is_that_of_the_trained_lengths_paired_by_run_and_problem():
     assert (found.bases, found.runs, found.problems) == (6, 6, 2 * PROBLEMS)
 
 
+def test_a_gain_on_hard_problems_is_told_from_one_on_easy_ones():
+    levels = {"correctness/base": -2.0, "correctness/grpo": 0.0, "correctness/listwise": 0.4}
+    study = made_up_study(levels)
+    table = study.tables["problems"].set_index(["arm", "base", "benchmark", "problem"])["correct"].unstack("arm") / 8
+    table = table[table.index.get_level_values("benchmark").isin(study.benchmarks[claims.TRAINED])]
+    gain = table["listwise"] - table["grpo"]
+    hard, easy = (gain[which].groupby("base").mean() for which in (table["base"] == 0, table["base"] >= 2 / 8))
+    found = claims.hard_gain(study, "correctness/listwise", "correctness/grpo")
+    assert found.estimate == pytest.approx(100 * (hard - easy).mean())
+    assert found.p_value == pytest.approx(stats.ttest_1samp(hard - easy, 0).pvalue)
+
+
 def test_the_pilot_is_read_test_by_test_and_the_confirmation_in_sequence():
     arms = {OLD: 0.5, "clean/two-step-grpo": 0.5, "nuisance/grpo": 0.0, "nuisance/mixture-0.6": 1.0}
     pilot = {o.test.name: o for o in claims.test_outcomes(made_up_study(arms), PLAN)}

@@ -160,6 +160,7 @@ def test_the_table_has_every_test_with_its_estimate_and_what_it_could_have_detec
         ([('name = "outliers"\nabout = "With', 'name = "nuisance"\nabout = "With')], "test 'nuisance' is there twice"),
         ([('hypothesis = "greater"', 'hypothesis = "better"')], "'better' is not a valid Hypothesis"),
         ([('hypothesis = "greater"', 'hypothesis = "greater"\nmargin = 2')], "margin"),
+        ([('hypothesis = "greater"', 'hypothesis = "greater"\nquantity = "pass"')], "quantity 'pass' is none of"),
         ([("frozen = false", "frozen = ")], "is not valid TOML"),
     ],
 )
