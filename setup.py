@@ -11,7 +11,7 @@ setup(
         "amir_grpo.sandbox": ["base_policies/*/*"],
         "amir_grpo": ["profiles.toml"],
         "amir_grpo.policies": ["shapes.toml"],
-        "amir_grpo.study": ["*.toml"],
+        "amir_grpo.study": ["*.toml", "plan_notes.md"],
         "amir_grpo.shipped.data": ["**/*"],
         "amir_grpo.shipped.notebooks": ["*.ipynb"],
     },

@@ -99,6 +99,8 @@ class DataSettings(Group):
     """Worked examples that a prompt begins with, as earlier turns; for problems that are made on the spot."""
     calibration: bool = False
     """Ask for a stated confidence and reward its Brier score."""
+    claims: bool = True
+    """Reward true claims of arithmetic in the text, 0.1 each, at most five. The published lists of rewards do not."""
     max_prompt_length: int = Field(1024, gt=0)
     """Longest prompt, in tokens; longer ones lose their beginning."""
 
@@ -264,7 +266,7 @@ class StudySettings(Group):
 
 
 class RunSettings(Group):
-    """All settings of one run folder, for both methods; the defaults are the published ones for Qwen2.5-3B."""
+    """All settings of one run folder, for both methods; the defaults are the published ones for Qwen2.5-3B, but claims."""
 
     policy: PolicySettings = PolicySettings()
     data: DataSettings = DataSettings()

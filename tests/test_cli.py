@@ -18,7 +18,7 @@ from amir_grpo.options import parse
 from amir_grpo.policies.source import named_policies
 from amir_grpo.runs.run import open_run
 from amir_grpo.sandbox.problems import chain_answer, load_sandbox
-from amir_grpo.settings import FIELDS, differences, settings_of
+from amir_grpo.settings import FIELDS, PROFILES, differences, settings_of
 from amir_grpo.trl_options import trainer_options
 
 # one worker of xdist, so that what the module shares is made once
@@ -200,13 +200,14 @@ def test_the_published_command_is_read_as_it_is_written(monkeypatch, tmp_path):
     assert own["trainer_type"] == "amir_grpo"
     assert own["model_dir"] == "trained_model_directory"
     assert len(options) == sum(word.startswith("--") for word in words) - 3, "every other option is a setting"
-    # what it changes of the paper's profile for that policy
+    # what it changes of the paper's profile for that policy: an upper clipping range that is ε, and what is kept and logged
     assert differences(settings_of("paper-gemma4b"), settings_of("paper-gemma4b", options)) == {
-        "calibration": (False, True),
         "epsilon_high": (None, 0.2),
         "save_steps": (250, 50),
         "report_to": ("none", "wandb"),
     }
+    assert options["calibration"]
+    assert not any(settings_of(profile).data.claims for profile in PROFILES if profile.startswith("paper-"))
 
 
 def test_an_option_of_trl_reaches_the_trainer_and_is_recorded(tmp_path):

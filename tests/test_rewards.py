@@ -352,6 +352,55 @@ def test_with_calibration_the_margin_keeps_confident_pairs(confidence, kept):
     assert bool(right - wrong > 2.0) is kept
 
 
+# Completions by what they show: text, wanted answer, then correctness, integer, format, tags, and with calibration format,
+# tags and Brier score; this package's and those that the published rules give. The latter take the last number of a text
+# where none is boxed, compare within 0.1 %, pay "integer" for any number in the answer block, always count the eight tags,
+# and take a missing confidence for 0.5; both lists leave claims of arithmetic out.
+TABLE = {
+    "right": (GOOD, "7", (2, 0.2, 0.5, 0.1, 0, 0.1, 0), (2, 0.2, 0.5, 0.1, 0, 0.1, 0.75)),
+    "right, confident": (CONFIDENT, "7", (2, 0.2, 0, 0.046, 0.5, 0.2, 0.96), (2, 0.2, 0.5, 0.2, 0.5, 0.2, 0.96)),
+    "wrong, confident": (CONFIDENT, "8", (0, 0.2, 0, 0.046, 0.5, 0.2, 0.36), (0, 0.2, 0.5, 0.2, 0.5, 0.2, 0.36)),
+    "text after": (GOOD + "x" * 30, "7", (2, 0.2, 0, 0.07, 0, 0.1, 0), (2, 0.2, 0, 0.1, 0, 0.1, 0.75)),
+    "no integer": (
+        CONFIDENT.replace("{7}", "{7.5}"),
+        "7.5",
+        (2, 0, 0, 0.046, 0.5, 0.2, 0.96),
+        (2, 0.2, 0.5, 0.2, 0.5, 0.2, 0.96),
+    ),
+    "near": (GOOD.replace("{7}", "{1000}"), "1001", (0, 0.2, 0.5, 0.1, 0, 0.1, 0), (2, 0.2, 0.5, 0.1, 0, 0.1, 0.75)),
+    "no number": (GOOD.replace("{7}", "{x+1}"), "x+1", (2, 0, 0.5, 0.1, 0, 0.1, 0), (0, 0.2, 0.5, 0.1, 0, 0.1, 0.75)),
+    "bare": ("7", "7", (0, 0, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0, 0.75)),
+    "tag twice": (
+        "<think>" + CONFIDENT,
+        "7",
+        (2, 0.2, 0, 0.021, 0, 0.175, 0.96),
+        (2, 0.2, 0.5, 0.175, 0.5, 0.175, 0.96),
+    ),
+}
+# How the published rules differ, by function: what `docs/published-code.md` says.
+DIFFERING = {
+    "correctness": {"near", "no number", "bare"},
+    "integer_answer": {"no integer", "no number"},
+    "strict_format": {"right, confident", "wrong, confident", "no integer", "tag twice"},
+    "xml_tags": {"right, confident", "wrong, confident", "text after", "no integer", "tag twice"},
+    "strict_format, calibrated": {"tag twice"},
+    "xml_tags, calibrated": set(),
+    "brier": {"right", "text after", "near", "no number", "bare"},
+}
+
+
+def test_rewards_beside_what_the_published_rules_give():
+    plain, calibrated = reward_functions(False, claims=False), reward_functions(True, claims=False)
+    differing = {name: set() for name in DIFFERING}
+    for shows, (text, answer, ours, published) in TABLE.items():
+        values = [function([text], answer=[answer])[0] for function in (*plain, *calibrated[2:])]
+        assert values == pytest.approx(ours), shows
+        for name, own, theirs in zip(DIFFERING, ours, published, strict=True):
+            if own != theirs:
+                differing[name].add(shows)
+    assert differing == DIFFERING
+
+
 def test_all_other_rewards_span_1_4():
     best, worst = alike(5)[0], "</answer></answer>" + "x" * 200
     totals = trl_rewards([best, worst], ["0", "0"])

@@ -192,7 +192,7 @@ def run_trainer(
         policy = load_policy(base, None, settings.policy)
     trainer = StudyTrainer(
         model=policy,
-        reward_funcs=reward_functions(settings.data.calibration),
+        reward_funcs=reward_functions(settings.data.calibration, settings.data.claims),
         args=config,
         train_dataset=problems,
         processing_class=tokenizer,
