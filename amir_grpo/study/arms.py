@@ -26,6 +26,7 @@ REGIMES: dict[str, dict[str, Any]] = {
     "format": {"nuisance": "format", "nuisance_size": 1.0},
     "partial": {"nuisance": "partial", "nuisance_size": 1.0},
     "correctness": {"reward_terms": "correctness"},
+    "stories": {"max_steps": 30},
 }
 TITLES = {
     "clean": "clean rewards",
@@ -35,11 +36,14 @@ TITLES = {
     "format": "format reward",
     "partial": "partial credit",
     "correctness": "correctness alone",
+    "stories": "stories",
 }
 BASE = "base"
-RELATIVES = "correctness"  # the regime of the head-to-head of AMIR-GRPO's relatives, which is a study of its own
+# Regimes that are studies of their own: the head-to-head of AMIR-GRPO's relatives, and a language model.
+OWN_STUDIES = ("correctness", "stories")
 
 _MIXTURE = {"lambda_schedule": "mixture", "preference_share": 0.6}
+_PERMUTED = {"pair_mining": "permuted"}
 # The paper's λ, β and δ; the rewards are this package's.
 _PUBLISHED = {"lambda_reg": 0.01, "beta_dpo": 0.2, "reward_margin": 2.0}
 # Two optimizer steps per rollout, so that importance ratios leave 1: with one, every clipping rule and GSPO are GRPO.
@@ -136,7 +140,7 @@ _ALL = [
     _grpo("clean/grpo"),
     _amir("clean/published", "AMIR-GRPO, published", _PUBLISHED),
     _mixture("clean"),
-    _amir("clean/mixture-0.6-permuted", "60 %, rewards permuted", _MIXTURE, {"pair_mining": "permuted"}),
+    _amir("clean/mixture-0.6-permuted", "60 %, rewards permuted", _MIXTURE, _PERMUTED),
     *(_grpo(f"{regime}/grpo") for regime in ("nuisance", "outliers", "above-margin")),
     *(_mixture(regime) for regime in ("nuisance", "outliers", "above-margin")),
     _grpo("nuisance/dr_grpo", "Dr. GRPO", _DR_GRPO),
@@ -167,6 +171,12 @@ _ALL = [
     _relative("listwise", "listwise", 2.0),  # a right answer is worth 2: with τ = 1/2, 4 units of log-probability
     _relative("infonce", "InfoNCE", 1.0),
     _relative("dr_grpo", "Dr. GRPO", 1.0),
+    _grpo(f"stories/{BASE}", "base policy", method=BASE),
+    _grpo("stories/half-grpo", "GRPO, half of the steps", {"max_steps": 15}),
+    _grpo("stories/grpo"),
+    _amir("stories/published", "AMIR-GRPO, published", _PUBLISHED),
+    _mixture("stories"),
+    _amir("stories/mixture-0.6-permuted", "60 %, rewards permuted", _MIXTURE, _PERMUTED),
 ]
 ARMS: dict[str, Arm] = {arm.path: arm for arm in _ALL}
 

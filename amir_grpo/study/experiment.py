@@ -19,7 +19,7 @@ from amir_grpo.runs.run import Run, open_run
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.settings import RunSettings, differences, settings_of
 from amir_grpo.study import measures
-from amir_grpo.study.arms import ARMS, BASE, PROFILE, RELATIVES, Arm
+from amir_grpo.study.arms import ARMS, BASE, OWN_STUDIES, PROFILE, Arm
 from amir_grpo.study.kept import KeptRun, keep_run, read_run
 from amir_grpo.study.plan import Plan, is_pilot
 from amir_grpo.system.cluster import Cluster, run_jobs, submitting, visible_gpus
@@ -81,7 +81,7 @@ def arms_in_order(plan: Plan, study: str) -> list[str]:
     """Return the trained arms of a study as `regime/arm`: what each test of the plan needs, test by test, then the plan's
     other arms, and in a pilot the exploratory ones."""
     tested = [path for test in plan.tests for path in reversed(test.pair)]
-    mine = (arm for arm in ARMS.values() if arm.method != BASE and arm.regime != RELATIVES)
+    mine = (arm for arm in ARMS.values() if arm.method != BASE and arm.regime not in OWN_STUDIES)
     explored = [arm.path for arm in mine] if is_pilot(study) else []
     return list(dict.fromkeys([*tested, *plan.planned, *explored]))
 
@@ -264,7 +264,10 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
     drawn, method = _train_and_draw(run), run.arm.method
     opened, before = drawn.opened, time.process_time()
     tables = {"problems": measures.problem_counts(drawn.samples, drawn.greedy)}
-    tables["boundary"] = _boundary(opened, method, (base or run).open())
+    if opened.settings.policy.is_sandbox:
+        tables["boundary"] = _boundary(opened, method, (base or run).open())
+    else:  # drawing them again takes too long, and they can be read
+        tables["completions"] = drawn.samples[["benchmark", "problem_id", "sample", "correct", "tokens", "text"]]
     if method != BASE:
         from amir_grpo.runs.training import steps_per_rollout  # imports TRL, which has to come after the backend
 

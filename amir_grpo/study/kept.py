@@ -24,7 +24,7 @@ from amir_grpo.study.plan import Plan, check_frozen, is_pilot
 from amir_grpo.system.files import atomic_write, shipped
 from amir_grpo.system.provenance import to_json
 
-TABLES = ("problems", "rollouts", "richness", "boundary")
+TABLES = ("problems", "rollouts", "richness", "boundary", "completions")
 TRAINED, LONGER = "trained lengths", "longer problems"
 NAMES = ["regime", "arm", "seed", "base"]
 Score = NDArray[np.float64] | float  # of a run: one number per problem, or a single one
