@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache, TopPLogitsWarper
 
 from amir_grpo.choices import ENGINES, check_names
-from amir_grpo.policies.float64 import merged_adapters
+from amir_grpo.policies.float64 import device_for_float64, merged_adapters
 from amir_grpo.policies.loading import compute_dtype, free_memory, load_policy, load_tokenizer
 from amir_grpo.policies.source import adapted_embeddings
 from amir_grpo.settings import PolicySettings
@@ -110,10 +110,11 @@ class TransformersEngine:
         logits = self._forward(prompts["input_ids"], mask, positions, cache)
 
         streams = [stream for request in requests for stream in request.streams]
-        draw = _Draw(streams, temperature, top_p, max_new_tokens, mask.device)
+        exact = device_for_float64(mask.device)
+        draw = _Draw(streams, temperature, top_p, max_new_tokens, exact)
         ends = torch.tensor(sorted(eos_ids(self.policy, self.tokenizer)), device=mask.device)
         ids = torch.full((len(streams), max_new_tokens), int(ends[0]), device=mask.device)
-        logprobs = torch.zeros(ids.shape, dtype=torch.float64, device=mask.device)
+        logprobs = torch.zeros(ids.shape, dtype=torch.float64, device=exact)
 
         repeats = torch.tensor([len(request.streams) for request in requests], device=mask.device)
         prompt_of = torch.arange(len(repeats), device=mask.device).repeat_interleave(repeats)
@@ -122,7 +123,8 @@ class TransformersEngine:
         rows = torch.arange(len(streams), device=mask.device)  # which completions the batch still holds
         ended = torch.zeros_like(rows, dtype=torch.bool)
         for step in range(max_new_tokens):
-            token, logprobs[rows, step] = draw(logits, rows, step)
+            token, logprobs[rows.to(exact), step] = draw(logits.to(exact), rows.to(exact), step)
+            token = token.to(mask.device)
             ids[rows, step] = token
             ended |= torch.isin(token, ends)
             number_ended = int(ended.sum())

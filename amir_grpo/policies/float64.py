@@ -42,6 +42,11 @@ class _Rotary(nn.Module):
         return angles.cos(), angles.sin()
 
 
+def device_for_float64(device: torch.device) -> torch.device:
+    """Return where numbers of `device` are computed with in float64: there, or on the CPU for Apple's GPU, which cannot."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def compute_in_float64(policy: PreTrainedModel) -> None:
     """Make a policy that was loaded in float64 compute in it throughout.
 

@@ -63,17 +63,20 @@ def free_memory() -> None:
 
 
 def device(settings: PolicySettings = PolicySettings()) -> torch.device:
-    """Device that policies run on: this process's GPU, the first unless it is one of several, else the CPU."""
-    if settings.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    """Device that policies run on: this process's GPU, the first unless it is one of several, Apple's, or else the CPU."""
+    if settings.device != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    # Apple's has no float64
+    apple = settings.device != "cpu" and settings.dtype == "auto" and torch.backends.mps.is_available()
+    return torch.device("mps" if apple else "cpu")
 
 
 def compute_dtype(settings: PolicySettings = PolicySettings()) -> torch.dtype:
-    """Precision of computation: as asked for; for auto float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+    """Precision of computation: as asked for; for auto bfloat16 on a GPU of NVIDIA that has it, else float16; elsewhere
+    float32."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
-    if device(settings).type == "cpu":
+    if device(settings).type != "cuda":
         return torch.float32
     # a T4 reports bfloat16 as supported, but emulates it
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

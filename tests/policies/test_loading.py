@@ -20,7 +20,7 @@ from amir_grpo import cli
 from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies import backend, engines, loading, sampling
 from amir_grpo.policies.backend import start_backend
-from amir_grpo.policies.float64 import merged_adapters
+from amir_grpo.policies.float64 import device_for_float64, merged_adapters
 from amir_grpo.runs.run import open_run, resolve_profile
 from amir_grpo.settings import PROFILES, PolicySettings, settings_of
 from amir_grpo.system import network
@@ -256,6 +256,28 @@ def test_a_t4_computes_in_float16_although_it_can_emulate_bfloat16(monkeypatch):
     training.trainer_config("grpo", settings_of("colab-t4"), "out")
     assert asked["fp16"]
     assert not asked["bf16"]
+
+
+def test_apples_gpu_is_taken_in_float32(monkeypatch):
+    """A stand-in for a Mac: what would be loaded where, and that no float64 is computed there, which it does not have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    loaded = {}
+
+    def load(name, **options):
+        loaded.update(options)
+        raise OSError("not here")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(OSError, match="not here"):
+        loading.load_policy("a policy")
+    assert loaded["device_map"] == {"": torch.device("mps")}
+    assert loaded["dtype"] == torch.float32
+    assert device_for_float64(loading.device()) == torch.device("cpu")
+    for other in ({"device": "cpu"}, {"dtype": "float64"}):
+        assert loading.device(PolicySettings(**other)) == torch.device("cpu")
+    with pytest.raises(ValueError, match="optim=adamw_8bit needs an NVIDIA GPU"):
+        loading.check_hardware(settings_of("colab-t4", {"load_in_4bit": False}))
 
 
 def test_what_float16_trains_is_float32_and_a_loss_scaler_works(base):
