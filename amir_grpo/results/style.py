@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.system.files import atomic_write
+from amir_grpo.system.provenance import commit
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
 COLOURS = {"base": "#7a7a7a", "grpo": "#e69f00", "amir_grpo": "#0a4f8f"}
@@ -130,11 +131,16 @@ def with_interval(row: Mapping[str, float], digits: int = 2) -> str:
 
 
 @styled
-def save_figure(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
-    """Write `path_stem`.png (200 dpi) and .svg atomically; the same figure gives the same bytes. Returns both paths."""
+def save_figure(figure: Figure, path_stem: Path | str, command: str = "make figures") -> tuple[Path, Path]:
+    """Write `path_stem`.png (200 dpi) and .svg atomically. Returns both paths.
+
+    The PNG holds the command that draws it and the commit that it was drawn at; at one commit, the same figure gives the
+    same bytes.
+    """
     stem, paths = Path(path_stem), []
+    source = f"{command} (commit {commit() or 'unknown'})"
     # no dates and no versions in the files: they would differ where the figure does not
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+    for kind, metadata in (("png", {"Software": None, "Source": source}), ("svg", {"Date": None, "Creator": None})):
         write = partial(figure.savefig, format=kind, dpi=200, metadata=metadata)
         paths.append(atomic_write(stem.with_name(f"{stem.name}.{kind}"), write))
     return paths[0], paths[1]

@@ -35,7 +35,7 @@ from amir_grpo.runs.opening import configure, overrides_of, resolve_profile, run
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
 from amir_grpo.sandbox.base import base_policy, warmup_seed
 from amir_grpo.sandbox.policy import SPECS
-from amir_grpo.settings import RunSettings
+from amir_grpo.settings import RunSettings, differences, settings_of
 from amir_grpo.system.files import (
     atomic_folder,
     atomic_write,
@@ -338,7 +338,11 @@ class Run:
         from amir_grpo.results.style import save_figure
 
         (self.folder / "figures").mkdir(exist_ok=True)
-        return save_figure(figure, self.folder / "figures" / name)
+        changed = differences(settings_of(self.profile), self.settings)
+        command = f"python -m amir_grpo reproduce --profile {self.profile}"
+        for setting, (_, value) in changed.items():
+            command += f" --{setting} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        return save_figure(figure, self.folder / "figures" / name, command)
 
 
 def open_run(

@@ -197,5 +197,5 @@ _PARTS: tuple[tuple[str, Callable[[Path, Path], str | None]], ...] = (
     ("samples/*/*.parquet", _same_table),
     ("scores/*.parquet", _same_table),
     ("tables/*.csv", _same_table),
-    ("figures/[!.]*", _same_bytes),  # files that begin with a dot are left over from killed processes
+    ("figures/[!.]*.svg", _same_bytes),  # PNGs name their commit; files that begin with a dot are left over from kills
 )

@@ -43,11 +43,16 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "uncommitted_changes": None if status is None else bool(status),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores",
         "cpu": f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}",  # decides how sums are rounded
     }
+
+
+def commit() -> str | None:
+    """Return the commit of the package's repository; None where there is none, or no git."""
+    return _git("rev-parse", "HEAD")
 
 
 def record_of(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
+import subprocess
 import warnings
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -6,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from amir_grpo.results import figures, style, tables
 from tests.results.test_tables import samples_from
@@ -178,6 +181,11 @@ def test_save_figure_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path, ta
     text = first[1].read_text()
     assert ">pass@1</text>" in text  # text stays text
     assert "<dc:date>" not in text
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout
+    with Image.open(first[0]) as picture:
+        assert picture.info["Source"] == f"make figures (commit {head.strip() or 'unknown'})"
 
 
 def test_figures_leave_no_global_state(margins, summary):

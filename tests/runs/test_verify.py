@@ -5,11 +5,14 @@ import shutil
 
 import pandas as pd
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from amir_grpo import cli
+from amir_grpo.options import parse
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import TABLES, compared_with_kept, completion_digests, first_difference, keep_results
+from amir_grpo.settings import FIELDS, settings_of
 
 pytestmark = pytest.mark.xdist_group("complete run")
 
@@ -46,6 +49,16 @@ def test_the_same_settings_give_the_same_run(complete_run, runs, tiny_settings, 
     assert "The same" in capsys.readouterr().out
 
 
+def test_a_figure_holds_the_command_that_draws_it(complete_run):
+    with Image.open(complete_run.folder / "figures" / "main.png") as picture:
+        program, _, command = picture.info["Source"].partition(" (commit ")[0].partition(" amir_grpo ")
+    assert program == "python -m"
+    name, *words = command.split()
+    options = parse(name, cli.COMMANDS[name], words)
+    settings = {setting: value for setting, value in options.items() if setting in FIELDS}
+    assert settings_of(options["profile"], settings) == complete_run.settings
+
+
 def change_setting(folder):
     edit(folder / "config.json", lambda config: config["settings"].update(seed=7))
 
@@ -68,7 +81,7 @@ def change_completion(folder):
 
 
 def lose_figure(folder):
-    (folder / "figures" / "main.png").unlink()
+    (folder / "figures" / "main.svg").unlink()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,7 @@ def lose_figure(folder):
         ([change_adapter], "grpo/adapter_model.safetensors: contents"),
         ([change_log], "amir_grpo/log.csv: column reward, row 1"),
         ([change_completion], "samples/base/chain3.parquet: column text, row 0: "),
-        ([lose_figure], "figures/main.png: not in "),
+        ([lose_figure], "figures/main.svg: not in "),
         ([lose_figure, change_completion, change_adapter], "grpo/adapter_model.safetensors"),
     ],
 )
