@@ -195,11 +195,11 @@ class Run:
             from amir_grpo.runs import training  # imports TRL, which has to come after the backend
 
             with main_first():
-                problems, base = self.training_problems(), self.base()
+                problems, base, watched = self.training_problems(), self.base(), self._watched_problems()
             with self._stage(f"training {method}"):
                 if not (folder / "stage.json").exists():  # unless another process has done it in the meantime
                     started = now()
-                    log = training.train(method, self.settings, base, problems, folder, backend)
+                    log = training.train(method, self.settings, base, problems, folder, backend, watched)
                     if is_main():
                         atomic_write(log_path, lambda part: log.to_csv(part, index=False))
                         files = hashes(
@@ -210,6 +210,15 @@ class Run:
                         write_stage(folder / "stage.json", started, **more, sha256=files)
             wait_for_everyone()
         return read_table(log_path, numbers=("step", "reward"))
+
+    def _watched_problems(self) -> Dataset | None:
+        """Return the first 8 problems of each benchmark, where `eval_steps` asks to watch a training on them."""
+        if not (self.settings.train.model_extra or {}).get("eval_steps"):
+            return None
+        from datasets import concatenate_datasets
+
+        sets = [self.problems(benchmark) for benchmark in self.settings.evaluation.benchmarks]
+        return concatenate_datasets([rows.select(range(min(8, len(rows)))) for rows in sets])
 
     def _stage(self, work: str) -> AbstractContextManager[None]:
         return stage_lock(self.folder, self.settings, work)

@@ -23,12 +23,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl.models.utils import unwrap_model_for_generation
 
 from amir_grpo.answers import extract_answer, plain_number, plain_text
 from amir_grpo.family import FAMILY, family_weights
 from amir_grpo.policies.engines import Request, TransformersEngine, stream
+from amir_grpo.policies.float64 import device_for_float64
 from amir_grpo.policies.loading import is_sharded
 from amir_grpo.preference import STRATEGIES, Pairs, mine_pairs, net_pull, pair_logits
 from amir_grpo.rewards import Completion, RewardFunction, completion_texts, strict_format
@@ -36,6 +38,7 @@ from amir_grpo.system.files import atomic_write, write_checksums
 from amir_grpo.trainer import AmirGRPOConfig, AmirGRPOTrainer, loss_mask, preference_factor
 
 ROLLOUTS_FILE = "rollouts.parquet"
+WATCHED_FILE = "watched.parquet"
 _COLUMNS = ("step", "group", "tokens", "reward", "correct", "advantage", "bonus", "token_weight")
 _STATE_FILE = "preference_state.json"
 _CREDIT_RANGE = 10  # how far off an answer may be to earn partial credit
@@ -68,6 +71,9 @@ class StudyTrainer(AmirGRPOTrainer):
     the run for the completions drawn together from one prompt), tokens (that the loss sees), reward, correct (1 or 0),
     advantage (A_i), bonus (λ κ_i w_i, 0 for GRPO) and token_weight, what stands before the gradient of each token's
     log-probability in the update: (A_i + λ κ_i w_i) / (κ_i |o_i|), before clipping.
+
+    With TRL's `eval_dataset` and `eval_steps`, `watched` has one row per completion of these problems: step, problem_id,
+    question, text and correct. Each step draws them by the same random numbers, and the training does not notice.
     """
 
     args: StudyConfig
@@ -77,8 +83,10 @@ class StudyTrainer(AmirGRPOTrainer):
         if args.reward_terms == "correctness":
             args.reward_weights = [float(function.__name__ == "correctness") for function in functions]
         super().__init__(model, functions, args, *rest, **kwargs)
+        self._correctness = self.reward_func_names.index("correctness")
         self._scores: Tensor | None = None  # (N, functions) of the latest rollout, over all processes
         self._rows: list[np.ndarray] = []
+        self.watched: list[dict[str, Any]] = []
         self._rollout = (-1, 0)  # the optimizer step of the latest one drawn, and its number within that step
 
     # --- rollouts -----------------------------------------------------------------------------------------------------
@@ -92,27 +100,30 @@ class StudyTrainer(AmirGRPOTrainer):
         """Tell whether the package's own engine draws: by temperature and top_p, from a policy that is here as a whole."""
         args = self.args
         plain = not args.top_k and not args.min_p and args.repetition_penalty == 1.0 and not args.generation_kwargs
-        return args.own_engine and self.model.training and plain and not self.use_vllm and not is_sharded()
+        return args.own_engine and plain and not self.use_vllm and not is_sharded()
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *rest):
         """Draw by one random stream per completion, or let TRL draw.
 
         A stream is named by the seed, the optimizer step, the rollout within that step, the prompt's place in the rollout
-        and the completion's place in its group. So neither an interruption nor the number of processes changes what is
-        drawn, and both methods draw the same from the same policy. Each prompt goes through the policy once, and at
-        temperature 1 the log-probabilities of the completions are known without a further forward pass.
+        and the completion's place in its group; in an evaluation by the prompt, whatever the step. So neither an
+        interruption nor the number of processes changes what is drawn, and both methods draw the same from the same policy.
+        Each prompt goes through the policy once, and at temperature 1 the log-probabilities of the completions are known
+        without a further forward pass.
         """
         if not self._draws():
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *rest)
-        step, before = self.state.global_step, self._rollout
-        self._rollout = (step, before[1] + 1 if before[0] == step else 0)
+        step, before, training = self.state.global_step, self._rollout, self.model.training
+        if training:
+            self._rollout = (step, before[1] + 1 if before[0] == step else 0)
         first = self.accelerator.process_index * len(prompt_ids)  # of this process's rows among those of all
         requests: list[Request] = []
         for row, ids in enumerate(prompt_ids, start=first):
             place, number = divmod(row, num_generations)
             if number == 0 or row == first:
                 requests.append(Request(ids, []))
-            requests[-1].streams.append(stream(self.args.seed, "rollout", *self._rollout, place, number))
+            drawn_for = ("rollout", *self._rollout, place) if training else ("watched", ids)
+            requests[-1].streams.append(stream(self.args.seed, *drawn_for, number))
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as policy:
             engine = TransformersEngine(policy, self._tokenizer)
             drawn = engine.generate(requests, self.temperature, self.args.top_p, self.max_completion_length)
@@ -132,7 +143,7 @@ class StudyTrainer(AmirGRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
-            correct = self._scores[:, self.reward_func_names.index("correctness")] > 0  # (N,), over all processes
+            correct = self._scores[:, self._correctness] > 0  # (N,), over all processes
             first = self.accelerator.process_index * len(inputs)
             mine = slice(first, first + len(inputs))
             if self.args.drop_uniform_groups:
@@ -147,6 +158,24 @@ class StudyTrainer(AmirGRPOTrainer):
             row = begun * len(correct) + first + torch.arange(len(inputs), device=correct.device)
             output["group"] = row // self.num_generations
         return output
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        """Draw, grade and keep a batch of an evaluation; its loss would say nothing, and cost a forward pass."""
+        completions = self._prepare_inputs(inputs)["completion_ids"]
+        texts = self.processing_class.batch_decode(completions, skip_special_tokens=True)
+        correct = self._scores[self.accelerator.process_index * len(inputs) :, self._correctness] > 0
+        rows = [
+            {
+                "step": self.state.global_step,
+                "problem_id": problem["id"],
+                "question": problem["question"],
+                "text": text,
+                "correct": right,
+            }
+            for problem, text, right in zip(inputs, texts, correct.tolist(), strict=False)
+        ]
+        self.watched += gather_object(rows)
+        return None, None, None
 
     # --- what the study turns -----------------------------------------------------------------------------------------
 
@@ -232,7 +261,8 @@ class StudyTrainer(AmirGRPOTrainer):
         weight = (advantage + bonus) / (factor * tokens.clamp(min=1))
         step = torch.full_like(advantage, self.state.global_step + 1)
         columns = (step, inputs["group"], tokens, inputs["reward"], inputs["correct"], advantage, bonus, weight)
-        rows = torch.stack([column.double() for column in columns], dim=1)
+        exact = device_for_float64(tokens.device)
+        rows = torch.stack([column.to(exact).double() for column in columns], dim=1)
         self._rows.append(self.accelerator.gather(rows).cpu().numpy())
 
     def rollouts(self) -> pd.DataFrame:
@@ -248,6 +278,8 @@ class StudyTrainer(AmirGRPOTrainer):
             folder = self.checkpoint_folder(trial)
             if self.args.lambda_schedule != "constant":
                 (folder / _STATE_FILE).write_text(json.dumps({"lambda": self.lambda_reg}))
+            if self.watched:
+                atomic_write(folder / WATCHED_FILE, pd.DataFrame(self.watched).to_parquet)
             atomic_write(folder / ROLLOUTS_FILE, self.rollouts().to_parquet)  # the checkpoint is whole
             write_checksums(folder)
 
@@ -257,6 +289,8 @@ class StudyTrainer(AmirGRPOTrainer):
             self.lambda_reg = json.loads(file.read_text())["lambda"]
         if checkpoint is not None and (file := Path(checkpoint) / ROLLOUTS_FILE).is_file():
             self._rows.append(pd.read_parquet(file).to_numpy(dtype=float))
+        if checkpoint is not None and (file := Path(checkpoint) / WATCHED_FILE).is_file():
+            self.watched = pd.read_parquet(file).to_dict("records")
 
 
 # --- λ and pairs -------------------------------------------------------------------------------------------------------

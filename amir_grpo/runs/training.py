@@ -35,7 +35,7 @@ from amir_grpo.policies.loading import (
 )
 from amir_grpo.policies.source import copy_policy
 from amir_grpo.rewards import reward_functions
-from amir_grpo.runs.study_trainer import ROLLOUTS_FILE, StudyConfig, StudyTrainer
+from amir_grpo.runs.study_trainer import ROLLOUTS_FILE, WATCHED_FILE, StudyConfig, StudyTrainer
 from amir_grpo.settings import RunSettings
 from amir_grpo.system.files import atomic_write, check_folder, first_damaged
 from amir_grpo.system.processes import is_main, main_first
@@ -48,7 +48,13 @@ if TYPE_CHECKING:
 
 
 def train(
-    method: str, settings: RunSettings, base: str, problems: Dataset, folder: Path, backend: Backend
+    method: str,
+    settings: RunSettings,
+    base: str,
+    problems: Dataset,
+    folder: Path,
+    backend: Backend,
+    watched: Dataset | None = None,
 ) -> pd.DataFrame:
     """Train a LoRA adapter on `base` and save it into `folder`; continue from its last checkpoint where there is one.
 
@@ -58,6 +64,7 @@ def train(
         problems: Columns prompt (chat messages) and answer.
         folder: Gets the adapter, rollouts.parquet (see `StudyTrainer.rollouts`), and checkpoints under checkpoints/.
         backend: What loads the policy; it has been started.
+        watched: With eval_steps: problems whose completions are drawn every so many steps, into watched.parquet.
 
     Raises:
         OSError: If the disk cannot hold the adapter and the checkpoints.
@@ -76,10 +83,11 @@ def train(
         if is_main():
             copy_policy(last, folder)
             round_to_float32(folder / WEIGHTS)
-            for name in ("README.md", "training_args.bin", ROLLOUTS_FILE):  # as the end of a training saves them
-                shutil.copy2(last / name, folder / name)
+            for name in ("README.md", "training_args.bin", ROLLOUTS_FILE, WATCHED_FILE):  # as the end of a training
+                if (last / name).exists() or name != WATCHED_FILE:
+                    shutil.copy2(last / name, folder / name)
     else:
-        trainer = run_trainer(settings, config, base, problems, backend)
+        trainer = run_trainer(settings, config, base, problems, backend, watched)
         state = _train_to_the_end(trainer, method, folder, last)
         del trainer
         free_memory()  # a trainer refers to itself, and would keep its policy until Python happens to look
@@ -96,6 +104,7 @@ def train(
 def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Path | None) -> TrainerState:
     """Train from the base, or from checkpoint `last`, and save adapter and rollouts into `folder`."""
     args, done = trainer.args, int(last.name.rpartition("-")[2]) if last else 0
+    args.eval_on_start = args.eval_on_start and not last
     check_folder(folder, "run_dir", bytes_to_come(trainer.model, args))
     if args.device.type == "cpu":  # of several processes: accelerate numbers it, and torch.load knows no "cpu:0"
         args.__dict__["_setup_devices"] = torch.device("cpu")  # where the configuration keeps it
@@ -116,6 +125,8 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
     if is_main():
         round_to_float32(folder / WEIGHTS)  # checkpoints are not rounded: a resumed training has lost no digit
         atomic_write(folder / ROLLOUTS_FILE, trainer.rollouts().to_parquet)
+        if trainer.watched:
+            atomic_write(folder / WATCHED_FILE, pd.DataFrame(trainer.watched).to_parquet)
     return trainer.state
 
 
@@ -175,11 +186,19 @@ def trainer_config(method: str, settings: RunSettings, folder: Path, backend: st
     if method == "grpo":
         derived["lambda_reg"] = 0.0
     given = train.model_extra or {}  # options of TRL by their name, which overrule what a run would choose
+    if given.get("eval_steps"):
+        whole_groups = max(train.micro_batch // train.num_generations, 1) * train.num_generations
+        derived |= {"eval_strategy": "steps", "eval_on_start": True, "per_device_eval_batch_size": whole_groups}
     return StudyConfig(**train.model_dump() | settings.study.model_dump() | derived | given)
 
 
 def run_trainer(
-    settings: RunSettings, config: StudyConfig, base: str, problems: Dataset, backend: Backend
+    settings: RunSettings,
+    config: StudyConfig,
+    base: str,
+    problems: Dataset,
+    backend: Backend,
+    watched: Dataset | None = None,
 ) -> StudyTrainer:
     """Return the trainer of a run, with the policy and a fresh adapter loaded; arguments as in `train`."""
     set_seed(settings.train.seed)  # before the adapter is drawn, so that both methods start from the same one
@@ -195,6 +214,7 @@ def run_trainer(
         reward_funcs=reward_functions(settings.data.calibration, settings.data.claims),
         args=config,
         train_dataset=problems,
+        eval_dataset=watched,
         processing_class=tokenizer,
         peft_config=None if by_unsloth else lora_config(settings.policy, policy),
     )
@@ -238,8 +258,9 @@ class _Steps(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "reward" in logs:
             self.shown = {"reward": f"{logs['reward']:.2f}"}
-            if state.is_world_process_zero and len(state.log_history) % LEAST_STEPS == 0:
-                self._warn(pd.DataFrame(state.log_history))
+            rows = [row for row in state.log_history if "reward" in row]
+            if state.is_world_process_zero and len(rows) % LEAST_STEPS == 0:
+                self._warn(pd.DataFrame(rows))
 
     def _warn(self, log: pd.DataFrame) -> None:
         for finding in diagnose(log):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from amir_grpo.grading import is_correct
 from amir_grpo.policies.backend import Backend
 from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import ADAPTER_FILES
@@ -262,8 +263,9 @@ def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(runs
     [
         ({"dataset_limit": 8, "max_steps": 6}, 5),  # in the second epoch of four steps
         ({"steps_per_generation": 2, "per_device_train_batch_size": 8, "max_steps": 4}, 2),  # none within a rollout
+        ({"eval_steps": 1, "max_steps": 2}, 1),
     ],
-    ids=["epochs", "rollouts"],
+    ids=["epochs", "rollouts", "watched"],
 )
 def test_a_resumed_training_is_the_undisturbed_one(runs, tiny_settings, request, changes, kept):
     settings = tiny_settings | {"save_steps": 1, "save_total_limit": None, "lambda_reg": 5.0} | changes
@@ -281,3 +283,26 @@ def test_a_resumed_training_is_the_undisturbed_one(runs, tiny_settings, request,
     assert "steps_per_generation" not in changes or not {1, 3} & set(steps)
     open_run("sandbox", killed, settings).train("amir_grpo")
     assert first_difference(whole.folder, killed) is None
+    if "eval_steps" in changes:
+        seen = [pd.read_parquet(folder / "amir_grpo" / "watched.parquet") for folder in (whole.folder, killed)]
+        pd.testing.assert_frame_equal(*seen)
+
+
+def test_a_training_that_is_watched_is_the_same_training(runs, tiny_settings):
+    settings = tiny_settings | {"benchmarks": ["chain3"], "max_completion_length": 48}
+    plain = open_run("sandbox", runs / "plain", settings)
+    watched = open_run("sandbox", runs / "watched", settings | {"eval_steps": 2})
+    seen = {}
+    for method in ("grpo", "amir_grpo"):
+        plain.train(method)
+        watched.train(method)
+        adapters = [(run.folder / method / "adapter_model.safetensors").read_bytes() for run in (plain, watched)]
+        assert adapters[0] == adapters[1]
+        seen[method] = pd.read_parquet(watched.folder / method / "watched.parquet")
+        assert seen[method].groupby("step").size().to_dict() == {0: 4 * 8, 2: 4 * 8}
+    first = [table[table["step"] == 0] for table in seen.values()]
+    pd.testing.assert_frame_equal(*first)  # the same policy, and the same random numbers
+    answers = {row["id"]: row["answer"] for row in plain.problems("chain3")}
+    for row in seen["grpo"].itertuples():
+        assert row.correct == is_correct(row.text, answers[row.problem_id])
+    assert seen["grpo"]["correct"].any()
