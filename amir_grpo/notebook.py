@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -135,6 +135,30 @@ def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Style
     )
     left = {"selector": "caption", "props": "text-align: left; white-space: pre-wrap; font-weight: bold"}
     return style.set_caption(html.escape(visible(caption))).set_table_styles([left]) if caption else style
+
+
+def check(answer: Any, right: Any, hint: str) -> None:
+    """Say whether the answer to an exercise is right, to one percent; else give a hint. No answer stops a notebook.
+
+    Args:
+        answer: A number or several, None or ... where there is none yet; or a function that returns it.
+        right: What it has to be.
+        hint: What helps.
+    """
+    import numpy as np
+
+    try:
+        given = np.asarray(answer() if callable(answer) else answer)
+        if given.dtype == object:
+            said = "No answer yet."
+        elif given.shape == np.shape(right) and np.allclose(given, right, rtol=0.01, equal_nan=True):
+            print("Right.")
+            return
+        else:
+            said = f"{given} is not it."
+    except Exception as error:  # of the reader's code
+        said = f"Your code fails: {type(error).__name__}: {error}."
+    print(f"{said} Hint: {hint}")
 
 
 def visible(text: str) -> str:

@@ -60,6 +60,21 @@ def test_the_extra_gpu_is_installed_where_there_is_one(asked, monkeypatch, gpu, 
     assert any(line.startswith("torch==") for line in constraints)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (2.009, "Right."),
+        (lambda: [2], "[2] is not it. Hint: think"),
+        (None, "No answer yet. Hint: think"),
+        (lambda: [1, None], "No answer yet. Hint: think"),
+        (lambda: 1 / 0, "Your code fails: ZeroDivisionError: division by zero. Hint: think"),
+    ],
+)
+def test_an_answer_is_checked_and_stops_nothing(answer, said, capsys):
+    notebook.check(answer, 2, "think")
+    assert capsys.readouterr().out == f"{said}\n"
+
+
 def test_set_up_installs_only_what_is_missing_and_on_colab_says_what_to_expect(monkeypatch, capsys):
     monkeypatch.setattr(notebook, "install", lambda: print("installed"))
     notebook.set_up()

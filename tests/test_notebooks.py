@@ -287,6 +287,31 @@ def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path, m
     assert len(said.strip().splitlines()) <= 3, said
 
 
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.py"))
+
+
+def checked(notebook):
+    return [cell.outputs[0].text for cell in notebook.cells if "check" in cell.metadata.get("tags", ())]
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
+def test_exercises_are_solved_by_their_solutions_and_stop_no_one_without(reproduced, solution, tmp_path):
+    folder = shutil.copytree(reproduced[0], tmp_path / "run", ignore=shutil.ignore_patterns("notebooks"))
+    tables = {path: path.read_bytes() for path in folder.glob("tables/*.csv")}
+    as_shipped = ROOT / "notebooks" / f"{solution.stem}.ipynb"
+    notebook = nbformat.read(as_shipped, as_version=4)
+    exercises = [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", ())]
+    blocks = re.split(r"^# %% \d+$", solution.read_text(), flags=re.MULTILINE)[1:]
+    assert 2 <= len(exercises) == len(blocks) <= 3
+    for cell, block in zip(exercises, blocks, strict=True):
+        cell.source = block
+    nbformat.write(notebook, tmp_path / as_shipped.name)
+    assert checked(executed(tmp_path / as_shipped.name, run_dir=str(folder))) == ["Right.\n"] * len(blocks)
+    assert {path: path.read_bytes() for path in folder.glob("tables/*.csv")} == tables
+    unsolved = checked(nbformat.read(as_shipped, as_version=4))
+    assert all(text.startswith("No answer yet. Hint: ") for text in unsolved)
+
+
 def test_a_slider_of_the_lesson_redraws_its_picture(tmp_path):
     pytest.importorskip("ipywidgets", reason="needs the extra notebooks")
     lesson = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4)
