@@ -111,7 +111,12 @@ GIVEN = {"0.01", "0.05", "0.45", "3.11"}
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "docs/results.md", *(f"notebooks/{n}.ipynb" for n in ("06_claims", "07_ablations", "08_regimes"))],
+    [
+        "README.md",
+        "docs/results.md",
+        "docs/reproducibility.md",
+        *(f"notebooks/{n}.ipynb" for n in ("06_claims", "07_ablations", "08_regimes")),
+    ],
 )
 def test_every_number_with_two_decimals_in_the_prose_is_one_of_the_data(name, known):
     found = set(re.findall(r"(?<![\d.])\d+\.\d\d(?![\d.])", prose(name)))
