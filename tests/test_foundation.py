@@ -56,24 +56,40 @@ def test_constraints_are_what_is_installed():
     assert installed == {name: exact[name] for name in installed}
 
 
-def test_environment_yml_has_the_bounds_of_pyproject():
-    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
-    bounds = requirements("gpu", "notebooks")
-    for line in pip:
-        if not line.startswith("-e"):
-            wanted = Requirement(line)
-            assert wanted.specifier == bounds[wanted.name], f"{wanted.name} differs from pyproject.toml"
-
-
-def test_environment_yml_and_colab_install_the_extra_gpu():
-    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
-    assert "-e .[gpu,notebooks]" in pip
-    assert {Requirement(line).name for line in PROJECT["optional-dependencies"]["gpu"]} <= {
-        Requirement(line).name for line in pip if not line.startswith("-e")
-    }
+def test_every_way_to_start_names_the_versions_of_pyproject_and_constraints():
+    environment, binder, workflow, container = (
+        yaml.safe_load((ROOT / name).read_text())
+        for name in (
+            "environment.yml",
+            ".binder/environment.yml",
+            ".github/workflows/ci.yml",
+            ".devcontainer/devcontainer.json",
+        )
+    )
+    # conda on a GPU: the bounds, and the extra that notebooks install as well
+    bounds, (own, *pip) = requirements("gpu", "notebooks"), environment["dependencies"][-1]["pip"]
+    assert own == "-e .[gpu,notebooks]"
     assert '"gpu"' in (ROOT / "amir_grpo" / "notebook.py").read_text()
+    assert {Requirement(line).name for line in PROJECT["optional-dependencies"]["gpu"]} <= {
+        Requirement(line).name for line in pip
+    }
+    for line in pip:
+        assert Requirement(line).specifier == bounds[Requirement(line).name], f"{line} differs from pyproject.toml"
+    # a container, Binder: one script, which installs what constraints.txt names; CI does so by make
+    script, dockerfile = (ROOT / ".binder" / "postBuild").read_text(), (ROOT / "Dockerfile").read_text()
+    assert "--constraint constraints.txt --editable '.[notebooks]'" in script
+    assert "RUN .binder/postBuild" in dockerfile
+    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    run = [step["run"] for step in steps if "run" in step]
+    assert run[:2] == [".ci/run", "make setup"]
+    executed = [re.match(r"\.venv/bin/papermill (\S+) \S+ -p profile smoke$", line)[1] for line in run[2:]]
+    assert executed == ["notebooks/01_train.ipynb", "notebooks/03_main_figure.ipynb"]
+    # one Python, that of constraints.txt
+    pythons = [step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")]
+    pythons += [re.search(r"FROM python:([\d.]+)", dockerfile)[1], binder["dependencies"][0].removeprefix("python=")]
+    assert {*pythons} == {re.search(r"with Python ([\d.]+\d)", (ROOT / "constraints.txt").read_text())[1]} == {"3.11"}
+    assert environment["dependencies"][0].startswith(f"python{PROJECT['requires-python']}")
 
 
 def test_pyproject_ci_and_the_backend_name_one_version_of_unsloth():
@@ -131,7 +147,7 @@ def test_the_method_page_says_which_λ_a_share_takes():
 
 
 def test_readme_is_one_page():
-    assert len(README.splitlines()) <= 130
+    assert len(README.splitlines()) <= 120
 
 
 def test_readme_names_every_notebook_and_every_linked_file_exists():
