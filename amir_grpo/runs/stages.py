@@ -57,27 +57,15 @@ def write_stage(path: Path, started: str, **more: Any) -> None:
 
 
 def check_trained(folder: Path) -> None:
-    """Have a training finished again from its last checkpoint where a file that it left has changed since.
+    """Refuse a training of which a file has changed since it was complete.
 
     Raises:
-        ValueError: If there is no checkpoint to take it from.
+        ValueError: With how to have it made again.
     """
     stage = folder / "stage.json"
-    if not stage.exists():
-        return
-    recorded = read_json(stage).get("sha256", {})
-    if not isinstance(recorded, dict):
+    recorded = read_json(stage).get("sha256") if stage.exists() else None
+    if isinstance(recorded, dict) and (damaged := first_damaged(folder, recorded)):
         raise ValueError(
-            f"{stage} cannot be read (sha256 is not a JSON object).\n"
-            "Delete it: the training is finished again from its last checkpoint."
+            f"{folder / damaged} is damaged or missing.\n"
+            f"Restore it, or delete {stage}: the training ends again, from its last checkpoint if there is one."
         )
-    damaged = first_damaged(folder, recorded)
-    damaged = damaged or (None if (folder / "log.csv").exists() else "log.csv")
-    if damaged and not any(folder.glob("checkpoints/*")):
-        raise ValueError(
-            f"{folder / damaged} is damaged or missing, and there is no checkpoint to take it from.\n"
-            f"Restore it, or delete {folder} to train again."
-        )
-    if damaged:
-        print(f"{folder / damaged} is damaged or missing: taking it from the last checkpoint.", flush=True)
-        stage.unlink()

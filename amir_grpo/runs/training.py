@@ -37,7 +37,7 @@ from amir_grpo.policies.source import copy_policy
 from amir_grpo.rewards import reward_functions
 from amir_grpo.runs.study_trainer import ROLLOUTS_FILE, WATCHED_FILE, StudyConfig, StudyTrainer
 from amir_grpo.settings import RunSettings
-from amir_grpo.system.files import atomic_write, check_folder, first_damaged
+from amir_grpo.system.files import atomic_write, first_damaged
 from amir_grpo.system.processes import is_main, main_first
 from amir_grpo.system.progress import stage
 
@@ -67,7 +67,6 @@ def train(
         watched: With eval_steps: problems whose completions are drawn every so many steps, into watched.parquet.
 
     Raises:
-        OSError: If the disk cannot hold the adapter and the checkpoints.
         MemoryError: If the GPU's memory runs out; checkpoints stay.
         RuntimeError: If no step has changed the adapter.
 
@@ -105,7 +104,6 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
     """Train from the base, or from checkpoint `last`, and save adapter and rollouts into `folder`."""
     args, done = trainer.args, int(last.name.rpartition("-")[2]) if last else 0
     args.eval_on_start = args.eval_on_start and not last
-    check_folder(folder, "run_dir", bytes_to_come(trainer.model, args))
     if args.device.type == "cpu":  # of several processes: accelerate numbers it, and torch.load knows no "cpu:0"
         args.__dict__["_setup_devices"] = torch.device("cpu")  # where the configuration keeps it
     shown = stage(f"training {method}", args.max_steps, done) if is_main() else nullcontext(lambda **shown: None)
@@ -289,15 +287,3 @@ def last_whole_checkpoint(checkpoints: Path) -> Path | None:
             )
             shutil.rmtree(last)
     return Path(last) if last else None
-
-
-def bytes_to_come(policy: torch.nn.Module, config: StudyConfig) -> int:
-    """Return the bytes that a training still writes: the adapter, and in each checkpoint it and its two moments."""
-    adapter = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    number = 0
-    if config.save_strategy != "no":
-        number = -(-config.max_steps // config.save_steps)
-        if config.save_total_limit is not None:
-            number = min(number, config.save_total_limit + 1)  # the oldest goes when the newest is there
-    there = len(list(Path(config.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")))
-    return adapter * (1 + 3 * max(0, number - there))

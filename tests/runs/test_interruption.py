@@ -1,8 +1,6 @@
 """Killed at random moments and started again, a stage ends with what an undisturbed one ends with."""
 
 import contextlib
-import ctypes
-import json
 import os
 import random
 import shutil
@@ -24,8 +22,6 @@ pytestmark = pytest.mark.xdist_group("server")
 ROOT = Path(__file__).parents[2]
 # each asks for the ones before it, which are complete in its starting folder
 STAGES = ("train", "evaluate", "report")
-NEW_MOUNTS = 0x00020000  # CLONE_NEWNS: os.unshare comes with Python 3.12
-PARTS = ("*.part", "*/*.part", "*/*/*.part")
 
 
 def work(stage, folder, settings):
@@ -153,80 +149,19 @@ def test_a_checkpoint_with_a_flipped_byte_is_named_and_the_one_before_it_taken(
     assert f"{checkpoints / 'checkpoint-3' / name} is damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "rollouts.parquet", "log.csv"])
-def test_a_trained_file_with_a_flipped_byte_is_named_and_taken_from_the_last_checkpoint(
-    name, settings, undisturbed, runs, capsys
-):
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "log.csv"])
+def test_a_trained_file_with_a_flipped_byte_is_named_and_may_be_made_again(name, settings, undisturbed, runs):
     _, after, _ = undisturbed["train"]
     folder = runs / f"flipped {name}"
     shutil.copytree(after, folder)
     flip(folder / "grpo" / name)
     run = open_run("sandbox", folder, settings)
-    run.train("grpo")
-    assert f"{folder / 'grpo' / name} is damaged or missing" in capsys.readouterr().out
-    assert first_difference(after, folder) is None
-    shutil.rmtree(folder / "grpo" / "checkpoints")
-    flip(folder / "grpo" / name)
-    with pytest.raises(ValueError, match=rf"{name} is damaged or missing[^\n]*\nRestore it, or delete"):
+    with pytest.raises(ValueError, match=rf"{name} is damaged or missing[^\n]*\nRestore it, or delete .*stage\.json"):
         run.train("grpo")
-    shutil.rmtree(folder)
-
-
-def test_a_base_policy_with_a_flipped_byte_is_named_and_taken_anew(settings, undisturbed, runs, capsys):
-    _, after, _ = undisturbed["train"]
-    folder = runs / "flipped base"
-    shutil.copytree(after, folder)
-    flip(folder / "base" / "model.safetensors")
-    open_run("sandbox", folder, settings).base()
-    assert f"{folder / 'base' / 'model.safetensors'} is damaged" in capsys.readouterr().out
+    (folder / "grpo" / "stage.json").unlink()
+    run.train("grpo")
     assert first_difference(after, folder) is None
-
-
-def meet_full_disk(undisturbed, disk, settings, said):
-    """A run on a disk of 16 MB, mounted for this process alone; each stage meets it full three times, then goes on."""
-    import torch
-
-    from amir_grpo.runs import opening, training
-
-    torch.set_num_threads(1)
-    assert ctypes.CDLL(None).unshare(NEW_MOUNTS) == 0
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
-    opening._LEAST_DISK, training.bytes_to_come = 0, lambda *_: 0  # or it would not begin
-    shutil.copytree(undisturbed / "base", disk / "run" / "base")
-    run = open_run("sandbox", disk / "run", settings)
-    filler = disk / "filler"
-    with said.open("w") as out, contextlib.redirect_stdout(out):
-        for stage in (run.logs, run.samples, run.scores):
-            for free in (0, 30_000, 300_000):
-                filler.unlink(missing_ok=True)
-                filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - free))
-                try:
-                    stage()
-                except OSError as error:
-                    print(error)
-            filler.unlink()
-            stage()
-        print("difference:", first_difference(undisturbed, disk / "run"))
-
-
-def test_a_full_disk_is_said_and_loses_nothing(server, settings, undisturbed, runs, tmp_path):
-    """On a disk of a few megabytes, which is full again and again."""
-    namespace = ["unshare", "--mount"]
-    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True).returncode:
-        pytest.skip("may not mount a small disk here")
-    _, after, _ = undisturbed["report"]
-    only_these = tmp_path / "undisturbed"
-    shutil.copytree(after, only_these, ignore=shutil.ignore_patterns("tables", "figures"))
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    said = tmp_path / "said"
-    process = server.Process(target=meet_full_disk, args=(only_these, disk, settings, said))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert said.read_text().count(f"The disk of {disk / 'run'} is full") >= 4
-    assert said.read_text().splitlines()[-1] == "difference: None"
+    shutil.rmtree(folder)
 
 
 CHANGES = "--max_steps 2 --dataset_limit 40 --eval_limit 4 --eval_max_new_tokens 24 --per_device_train_batch_size 32"
@@ -270,10 +205,3 @@ def test_a_whole_command_killed_at_twenty_moments_ends_with_the_same(tmp_path, w
         assert set(whole.runs["path"]) == {"clean/base", "clean/grpo", "clean/mixture-0.6"}
         for name, table in whole.tables.items():
             pd.testing.assert_frame_equal(table, killed.tables[name])
-
-
-def test_nothing_half_written_is_left_under_a_name_that_is_read(undisturbed):
-    _, after, _ = undisturbed["report"]
-    assert not [path for pattern in PARTS for path in after.glob(pattern)]
-    for path in Path(after).rglob("*.json"):
-        json.loads(path.read_text())

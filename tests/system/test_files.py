@@ -1,6 +1,9 @@
 """Atomic writes: what is under its own name is complete, whatever fails on the way; and checksums."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from amir_grpo.system.files import (
     CHECKSUMS,
     atomic_folder,
     atomic_write,
+    explain_full_disk,
     first_damaged,
     hashes,
     shipped,
@@ -33,18 +37,6 @@ def test_atomic_write_leaves_the_old_file_when_the_writer_raises(tmp_path):
     assert path.read_text() == "old"
     write_text(path, "neü")
     assert path.read_text(encoding="utf-8") == "neü"
-
-
-def test_atomic_write_shows_nothing_before_it_is_whole(tmp_path):
-    path = tmp_path / "table.csv"
-
-    def write(part):
-        part.write_text("half")
-        assert not path.exists()
-        assert part.parent == path.parent, "a rename is whole within one file system only"
-        part.write_text("whole")
-
-    assert atomic_write(path, write).read_text() == "whole"
 
 
 def test_atomic_folder_is_there_whole_or_not_at_all(tmp_path):
@@ -84,15 +76,6 @@ def test_atomic_folder_replaces_an_old_one_when_the_new_one_is_whole(tmp_path):
     assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "new"]
 
 
-def test_atomic_folder_leaves_what_another_process_has_made(tmp_path):
-    folder = tmp_path / "base"
-    with atomic_folder(folder) as beside:
-        (beside / "mine").touch()
-        folder.mkdir()
-        (folder / "theirs").touch()
-    assert [entry.name for entry in tmp_path.rglob("*")] == ["base", "theirs"]
-
-
 def test_the_first_file_that_has_changed_is_named(tmp_path):
     assert first_damaged(tmp_path) is None, "nothing is recorded"
     for name in "ab":
@@ -110,6 +93,20 @@ def test_the_first_file_that_has_changed_is_named(tmp_path):
     assert first_damaged(tmp_path, recorded) == "a"
 
 
+@pytest.mark.parametrize("said", [OSError(errno.ENOSPC, "No room"), RuntimeError(os.strerror(errno.ENOSPC)), None])
+def test_a_full_disk_is_said_whatever_a_library_makes_of_it(tmp_path, monkeypatch, said):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    error = ValueError("could not save")
+    error.__cause__ = said
+    if said is None:  # torch.save does not say why
+        error = RuntimeError("unexpected pos 512 vs 400")
+    with pytest.raises(OSError, match=rf"The disk of {tmp_path} is full\.\n"), explain_full_disk(tmp_path):
+        raise error
+    with pytest.raises(KeyError), explain_full_disk(tmp_path):
+        raise KeyError("anything else")
+
+
 # --- what comes with the package --------------------------------------------------------------------------------------
 
 
@@ -124,9 +121,3 @@ def test_an_optional_part_is_installed_as_the_package_was(monkeypatch, tmp_path)
     monkeypatch.setattr(files, "_INSIDE", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
     assert files.install_command("gpu") == "pip install 'amir-grpo[gpu]'"
-
-
-def test_what_did_not_come_with_the_package_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "amir_grpo")
-    with pytest.raises(FileNotFoundError, match=r"notebooks did not come with the package.*\n.*pip install"):
-        shipped("notebooks")
