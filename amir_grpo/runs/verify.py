@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -67,11 +67,7 @@ def keep_results(run: Run, folder: Path) -> None:
 
 
 def compared_with_kept(run: Run, kept: Path) -> str | None:
-    """Say in a line or two whether a complete run gives the results that the package keeps of its profile.
-
-    Args:
-        run: Its tables have been saved.
-        kept: The kept results, as `keep_results` wrote them.
+    """Say in a line or two whether a complete run gives the results that `keep_results` has kept of its profile in a folder.
 
     Returns:
         None where nothing is kept of the profile.
@@ -81,14 +77,15 @@ def compared_with_kept(run: Run, kept: Path) -> str | None:
     old, new = read_json(kept / "provenance.json"), record_of(run.folder)
     if old["profile"] != new["profile"]:
         return None
-    changed = [
-        f"{name} (there {a!r}, here {b!r})"
-        for name, (a, b) in differences(old["settings"], new["settings"]).items()
-        if name not in NO_EFFECT
-    ]
-    if changed:
+    changed = {
+        name: values for name, values in differences(old["settings"], new["settings"]).items() if name not in NO_EFFECT
+    }
+    for name, (there, here) in changed.items():
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        return f"Not compared with the published results of this package, made with another {changed[0]}{more}."
+        return (
+            f"Not compared with the published results of this package, made with another {name} "
+            f"(there {there!r}, here {here!r}){more}."
+        )
     results = _results(run)
     for name, table in results.items():
         if difference := table_difference(pd.read_csv(kept / f"{name}.csv"), table, TOLERANCE):
@@ -130,12 +127,12 @@ def table_difference(a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 0.0) -
     a, b = (table.drop(columns=_TIMES, errors="ignore") for table in (a, b))
     if set(a.columns) != set(b.columns):
         return f"columns {', '.join(a.columns)} and {', '.join(b.columns)}"
-    if len(a) != len(b):
-        return f"{len(a)} and {len(b)} rows"
-    for column in a.columns:
-        for row, (x, y) in enumerate(zip(a[column], b[column], strict=True)):
-            if not _equal(x, y, tolerance):
-                return f"column {column}, row {row}: {repr(x)[:60]} and {repr(y)[:60]}"
+    try:
+        pd.testing.assert_frame_equal(a, b, check_like=True, check_dtype=False, rtol=tolerance, atol=tolerance)
+    except AssertionError as error:
+        said = " ".join(str(error).split())
+        place = re.search(r'column name="(.+?)".* At positional index (\d+), first diff: (.*)', said)
+        return f"column {place[1]}, row {place[2]}: {place[3][:120]}" if place else said[:200]
     return None
 
 
@@ -148,14 +145,10 @@ def _results(run: Run) -> dict[str, pd.DataFrame]:
 
 def _explanation(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name what differs between two provenances and may change numbers; where nothing does, the code is what is left."""
-    made = [
+    there, here = (
         p["packages"] | {"Python": p["python"], "platform": p["platform"], "CPU": p.get("cpu")} for p in (old, new)
-    ]
-    told = [
-        f"{name} {there} (here {made[1][name]})"
-        for name, there in made[0].items()
-        if made[1].get(name, there) != there
-    ]
+    )
+    told = [f"{name} {value} (here {here[name]})" for name, value in there.items() if here.get(name, value) != value]
     if told:
         return f"A possible reason: the published ones were made with {', '.join(told)}."
     return f"Only the code differs: commit {old['commit']} there, {new['commit']} here."
@@ -177,14 +170,6 @@ def _same_table(a: Path, b: Path, tolerance: float = 0.0) -> str | None:
 
 
 _almost_same_table = partial(_same_table, tolerance=TOLERANCE)
-
-
-def _equal(x: object, y: object, tolerance: float) -> bool:
-    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
-        return np.array_equal(x, y)
-    if tolerance and isinstance(x, float) and isinstance(y, float):
-        return math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance) or (math.isnan(x) and math.isnan(y))
-    return x == y or bool(pd.isna(x) and pd.isna(y))
 
 
 # Patterns of files, and what compares two of them: None where they are the same. In the order in which they are made.

@@ -183,7 +183,7 @@ def test_a_change_of_one_completion_changes_its_digest_alone(copy, kept, change)
 def test_what_may_explain_a_difference_is_named(copy, kept):
     (kept / "main.csv").write_text((kept / "main.csv").read_text().replace("chain3", "chain9"))
     message = comparison(copy, kept)
-    assert "main.csv: column benchmark, row 0: 'chain9' and 'chain3'" in message
+    assert "main.csv: column benchmark, row 0: 'chain9' != 'chain3'" in message
     assert "Only the code differs: commit " in message
 
     def elsewhere(record):
