@@ -5,11 +5,10 @@ from __future__ import annotations
 import builtins
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -18,7 +17,7 @@ from amir_grpo.choices import METHODS, POLICIES
 from amir_grpo.runs.opening import CONSENTS
 from amir_grpo.runs.run import Run
 from amir_grpo.runs.verify import compared_with_kept
-from amir_grpo.system.cluster import Cluster, results_of, submitting, visible_gpus, worker_processes
+from amir_grpo.system.cluster import Cluster, results_of, submitting, visible_gpus
 from amir_grpo.system.files import shipped, write_text
 from amir_grpo.system.locks import Busy, locked
 from amir_grpo.system.progress import REPORT_TO, reports_shown
@@ -45,10 +44,9 @@ class NotebookError(RuntimeError):
 def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | None = None) -> None:
     """Execute the notebooks into the run folder, with progress, write their page, and print the main table.
 
-    It ends by saying whether the results equal those that the package keeps of this profile, if the settings do.
-
     What is complete in the run folder is read, not repeated. Notebooks that do not need one another run side by side: on a
-    CPU, on GPUs of their own where there are several, or as jobs of a cluster.
+    CPU, on GPUs of their own where there are several, or as jobs of a cluster. It ends by saying whether the results equal
+    those that the package keeps of this profile, if the settings do.
 
     Args:
         run: The run.
@@ -56,9 +54,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
         cluster: Executes each notebook as a job; None: this machine does.
 
     Raises:
-        FileNotFoundError: If the notebooks are not there.
-        ValueError, OSError: If something that a later stage needs is not there, before the first begins, or a notebook
-            refuses what it was given.
+        ValueError, OSError: If a stage lacks what it needs, before the first begins, or a notebook refuses its input.
         NotebookError: If a notebook fails otherwise.
         Busy: If another process reproduces into the same folder.
     """
@@ -75,11 +71,11 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
     ]
     labels = [notebook.label for stage in stages for notebook in stage]
     with locked(run.folder, "reproduce"):
-        with submitting(cluster or 1) as submit:
-            list(results_of(_check, [SimpleNamespace(label="check", run=run)], submit))
+        if not cluster:  # whose machines may have what this one lacks
+            run.check()
         number = min(2, len(gpus) or os.cpu_count() or 1)
         reports = reports_shown(run.folder / _REPORTS, run.folder / "reproduce.log")
-        with _submitting(cluster, number) as submit, reports as say:
+        with submitting(cluster or number, apart=True) as submit, reports as say:
             say(f"Executing the notebooks into {run.folder / 'notebooks'} (what is complete is read, not repeated):")
             for stage in stages:
                 for notebook, seconds in results_of(_execute, stage, submit):
@@ -101,12 +97,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
 
 
 def write_page(folder: Path, labels: Iterable[str]) -> Path:
-    """Write the executed notebooks of a run folder into one HTML page, run.html; returns its path.
-
-    Args:
-        folder: The run folder.
-        labels: Names of the notebooks, in the page's order.
-    """
+    """Write the executed notebooks of a run folder, in the order of their labels, into one HTML page; returns its path."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -124,30 +115,9 @@ def write_page(folder: Path, labels: Iterable[str]) -> Path:
     return write_text(folder / "run.html", exporter.from_notebook_node(page)[0])
 
 
-@contextmanager
-def _submitting(cluster: Cluster | None, number: int) -> Iterator[Callable]:
-    """As `submitting`, but never in this process: what executes notebooks has signals of its own."""
-    if cluster:
-        yield cluster.submit
-        return
-    with worker_processes(number) as pool:
-        yield pool.submit
-
-
-def _check(what: SimpleNamespace) -> None:
-    what.run.check()
-
-
 @dataclass(frozen=True)
 class _Notebook:
-    """A notebook to be executed, as a value that travels to another process or machine.
-
-    Attributes:
-        path: The notebook.
-        run_folder: Gets the executed one, under notebooks/.
-        parameters: As papermill injects them.
-        gpus: Those that it sees; none for all that this process sees.
-    """
+    """A notebook to be executed with papermill's parameters, on its GPUs or on all: it travels to other processes."""
 
     path: Path
     run_folder: Path

@@ -84,7 +84,7 @@ class Cluster:
         Raises:
             ValueError: If Slurm refuses the job.
         """
-        from submitit.core.utils import FailedJobError
+        from submitit.core.utils import FailedJobError, UncompletedJobError
 
         self.executor.update_parameters(name=re.sub(r"[^A-Za-z0-9.]+", "-", work.label)[:50])
         try:
@@ -92,33 +92,24 @@ class Cluster:
         except FailedJobError as error:
             said = [line.strip() for line in str(error).splitlines() if "error:" in line] or [str(error).strip()]
             raise ValueError(f"Slurm refuses the job {work.label}: {said[0]}\nSee the options --slurm_….") from error
-        return SimpleNamespace(
-            job=job, done=job.done, result=partial(_result, job), cancel=partial(job.cancel, check=False)
-        )
 
+        def result() -> Any:
+            try:
+                value, error = job.result()
+            except (FailedJobError, UncompletedJobError) as ended:  # killed, cancelled, or lost with its machine
+                raise ChildProcessError(
+                    f"Job {job.job_id} has ended without a result.\nIts log: {job.paths.stderr}\n"
+                    "What is complete stays: start the same again."
+                ) from ended
+            if error:
+                raise error
+            return value
 
-def _result(job: submitit.Job) -> Any:
-    """Return the result of a job, or raise the error of what it has called."""
-    from submitit.core.utils import FailedJobError, UncompletedJobError
-
-    try:
-        value, error = job.result()
-    except (FailedJobError, UncompletedJobError) as ended:  # killed, cancelled, or lost with its machine
-        raise ChildProcessError(
-            f"Job {job.job_id} has ended without a result.\nIts log: {job.paths.stderr}\n"
-            "What is complete stays: start the same again."
-        ) from ended
-    if error:
-        raise error
-    return value
+        return SimpleNamespace(job=job, done=job.done, result=result, cancel=partial(job.cancel, check=False))
 
 
 def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
-    """Return the cluster that is asked for; None for this machine.
-
-    Args:
-        options: As given.
-        folder: The command's folder, on a file system that all machines share.
+    """Return the cluster that is asked for, with its jobs in a folder that all machines share; None for this machine.
 
     Raises:
         ValueError: If submitit is not installed, or this machine submits no jobs.
@@ -130,14 +121,10 @@ def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
 
         # timeouts: submitit's own limit is three
         executor = submitit.AutoExecutor(folder / ".jobs", cluster="slurm", slurm_max_num_timeout=1000)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise ValueError(
-            f"executor=slurm needs submitit: {install_command('cluster')}. Or set executor to local."
-        ) from error
-    except RuntimeError as error:
-        raise ValueError(
-            "executor=slurm submits jobs with sbatch, and this machine has none: start on a login node of the cluster,\n"
-            "or set executor to local."
+            f"executor=slurm needs submitit ({install_command('cluster')}) and sbatch: {error}.\n"
+            "Start on a login node of the cluster, or set executor to local."
         ) from error
     asked = {
         "timeout_min": max(1, round(60 * options.slurm_hours)),
@@ -165,32 +152,28 @@ def visible_gpus(device: str) -> list[str]:
 
 
 @contextmanager
-def submitting(workers: int | Cluster, gpus: Sequence[str] = ()) -> Iterator[Callable]:
+def submitting(workers: int | Cluster, gpus: Sequence[str] = (), apart: bool = False) -> Iterator[Callable]:
     """Yield a function that has `do(job)` made: in this process when its result is asked for, or side by side elsewhere.
 
     What it returns has the methods done, result and cancel of a concurrent.futures.Future.
 
     Args:
-        workers: Number of processes of this machine; 0: one per GPU given, or else per core; 1: this process. Or a cluster.
+        workers: Number of processes of this machine, which end with this one and show no progress; 0: one per GPU given, or
+            else per core; 1: this process, unless `apart`. Or a cluster.
         gpus: From `visible_gpus`: each worker sees one of them, in turn. Empty: all see what this process sees.
+        apart: Never in this process.
     """
     if isinstance(workers, Cluster):
         yield workers.submit
-    elif workers == 1:
+    elif workers == 1 and not apart:
         yield lambda do, job: SimpleNamespace(done=lambda: True, result=partial(do, job), cancel=lambda: None)
     else:
-        with worker_processes(workers, gpus) as pool:
+        number, context = workers or len(gpus) or os.cpu_count() or 1, get_context("spawn")
+        seen = context.SimpleQueue()
+        for worker in range(number):
+            seen.put(gpus[worker % len(gpus)] if gpus else None)
+        with _Workers(number, context, _begin, (seen,)) as pool:
             yield pool.submit
-
-
-def worker_processes(number: int, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
-    """Start processes that end with this one and show no progress; `number` and `gpus` as in `submitting`."""
-    number = number or len(gpus) or os.cpu_count() or 1
-    context = get_context("spawn")
-    seen = context.SimpleQueue()
-    for worker in range(number):
-        seen.put(gpus[worker % len(gpus)] if gpus else None)
-    return _Workers(number, context, _begin, (seen,))
 
 
 class _Workers(ProcessPoolExecutor):
@@ -210,14 +193,10 @@ def _begin(seen: SimpleQueue) -> None:
 
 
 def results_of(do: Callable, jobs: Sequence, submit: Callable) -> Iterator[tuple[Any, Any]]:
-    """Do every job, side by side; yield each with its result as they are complete.
+    """Do every job, side by side, and yield each with its result as they are complete.
 
     A failure is raised, and cancels what has not begun; on a cluster it ends what runs, too, as an interrupt does anywhere.
-
-    Args:
-        do: Does one job; it travels to another process, too.
-        jobs: Values that travel, too, each with a `label` for people, in the order in which they begin.
-        submit: From `submitting`.
+    `do` and the jobs travel to other processes; each job has a `label` for people.
 
     Raises:
         ChildProcessError: If a worker process has been killed, or a job has ended without a result.

@@ -1,7 +1,5 @@
-import json
 import os
 import shutil
-import sys
 from contextlib import nullcontext
 
 import nbformat
@@ -79,26 +77,6 @@ def test_a_kernel_that_does_not_start_is_started_again(notebook, monkeypatch, fa
     assert len(begun) == starts
 
 
-@pytest.mark.long
-def test_a_kernel_that_dies_at_its_start_says_what_is_looked_for(notebook, tmp_path, monkeypatch):
-    """A real one, whose first process ends at once."""
-    spec = {"argv": [sys.executable, str(tmp_path / "kernel.py"), "{connection_file}"], "display_name": "mortal"}
-    folder = tmp_path / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    (folder / "kernel.json").write_text(json.dumps(spec | {"language": "python"}))
-    (tmp_path / "kernel.py").write_text(
-        f"from pathlib import Path; log = Path({str(tmp_path / 'starts')!r}); first = not log.exists(); log.touch()\n"
-        "if first: raise SystemExit('Address already in use')\n"
-        "import sys; sys.argv = [sys.argv[0], '-f', sys.argv[1]]\n"
-        "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()\n"
-    )
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    piece = notebook()
-    reproduce._execute(piece)
-    assert executed(piece).cells[-1].outputs[0]["data"]["text/plain"] == "2"
-    assert (tmp_path / "starts").exists()
-
-
 def test_the_page_holds_the_notebooks_in_their_order(tmp_path):
     widget = nbformat.v4.new_output("display_data", {reproduce._WIDGET: {}, "text/plain": "a slider"})
     for name in ("b", "a"):
@@ -128,13 +106,13 @@ def test_reproduce_shares_out_the_gpus_and_ends_with_the_comparison(
         seen[notebook.label] = notebook.gpus
         return 2.0
 
-    def in_this_process(cluster, number):
-        assert number == min(2, len(gpus) or os.cpu_count())
+    def in_this_process(number, apart):
+        assert (number, apart) == (min(2, len(gpus) or os.cpu_count()), True)
         return submitting(1)
 
     copy = shutil.copytree(complete_run.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("notebooks"))
     keep_results(complete_run, tmp_path / "kept" / "sandbox")
-    monkeypatch.setattr(reproduce, "_submitting", in_this_process)
+    monkeypatch.setattr(reproduce, "submitting", in_this_process)
     monkeypatch.setattr(reproduce, "_execute", execute)
     monkeypatch.setattr(reproduce, "visible_gpus", lambda _: gpus)
     places = {"notebooks": shipped("notebooks"), "data/results": tmp_path / "kept"}

@@ -150,27 +150,5 @@ def test_what_no_job_can_have_is_refused(word):
 
 def test_without_sbatch_it_says_where_to_start(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"this machine has none: start on a login node"):
+    with pytest.raises(ValueError, match=r"needs submitit .* and sbatch: .*\nStart on a login node"):
         cluster_of(ClusterOptions("slurm"), tmp_path)
-
-
-@pytest.mark.long
-def test_evidence_by_slurm_is_that_of_this_machine(slurm, tmp_path):
-    """A study of one training: its base policy's job and its own, whose results are those of this process."""
-    from amir_grpo.study.experiment import make_runs, runs_in_order
-    from amir_grpo.study.kept import read_run
-    from amir_grpo.study.plan import read_plan
-
-    changes = {"max_steps": 2, "dataset_limit": 40, "eval_limit": 4, "num_samples": 4, "ks": [1, 2]}
-    changes |= {"num_generations": 4, "per_device_train_batch_size": 16}
-    kept = []
-    for place, workers in (
-        (tmp_path / "here", 1),
-        (tmp_path / "slurm", cluster_of(ClusterOptions("slurm"), tmp_path)),
-    ):
-        runs = runs_in_order(read_plan(), "pilot", place, ["clean/grpo"], [1], changes)
-        make_runs(runs, place / "results", workers)
-        kept.append({path.name: read_run(path).record["digests"] for path in (place / "results").glob("*.zip")})
-    assert len(kept[0]) == 2
-    assert kept[0] == kept[1]
-    assert len(list(slurm.glob("*.job"))) == 2, "a job for each"

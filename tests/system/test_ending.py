@@ -139,10 +139,11 @@ def test_commands_of_several_processes_end_with_one_line_and_leave_nobody(name, 
 # a worker is only starting when the terminal's Ctrl-C comes
 STARTING = """
 import os, signal
-from amir_grpo.system.cluster import worker_processes
+from amir_grpo.system.cluster import submitting
 if __name__ == "__main__":
-    with worker_processes(2) as pool:
-        calls = [pool.submit(abs, -1), pool.submit(abs, -2)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    with submitting(2) as submit:
+        calls = [submit(abs, -1), submit(abs, -2)]
         try:
             os.killpg(0, signal.SIGINT)
             signal.pause()
@@ -161,6 +162,7 @@ def test_an_interrupt_ends_no_worker_that_is_starting(tmp_path):
         text=True,
         env=environment,
         start_new_session=True,
+        timeout=GUARD,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("3\n", "")
