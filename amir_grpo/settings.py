@@ -28,7 +28,7 @@ def _as_list(value: Any) -> Any:
 
 def _each_once(values: list[Any]) -> list[Any]:
     if not values or len(set(values)) < len(values):
-        raise ValueError("name at least one, and each once.")
+        raise ValueError("name at least one, and each once")
     return values
 
 

@@ -5,17 +5,13 @@ import sys
 
 import pytest
 
-from amir_grpo.choices import LOSS_TYPES, METHODS, POLICIES, POLICY_NAMES, TRACKERS, check_names
+from amir_grpo.choices import LOSS_TYPES, TRACKERS, check_names
 
 
 def test_a_name_unlike_any_gets_the_list_without_a_guess():
     with pytest.raises(ValueError, match=r"^Unknown thing 'zzz'\.\nValid: one, two\.$"):
         check_names("thing", ["one", "zzz"], ["one", "two"])
     check_names("thing", [], [])
-
-
-def test_every_policy_has_a_display_name():
-    assert tuple(POLICY_NAMES) == POLICIES == ("base", *METHODS)
 
 
 def test_loss_types_are_trls():

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from amir_grpo.settings import FIELDS, PROFILES, differences, help_of, settings_of
+from amir_grpo.settings import PROFILES, differences, settings_of
 
 PUBLISHED = {
     "lora_rank": 16,
@@ -105,26 +105,9 @@ def test_methods_differ_in_the_preference_alone(tmp_path):
     assert grpo["lambda_reg"] == 0
 
 
-def test_profiles_are_those_wanted_and_valid():
-    assert list(PROFILES) == [
-        "smoke",
-        "sandbox",
-        "sandbox-medium",
-        "sandbox-large",
-        "smollm2",
-        "colab-t4",
-        *PAPER_POLICIES,
-    ]
-    for profile in PROFILES:
-        settings_of(profile)
-    assert settings_of("sandbox").train.lambda_reg == 0.01
-    assert settings_of("sandbox").policy.is_sandbox
-    assert not settings_of("colab-t4").policy.is_sandbox
-
-
-def test_every_setting_says_what_it_is():
-    for name in FIELDS:
-        assert help_of(name).endswith("."), name
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_valid(profile):
+    assert settings_of(profile).policy.is_sandbox == (profile.startswith("sandbox") or profile == "smoke")
 
 
 # --- overriding -----------------------------------------------------------------------------------------------------
@@ -154,100 +137,45 @@ def test_a_setting_that_one_side_lacks_counts_as_its_default():
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_profile_is_refused():
-    message = refusal("sandbx")
-    assert "'sandbx'" in message
-    assert "Did you mean 'sandbox'?" in message
-    for name in PROFILES:
-        assert name in message
-
-
-def test_unknown_setting_is_refused():
-    message = refusal(lamda_reg=0.1)
-    assert "Did you mean 'lambda_reg'?" in message
-    assert message.endswith("All of them: python -m amir_grpo train --help")
-    assert len(message) < 300
-
-
-def test_rollouts_by_vllm_from_4_bits_are_refused():
-    assert "set one of them to False" in refusal(use_vllm=True, load_in_4bit=True)
-
-
-def test_unknown_method_is_refused(tmp_path):
-    from amir_grpo.runs import training
-
-    with pytest.raises(ValueError, match=r"Did you mean 'amir_grpo'\?\nValid: grpo, amir_grpo\."):
-        training.trainer_config("amirgrpo", settings_of("sandbox"), tmp_path)
-
-
-def test_unknown_benchmark_is_refused(tmp_path):
-    from amir_grpo.runs.run import open_run
-
-    with pytest.raises(ValueError, match=r"Unknown benchmark 'aime52'. Did you mean 'aime25'\?\nValid: chain3.*gsm8k"):
-        open_run("paper-qwen3b", tmp_path, {"benchmarks": ["gsm8k", "aime52"]})
-    with pytest.raises(ValueError, match=r"Unknown training set 'gsm9k'. Did you mean 'gsm8k'\?"):
-        open_run("paper-qwen3b", tmp_path, {"dataset_name": "gsm9k"})
-    assert not list(tmp_path.iterdir())
-
-
 NAN, INF = float("nan"), float("inf")
 WRONG_TYPES = {
     "max_steps": ["10", 10.0, None, True],
-    "learning_rate": ["5e-6", None, False, [1e-3]],
-    "load_in_4bit": ["false", 0, 1, None],
-    "ref_free": ["yes", 1],
-    "model_name": [None, 3],
-    "dataset_limit": ["all", 2.5, True],
-    "epsilon_high": ["0.28", True],
-    "benchmarks": [3, [1], ("gsm8k",), None],
-    "ks": [1.0, ["1"], [1.0], [True, 2], (1, 2)],
+    "learning_rate": ["5e-6", None],
+    "load_in_4bit": ["false", 0],
+    "model_name": [None],
+    "epsilon_high": ["0.28"],
+    "benchmarks": [3, [1], None],
+    "ks": [1.0, ["1"], [True, 2]],
 }
-IMPOSSIBLE = {
-    "learning_rate": [0.0, -1e-3, NAN, INF],
-    "weight_decay": [-0.1, NAN, INF],
-    "max_grad_norm": [0.0, -1.0],
-    "lora_rank": [0, -16],
-    "max_steps": [0, -1],
+IMPOSSIBLE = {  # one for each kind of bound, and every setting of the preference
+    "learning_rate": [0.0, NAN, INF],
+    "lora_rank": [0],
     "seed": [-1],
-    "save_steps": [-1],
-    "logging_steps": [0],
-    "warmup_ratio": [-0.1, 1.0, 1.5, NAN],
-    "adam_beta1": [-0.1, 1.0],
-    "adam_beta2": [1.0, 1.01],
-    "epsilon": [0.0, -0.2, NAN],
-    "epsilon_high": [0.0, -0.2, NAN, INF],
-    "lambda_reg": [-0.01, NAN, INF],
-    "reward_margin": [-1.0, NAN, INF],
-    "beta_dpo": [0.0, -0.2, NAN, INF],
-    "num_generations": [0, 1, -8],
-    "per_device_train_batch_size": [0, -1],
-    "gradient_accumulation_steps": [0],
-    "steps_per_generation": [0, -2],
-    "max_pairs_per_group": [0, -1],
-    "dataset_limit": [0, -5],
-    "eval_limit": [0, -5],
-    "max_prompt_length": [0, -1],
-    "max_completion_length": [0, -1],
-    "max_seq_length": [0, 2047],
-    "num_samples": [0, 3],
-    "ks": [[], [0], [-1, 2], [9], [1, 1]],
+    "warmup_ratio": [1.0],
+    "adam_beta2": [1.01],
+    "epsilon_high": [0.0, INF],
+    "lambda_reg": [-0.01, NAN],
+    "reward_margin": [-1.0, INF],
+    "beta_dpo": [0.0, NAN],
+    "num_generations": [1],
+    "max_pairs_per_group": [0],
+    "dataset_limit": [0],
+    "max_seq_length": [2047],
+    "num_samples": [3],
+    "ks": [[], [0], [9], [1, 1]],
     "benchmarks": [["gsm8k", "gsm8k"]],
-    "eval_temperature": [0.0, -0.6, NAN, INF],
-    "eval_top_p": [0.0, 1.01, NAN],
+    "eval_top_p": [1.01],
     "pair_mining": ["hard", ""],
-    "lambda_schedule": ["Constant", "linear"],
-    "preference_share": [0.0, 1.1, -0.3, NAN],
-    "scale_rewards": ["std", "None"],
-    "importance_sampling_level": ["tokens"],
-    "loss_type": ["ppo", "GRPO"],
-    "report_to": ["mlflow", "all"],
+    "preference_share": [1.1],
+    "scale_rewards": ["None"],
+    "loss_type": ["GRPO"],
 }
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in WRONG_TYPES.items() for v in values])
 def test_a_wrong_type_is_refused(name, value):
     message = refusal(**{name: value})
-    assert message.startswith(f"{name} is {value!r}; it must be of type ")
+    assert message.startswith(f"{name} is {value!r}; it must be a valid ")
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in IMPOSSIBLE.items() for v in values])
@@ -255,22 +183,3 @@ def test_an_impossible_value_is_refused_by_name(name, value):
     message = refusal(**{name: value})
     assert name in message
     assert str(value) in message or repr(value) in message
-
-
-def test_a_rollout_of_broken_groups_is_refused():
-    message = refusal(per_device_train_batch_size=6, gradient_accumulation_steps=2)
-    assert "rollout of 12 completions" in message
-    assert "num_generations = 8" in message
-    settings_of("paper-qwen3b", {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4})
-
-
-def test_more_tokens_than_fit_are_refused():
-    message = refusal(max_completion_length=1025)
-    assert "max_prompt_length + max_completion_length is 2049, above max_seq_length = 2048" in message
-    assert settings_of("paper-qwen3b", {"max_completion_length": 1025, "max_seq_length": 2049})
-
-
-def test_lists_may_come_as_text():
-    """As papermill -p gives them."""
-    settings = settings_of("sandbox", {"benchmarks": "chain3 chain4", "ks": "1,2"})
-    assert (settings.evaluation.benchmarks, settings.evaluation.ks) == (["chain3", "chain4"], [1, 2])
