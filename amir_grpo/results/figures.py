@@ -1,5 +1,7 @@
 """The figures of an evaluation, one function each: a table and a title, the finding, in; a matplotlib Figure out."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,6 +24,7 @@ from amir_grpo.results.style import (
 
 READINGS = {"own": "own completions", "shared": "same completions"}  # that a method scores
 _GREY_TEXT = "#555555"  # as grey as can be read
+_GREY = f"A gain is grey unless p < {SIGNIFICANCE} after Holm's correction."
 
 
 @styled
@@ -44,18 +47,14 @@ def main_figure(table: pd.DataFrame, title: str = "") -> Figure:
         _interval(gains, y, row["gain"], row["gain_low"], row["gain_high"], colour)
         gains.annotate(signed(row["gain"]), (1.02, y), xycoords=("axes fraction", "data"), va="center",
                        color=_GREY_TEXT if colour == NEUTRAL else colour, annotation_clip=False)  # fmt: skip
-    levels.set_yticks(places, [row["benchmark"] for row in rows])
-    levels.set(xlim=(-2, 102), ylim=(places[-1] + 0.6, -0.6), xlabel="problems solved (%)")
+    levels.set(xlim=(-2, 102), xlabel="problems solved (%)")
     gains.axvline(0, color="#333333", linewidth=0.8)
     reach = max(np.abs(gains.get_xlim()))
     gains.set(xlim=(-reach, reach), xlabel="gain: AMIR-GRPO − GRPO (points)")
-    _bare(levels, gains)
     marks = [Line2D([], [], **MARKS[policy], linestyle="", label=name) for policy, name in POLICY_NAMES.items()]
     levels.legend(handles=marks, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, handletextpad=0.2)
-    note = f"Bars: 95 % intervals over {table['problems'].max()} problems, not over training seeds."
-    add_footnote(figure, f"{note} A gain is grey unless p < {SIGNIFICANCE} after Holm's correction.")
-    add_title(figure, title)
-    return figure
+    note = f"Bars: 95 % intervals over {table['problems'].max()} problems, not over training seeds. {_GREY}"
+    return _finished(figure, (levels, gains), places, [row["benchmark"] for row in rows], title, note)
 
 
 @styled
@@ -67,24 +66,17 @@ def pairwise_figure(comparisons: pd.DataFrame, title: str = "") -> Figure:
     """
     two = list(dict.fromkeys(zip(comparisons["new"], comparisons["old"], strict=True)))
     labels = comparisons[["benchmark", "quantity"]].drop_duplicates()
-    figure = new_figure(1.2 + 2.0 * len(two), 0.9 + 0.17 * (len(labels) + labels["benchmark"].nunique()))
-    panels = figure.subplots(1, len(two), sharex=True, sharey=True, squeeze=False)[0]
+    names = [" − ".join(POLICY_NAMES.get(policy, policy) for policy in pair) for pair in two]
+    height = 0.9 + 0.17 * (len(labels) + labels["benchmark"].nunique())
+    figure, panels = _panels(names, 1.2 + 2.0 * len(two), height, "points")
     places = _places(list(labels["benchmark"]), panels[0])
     for panel, (new, old) in zip(panels, two, strict=True):
         part = comparisons[(comparisons["new"] == new) & (comparisons["old"] == old)]
-        panel.axvline(0, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         for y, row in zip(places, part.to_dict("records"), strict=True):
             colour = "black" if row["p_holm"] < SIGNIFICANCE else NEUTRAL
             _interval(panel, y, row["gain"], row["gain_low"], row["gain_high"], colour)
-        names = " − ".join(POLICY_NAMES.get(policy, policy) for policy in (new, old))
-        panel.set_title(names, fontweight="normal", fontsize=8)
-        panel.set_xlabel("points")
-    panels[0].set_yticks(places, labels["quantity"])
-    panels[0].set_ylim(places[-1] + 0.6, -0.6)
-    _bare(*panels)
-    add_footnote(figure, f"Bars: 95 % intervals over problems. Black: p < {SIGNIFICANCE} after Holm's correction.")
-    add_title(figure, title)
-    return figure
+    note = f"Bars: 95 % intervals over problems. Black: p < {SIGNIFICANCE} after Holm's correction."
+    return _finished(figure, panels, places, labels["quantity"], title, note)
 
 
 @styled
@@ -96,25 +88,15 @@ def published_figure(cells: pd.DataFrame, title: str = "") -> Figure:
     """
     models = list(cells["model"].unique())
     labels = cells[["benchmark", "problems"]].drop_duplicates()
-    figure = new_figure(1.6 + 1.75 * len(models), 1.1 + 0.21 * len(labels))
-    panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+    figure, panels = _panels(models, 1.6 + 1.75 * len(models), 1.1 + 0.21 * len(labels), "gain in pass@1 (points)")
     for panel, model in zip(panels, models, strict=True):
-        panel.axvline(0, color="#333333", linewidth=0.8)
         for y, row in enumerate(cells[cells["model"] == model].to_dict("records")):
             reach = 1.96 * row["standard_error"]
             colour = gain_marker(row["gain"], row["p_holm"])
             _interval(panel, y, row["gain"], row["gain"] - reach, row["gain"] + reach, colour)
-        panel.set_title(model, fontsize=8, fontweight="normal")
-        panel.set_xlabel("gain in pass@1 (points)")
-    panels[0].set_yticks(range(len(labels)), [f"{row.benchmark} ({row.problems})" for row in labels.itertuples()])
-    panels[0].set_ylim(len(labels) - 0.4, -0.6)
-    _bare(*panels)
     note = "Bars: ±1.96 standard errors of drawing 8 completions per problem, the same problems; training seeds are in none"
-    add_footnote(
-        figure, f"{note}. A gain is grey unless p < {SIGNIFICANCE} after Holm's correction. In brackets: problems."
-    )
-    add_title(figure, title)
-    return figure
+    names = [f"{row.benchmark} ({row.problems})" for row in labels.itertuples()]
+    return _finished(figure, panels, range(len(labels)), names, title, f"{note}. {_GREY} In brackets: problems.")
 
 
 @styled
@@ -176,17 +158,10 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame, title: str = "")
                           ha="center", va="bottom", fontsize=7.5, fontweight="bold")  # fmt: skip
     if not rows:
         axes.text(0.5, 0.5, "no problem has both right and wrong completions", transform=axes.transAxes, ha="center")
-    axes.set_yticks(places, names)
-    axes.set_ylim(max(places, default=0) + 0.5, -0.6)
     axes.set_xlabel("margin: right − wrong completions of a problem (nats per token)")
     axes.margins(x=0.12)
-    _bare(axes)
-    note = (
-        "Thin bars: the middle half of the problems (their number in brackets); thick bars: 95 % interval of the mean,"
-    )
-    add_footnote(figure, f"{note} over problems and not over training seeds.")
-    add_title(figure, title)
-    return figure
+    note = "Thin bars: the middle half of the problems (their number in brackets); thick bars: 95 % interval of the mean, "
+    return _finished(figure, [axes], places, names, title, f"{note}over problems and not over training seeds.")
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -210,9 +185,27 @@ def _interval(axes: Axes, y: float, estimate: float, low: float, high: float, co
     axes.plot(estimate, y, "o", markersize=4.5, color=colour)
 
 
-def _bare(*panels: Axes) -> None:
-    """Take the vertical axis away, and put lines behind the horizontal one's ticks."""
+def _panels(titles: Sequence[str], width: float, height: float, xlabel: str) -> tuple[Figure, Sequence[Axes]]:
+    """Make a figure of a panel per title, side by side on the same axes, with a line at 0."""
+    figure = new_figure(width, height)
+    panels = figure.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, title in zip(panels, titles, strict=True):
+        panel.axvline(0, color="#333333", linewidth=0.8)
+        panel.set_title(title, fontsize=8, fontweight="normal")
+        panel.set_xlabel(xlabel)
+    return figure, panels
+
+
+def _finished(
+    figure: Figure, panels: Sequence[Axes], rows: Sequence[float], labels: Iterable[str], title: str, note: str
+) -> Figure:
+    """Label the rows, take the vertical axes away, put lines behind the horizontal ticks, and add title and footnote."""
+    panels[0].set_yticks(rows, list(labels))
+    panels[0].set_ylim(max(rows, default=0) + 0.6, -0.6)
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
+    add_footnote(figure, note)
+    add_title(figure, title)
+    return figure

@@ -161,15 +161,6 @@ def test_margin_figure_draws_means_intervals_and_quartiles_on_one_axis(margins, 
     assert inside(figure)
 
 
-def test_margin_figure_of_a_method_without_a_margin_or_of_none_at_all(margins, summary):
-    without = margins[(margins["reading"] == "own") & (margins["method"] == "grpo")]
-    axes = figures.margin_figure(without, summary).axes[0]
-    assert axes.get_yticklabels()[1].get_text() == "AMIR-GRPO (0)"
-    assert not marks(axes, "o", style.COLOURS["amir_grpo"])
-    (axes,) = figures.margin_figure(margins.head(0), summary.head(0)).axes
-    assert "no problem has" in axes.texts[0].get_text()
-
-
 def test_save_figure_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path, table):
     first = style.save_figure(figures.main_figure(table), tmp_path / "a" / "main.v1")
     again = style.save_figure(figures.main_figure(table), tmp_path / "b" / "main.v1")
