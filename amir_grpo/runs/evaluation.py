@@ -34,13 +34,7 @@ _SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
 
 
 class Evaluation:
-    """Draws, grades and scores completions, and keeps them in a run folder.
-
-    Args:
-        folder: The run folder.
-        settings: Of the run.
-        problems: The problems of a benchmark, by its name.
-    """
+    """Draws, grades and scores completions, and keeps them in a run folder; `problems` gives a benchmark's by its name."""
 
     def __init__(self, folder: Path, settings: RunSettings, problems: Callable[[str], Dataset]) -> None:
         self.folder = folder
@@ -83,13 +77,8 @@ class Evaluation:
         """Graded completions of a policy on one benchmark; columns as in `amir_grpo.runs.run.Run.samples`.
 
         Samples and greedy completions are drawn together, so that each policy is loaded once. Every batch is written
-        when it is drawn: what is killed continues where it stopped.
-
-        Args:
-            name: What the column policy, and the folder under samples/, say.
-            benchmark: One of the run's.
-            source: What to load.
-            greedy: Return the one greedy completion of each problem instead of its n samples.
+        when it is drawn: what is killed continues where it stopped. `name` is what the column policy and the folder under
+        samples/ say; `greedy` returns the one greedy completion of each problem instead of its n samples.
         """
         for each in (False, True):
             path = self._path(name, benchmark, each)
@@ -102,15 +91,10 @@ class Evaluation:
     def all_completions(
         self, sources: Mapping[str, PolicySource], benchmarks: Sequence[str], greedy: bool = False, workers: int = 0
     ) -> pd.DataFrame:
-        """Graded completions of several policies, one below the other.
+        """Graded completions of several policies, by the names that `completions` takes, one below the other.
 
-        A completion depends on its policy, its problem and its own random stream alone, and a worker draws the batches
-        that this process would: the results are the same.
-
-        Args:
-            sources: What to load, by the names that `completions` takes.
-            benchmarks, greedy: As in `completions`.
-            workers: Processes that draw, a policy on a benchmark each. 0: one per visible GPU, or else this one.
+        Of `workers` processes each draws the completions of a policy on a benchmark; 0: one per visible GPU, or else this
+        one. The results are the same: a completion depends on its policy, its problem and its own random stream alone.
         """
         pairs = list(product(sources, benchmarks))
         missing = [pair for pair in pairs if not self.is_complete(*pair)]
@@ -127,12 +111,7 @@ class Evaluation:
         return pd.concat(frames, ignore_index=True)
 
     def logprobs(self, source: PolicySource, completions: pd.DataFrame) -> list[float]:
-        """Log-probability of each completion under a policy, at temperature 1, in nats.
-
-        Args:
-            source: The policy.
-            completions: Columns problem_id and completion_ids; of any of the run's benchmarks.
-        """
+        """Log-probability of each completion under a policy, at temperature 1, in nats: of problem_id and completion_ids."""
         from amir_grpo.policies.loading import load_policy, load_tokenizer
         from amir_grpo.policies.sampling import sequence_logprobs, tokenize_prompts
 

@@ -60,14 +60,8 @@ def configure(
 ) -> tuple[str, RunSettings]:
     """Settle the profile and the settings of a run folder, and write them where it is new or holds no results yet.
 
-    An existing folder supplies its own settings, except the two that consent to reading untrusted weights.
-    Only what is given anew is compared with them: the overrides, and a profile other than the folder's.
-
-    Args:
-        folder: It need not exist.
-        profile: As given; None for the folder's own.
-        new_profile: That of a new folder.
-        overrides: Settings as given.
+    An existing folder supplies its own settings, except the two that consent to reading untrusted weights. Only what is
+    given anew is compared with them: the overrides, and a profile other than the folder's. A new one gets `new_profile`.
 
     Raises:
         ValueError: If a name or value is not valid, or the folder holds results of other settings.
@@ -112,12 +106,7 @@ def resolve_profile(profile: str) -> str:
 
 @contextmanager
 def stage_lock(folder: Path, settings: RunSettings, work: str) -> Iterator[None]:
-    """Hold the lock of a stage while the block runs, with the folder configured as the stage expects.
-
-    Args:
-        folder: The run folder.
-        settings: Those that the stage works with.
-        work: What is done, such as "training grpo".
+    """Hold the lock of a stage, such as "training grpo", while the block runs, with the folder configured as it expects.
 
     Raises:
         Busy: If another process does the same work.

@@ -40,10 +40,8 @@ from amir_grpo.system.files import (
     atomic_folder,
     atomic_write,
     explain_full_disk,
-    first_damaged,
     hashes,
     user_path,
-    write_checksums,
     write_text,
 )
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
@@ -57,14 +55,7 @@ _SCORE_COLUMNS = ("scorer", "sampler", "benchmark", "problem_id", "sample", "tok
 
 
 class Run:
-    """A run folder and its settings; see the module's docstring for what is where.
-
-    Attributes:
-        folder: The run folder.
-        profile: Name of the profile that the settings started from.
-        settings: All settings.
-        evaluation: Draws, grades and scores completions of any policy into the folder.
-    """
+    """A run folder, the profile that its settings started from, the settings, and the evaluation of policies into it."""
 
     def __init__(self, folder: Path, profile: str, settings: RunSettings) -> None:
         self.folder = folder
@@ -73,11 +64,7 @@ class Run:
         self.evaluation = Evaluation(folder, settings, self.problems)
 
     def check(self) -> None:
-        """Check before a whole run begins that its stages have what they need: GPU and packages, problems, tokenizer.
-
-        Raises:
-            ValueError, OSError: If something is missing, with the way out.
-        """
+        """Refuse a whole run before it begins where a stage lacks what it needs: GPU and packages, problems, tokenizer."""
         from amir_grpo.policies.loading import check_hardware, load_tokenizer
 
         s = self.settings
@@ -92,11 +79,7 @@ class Run:
     # --- problems -----------------------------------------------------------------------------------------------
 
     def training_problems(self) -> Dataset:
-        """Load the training set.
-
-        Raises:
-            ValueError: If it is smaller than one rollout, or not the one that the run has used before.
-        """
+        """Load the training set; one smaller than a rollout, or another than the run has used before, is refused."""
         data, train = self.settings.data, self.settings.train
         name, split, calibration = data.dataset_name, data.dataset_split, data.calibration
         problems = load_problems(name, split, data.dataset_limit, calibration, seed=train.seed, shots=data.shots)
@@ -110,21 +93,12 @@ class Run:
         return problems
 
     def problems(self, benchmark: str) -> Dataset:
-        """Load the problems of one benchmark of the run; their fingerprint is kept in the run folder.
-
-        Raises:
-            ValueError: If they are not those that the run has used before.
-        """
+        """Load the problems of one benchmark of the run; others than the run has used before are refused."""
         limit, seed = self.settings.evaluation.eval_limit, self.settings.evaluation.eval_seed
         data = self.settings.data
         problems = load_problems(benchmark, None, limit, data.calibration, seed=seed, shots=data.shots)
         self._record_problems(benchmark, problems)
         return problems
-
-    def questions(self) -> dict[str, str]:
-        """Return the question of each problem of the run's benchmarks, by its id."""
-        loaded = [self.problems(benchmark) for benchmark in self.settings.evaluation.benchmarks]
-        return {id_: question for rows in loaded for id_, question in zip(rows["id"], rows["question"], strict=True)}
 
     def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
         """Load the problems of every incomplete benchmark, so that errors show before hours are spent on another one."""
@@ -158,30 +132,18 @@ class Run:
         if not policy.is_sandbox:
             return policy.model_name
         folder = self.folder / "base"
-        if folder.exists() and not (is_main() and first_damaged(folder)):
-            return str(folder)
-        seed, steps = warmup_seed(policy.base_seed), policy.sandbox_warmup_steps
-        with explain_full_disk(self.folder):
-            made = base_policy(
-                replace(SPECS[policy.model_name], warmup_steps=steps, seed=seed), self.folder.parent / ".cache"
-            )
-        with self._stage("copying the base policy"):
-            damaged = first_damaged(folder)  # unless another process has replaced it in the meantime
-            if damaged:
-                print(
-                    f"{folder / damaged} is damaged: its SHA-256 has changed. Taking the base policy anew.", flush=True
+        if not folder.exists():
+            seed, steps = warmup_seed(policy.base_seed), policy.sandbox_warmup_steps
+            with explain_full_disk(self.folder):
+                made = base_policy(
+                    replace(SPECS[policy.model_name], warmup_steps=steps, seed=seed), self.folder.parent / ".cache"
                 )
-            with atomic_folder(folder, replace=damaged is not None) as beside:
+            with self._stage("copying the base policy"), atomic_folder(folder) as beside:
                 shutil.copytree(made, beside, dirs_exist_ok=True)
-                write_checksums(beside)
         return str(folder)
 
     def train(self, method: str) -> pd.DataFrame:
-        """Train one method, or read the log of the training that is already complete.
-
-        Returns:
-            The training log, one row per logging step; see `amir_grpo.runs.training.train`.
-        """
+        """Train one method, unless that is complete, and return its log: see `amir_grpo.runs.training.train`."""
         check_names("method", [method], METHODS)
         folder = self.folder / method
         log_path = folder / "log.csv"
@@ -286,13 +248,9 @@ class Run:
         greedy: bool = False,
         workers: int = 0,
     ) -> pd.DataFrame:
-        """Graded completions of policies that are not the run's own, on the same problems, under its settings.
+        """Graded completions of other policies, by the names that the column policy shows, otherwise as in `samples`.
 
         They lie in samples/<name>-<hash of the weights>, apart from the run's own and from those of other policies.
-
-        Args:
-            sources: Policies by the names that the column policy is to show.
-            benchmarks, greedy, workers: As in `samples`.
         """
         benchmarks = list(benchmarks or self.settings.evaluation.benchmarks)
         folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
@@ -316,7 +274,8 @@ class Run:
                 with self._stage(f"scoring {method}"):
                     started = now()
                     shared = samples[samples["policy"] == "base"].copy()
-                    shared["logprob"] = self.logprobs(self.folder / method, shared)
+                    scorer = PolicySource(self.base(), self.folder / method)
+                    shared["logprob"] = self.evaluation.logprobs(scorer, shared)
                     own = samples[samples["policy"] == method]
                     frame = pd.concat([own, shared], ignore_index=True).rename(columns={"policy": "sampler"})
                     frame.insert(0, "scorer", method)
@@ -324,15 +283,6 @@ class Run:
                     write_table(path, frame[list(_SCORE_COLUMNS)])
             frames.append(read_table(path))
         return pd.concat(frames, ignore_index=True)
-
-    def logprobs(self, adapter: Path, completions: pd.DataFrame) -> list[float]:
-        """Log-probability of each completion under an adapter on the run's base, such as a checkpoint's, in nats.
-
-        Args:
-            adapter: Folder of a PEFT adapter.
-            completions: Columns problem_id and completion_ids.
-        """
-        return self.evaluation.logprobs(PolicySource(self.base(), adapter), completions)
 
     # --- what is shown ------------------------------------------------------------------------------------------
 

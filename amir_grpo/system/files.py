@@ -40,15 +40,10 @@ def user_path(given: str | Path) -> Path:
 
 
 def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
-    """Check before the work begins that a folder can be written to, and that its disk is not full.
-
-    Args:
-        folder: It need not exist.
-        option: The option that the user gave it as, for the message.
-        least: Bytes that the work needs.
+    """Refuse a folder, given by `option`, that cannot be written to or whose disk has fewer than `least` bytes left.
 
     Raises:
-        OSError: If not.
+        OSError: With the way out. The folder need not exist.
     """
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir():
@@ -88,10 +83,7 @@ def write_text(path: Path, text: str) -> Path:
 def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `folder` that takes its name when the block succeeds and is removed when it fails.
 
-    Args:
-        folder: The folder to be made.
-        replace: Whether it takes the place of one that is there; otherwise one that another process has made in the
-            meantime stays.
+    With `replace` it takes the place of one that is there; else one that another process has made meanwhile stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -150,9 +142,7 @@ def write_checksums(folder: Path) -> None:
 def first_damaged(folder: Path, recorded: Mapping[str, str] | None = None) -> str | None:
     """Return the name of the first file of a folder that is missing or no longer what it was; None where all are whole.
 
-    Args:
-        folder: The folder.
-        recorded: SHA-256 by name; by default what `write_checksums` has recorded there, and nothing where it has not.
+    `recorded` has the SHA-256 by name; by default it is what `write_checksums` has recorded there, if it has.
     """
     try:
         if recorded is None:
@@ -193,10 +183,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def shipped(name: str) -> Path:
-    """Return a folder that comes with the package, to be read only.
-
-    Args:
-        name: "data/published", "data/results" or "notebooks".
+    """Return a folder that comes with the package, to be read only: data/published, data/results or notebooks.
 
     Raises:
         FileNotFoundError: If it is not there, with how to get it.
