@@ -397,8 +397,3 @@ def _check_relations(settings: RunSettings) -> None:
         )
     if train.use_vllm and policy.load_in_4bit:
         raise ValueError("use_vllm=True cannot read load_in_4bit=True's packed weights: set one of them to False.")
-    if policy.model_name[:1] in tuple("=+-@\t\r "):  # a spreadsheet would take a table's cell for a formula
-        raise ValueError(
-            f"model_name is {policy.model_name!r}; it must be a Hub id, a folder, or one of "
-            f"{', '.join((*choices.SANDBOXES, choices.SMOLLM2))}."
-        )

@@ -80,7 +80,8 @@ def compared_with_kept(run: Run, kept: Path) -> str | None:
     changed = {
         name: values for name, values in differences(old["settings"], new["settings"]).items() if name not in NO_EFFECT
     }
-    for name, (there, here) in changed.items():
+    if changed:
+        name, (there, here) = next(iter(changed.items()))
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return (
             f"Not compared with the published results of this package, made with another {name} "

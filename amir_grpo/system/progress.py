@@ -25,21 +25,16 @@ _QUIET_SECONDS = 30.0  # between two lines in a log, or where the output is no t
 def stage(
     label: str, total: int, done: int = 0, unit: str = "step", leave: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Show how far a piece of work has come while the block runs.
+    """Show how far a piece of work has come while the block runs, of `total` units of which some were `done` before.
 
         with stage("training grpo", total=60) as tick:
             ...
-            tick(reward="0.42")
+            tick(reward="0.42")  # one more; tick(5): five more
 
     Args:
-        label: What is done.
-        total: Number of units of the whole work.
-        done: Number of units that were complete before.
-        unit: What is counted, in the singular.
+        label, unit: What is done, and what is counted, in the singular.
+        total, done: Numbers of units.
         leave: Whether the bar stays when the work is complete.
-
-    Yields:
-        A function that takes the number of units done since its last call, 1 by default, and values to show beside.
     """
     path = os.environ.get(REPORT_TO)
     first, started, last = done, time.monotonic(), 0.0
@@ -75,16 +70,10 @@ def stage(
 
 @contextmanager
 def reports_shown(folder: Path, log: Path) -> Iterator[Callable[[str], None]]:
-    """Show the reports in a folder, each under its file's name, while the block runs.
+    """Show the reports in a folder, each under its file's name, while the block runs; yields what prints and logs a line.
 
-    A terminal has them in one line that changes; the log, and an output that is no terminal, get lines every half minute.
-
-    Args:
-        folder: Holds a file for each process at work, which has it in the environment as `REPORT_TO`.
-        log: A text file; lines are appended.
-
-    Yields:
-        A function that prints a line and logs it.
+    The folder holds a file for each process at work, which has it in the environment as `REPORT_TO`. A terminal shows
+    them in one line that changes; the log, and an output that is no terminal, get lines every half minute.
     """
     live, over = sys.stderr.isatty(), Event()
     folder.mkdir(parents=True, exist_ok=True)
