@@ -19,55 +19,45 @@ from amir_grpo.runs.run import Run, open_run
 from amir_grpo.sandbox import base as base_policies
 
 # one worker of xdist, so that what the module shares is made once
-pytestmark = pytest.mark.xdist_group("bad input")
+pytestmark = pytest.mark.xdist_group("complete run")
 TRAIN, EVALUATE, REPRODUCE, EVIDENCE, VERIFY = "train", "evaluate", "reproduce", "evidence", "verify"
 
 # what is given on the command line, and what the message must hold
 ARGUMENTS = [
     # names
     ((TRAIN, "--profile", "sandbx"), ["'sandbx'", "Did you mean 'sandbox'"]),
-    ((TRAIN, "--profile", "paper-qwen3"), ["'paper-qwen3'", "paper-qwen3b"]),
     ((TRAIN, "--method", "amir-grpo"), ["amir-grpo", "amir_grpo"]),
     ((TRAIN, "--lamda_reg", "0.1"), ["lamda_reg", "Did you mean 'lambda_reg'"]),
     ((EVALUATE, "--benchmarks", "chain3", "chian4"), ["'chian4'", "Did you mean 'chain4'"]),
-    ((EVALUATE, "--benchmarks", "gsm8"), ["'gsm8'", "gsm8k"]),
     ((EVALUATE, "--dataset_name", "chain"), ["'chain'", "chain6"]),
     ((TRAIN, "--dataset_name", "gsm"), ["'gsm'", "gsm8k"]),
     ((TRAIN, "--dataset_name", "gsm8k"), ["'gsm8k'", "must be 'sandbox'"]),
     ((TRAIN, "--loss_type", "dapoo"), ["'dapoo'", "dapo"]),
-    ((TRAIN, "--pair_mining", "best"), ["'best'", "all, topk"]),
     ((TRAIN, "--report_to", "tensorbord"), ["'tensorbord'", "Did you mean 'tensorboard'"]),
-    ((EVALUATE, "--eval_engine", "sglang"), ["'sglang'", "transformers, vllm"]),
     ((EVIDENCE, "--arms", "clean/share-0.4"), ["'clean/share-0.4'", "Did you mean 'clean/share-0.6'"]),
     ((EVIDENCE, "--profile", "smoke"), ["'smoke'", "sandbox-large"]),
     # values of the wrong kind
     ((TRAIN, "--max_steps", "ten"), ["max_steps", "ten"]),
-    ((TRAIN, "--learning_rate", "fast"), ["learning_rate", "fast"]),
     ((TRAIN, "--max_steps", "1.5"), ["max_steps", "1.5"]),
     ((TRAIN, "--calibration", "perhaps"), ["calibration", "perhaps"]),
     ((TRAIN, "--ks", "one"), ["ks", "one"]),
     # impossible values
-    ((TRAIN, "--lambda_reg", "-0.1"), ["lambda_reg is -0.1", "at least 0"]),
-    ((TRAIN, "--beta_dpo", "0"), ["beta_dpo is 0", "above 0"]),
+    ((TRAIN, "--lambda_reg", "-0.1"), ["lambda_reg is -0.1", "greater than or equal to 0"]),
     ((TRAIN, "--lambda_reg", "nan"), ["lambda_reg is nan", "finite"]),
     ((TRAIN, "--dataset_limit", "15"), ["dataset_limit is 15", "16 prompts of a rollout", "no step"]),
     ((TRAIN, "--logging_steps", "61"), ["logging_steps is 61", "max_steps = 60"]),
     ((TRAIN, "--num_generations", "7"), ["128", "num_generations = 7", "multiple"]),
-    ((TRAIN, "--steps_per_generation", "0"), ["steps_per_generation is 0", "None"]),
-    ((TRAIN, "--seed", "4294967296"), ["seed is 4294967296", "below 4294967296"]),
+    ((TRAIN, "--steps_per_generation", "0"), ["steps_per_generation is 0", "greater than 0"]),
+    ((TRAIN, "--seed", "4294967296"), ["seed is 4294967296", "less than 4294967296"]),
     ((TRAIN, "--max_prompt_length", "100"), ["164", "max_seq_length = 128"]),
     ((TRAIN, "--calibration"), ["cannot state a confidence", "calibration"]),
     ((EVALUATE, "--ks", "1", "9"), ["[1, 9]", "num_samples = 8"]),
-    ((EVALUATE, "--ks", "0"), ["[0]", "between 1 and"]),
-    ((EVALUATE, "--ks", "1", "1"), ["ks is 1 1", "each once"]),
-    ((EVALUATE, "--num_samples", "2"), ["[1, 2, 4]", "num_samples = 2"]),
-    ((EVALUATE, "--benchmarks", "chain3", "chain3"), ["chain3", "once"]),
-    ((EVIDENCE, "--workers", "-1"), ["workers is -1", "at least 0"]),
-    (("export", "--method", "dpo"), ["dpo", "amir_grpo"]),
+    ((EVALUATE, "--ks", "1", "1"), ["ks is '1 1'", "each once"]),
+    (("plan", "--profile", "paper-qwen3b", "--use_vllm", "--load_in_4bit"), ["use_vllm=True", "one of them to False"]),
+    ((EVIDENCE, "--workers", "-1"), ["workers is -1", "greater than or equal to 0"]),
+    (("export", "--max_steps", "2"), ["Unknown option 'max_steps'"]),
     (("export", "--results", "out", "--merged"), ["--results", "--merged", "one or the other"]),
     (("plan", "--profile", "paper"), ["'paper'", "paper-qwen3b"]),
-    ((TRAIN, "--backend", "unsloht"), ["'unsloht'", "Did you mean 'unsloth'"]),
-    ((TRAIN, "--vllm_mode", "remote"), ["'remote'", "colocate, server"]),
     ((REPRODUCE, "--eval_engine", "vllm"), ["eval_engine=vllm needs", "transformers"]),
     ((REPRODUCE, "--load_in_4bit"), ["load_in_4bit=True needs", "False"]),
     ((VERIFY, "only-one"), ["required: SECOND"]),
@@ -126,19 +116,11 @@ def test_bad_arguments(arguments, named, tmp_path, capsys, monkeypatch, nothing_
 # --- run folders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sampled(runs, tiny_settings):
-    """A run folder whose base policy has been sampled."""
-    run = open_run("sandbox", runs / "bad input", tiny_settings | {"benchmarks": ["chain3"]})
-    run.samples(["base"])
-    return run
-
-
 @pytest.fixture
-def folder(sampled, tmp_path):
-    """A copy of that folder, to be spoilt."""
-    shutil.copytree(sampled.folder, tmp_path / "run")
-    return tmp_path / "run"
+def folder(complete_run, tmp_path):
+    """A copy of a complete run's folder, to be spoilt."""
+    others = shutil.ignore_patterns("notebooks", "figures", ".locks")
+    return shutil.copytree(complete_run.folder, tmp_path / "run", ignore=others)
 
 
 def half(path):
@@ -155,13 +137,9 @@ def config(folder, change):
 # what is done to the folder, and what the message must hold
 FOLDERS = [
     (lambda f: half(f / "config.json"), ["config.json is not a run's configuration", "another run_dir"]),
-    (lambda f: (f / "config.json").write_text("[1, 2]"), ["config.json is not a run's configuration"]),
     (lambda f: (f / "config.json").write_text('{"settings": 3}'), ["settings is not a JSON object"]),
-    (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), ["config.json is not a run's configuration"]),
     (lambda f: config(f, lambda c: c["settings"].update(seed=5)), ["seed was 5, is now 0", "another run_dir"]),
     (lambda f: half(f / "samples/base/chain3.parquet"), ["chain3.parquet cannot be read", "Delete it"]),
-    (lambda f: (f / "samples/base/chain3.parquet").write_text("a,b\n1,2\n"), ["chain3.parquet cannot be read"]),
-    (lambda f: (f / "samples/base/chain3.parquet").write_bytes(b""), ["chain3.parquet cannot be read"]),
     (
         lambda f: pd.DataFrame({"policy": ["base"]}).to_parquet(f / "samples/base/chain3.parquet"),
         ["chain3.parquet cannot be read (it has no column benchmark, problem_id"],
@@ -170,7 +148,6 @@ FOLDERS = [
         lambda f: (f / "problems/chain3.json").write_text('{"fingerprint": "0", "source": "elsewhere"}'),
         ["The problems of chain3 have changed", "elsewhere"],
     ),
-    (lambda f: half(f / "problems/chain3.json"), ["problems/chain3.json cannot be read", "Delete it"]),
     (
         lambda f: (f / "problems/chain3.json").write_text("{}"),
         ["problems/chain3.json cannot be read (it has no fingerprint, source)"],
@@ -179,37 +156,26 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("spoil", "named"), FOLDERS, ids=range(len(FOLDERS)))
-def test_spoilt_run_folders(spoil, named, folder, sampled, capsys, nothing_expensive, monkeypatch):
+def test_spoilt_run_folders(spoil, named, folder, capsys, nothing_expensive):
     spoil(folder)
     if "problems" in named[0]:
         shutil.rmtree(folder / "samples")
-    monkeypatch.setattr(Run, "train", lambda *_: None)
-    settings = [f"--{k}={' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in tiny(sampled).items()]
-    message = refused(capsys, EVALUATE, "--run_dir", folder, *settings, "--seed", "0", "--benchmarks", "chain3")
+    message = refused(capsys, EVALUATE, "--run_dir", folder, "--seed", "0")
     at_most_three_lines(message)
     for part in named:
         assert part in message
 
 
-def tiny(run):
-    names = "sandbox_warmup_steps max_steps per_device_train_batch_size dataset_limit max_completion_length"
-    names += " reward_margin eval_limit eval_max_new_tokens"
-    return {name: run.settings.flat()[name] for name in names.split()}
-
-
 # found by tests/test_any_input.py: what a training has left, and what the message must hold
 TRAINED = [
     ({"stage.json": "{}", "log.csv": "ste"}, ["log.csv cannot be read (it has no column step, reward"]),
-    ({"stage.json": "{}", "log.csv": "step,reward\n1,?\n"}, ["log.csv cannot be read", "Unable to parse"]),
-    ({"stage.json": "{}"}, ["log.csv is damaged or missing", "Restore it"]),
+    ({"stage.json": '{"sha256": {"log.csv": "0"}}'}, ["log.csv is damaged or missing", "Restore it"]),
     ({"stage.json": '{"sha256"', "log.csv": "step,reward\n1,2\n"}, ["stage.json cannot be read", "Delete it"]),
-    ({"stage.json": '{"sha256": 3}', "log.csv": "step,reward\n1,2\n"}, ["stage.json cannot be read", "Delete it"]),
 ]
 
 
 @pytest.mark.parametrize(("files", "named"), TRAINED, ids=range(len(TRAINED)))
 def test_what_a_training_left_and_something_else_changed(files, named, folder, capsys, nothing_expensive):
-    (folder / "amir_grpo").mkdir()
     for name, content in files.items():
         (folder / "amir_grpo" / name).write_text(content)
     message = refused(capsys, TRAIN, "--run_dir", folder)
@@ -218,21 +184,16 @@ def test_what_a_training_left_and_something_else_changed(files, named, folder, c
         assert part in message
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path, capsys, nothing_expensive):
-    (tmp_path / "run").write_text("mine")
-    message = refused(capsys, TRAIN, "--run_dir", tmp_path / "run")
-    assert f"{tmp_path / 'run'} is a file" in message
-    assert (tmp_path / "run").read_text() == "mine"
-
-
-def test_a_folder_that_cannot_be_written_to(capsys, nothing_expensive):
-    message = refused(capsys, TRAIN, "--run_dir", "/proc/run")
-    assert "/proc cannot be written to" in message
-    at_most_three_lines(message)
-
-
 @pytest.mark.parametrize(
-    ("command", "option"), [(TRAIN, "model_dir"), (EVIDENCE, "results"), (EVIDENCE, "folder"), ("export", "out")]
+    ("command", "option"),
+    [
+        (TRAIN, "run_dir"),
+        (TRAIN, "model_dir"),
+        (EVIDENCE, "results"),
+        (EVIDENCE, "folder"),
+        ("export", "out"),
+        ("export", "results"),
+    ],
 )
 def test_what_the_result_is_to_go_to_is_tried_first(command, option, tmp_path, capsys, nothing_expensive, monkeypatch):
     monkeypatch.setattr(Run, "is_trained", lambda *_: True)
@@ -241,7 +202,7 @@ def test_what_the_result_is_to_go_to_is_tried_first(command, option, tmp_path, c
         own = {EVIDENCE: ("--folder", tmp_path / "run")}.get(command, ("--run_dir", tmp_path / "run"))
         if command == "export":  # starts no run
             open_run("smoke", tmp_path / "run")
-        message = refused(capsys, command, *(() if option == "folder" else own), f"--{option}", place)
+        message = refused(capsys, command, *(() if option in ("folder", "run_dir") else own), f"--{option}", place)
         at_most_three_lines(message)
         assert named in message
         assert f"Give another {option}" in message
@@ -259,15 +220,10 @@ def test_a_full_disk_is_said_before_the_work(tmp_path, capsys, nothing_expensive
 # --- data -----------------------------------------------------------------------------------------------------------
 
 GOOD = {"question": "What is 1+1?", "answer": "2"}
-MIRRORS = [
+MIRRORS = [  # tests/test_problems.py has more
     (None, ["amc23/test.jsonl", "AMIR_GRPO_DATA"]),
     ("", ["amc23/test.jsonl holds no problem", "math-ai/amc23"]),
     (json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:20], ["row 2", "not a line of JSON"]),
-    (json.dumps([1]), ["row 1", "not a JSON object"]),
-    (json.dumps({"problem": "?", "answer": "2"}), ["row 1", "no question", "problem"]),
-    (json.dumps({"question": "?", "answer": None}), ["row 1", "no answer"]),
-    (json.dumps({"question": "?", "answer": " "}), ["row 1", "no answer"]),
-    (json.dumps({"question": "", "answer": "2"}), ["row 1", "no question"]),
 ]
 
 
@@ -298,19 +254,6 @@ def test_problems_that_come_last_are_looked_for_first(tmp_path, capsys, monkeypa
     assert not list(tmp_path.glob("run/samples/*"))
 
 
-def test_no_network(tmp_path, capsys, monkeypatch, base):
-    from amir_grpo import problems
-
-    def unreachable(*arguments, **keywords):
-        raise ConnectionError("Couldn't reach 'math-ai/amc23' on the Hub (Connection timed out)")
-
-    monkeypatch.setattr(problems, "load_dataset", unreachable)
-    message = refused(capsys, EVALUATE, "--model_dir", base, "--benchmarks", "amc23", "--run_dir", tmp_path / "run")
-    at_most_three_lines(message)
-    assert "math-ai/amc23" in message
-    assert "AMIR_GRPO_DATA" in message
-
-
 # --- policies -------------------------------------------------------------------------------------------------------
 
 
@@ -324,10 +267,8 @@ def without(*names):
 
 POLICIES = [
     (without("model.safetensors"), ["policy of ", "cannot be loaded", "safetensors"]),
-    (lambda f: half(f / "model.safetensors"), ["policy of ", "cannot be loaded"]),
     (without("tokenizer.json", "tokenizer_config.json"), ["tokenizer of ", "cannot be loaded"]),
     (without("config.json"), ["neither adapter_config.json nor config.json"]),
-    (lambda f: (f / "config.json").write_text("{}"), ["cannot be loaded"]),
     (lambda f: (f / "adapter_config.json").write_text("{}"), ["does not name the base"]),
     (
         lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/away"}'),
@@ -385,9 +326,3 @@ def test_a_hub_that_refuses_the_token(tmp_path, capsys, monkeypatch):
     at_most_three_lines(message)
     assert "some/private-policy" in message
     assert "hf auth login" in message
-
-
-def test_the_same_message_in_a_notebook(tmp_path):
-    """What the command line prints is the text of the exception that a notebook shows."""
-    with pytest.raises(ValueError, match=r"lambda_reg is -1\.0; it must be at least 0"):
-        open_run("sandbox", tmp_path / "run", {"lambda_reg": -1.0})

@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from amir_grpo import cli
 from amir_grpo.options import parse
-from amir_grpo.policies.source import named_policies
 from amir_grpo.runs.run import open_run
 from amir_grpo.sandbox.problems import chain_answer, load_sandbox
 from amir_grpo.settings import FIELDS, PROFILES, differences, settings_of
 from amir_grpo.trl_options import trainer_options
 
 # one worker of xdist, so that what the module shares is made once
-pytestmark = pytest.mark.xdist_group("cli")
+pytestmark = pytest.mark.xdist_group("complete run")
 
 FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer>\s*")
 WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
@@ -121,13 +120,6 @@ def test_help_of_all_lists_the_commands_within_a_second(capsys):
     assert not {"torch", "transformers", "trl"} & set(modules)
 
 
-def test_a_setting_given_to_a_command_that_takes_none_is_refused(tmp_path, capsys):
-    code, message = failure(capsys, "export", "--run_dir", tmp_path / "run", "--max_steps", "2")
-    assert code == 2
-    assert "Unknown option 'max_steps'" in message
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("command", [["export"], ["export", "--results", "out"]])
 def test_a_command_that_reads_a_run_makes_none(command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -141,13 +133,6 @@ def test_a_command_that_reads_a_run_makes_none(command, tmp_path, capsys, monkey
         assert f"{tmp_path / folder} is not a run folder" in message
     assert "Did you mean 'sandbox'" in failure(capsys, *command, "--profile", "sandbx", "--run_dir", "typo")[1]
     assert not list(tmp_path.iterdir())
-
-
-def test_no_command_and_an_unknown_one(capsys):
-    assert failure(capsys)[0] == 2
-    code, message = failure(capsys, "trian")
-    assert code == 2
-    assert all(command in message for command in (*WITH_SETTINGS, *WITHOUT))
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
@@ -181,13 +166,6 @@ def test_lists_are_words(words):
     changed = settings_of("sandbox", overrides("--benchmarks", "chain3", "chain4", "--ks", *words)).evaluation
     assert (changed.benchmarks, changed.ks) == (["chain3", "chain4"], [1, 8])
     assert parsed("evaluate", "--model_dir", "a folder", "b=c")["model_dir"] == ["a folder", "b=c"]
-
-
-def test_options_of_one_command_are_no_settings():
-    options = parsed("train", "--method", "grpo", "--model_dir", "here", "--seed", "1")
-    wanted = {"method": "grpo", "model_dir": "here", "profile": None, "run_dir": None, "seed": 1}
-    assert {name: options[name] for name in wanted} == wanted
-    assert parsed("evidence", "--slurm_hours", "0.5", "--seeds", "1", "2")["cluster"].slurm_hours == 0.5
 
 
 def test_the_published_command_is_read_as_it_is_written(monkeypatch, tmp_path):
@@ -269,25 +247,17 @@ def test_methods_start_alike(trained, logs):
         assert torch.equal(weight, adapters["amir_grpo"][name]) == ("lora_A" in name), name
 
 
-@pytest.mark.parametrize("method", ["grpo", "amir_grpo"])
-def test_adapter_is_safetensors_of_the_profiles_rank_on_all_projections(trained, method):
-    with safe_open(trained / method / "adapter_model.safetensors", "pt") as weights:
+def test_adapter_is_safetensors_of_the_profiles_rank_on_all_projections(trained):
+    with safe_open(trained / "amir_grpo" / "adapter_model.safetensors", "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     for module in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         assert sum(f".{module}." in name for name in shapes) == 2 * 2, f"A and B in both layers of {module}"
     rank = settings_of("sandbox").policy.lora_rank
     assert all(shape[0 if "lora_A" in name else 1] == rank for name, shape in shapes.items())
-    config = json.loads((trained / method / "adapter_config.json").read_text())
+    config = json.loads((trained / "amir_grpo" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (rank, rank)
-    assert not list((trained / method).glob("*.bin.*"))
-    assert (trained / method / "stage.json").is_file()
-
-
-def test_model_dir_gets_the_adapter_alone(trained, runs):
-    copy = runs / "copies" / "grpo"
-    name = "adapter_model.safetensors"
-    assert (copy / name).read_bytes() == (trained / "grpo" / name).read_bytes()
-    assert not {"stage.json", "log.csv", "checkpoints"} & {entry.name for entry in copy.iterdir()}
+    assert not list((trained / "amir_grpo").glob("*.bin.*"))
+    assert (trained / "amir_grpo" / "stage.json").is_file()
 
 
 @pytest.mark.parametrize("policy", ["base", "grpo", "amir_grpo"])
@@ -326,6 +296,15 @@ def test_evaluate_prints_and_saves_the_summary(trained, call, capsys):
     comparisons = pd.read_csv(trained / "tables" / "comparisons.csv")
     assert len(comparisons) == 2 * 3 * 4
     assert "p_holm is corrected over these 24 rows" in printed
+
+
+def test_the_same_settings_give_the_same_run_by_commands_and_by_notebooks(complete_run, trained, call, capsys):
+    call("evaluate")
+    open_run(run_dir=trained).scores()
+    for name in ("tables", "figures"):  # drawn from these
+        shutil.copytree(complete_run.folder / name, trained / name, dirs_exist_ok=True)
+    cli.main(["verify", str(complete_run.folder), str(trained)])
+    assert "The same" in capsys.readouterr().out
 
 
 def test_two_policies_in_one_call_are_compared(trained, runs, call, capsys):
@@ -397,35 +376,6 @@ def test_an_adapter_or_a_whole_policy_draws_what_the_runs_own_evaluation_drew(tr
     assert not completions(trained, "amir_grpo").equals(completions(trained, "base"))
 
 
-def test_policies_in_folders_of_one_name_do_not_mix(trained, base, runs, call):
-    (runs / "first").mkdir()
-    shutil.copytree(runs / "copies" / "amir_grpo", runs / "first" / "policy")
-    (runs / "second").mkdir()
-    shutil.copytree(base, runs / "second" / "policy")
-    call("evaluate", "--model_dir", runs / "first" / "policy", "--dataset_name", "chain3", run="one name")
-    try:
-        folder = call(
-            "evaluate", "--model_dir", runs / "second" / "policy", "--dataset_name", "chain3", run="one name"
-        )
-    except SystemExit:
-        return  # to refuse is right, too
-    pd.testing.assert_frame_equal(completions(folder, "policy"), completions(trained, "base"))
-
-
-def test_a_run_does_not_take_another_policys_samples_for_its_own(trained, base, runs):
-    """The base under the name grpo is evaluated first, then the run's own GRPO."""
-    folder = runs / "own after other"
-    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("samples"))
-    shutil.copytree(base, runs / "disguised" / "grpo")
-    run = open_run("sandbox", folder, json.loads((trained / "config.json").read_text())["settings"])
-    run.samples_of_others(named_policies([str(runs / "disguised" / "grpo")]), ["chain3"])
-    try:
-        run.samples(["grpo"], ["chain3"])
-    except ValueError:
-        return  # to refuse is right, too
-    pd.testing.assert_frame_equal(completions(folder, "grpo"), completions(trained, "grpo"))
-
-
 def test_an_adapter_that_was_trained_again_is_sampled_again(trained, runs, call):
     folder = runs / "again" / "policy"
     for source in ("grpo", "amir_grpo"):
@@ -438,24 +388,3 @@ def test_an_adapter_that_was_trained_again_is_sampled_again(trained, runs, call)
         except SystemExit:
             return  # to refuse is right, too
     assert not completions(run, "policy")["text"].equals(completions(trained, "grpo")["text"])
-
-
-def test_an_adapter_is_not_put_on_another_base(trained, runs, call):
-    arguments = ("--model_dir", runs / "copies" / "amir_grpo", "--dataset_name", "chain3")
-    try:
-        folder = call("evaluate", *arguments, run="other base", sandbox_warmup_steps=2)
-    except SystemExit:
-        return  # to refuse is right, and so is to take the base that it was trained on
-    pd.testing.assert_frame_equal(completions(folder, "amir_grpo"), completions(trained, "amir_grpo"))
-
-
-def test_a_pickled_adapter_is_not_read(trained, runs, call, capsys):
-    folder = runs / "pickled"
-    shutil.copytree(runs / "copies" / "grpo", folder)
-    weights = folder / "adapter_model.safetensors"
-    torch.save(load_file(weights), folder / "adapter_model.bin")
-    weights.unlink()
-    with pytest.raises(SystemExit) as caught:
-        call("evaluate", "--model_dir", folder, run="from a pickle")
-    assert caught.value.code == 2
-    assert "holds no adapter_model.safetensors" in capsys.readouterr().err

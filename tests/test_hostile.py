@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,11 +10,10 @@ import pytest
 
 from amir_grpo import cli, notebook
 from amir_grpo import problems as problem_sets
-from amir_grpo.policies import loading, sampling
+from amir_grpo.policies import sampling
 from amir_grpo.problems import load_problems
 from amir_grpo.runs.reproduce import write_page
 from amir_grpo.runs.run import open_run
-from amir_grpo.settings import settings_of
 from tests.cells import SHOWING, run_cells, show_results
 
 # one worker of xdist, so that what the module shares is made once
@@ -48,19 +46,6 @@ def answers(engine, problems, num_samples, **options):
                 "logprob": -1.0,
             }
         )
-
-
-CHANGES = {"benchmarks": ["chain3"], "eval_limit": 8}
-
-
-@pytest.fixture(scope="module")
-def hostile(runs, tiny_settings):
-    """A run whose policies have said what is hostile."""
-    run = open_run("sandbox", runs / "hostile", tiny_settings | CHANGES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "draw_batches", answers)
-        run.samples()
-    return run
 
 
 @pytest.fixture
@@ -140,7 +125,10 @@ OUTLETS = {
 def test_every_outlet_shows_hostile_text_as_text(runs, tiny_settings, hostile_problems, tmp_path, monkeypatch, capsys):
     """Everything that is written and printed from training to export, found by looking at what is there."""
     monkeypatch.setattr(sampling, "draw_batches", answers)
-    hostile = open_run("sandbox", runs / "every outlet", tiny_settings | CHANGES)
+    hostile = open_run("sandbox", runs / "every outlet", tiny_settings | {"benchmarks": ["chain3"], "eval_limit": 8})
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     show_results(hostile.folder)
     write_page(hostile.folder, SHOWING)
     cli.main(["export", "--run_dir", str(hostile.folder), "--merged", "--out", str(tmp_path / "merged")])
@@ -148,6 +136,8 @@ def test_every_outlet_shows_hostile_text_as_text(runs, tiny_settings, hostile_pr
     cli.main(["evaluate", "--run_dir", str(hostile.folder)])
     printed = "".join(capsys.readouterr())
     assert not CONTROL.search(printed.replace("\r", "")), "the terminal"
+    assert set(hostile.samples(["base"])["text"]) == set(HOSTILE)
+    assert not list(here.iterdir()), "nothing that a completion says is run"
     files = [path for folder in (hostile.folder, tmp_path) for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= set(OUTLETS)
     assert {".html", ".svg", ".csv", ".md", ".json", ".jsonl"} <= {path.suffix for path in files}
@@ -171,22 +161,6 @@ def test_visible_keeps_text_and_lines():
     assert notebook.visible("a\x1b[31mb\x00\ud800") == "a�[31mb��"
 
 
-def test_every_table_of_a_run_is_free_of_formulas(hostile):
-    show_results(hostile.folder)
-    for path in (hostile.folder / "tables").glob("*.csv"):
-        for column in (table := pd.read_csv(path)).select_dtypes("object"):
-            assert not table[column].dropna().str.match(r"[=+\-@\t]").any(), f"{path.name}, column {column}"
-    with pytest.raises(ValueError, match=r"model_name is .=cmd"):
-        settings_of("paper-qwen3b", {"model_name": "=cmd|' /C calc'!A0"})
-
-
-def test_nothing_that_a_completion_says_is_run(hostile, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = hostile.samples(["base"])
-    assert set(rows["text"]) == set(HOSTILE)
-    assert not list(tmp_path.iterdir())
-
-
 def mirror(folder, *rows):
     path = folder / "amc23" / "test.jsonl"
     path.parent.mkdir()
@@ -202,24 +176,6 @@ def test_half_a_surrogate_pair_is_named(tmp_path):
     mirror(tmp_path, {"question": "ok", "answer": "2"}, {"question": "\ud800", "answer": "2"})
     with pytest.raises(ValueError, match=r"row 2: holds half of a surrogate pair"):
         load_problems("amc23", mirror=tmp_path)
-
-
-def test_hostile_problems_reach_the_policy_as_text(tmp_path, tokenizer):
-    mirror(tmp_path, *({"question": text, "answer": "2"} for text in HOSTILE if "\x00" not in text))
-    problems = load_problems("amc23", mirror=tmp_path)
-    prompts = sampling.tokenize_prompts(tokenizer, problems)
-    assert len(prompts) == len(HOSTILE) - 1
-
-
-def test_code_that_comes_with_a_policy_is_not_run(base, tmp_path):
-    folder = tmp_path / "policy"
-    shutil.copytree(base, folder)
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\nclass Evil: pass\n")
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
-    (folder / "config.json").write_text(json.dumps(config))
-    loading.load_policy(str(folder))
-    assert not (tmp_path / "pwned").exists()
 
 
 def test_the_notebook_that_shows_problems_shows_them_as_text(base, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +15,6 @@ from packaging.requirements import Requirement
 
 from amir_grpo import notebook
 from amir_grpo.results.style import new_figure
-from amir_grpo.settings import PROFILES
 from tools import colab_install
 
 ROOT = Path(__file__).parents[1]
@@ -90,13 +88,6 @@ def test_set_up_installs_only_what_is_missing_and_on_colab_says_what_to_expect(m
         assert re.search(r"colab-t4 +.* hours", printed)
 
 
-def test_what_an_installation_replaces():
-    listing = "torch==2.11.0+cu128\njupyter_client==7.4.9\n# a comment\nx @ https://there/x.whl\nPyYAML==6.0.3\n"
-    there = colab_install.versions(listing)
-    assert there == {"torch": "2.11.0", "jupyter-client": "7.4.9", "pyyaml": "6.0.3"}
-    assert colab_install.replaced(there, there | {"pyyaml": "6.1", "trl": "1.14.2"}) == {"pyyaml": ("6.0.3", "6.1")}
-
-
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
 def test_nothing_is_replaced_that_colabs_kernel_holds():
     """By the versions of googlecolab/backend-info of August 2026, of what the core install shares with it."""
@@ -118,12 +109,6 @@ def test_what_the_kernel_runs_on_is_kept_and_torch_with_what_belongs_to_it():
     assert notebook.kept(there) == ["torch==2.9.0+cu126", "torchvision==0.24.0+cu126"]
     for version in ("2.7.1", "2.15.0"):
         assert notebook.kept(there | {"torch": version}) == []
-
-
-def test_the_core_install_names_no_notebook_server():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {Requirement(line).name for line in project["dependencies"]}
-    assert names.isdisjoint({"jupyterlab", "notebook", "jupyter_server", "ipywidgets", "tornado", "jupyter_client"})
 
 
 def test_only_an_imported_package_that_was_replaced_asks_for_a_restart(monkeypatch):
@@ -176,17 +161,6 @@ if not {there}:
     done = subprocess.run([sys.executable, script], cwd=ROOT / "notebooks", capture_output=True, text=True, check=True)
     assert ("set up" in done.stdout) == (not there), "where it is there, nothing is said"
     assert ("pip install --quiet --no-deps git+https://github.com/amir-grpo/amir-grpo" in done.stdout) == (not there)
-
-
-def test_the_form_offers_profiles_and_begins_with_the_one_that_runs_anywhere():
-    for path in NOTEBOOKS:
-        cells = code_cells(path)
-        forms = [found for cell in cells if (found := re.search(r'^profile = "(.*)"  # @param (\[.*\])', cell, re.M))]
-        assert len(forms) == ("profile =" in "".join(cells)), path.name
-        for form in forms:
-            assert form[1] == "sandbox"
-            assert json.loads(form[2])[:2] == ["sandbox", "colab-t4"]
-            assert set(json.loads(form[2])) <= {*PROFILES, "auto"}
 
 
 def test_a_table_is_shown_with_names_rounded_numbers_and_p_values():

@@ -20,7 +20,6 @@ from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.settings import replace
 from amir_grpo.system import cluster
-from tests.cells import show_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,17 +115,6 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(open_tiny, monkeypatch):
     assert not path.with_suffix(".parts").exists()
 
 
-def test_greedy_completions_lie_beside_the_samples(open_tiny):
-    run = open_tiny()
-    greedy = run.samples(["base"], ["chain3"], greedy=True)
-    assert greedy["sample"].tolist() == [0] * 2
-    assert (run.folder / "samples" / "base" / "chain3.greedy.parquet").is_file()
-    record = json.loads((run.folder / "samples" / "base" / "policy.json").read_text())
-    assert (record["engine"], record["instructions_in"]) == ("transformers", "system")
-    assert len(run.samples(["base"], ["chain3"])) == 2 * 8
-    pd.testing.assert_frame_equal(open_tiny().samples(["base"], ["chain3"], greedy=True), greedy)
-
-
 def test_completions_of_a_policy_that_was_trained_anew_are_refused(open_tiny, monkeypatch):
     """On a GPU another training ends with other weights."""
     run = open_tiny(benchmarks=["chain3"])
@@ -143,47 +131,6 @@ def test_completions_of_a_policy_that_was_trained_anew_are_refused(open_tiny, mo
     weights.write_bytes(b"second")
     with pytest.raises(ValueError, match=r"samples/grpo holds completions of another grpo than .*\nResults would mix"):
         run.samples(["grpo"])
-
-
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [({}, r"policy\.json cannot be read \(it has no engine\)"), ({"engine": "?"}, "Unknown engine")],
-)
-def test_what_drew_the_completions_that_are_there_has_to_be_known(open_tiny, record, said):
-    run = open_tiny(eval_engine="auto")
-    (run.folder / "samples" / "base").mkdir(parents=True)
-    (run.folder / "samples" / "base" / "policy.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=said):
-        run.evaluation.engine_name()
-
-
-REAL = ROOT.parent / "shared" / "benchmarks"
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")
-def test_a_sandbox_policy_on_every_mirrored_benchmark(open_tiny, monkeypatch):
-    """The real problems: recorded, sampled, graded; nothing of it is right but by luck."""
-    monkeypatch.setenv("AMIR_GRPO_DATA", str(REAL))
-    names = sorted(
-        path.parent.name for path in REAL.glob("*/*.jsonl") if path.stem != "train" or "olympiad" in str(path)
-    )
-    run = open_tiny(benchmarks=names)
-    rows = run.samples(["base"])
-    assert (rows.groupby("benchmark").size() == 2 * 8).all()
-    assert set(rows["benchmark"]) == set(names)
-    assert rows["correct"].mean() < 0.2
-    assert {path.stem for path in (run.folder / "problems").glob("*.json")} == set(names)
-
-
-def test_a_sandbox_policy_on_a_benchmark_of_the_paper(open_tiny, amc23, monkeypatch, tmp_path):
-    """Its prompts are beyond its tokenizer; what counts is the path from the mirror to the tables."""
-    amc23(tmp_path)
-    monkeypatch.setenv("AMIR_GRPO_DATA", str(tmp_path))
-    run = open_tiny(benchmarks=["amc23", "chain3"])
-    show_results(run.folder)
-    summary, comparisons = (pd.read_csv(run.folder / "tables" / f"{n}.csv") for n in ("policies", "comparisons"))
-    assert set(summary["benchmark"]) == {"amc23", "chain3"}
-    assert len(comparisons) == 2 * 3 * 4
 
 
 def test_calibrated_policies_are_evaluated_with_their_confidence(open_tiny, monkeypatch):
@@ -300,23 +247,3 @@ def test_two_worker_processes_draw_what_one_draws(open_tiny, runs, tiny_settings
             pd.testing.assert_frame_equal(again, rows)
     monkeypatch.setattr(evaluation, "submitting", never)  # nothing is left to draw
     two.samples(["base", "grpo"], workers=2)
-
-
-@pytest.mark.parametrize(("asked", "gpus", "wanted"), [(0, [], 1), (0, ["0", "1", "2"], 3), (2, [], 2), (9, [], 4)])
-def test_one_worker_for_each_gpu_and_none_without_work(open_tiny, monkeypatch, asked, gpus, wanted):
-    drawing = Evaluation(Path("nowhere"), replace(open_tiny().settings, dtype="auto", device="auto"), None)
-    sources, benchmarks, numbers = {"base": None, "grpo": None}, ["chain3", "chain6"], []
-
-    @contextlib.contextmanager
-    def submitting(number, gpus):
-        numbers.append(number)
-        yield
-
-    monkeypatch.setattr(evaluation, "visible_gpus", lambda device: gpus)
-    monkeypatch.setattr(evaluation, "submitting", submitting)
-    monkeypatch.setattr(evaluation, "run_jobs", lambda what, do, jobs, submit: None)
-    monkeypatch.setattr(Evaluation, "completions", lambda *_: pd.DataFrame())
-    drawing.all_completions(sources, benchmarks, workers=asked)
-    assert numbers == [wanted] * (wanted > 1)
-    drawing.all_completions({"base": None}, benchmarks[:1], workers=asked)
-    assert numbers == [wanted] * (wanted > 1)

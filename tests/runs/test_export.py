@@ -107,15 +107,6 @@ def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run
     assert not (run.folder / "export" / "amir_grpo").exists()
 
 
-def test_what_is_not_trained_or_in_the_way_is_refused(runs, tiny_settings, run, tmp_path):
-    untrained = open_run("sandbox", runs / "untrained", tiny_settings)
-    with pytest.raises(ValueError, match="holds no trained grpo"):
-        export_policy(untrained, "grpo", tmp_path / "out")
-    (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="exists already"):
-        export_policy(run, "grpo", tmp_path / "there")
-
-
 # --- answers --------------------------------------------------------------------------------------------------------
 
 

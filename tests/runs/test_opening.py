@@ -51,10 +51,6 @@ def test_settings_that_change_no_number_may_change(open_tiny):
     assert (folder / "config.json").read_bytes() == before
 
 
-def test_a_setting_given_as_its_own_default_is_no_change(open_tiny):
-    assert open_tiny().settings == open_tiny(seed=0, max_grad_norm=0.1).settings
-
-
 def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
     run = open_tiny()
     run.samples(["base"], ["chain3"])
@@ -66,48 +62,13 @@ def test_settings_of_another_version_of_the_package_are_refused(open_tiny):
         open_tiny()
 
 
-def test_the_sandbox_policy_is_trained_on_arithmetic_only(tmp_path):
-    with pytest.raises(ValueError, match="reads arithmetic only"):
-        open_run("sandbox", tmp_path / "run", {"dataset_name": "gsm8k"})
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_folder_without_results_takes_new_settings(open_tiny):
     with pytest.raises(ValueError, match="cosin is not a valid"):
         open_tiny(lr_scheduler_type="cosin").train("grpo")
     open_tiny(lr_scheduler_type="cosine")
 
 
-def test_run_dir_defaults_to_the_projects(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert open_run("smoke").folder == tmp_path / "runs" / "smoke"
-    assert open_run("smoke", "elsewhere").folder == tmp_path / "elsewhere"
-
-
-def test_calibration_is_not_for_the_sandbox(open_tiny):
-    with pytest.raises(ValueError, match="leave calibration off"):
-        open_tiny(calibration=True)
-
-
-def test_auto_without_a_gpu_is_the_sandbox(monkeypatch, tmp_path):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = open_run("auto", tmp_path / "run")
-    assert run.profile == "sandbox"
-    assert json.loads((run.folder / "config.json").read_text())["profile"] == "sandbox"
-
-
 # --- a folder that is there -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("profile", [None, "auto", "smoke"])
-def test_a_folder_that_is_there_supplies_its_own_settings(tmp_path, profile):
-    strong = open_run("smoke", tmp_path, {"lambda_reg": 1.0, "seed": 3})
-    pretend_results(tmp_path)
-    again = open_run(profile, tmp_path)
-    assert (again.profile, again.settings) == ("smoke", strong.settings)
-    assert again.settings.train.lambda_reg == 1.0
 
 
 def pretend_results(folder):
@@ -118,7 +79,9 @@ def pretend_results(folder):
 def test_only_what_is_given_anew_is_compared(tmp_path):
     open_run("smoke", tmp_path, {"lambda_reg": 1.0, "seed": 3})
     pretend_results(tmp_path)
-    assert open_run(run_dir=tmp_path, overrides={"seed": 3}).settings.train.lambda_reg == 1.0
+    for profile in (None, "auto", "smoke"):
+        opened = open_run(profile, tmp_path, {"seed": 3})
+        assert (opened.profile, opened.settings.train.lambda_reg) == ("smoke", 1.0)
     with pytest.raises(ValueError, match=r"settings: seed was 3, is now 4\.") as raised:
         open_run(run_dir=tmp_path, overrides={"seed": 4})
     assert "lambda_reg" not in str(raised.value)
@@ -133,11 +96,6 @@ def test_another_profile_is_given_anew(tmp_path):
     assert open_run(run_dir=tmp_path).profile == "sandbox"
 
 
-def test_without_a_profile_a_new_folder_is_the_sandboxs(tmp_path):
-    run = open_run(run_dir=tmp_path / "new")
-    assert (run.profile, run.settings) == ("sandbox", settings_of("sandbox"))
-
-
 def test_a_folder_does_not_consent_to_untrusted_weights(tmp_path):
     """One that came from elsewhere could otherwise have code run by who opens it."""
     open_run("paper-qwen3b", tmp_path, {"trust_remote_code": True, "safetensors_only": False, "seed": 3})
@@ -149,16 +107,6 @@ def test_a_folder_does_not_consent_to_untrusted_weights(tmp_path):
         3,
     )
     assert open_run(run_dir=tmp_path, overrides={"trust_remote_code": True}).settings.policy.trust_remote_code
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"settings": []}', '{"settings": {}}', '{"settings": {}, "profile": []}']
-)
-def test_a_broken_configuration_is_named(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json is not a run's configuration") as raised:
-        open_run(run_dir=tmp_path)
-    assert len(str(raised.value).splitlines()) <= 3
 
 
 # --- several processes ----------------------------------------------------------------------------------------------

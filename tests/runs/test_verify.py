@@ -38,17 +38,6 @@ def copy(complete_run, tmp_path):
 # --- two run folders --------------------------------------------------------------------------------------------------
 
 
-def test_the_same_settings_give_the_same_run(complete_run, runs, tiny_settings, capsys):
-    again = open_run("sandbox", runs / "verify two", tiny_settings)
-    again.logs()
-    again.samples()
-    again.scores()
-    for name in ("tables", "figures"):  # drawn from these
-        shutil.copytree(complete_run.folder / name, again.folder / name)
-    cli.main(["verify", str(complete_run.folder), str(again.folder)])
-    assert "The same" in capsys.readouterr().out
-
-
 def test_a_figure_holds_the_command_that_draws_it(complete_run):
     with Image.open(complete_run.folder / "figures" / "main.png") as picture:
         program, _, command = picture.info["Source"].partition(" (commit ")[0].partition(" amir_grpo ")
@@ -116,15 +105,6 @@ def test_runs_that_hold_nothing_yet_are_not_called_the_same(tmp_path, tiny_setti
         cli.main(["verify", *map(str, folders)])
     assert caught.value.code == 2
     assert "hold nothing yet that could be compared" in capsys.readouterr().err
-
-
-def test_folders_of_something_else_are_refused(tmp_path, capsys):
-    """A policy's folder holds a config.json, too."""
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["verify", str(tmp_path), str(tmp_path)])
-    assert caught.value.code == 2
-    assert f"{tmp_path / 'config.json'} is not a run's configuration" in capsys.readouterr().err
 
 
 # --- a run, and what is kept ----------------------------------------------------------------------------------------

@@ -22,10 +22,8 @@ WORK = {
     "sleeping": "time.sleep(600)",
     "computing": "while True: pass",
     "swallowing": "while True:\n        try: time.sleep(600)\n        except KeyboardInterrupt: pass",
-    "tidying up": "try: time.sleep(600)\n    finally: time.sleep(600)",
     "destroying": "type('Last', (), {'__del__': lambda _: time.sleep(600)})(); time.sleep(600)",
     "failing on the way out": "try: time.sleep(600)\n    finally: raise OSError('a consequence')",
-    "naming": "type('A', (), {'b': type('B', (), {'__set_name__': lambda *_: time.sleep(600)})()})",
     "exiting": "atexit.register(time.sleep, 600); time.sleep(600)",
 }
 

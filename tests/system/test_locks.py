@@ -46,11 +46,6 @@ def test_the_second_is_refused_with_the_firsts_id_and_start(tmp_path, holder):
     assert "give another run_dir" in message
 
 
-def test_other_work_in_the_same_folder_goes_on(tmp_path, holder):
-    with locked(tmp_path, "training amir_grpo"):
-        pass
-
-
 def test_a_killed_holder_leaves_no_lock(tmp_path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -59,16 +54,3 @@ def test_a_killed_holder_leaves_no_lock(tmp_path, holder):
         record = json.loads((tmp_path / ".locks" / "training-grpo.json").read_text())
         assert record["pid"] == os.getpid()
     assert not (tmp_path / ".locks" / "training-grpo.json").exists()
-
-
-def test_the_lock_is_free_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), locked(tmp_path, "work"):
-        1 / 0  # noqa: B018
-    with locked(tmp_path, "work"):
-        pass
-
-
-def test_a_holder_that_has_not_said_so_yet_is_respected(tmp_path, holder):
-    (tmp_path / ".locks" / "training-grpo.json").write_text("{")
-    with pytest.raises(Busy, match="another process"), locked(tmp_path, "training grpo"):
-        pass

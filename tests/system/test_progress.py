@@ -33,20 +33,6 @@ def test_a_stage_reports_instead_where_a_parent_asks_for_it(report, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_no_more_than_a_report_a_second(report, monkeypatch):
-    monkeypatch.setattr(progress, "_SECONDS", 60)
-    with progress.stage("scoring", total=5) as tick:
-        tick(2)
-        assert report.read_text() == "scoring, 0 of 5 steps"
-
-
-def test_a_report_that_cannot_be_written_ends_no_work(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv(progress.REPORT_TO, str(tmp_path / "file" / "02_evaluate"))
-    with progress.stage("scoring", total=1) as tick:
-        tick()
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_reports_are_shown_on_a_terminal_and_in_a_log(report, tmp_path, monkeypatch, capsys, terminal):
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.02)
