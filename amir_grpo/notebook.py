@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,8 @@ _KERNEL = ("ipykernel", "ipython", "jupyter-client", "tornado", "pyzmq", "numpy"
 # All notebooks of a profile, one after the other. Only the sandbox's time was measured.
 _EXPECTED = """
   sandbox   needs no GPU; all notebooks together take about 6 minutes on 2 cores
-  colab-t4  Qwen2.5-0.5B on GSM8K, on a T4; by arithmetic 2 to 4 hours, and not tried on a T4 yet"""
+  colab-t4  Qwen2.5-0.5B on GSM8K, on a T4; by arithmetic 2 to 4 hours, and not tried on a T4 yet
+Each notebook has a machine of its own: mount your Drive (folder icon) in each, or 02 to 05 train all over."""
 
 
 def set_up() -> None:
@@ -87,7 +89,7 @@ def imported_before() -> list[str]:
     now, found = _installed(), []
     for name, module in sorted(sys.modules.items()):
         before, there = getattr(module, "__dict__", {}).get("__version__"), now.get(name.replace("_", "-"))
-        if isinstance(before, str) and there and before != there:
+        if isinstance(before, str) and there and canonicalize_version(before) != canonicalize_version(there):
             found.append(f"{name} {before} → {there}")
     return found
 

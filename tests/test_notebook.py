@@ -112,11 +112,11 @@ def test_what_the_kernel_runs_on_is_kept_and_torch_with_what_belongs_to_it():
 
 
 def test_only_an_imported_package_that_was_replaced_asks_for_a_restart(monkeypatch):
-    for name, held in (("some-old", "1.0"), ("some-same", "2.0"), ("some-local", None)):
+    for name, held in (("some-old", "1.0"), ("some-same", "2026.07.22"), ("some-local", None)):
         module = ModuleType(name)
         module.__version__ = held
         monkeypatch.setitem(sys.modules, name, module)
-    now = {"some-old": "1.1", "some-same": "2.0", "some-local": "1.0", "some-unimported": "3.0"}
+    now = {"some-old": "1.1", "some-same": "2026.7.22", "some-local": "1.0", "some-unimported": "3.0"}
     monkeypatch.setattr(notebook, "_installed", lambda: now)
     assert notebook.imported_before() == ["some-old 1.0 → 1.1"]
 

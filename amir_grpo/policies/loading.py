@@ -119,7 +119,9 @@ def check_hardware(settings: RunSettings, evaluation: bool = False) -> None:
 
 def _need(what: str, package: str, extra: str, instead: str) -> None:
     if device().type != "cuda":
-        raise ValueError(f"{what} needs an NVIDIA GPU, and none is visible: set {instead}.")
+        raise ValueError(
+            f"{what} needs an NVIDIA GPU, and none is visible: set {instead}.\n{explain_invisible_gpu()}".strip()
+        )
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"{what} needs {package}: {install_command(extra)}. Or set {instead}.")
 
@@ -321,7 +323,7 @@ def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing:
             f"load_in_4bit=True: Unsloth has loaded {name} in 16 bits, since bitsandbytes does not work here.\n"
             "Reinstall it (python -m bitsandbytes says what is wrong), or set load_in_4bit to False."
         )
-    return FastLanguageModel.get_peft_model(
+    policy = FastLanguageModel.get_peft_model(
         policy,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -331,6 +333,8 @@ def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing:
         random_state=seed,
         max_seq_length=settings.max_seq_length,
     )
+    policy.generation_config.max_length = None  # Unsloth sets it, and every rollout would warn of two lengths
+    return policy
 
 
 def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
