@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,8 +89,13 @@ class TransformersEngine:
             FloatingPointError: If the policy's logits are not numbers.
             torch.OutOfMemoryError: If the requests do not fit into memory together.
         """
-        with _evaluating(self.policy), merged_adapters(self.policy):
-            return self._generate(requests, temperature, top_p, max_new_tokens)
+        training = self.policy.training
+        self.policy.eval()  # without dropout, and gradient checkpointing, which would switch the cache off
+        try:
+            with merged_adapters(self.policy):
+                return self._generate(requests, temperature, top_p, max_new_tokens)
+        finally:
+            self.policy.train(training)
 
     def close(self) -> None:
         """Give back the memory; the engine draws no more."""
@@ -112,7 +116,9 @@ class TransformersEngine:
         streams = [stream for request in requests for stream in request.streams]
         exact = device_for_float64(mask.device)
         draw = _Draw(streams, temperature, top_p, max_new_tokens, exact)
-        ends = torch.tensor(sorted(eos_ids(self.policy, self.tokenizer)), device=mask.device)
+        known = self.policy.generation_config.eos_token_id  # None, one or several
+        known = known if isinstance(known, list) else [known]
+        ends = torch.tensor(sorted({*known, self.tokenizer.eos_token_id} - {None}), device=mask.device)
         ids = torch.full((len(streams), max_new_tokens), int(ends[0]), device=mask.device)
         logprobs = torch.zeros(ids.shape, dtype=torch.float64, device=exact)
 
@@ -304,24 +310,6 @@ def check_finite(logprobs: Tensor, dtype: torch.dtype) -> None:
             f"The policy's logits are not numbers: it computes in {name}, and has overflown, or its weights are damaged.\n"
             "In float16 take a GPU with bfloat16, or another policy; else train again with a lower learning_rate."
         )
-
-
-def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that end a completion: the tokenizer's, and those of the policy's generation config."""
-    ids = policy.generation_config.eos_token_id
-    ids = [] if ids is None else [ids] if isinstance(ids, int) else ids
-    return {*ids, tokenizer.eos_token_id}
-
-
-@contextmanager
-def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
-    """Hold a policy in evaluation mode: without dropout, and gradient checkpointing, which would switch the cache off."""
-    training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(training)
 
 
 class _Draw:
