@@ -93,7 +93,7 @@ def test_every_way_to_start_names_the_versions_of_pyproject_and_constraints():
 
 
 def test_pyproject_ci_and_the_backend_name_one_version_of_unsloth():
-    lines = [line for line in (ROOT / ".ci" / "unsloth.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in (ROOT / ".ci" / "gpu-on-cpu.txt").read_text().splitlines() if not line.startswith("#")]
     pins = dict(line.split("==") for line in lines)
     assert str(requirements("gpu")["unsloth"]) == str(requirements("gpu")["unsloth_zoo"]) == f"=={UNSLOTH_VERSION}"
     assert pins["unsloth"] == pins["unsloth_zoo"] == UNSLOTH_VERSION

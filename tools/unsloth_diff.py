@@ -4,7 +4,7 @@
     python tools/unsloth_diff.py OLD NEW
 
 OLD and NEW are folders with the wheels of both packages, or with what they hold. Comments and formatting do not count. Exit
-code 1 where something changed: run `.ci/unsloth` with the new version before it is pinned.
+code 1 where something changed: run `.ci/gpu-on-cpu` with the new version before it is pinned.
 """
 
 from __future__ import annotations

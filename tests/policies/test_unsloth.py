@@ -1,91 +1,92 @@
-"""Unsloth's CPU backend: trained by one backend, read by the other. `.ci/unsloth` installs it and runs these."""
+"""What a GPU machine trains with under Unsloth, asked on a CPU by unsloth_trainer.py; and Unsloth's own backend for CPUs.
+
+`.ci/gpu-on-cpu` installs Unsloth, Triton and bitsandbytes, and runs these.
+"""
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from amir_grpo.choices import IMPORTANCE_SAMPLING_LEVELS, LOSS_TYPES
 from amir_grpo.policies.backend import start_backend
 
-if importlib.util.find_spec("unsloth") is None:
-    pytest.skip("Unsloth is not installed: .ci/unsloth installs its CPU backend", allow_module_level=True)
+if any(importlib.util.find_spec(name) is None for name in ("unsloth", "triton")):
+    pytest.skip("Unsloth and Triton are not installed: .ci/gpu-on-cpu installs them", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("unsloth")
-SETTINGS = (
-    "--profile sandbox --sandbox_warmup_steps 120 --max_steps 2 --per_device_train_batch_size 16 --dataset_limit 40 "
-    "--max_completion_length 24 --reward_margin 0.1 --benchmarks chain3 --eval_limit 4 --dtype auto --device auto"
-).split()
-
-# argv: the adapter's folder, a file for the logits; the tokens stand for any completion
-BY_UNSLOTH = """
-import sys
-from unsloth import FastLanguageModel
-import torch
-policy, _ = FastLanguageModel.from_pretrained(sys.argv[1], max_seq_length=128, load_in_4bit=False, dtype=torch.float32)
-with torch.no_grad():
-    torch.save(policy(input_ids=torch.arange(5, 15)[None]).logits, sys.argv[2])
-"""
+CASES = [f"{loss_type}, {case}" for loss_type in LOSS_TYPES for case in (*IMPORTANCE_SAMPLING_LEVELS, "reused")]
 
 
-def run(*arguments):
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+def run(*arguments, cwd):
+    """A process of its own: Unsloth rewrites TRL for good."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done
 
 
-@pytest.fixture(scope="module", params=["unsloth", "transformers"])
-def trained(request, runs):
-    """Both methods trained for two steps by one backend."""
-    folder = runs / f"by {request.param}"
-    for method in ("grpo", "amir_grpo"):
-        train = ("-m", "amir_grpo", "train", "--method", method, "--backend", request.param, "--run_dir", folder)
-        run(*train, *SETTINGS)
-    return request.param, folder
+def ask(folder, what):
+    done = run("-m", "tests.policies.unsloth_trainer", what, str(folder / "answer.json"), cwd=folder)
+    assert "seem to have been set" not in done.stderr, "each rollout warns of two lengths"
+    return json.loads((folder / "answer.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["grpo", "amir_grpo"])
-def test_two_steps_train_the_adapter_and_say_by_what(trained, method):
-    backend, folder = trained
-    stage = json.loads((folder / method / "stage.json").read_text())
-    assert stage["backend"] == {"name": backend, "why": "asked for"}
-    assert (stage["provenance"]["packages"]["unsloth"] or "").startswith("20")
-    log = pd.read_csv(folder / method / "log.csv")
-    assert log["step"].tolist() == [1, 2]
-    assert log["grad_norm"].notna().all()
-    if method == "amir_grpo":
-        assert (log["preference/pairs"] > 0).all()
-        assert (log["preference/share"] > 0).all()
-    adapter = load_file(folder / method / "adapter_model.safetensors")
-    moved = [name for name, value in adapter.items() if "lora_B" in name and value.abs().max() > 0]
-    assert moved, "lora_B begins at 0 and has not moved"
+# off: by rounding; in float16, and where Unsloth takes it for parts of Gemma 3, by that of float16
+@pytest.mark.parametrize(
+    ("policy", "error"), [("qwen2 float32", 1e-5), ("qwen2 float16", 0.005), ("gemma3_text float32", 0.005)]
+)
+def test_the_gradient_by_unsloths_kernels_is_that_of_the_explicit_objective(tmp_path, policy, error):
+    row = ask(tmp_path, f"gradient {policy}")
+    assert row["off_without_preference"] > 10 * error, "the preference term is too small for the test to see it"
+    assert row["off"] < error
 
 
-def test_what_one_backend_has_saved_the_other_reads(trained, tmp_path):
-    from amir_grpo.policies.loading import load_policy
-
-    _, folder = trained
-    adapter = folder / "amir_grpo"
-    run("-c", BY_UNSLOTH, adapter, tmp_path / "logits.pt")
-    policy = load_policy(str(folder / "base"), adapter)
-    with torch.no_grad():
-        ours = policy(input_ids=torch.arange(5, 15)[None]).logits
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), ours, rtol=1e-4, atol=1e-4)
-
-
-def test_evaluation_goes_on_from_what_unsloth_has_trained(trained):
-    backend, folder = trained
-    printed = run("-m", "amir_grpo", "evaluate", "--run_dir", folder, "--backend", backend, *SETTINGS)
-    assert "Completions:" in printed
+def test_colab_t4_trains_resumes_and_is_evaluated_through_the_notebooks(tmp_path):
+    found = ask(tmp_path, "colab-t4")
+    assert "_UnslothGRPOTrainer" in found["classes"]
+    assert (found["trained"], found["optimizer"]) == (["torch.float32"], "adamw_8bit")
+    assert found["base"] == ["torch.float16", "torch.uint8"]
+    assert found["scaler"]
+    assert found["resumed"], "a resumption is exact"
+    assert found["moved"] > 0
+    assert found["log"]["step"] == [1, 2, 3]
+    assert max(found["log"]["preference/pairs"]) > 0
+    assert found["padding"] == "left"
 
 
-def test_the_command_imports_unsloth_before_transformers(tmp_path):
-    """Seen by a finder that notes the order in which the two are looked for."""
-    code = """
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    return ask(tmp_path_factory.mktemp("losses"), "losses")
+
+
+@pytest.mark.xdist_group("losses")
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_both_methods_have_the_same_configuration_but_for_lambda(losses, loss_type):
+    assert losses["configurations"][loss_type]["differ"] == {"lambda_reg": [0.0, 0.01]}
+
+
+@pytest.mark.xdist_group("losses")
+def test_unsloths_own_configuration_would_have_changed_the_baseline(losses):
+    """Otherwise the test above shows nothing."""
+    changed = {loss_type: sorted(config["overruled"]) for loss_type, config in losses["configurations"].items()}
+    assert changed["dr_grpo"] == ["scale_rewards"]
+    assert changed["dapo"] == changed["cispo"] == ["epsilon_high"]
+
+
+@pytest.mark.xdist_group("losses")
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_every_loss_is_that_of_the_explicit_objective(losses, case):
+    assert losses["gradients"][case]["without_preference"] > 1e-3, "the term is too small for the test to see it"
+    assert losses["gradients"][case]["off"] < 1e-5
+
+
+# argv: the options of a training
+BY_COMMAND = """
 import sys
 order = []
 class Note:
@@ -94,15 +95,20 @@ class Note:
             order.append(name)
 sys.meta_path.insert(0, Note())
 from amir_grpo import cli
-try:
-    cli.main(["train", "--backend", "unsloth", "--profile", "smoke", "--max_steps", "0"])
-except SystemExit:
-    pass
+cli.main(["train", *sys.argv[1:]])
 print("ORDER", *order)
 """
-    (order,) = [line.split()[1:] for line in run("-c", code).splitlines() if line.startswith("ORDER")]
+
+
+def test_the_command_imports_unsloth_before_transformers_and_trains_by_its_backend_for_cpus(base, tmp_path):
+    options = "--profile smoke --backend unsloth --method amir_grpo --max_steps 1 --per_device_train_batch_size 16"
+    options += " --max_completion_length 16 --dtype auto --run_dir run --sandbox_warmup_steps 1"
+    printed = run("-c", BY_COMMAND, *options.split(), cwd=tmp_path).stdout
+    (order,) = [line.split()[1:] for line in printed.splitlines() if line.startswith("ORDER")]
     assert order[0] == "unsloth"
     assert "transformers" in order
+    stage = json.loads((tmp_path / "run" / "amir_grpo" / "stage.json").read_text())
+    assert stage["backend"] == {"name": "unsloth", "why": "asked for"}
 
 
 def test_unsloth_after_trl_is_refused_with_the_way_out():

@@ -1,58 +1,106 @@
-"""Unsloth's own GRPO trainer on a machine without a GPU: what it generates, against what this package assumes.
+"""What a GPU machine trains with under Unsloth, asked on a CPU (gpu_on_cpu.py), against what this package assumes.
 
-Unsloth's CPU backend uses TRL's trainer as it is. What a GPU machine trains with is TRL's source rewritten by Unsloth, and
-that rewriting needs no GPU. So this module, run in a process of its own, lets Unsloth's modules be imported without the
-package's __init__ (which asks for a GPU and its kernels), generates the trainer, and writes what was asked for as JSON:
-
-    python -m tests.policies.unsloth_trainer configs|gradients|functions FILE
+python -m tests.policies.unsloth_trainer WHAT FILE     what a function below finds, as JSON
 """
 
-import ast
-import hashlib
-import importlib.util
+import copy
 import json
-import os
+import shutil
 import sys
-import tempfile
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
-# What of the generated module κ and the trainer rely on: how each loss type normalises, where a completion stands in packed
-# rows, and what TRL's trainer calls.
-RELIED_ON = (
-    "grpo_compute_loss",
-    "grpo_accumulated_loss",
-    "UnslothEfficientGRPO",
-    "left_pack_padding",
-    "calculate_pad_tokens_in_prompt",
-    "create_completion_attention_mask",
-    "_UnslothGRPOTrainer.compute_loss",
-    "_UnslothGRPOTrainer._prepare_inputs",
-    "_UnslothGRPOTrainer._generate_and_score_completions",
-    "_UnslothGRPOTrainer._get_per_token_logps_and_entropies",
-)
+import torch
 
+from tests.policies import gpu_on_cpu
 
-def generate() -> ModuleType:
-    """Rewrite TRL's GRPO trainer as Unsloth does on a GPU machine; return the module that it has written."""
-    os.environ |= {"UNSLOTH_IS_PRESENT": "1", "UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
-    (root,) = importlib.util.find_spec("unsloth").submodule_search_locations
-    for name, path in (("unsloth", root), ("unsloth.models", f"{root}/models")):
-        package, spec = ModuleType(name), ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = package.__path__ = [path]
-        package.__spec__ = spec
-        sys.modules[name] = package
-    from unsloth.models import rl
-
-    rl.patch_trl_disable_gradient_checkpointing()
-    rl._patch_trl_rl_trainers_impl("grpo_trainer")
-    import trl
-
-    return sys.modules[trl.GRPOTrainer.__module__]
+# colab-t4's settings but for the sizes; with δ = 0 even the rewards of random completions make pairs
+SMALL = {"max_prompt_length": 32, "max_completion_length": 8, "max_seq_length": 64, "reward_margin": 0.0}
+SMALL |= {
+    "num_generations": 4,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-3,
+}
+SMALL |= {"max_steps": 3, "save_steps": 1, "save_total_limit": 3, "dataset_name": "sandbox", "backend": "unsloth"}
+SMALL |= {"benchmarks": ["chain3"], "eval_limit": 2, "num_samples": 2, "ks": [1, 2], "eval_max_new_tokens": 8}
 
 
-def configurations() -> dict:
+def random_policy(folder: Path, kind: str) -> Path:
+    """A policy with random weights and the sandbox's tokenizer, saved."""
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    from amir_grpo.sandbox.policy import build_tokenizer
+
+    tokenizer = build_tokenizer(words=True)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **shape, **ends)
+    set_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def gradient(folder: Path, kind: str, dtype: str) -> dict:
+    """How far the gradient by Unsloth's kernels is from that of L_GRPO + λ L_pref, and how far GRPO's alone."""
+    from amir_grpo.policies.backend import Backend
+    from amir_grpo.sandbox.problems import load_sandbox
+    from amir_grpo.settings import settings_of
+    from benchmarks.gradient import gradient_row
+
+    policy = random_policy(folder, kind)
+    settings, problems = settings_of("colab-t4", SMALL | {"model_name": str(policy)}), load_sandbox("sandbox", 40)
+    return gradient_row(settings, policy, Backend("unsloth", "asked for"), problems, getattr(torch, dtype))
+
+
+def colab_t4(folder: Path) -> dict:
+    """Notebooks 01 and 02 with colab-t4's combination: NF4, float16 with loss scaler, AdamW in 8 bits; and a resumption."""
+    from safetensors.torch import load_file
+
+    from amir_grpo.policies import loading
+    from amir_grpo.runs import training
+    from amir_grpo.runs.run import open_run
+    from tests.cells import run_cells
+
+    loading.check_hardware = loading._need = lambda *_, **__: None
+    loading.compute_dtype = training.compute_dtype = lambda *_: torch.float16
+    trainers, make = [], training.run_trainer
+    training.run_trainer = lambda *arguments: trainers.append(make(*arguments)) or trainers[-1]
+    changes = SMALL | {"model_name": str(random_policy(folder, "qwen2"))}
+    whole, again = (
+        {"profile": "colab-t4", "run_dir": str(folder.parent / name), "overrides": changes}
+        for name in ("whole", "again")
+    )
+    run_cells("01_train", method="amir_grpo", **whole)
+    log = open_run(**whole).train("amir_grpo")
+    (trainer,) = trainers
+    weights = list(trainer.model.parameters())
+    trained, begun = (Path(each["run_dir"]) / "amir_grpo" for each in (whole, again))
+    shutil.copytree(trained / "checkpoints" / "checkpoint-1", begun / "checkpoints" / "checkpoint-1")
+    open_run(**again).train("amir_grpo")
+    adapter, resumed = (load_file(each / "adapter_model.safetensors") for each in (trained, begun))
+    found = {
+        "classes": [c.__name__ for c in type(trainer).__mro__],
+        "trained": sorted({str(p.dtype) for p in weights if p.requires_grad}),
+        "base": sorted({str(p.dtype) for p in weights if not p.requires_grad}),
+        "optimizer": trainer.args.optim,
+        "scaler": trainer.accelerator.scaler is not None,
+        "log": log[["step", "preference/pairs"]].to_dict("list"),
+        "moved": max(weight.abs().max().item() for name, weight in adapter.items() if "lora_B" in name),
+        "resumed": all(torch.equal(weight, resumed[name]) for name, weight in adapter.items()),
+        "padding": json.loads((trained / "tokenizer_config.json").read_text())["padding_side"],
+    }
+    run_cells("02_evaluate", **whole)  # trains GRPO, too
+    return found
+
+
+def losses(folder: Path) -> dict:
+    """Of every loss type: the configurations of both methods, and the gradients."""
+    return {"configurations": configurations(folder), "gradients": gradients(folder)}
+
+
+def configurations(folder: Path) -> dict:
     """By loss type: how the configurations of a run's two methods differ, and what Unsloth's own would have changed."""
     import trl
 
@@ -63,8 +111,10 @@ def configurations() -> dict:
     result = {}
     for loss_type in LOSS_TYPES:
         settings = settings_of("sandbox", {"loss_type": loss_type})
-        grpo, amir = (trainer_config(method, settings, Path("out")).to_dict() for method in ("grpo", "amir_grpo"))
-        own = trl.GRPOConfig("out", loss_type=loss_type, scale_rewards="group", use_cpu=True, bf16=False).to_dict()
+        grpo, amir = (trainer_config(method, settings, folder).to_dict() for method in ("grpo", "amir_grpo"))
+        own = trl.GRPOConfig(
+            str(folder), loss_type=loss_type, scale_rewards="group", use_cpu=True, bf16=False
+        ).to_dict()
         result[loss_type] = {
             "differ": {name: [value, amir.get(name)] for name, value in grpo.items() if amir.get(name) != value},
             "overruled": {
@@ -76,12 +126,11 @@ def configurations() -> dict:
     return result
 
 
-def gradients(folder: str) -> dict:
-    """By case: how far AMIR-GRPO's gradient under Unsloth's trainer is from that of L_GRPO + λ L_pref, and GRPO's own."""
-    import copy
+def gradients(folder: Path) -> dict:
+    """By loss type and importance level: how far the gradient is from that of L_GRPO + λ L_pref, and GRPO's own.
 
-    import torch
-
+    By Unsloth's trainer, with a policy of transformers: its kernels would take minutes for each.
+    """
     from amir_grpo.choices import IMPORTANCE_SAMPLING_LEVELS, LOSS_TYPES
     from tests import test_trainer as by_hand
     from tests.test_speed import PROMPTS  # of unequal lengths, so that Unsloth packs them to the left
@@ -128,37 +177,11 @@ def gradients(folder: str) -> dict:
     return result
 
 
-def functions(generated: ModuleType) -> dict:
-    """Hashes of the functions in the generated module whose behaviour κ and the trainer assume, by name.
-
-    Comments, docstrings and formatting do not count.
-    """
-    tree = ast.parse(Path(generated.__file__).read_text())
-    found = {node.name: node for node in tree.body if hasattr(node, "name")}
-    trainer = found["_UnslothGRPOTrainer"]
-    found |= {f"{trainer.name}.{node.name}": node for node in trainer.body if hasattr(node, "name")}
-    missing = [name for name in RELIED_ON if name not in found]
-    if missing:
-        raise AssertionError(f"the generated trainer has no {', '.join(missing)}; it has {', '.join(found)}")
-    return {name: _hash(found[name]) for name in RELIED_ON}
-
-
-def _hash(node: ast.AST) -> str:
-    for inner in ast.walk(node):
-        body = getattr(inner, "body", None)
-        if isinstance(body, list) and isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
-            inner.body = body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(node).encode()).hexdigest()[:16]
-
-
 def main(what: str, file: str) -> None:
-    generated = generate()
-    with tempfile.TemporaryDirectory() as folder:
-        if what == "functions":
-            answer = functions(generated)
-        else:
-            answer = configurations() if what == "configs" else gradients(folder)
-    Path(file).write_text(json.dumps(answer))
+    gpu_on_cpu.start()
+    name, *rest = what.split()
+    asked = {"gradient": gradient, "colab-t4": colab_t4, "losses": losses}
+    Path(file).write_text(json.dumps(asked[name](Path(file).parent / "policy", *rest)))
 
 
 if __name__ == "__main__":
