@@ -1,6 +1,5 @@
 """The plan before a training: against published sizes, a pass on the meta device, and what the CPU's allocator gives."""
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from amir_grpo.cli import main
 from amir_grpo.policies import plan as planning
 from amir_grpo.policies.loading import lora_config
 from amir_grpo.policies.plan import CARDS, GIB, announce, card_here, config_of, plan, profile_for
-from amir_grpo.settings import PROFILES, replace, settings_of
+from amir_grpo.settings import replace, settings_of
 
 ROOT = Path(__file__).parents[2]
 GPU_PROFILES = ("colab-t4", "paper-qwen3b", "paper-qwen7b", "paper-gemma4b")
@@ -180,11 +179,7 @@ def test_auto_picks_by_the_card(memory, profile):
     assert plan(settings_of(profile)).fits(memory)
 
 
-def test_colab_t4_fits_with_room():
-    assert plan(settings_of("colab-t4")).peak < 0.5 * CARDS["T4"]
-
-
-@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "smoke"])
+@pytest.mark.parametrize("profile", ["sandbox", "paper-gemma4b"])
 def test_the_command_prints_a_plan_without_a_gpu(profile, capsys):
     main(["plan", "--profile", profile])
     printed = capsys.readouterr().out
@@ -202,24 +197,15 @@ def test_a_plan_runs_no_code_of_a_policy_and_stops_no_training(monkeypatch):
     assert announce(settings_of("colab-t4"), "unsloth") == ""
 
 
-BACKENDS = {"transformers": "transformers", "Unsloth": "unsloth"}
-
-
 def test_the_documented_sums_are_those_of_the_plans():
-    section = (ROOT / "docs" / "gpu.md").read_text().split("### The sums, part by part\n")[1].split("\n#")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [tuple(row[:2]) for row in rows] == list(itertools.product(GPU_PROFILES, BACKENDS))
-    for name, backend, *cells in rows:
-        made = plan(settings_of(name), backend=BACKENDS[backend])
-        weights, *others = (
-            made.parts[p] for p in ("weights", "activations", "logits", "KV cache", "generation logits")
-        )
-        adapter = sum(made.parts[part] for part in ("adapters", "gradients", "optimizer"))
-        expected = [weights, adapter, *others[:2], made.training, *others[2:], made.rollout]
-        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051), (name, backend)
-        assert made.training == pytest.approx(weights + adapter + sum(others[:2]) + 0.6)
-        assert made.rollout == pytest.approx(weights + adapter + sum(others[2:]) + 0.6)
+    table = (ROOT / "docs" / "gpu.md").read_text().split("| profile | weights |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [name for name, *_ in rows] == list(GPU_PROFILES)
+    for name, *cells in rows:
+        ours, unsloth = (plan(settings_of(name), backend=backend) for backend in ("transformers", "unsloth"))
+        expected = [ours.parts["weights"], ours.peak, ours.parts["logits"], unsloth.peak]
+        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051), name
+        assert ours.peak == ours.training
 
 
 def test_a_card_is_read_as_it_is(monkeypatch):

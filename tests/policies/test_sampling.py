@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from datasets import concatenate_datasets
-from peft import LoraConfig, get_peft_model
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -337,16 +336,6 @@ def test_greedy_completions_of_the_papers_architectures_are_those_of_a_plain_loo
         assert row.completion_ids == plain_greedy(policy, prompts[row.problem_id], tokenizer.eos_token_id)
         expected = plain_logprob(policy, prompts[row.problem_id], row.completion_ids)
         assert row.logprob == pytest.approx(expected, abs=1e-3)
-
-
-def test_an_adapter_that_is_not_merged_draws_what_it_draws_when_merged(tiny_policy, tokenizer, draw, problems):
-    """In 4 bits adapters stay apart from the base."""
-    torch.manual_seed(2)
-    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    apart = get_peft_model(copy.deepcopy(tiny_policy), adapter)
-    rows = draw(engine=TransformersEngine(apart, tokenizer))
-    merged = apart.merge_and_unload()
-    same_but_for_rounding(draw(engine=TransformersEngine(merged, tokenizer)), rows)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])

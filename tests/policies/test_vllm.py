@@ -4,7 +4,6 @@ import importlib.util
 import json
 import sys
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -59,25 +58,6 @@ def ask(asked, adapter=None, rank=16, tokens=None):
     drawn = VLLMEngine(llm, None, "some/policy", adapter, rank).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
     assert drawn == [[engines.Drawn([7], True, [-0.5])]]
     return asked
-
-
-def test_each_sample_is_asked_for_with_its_seed_and_each_adapter_by_its_number(asked, adapters):
-    llm = engines._start_vllm("some/policy", PolicySettings(), 16, None)
-    engine = VLLMEngine(llm, None, "some/policy", Path("a"), 16)
-    requests = [Request([1, 2], [3, 2**64 - 1]), Request([4], [5])]
-    assert [len(samples) for samples in engine.generate(requests, 0.6, 0.9, 8)] == [2, 1]
-    prompts, parameters, options = asked["generate"]
-    assert [prompt["prompt_token_ids"] for prompt in prompts] == [[1, 2], [1, 2], [4]]
-    assert [each.seed for each in parameters] == [3, 2**63 - 1, 5]
-    assert options == {"use_tqdm": False, "lora_request": ("policy 1", 1, "a")}
-    for adapter, number in ((None, 0), (Path("b"), 2), (Path("a"), 1)):  # one engine for all
-        engine.use(adapter)
-        engine.generate(requests, 0.6, 0.9, 8)
-        wanted = (f"policy {number}", number, str(adapter)) if number else None
-        assert asked["generate"][2]["lora_request"] == wanted
-    engine.close()
-    assert asked["closed"]
-    assert engine._llm is None
 
 
 def test_pickled_weights_in_4_bits_are_refused(asked, tmp_path):
