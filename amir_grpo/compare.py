@@ -15,17 +15,17 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from amir_grpo.metrics import Comparison, compare, holm
+from amir_grpo.metrics import compare, holm
 
 # One row per benchmark, reading, seed and problem: `right` of `n` samples.
 COLUMNS = ["benchmark", "reading", "seed", "problem", "right", "n"]
-_LENIENT = ("flexible", "lenient", "extracted")
 _DATE = re.compile(r"_\d{4}-\d\d-\d\dT.*$")  # with which lm-evaluation-harness and lighteval end the names of files
 _METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "extractive_match", "math_verify")
 
@@ -49,14 +49,16 @@ def read_results(place: str) -> pd.DataFrame:
         path = Path(name).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{place} does not exist.\nGive a file or folder of results, or PATH:POLICY.")
-    found = ((read, _files(path, pattern)) for pattern, read in _READERS)
-    read, files = next(((read, files) for read, files in found if files), (_table, []))
-    if not files:
+    kinds = [(pattern, read, files) for pattern, read in _READERS if (files := _files(path, pattern))]
+    if not kinds:
         raise FileNotFoundError(
             f"{place} holds no results that can be read.\n"
             "Give samples_*.jsonl of lm-evaluation-harness, details_*.parquet of lighteval, a run or an export of this "
             "package, or a CSV with the columns problem and right."
         )
+    (pattern, read, files), *others = kinds
+    if other := next((name for name, reads, _ in others if read in _LOGS and reads in _LOGS), None):
+        raise ValueError(f"{place} holds {pattern} and {other}: logs of two tools.\nGive the folder of one of them.")
     tables = []
     for file in files:
         try:
@@ -87,7 +89,7 @@ def _one_policy(table: pd.DataFrame, policy: str, place: str) -> pd.DataFrame:
 def _checked(table: pd.DataFrame, place: str) -> pd.DataFrame:
     defaults = {"benchmark": "results", "reading": "", "seed": 0, "n": 1}
     table = table.assign(**{name: value for name, value in defaults.items() if name not in table})[COLUMNS]
-    right, n = pd.to_numeric(table["right"], errors="coerce"), pd.to_numeric(table["n"], errors="coerce")
+    right, n = (pd.to_numeric(table[name], errors="coerce") for name in ("right", "n"))
     wrong = ~((right >= 0) & (right <= n) & (n >= 1))
     if wrong.any():
         row = table[wrong].iloc[0]
@@ -109,27 +111,14 @@ def _checked(table: pd.DataFrame, place: str) -> pd.DataFrame:
 
 def _harness(file: Path) -> pd.DataFrame:
     """Read samples of lm-evaluation-harness, one line per problem and filter: `samples_<task>_<date>.jsonl`."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    name = _DATE.sub("", file.stem.removeprefix("samples_"))
-    return pd.DataFrame(
-        {
-            "benchmark": name,
-            "reading": line.get("filter", ""),
-            "problem": line.get("doc_hash") or _hash(line["doc"]),
-            "right": (n := len(line["filtered_resps"][0]) if _several(line) else 1) * float(line[_metric(line)]),
-            "n": n,
-        }
-        for line in lines
-    )
-
-
-def _several(line: dict[str, Any]) -> bool:
-    return isinstance(line["filtered_resps"][0], list) and _metric(line) == "pass@1"
-
-
-def _metric(line: dict[str, Any]) -> str:
-    named = line.get("metrics") or [name for name in _METRICS if name in line]
-    return next((name for name in _METRICS if name in named), named[0])
+    rows = []
+    for line in map(json.loads, filter(str.strip, file.read_text(encoding="utf-8").splitlines())):
+        named = line.get("metrics") or [name for name in _METRICS if name in line]
+        metric = next((name for name in _METRICS if name in named), named[0])
+        n = len(line["filtered_resps"][0]) if metric == "pass@1" and isinstance(line["filtered_resps"][0], list) else 1
+        problem = line.get("doc_hash") or _hash(line["doc"])
+        rows.append({"reading": line.get("filter", ""), "problem": problem, "right": n * float(line[metric]), "n": n})
+    return pd.DataFrame(rows).assign(benchmark=_DATE.sub("", file.stem.removeprefix("samples_")))
 
 
 def _lighteval(file: Path) -> pd.DataFrame:
@@ -142,30 +131,26 @@ def _lighteval(file: Path) -> pd.DataFrame:
         values = {name: value for name, value in values.items() if value is not None}
         text = (document.get("query") or document.get("id")) if isinstance(document, dict) else document
         name = next((name for key in _METRICS for name in values if name.startswith(key)), next(iter(values)))
+        # a mean over samples of a problem is a share of one
         rows.append({"problem": _hash(text), "reading": name, "right": float(values[name]), "n": 1})
-    task = _DATE.sub("", file.stem.removeprefix("details_"))
-    # means over samples of a problem are shares of one
-    return pd.DataFrame(rows).assign(benchmark=task)
+    return pd.DataFrame(rows).assign(benchmark=_DATE.sub("", file.stem.removeprefix("details_")))
 
 
 def _completions(file: Path) -> pd.DataFrame:
     """Completions of this package: samples/<policy>/<benchmark>.parquet of a run, completions.parquet of an export."""
     samples = pd.read_parquet(file, columns=["policy", "benchmark", "problem_id", "correct", "formatted"])
-    key = ["policy", "benchmark", "problem_id"]
     readings = {"extracted": samples["correct"], "strict-format": samples["correct"] & samples["formatted"]}
-    counts = [
-        right.groupby([samples[name] for name in key], observed=True)
-        .agg(right="sum", n="size")
-        .assign(reading=reading)
+    rows = pd.concat(
+        samples.rename(columns={"problem_id": "problem"}).assign(reading=reading, right=right)
         for reading, right in readings.items()
-    ]
-    return pd.concat([table.reset_index() for table in counts]).rename(columns={"problem_id": "problem"})
+    )
+    key = ["policy", "benchmark", "reading", "problem"]
+    return rows.groupby(key, observed=True)["right"].agg(right="sum", n="size").reset_index()
 
 
 def _table(file: Path) -> pd.DataFrame:
     table = pd.read_csv(file)
-    missing = {"problem", "right"} - set(table)
-    if missing:
+    if missing := {"problem", "right"} - set(table):
         raise ValueError(f"no column {' or '.join(sorted(missing))}, but {', '.join(map(str, table.columns))}")
     return table.assign(problem=table["problem"].astype(str))
 
@@ -182,6 +167,8 @@ _READERS: list[tuple[str, Callable[[Path], pd.DataFrame]]] = [
     ("details_*.parquet", _lighteval),
     ("*.csv", _table),
 ]
+_LOGS = (_harness, _lighteval)
+_POINTS = ["new", "old", "gain", "low", "high", "detectable"]  # columns in points of the pass rate
 
 
 # --- the comparison -------------------------------------------------------------------------------------------------
@@ -202,68 +189,44 @@ def compare_results(new: pd.DataFrame, old: pd.DataFrame) -> tuple[pd.DataFrame,
         ValueError: If the two have no problem in common.
     """
     remarks, rows = [], []
-    keys = ["benchmark", "reading"]
-    both = sorted(set(map(tuple, new[keys].to_numpy())) & set(map(tuple, old[keys].to_numpy())))
-    for benchmark, reading in both:
-        wide = [_by_problem(results, benchmark, reading) for results in (new, old)]
-        common = wide[0][0].index.intersection(wide[1][0].index)
-        for (
-            name,
-            (shares, _),
-        ) in (("A", wide[0]), ("B", wide[1])):
-            if left := len(shares) - len(common):
-                remarks.append(f"{benchmark}: {left} of {len(shares)} problems of {name} have no partner.")
+    sides = [{of: _by_problem(part) for of, part in table.groupby(["benchmark", "reading"])} for table in (new, old)]
+    for benchmark, reading in sorted(set(sides[0]) & set(sides[1])):
+        shares, samples = zip(*(side[benchmark, reading] for side in sides), strict=True)
+        common = shares[0].index.intersection(shares[1].index)
+        for name, side in zip("AB", shares, strict=True):
+            if left := len(side) - len(common):
+                remarks.append(f"{benchmark}: {left} of {len(side)} problems of {name} have no partner.")
         if len(common):
-            arrays = [shares.loc[common].to_numpy().T for shares, _ in wide]
-            samples = [int(n.loc[common].to_numpy().min()) for _, n in wide]
-            found = compare(*arrays, samples=(samples[0], samples[1]))
-            rows.append({"benchmark": benchmark, "reading": reading, **_row(arrays, found)})
+            a, b = (side.loc[common].to_numpy().T for side in shares)
+            found = compare(a, b, samples=tuple(int(n.loc[common].min()) for n in samples))
+            row = {"benchmark": benchmark, "reading": reading, "new": a.mean(), "old": b.mean(), **asdict(found)}
+            rows.append(row)
     if not rows:
+        named = [", ".join(sorted(set(results["benchmark"]))) for results in (new, old)]
         raise ValueError(
             "The two have no problem of the same benchmark in common.\n"
-            f"A has {_named(new)}; B has {_named(old)}. Problems are paired by a hash of their text, or by their id."
+            f"A has {named[0]}; B has {named[1]}. Problems are paired by a hash of their text, or by their id."
         )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).rename(columns={"estimate": "gain", "p_value": "p"})
+    table[_POINTS] *= 100
     strict = table["reading"].str.contains("strict")
-    if strict.any() and not strict.all() and _equal(table[strict], table[~strict]):
-        remarks.append("Strict and lenient extraction give the same numbers: no part of a gain is in the format.")
-        table = table[~strict].reset_index(drop=True)
+    if strict.any() and not strict.all():
+        numbers = table.drop(columns="reading")
+        first, second = (numbers[part].reset_index(drop=True) for part in (strict, ~strict))
+        if first.equals(second):
+            remarks.append("Strict and lenient extraction give the same numbers: no part of a gain is in the format.")
+            table = table[~strict].reset_index(drop=True)
     table["p_holm"] = table.groupby(table["reading"].str.contains("strict"))["p"].transform(holm)
-    only = sorted({*new["benchmark"], *old["benchmark"]} - set(table["benchmark"]))
-    if only:
+    if only := sorted({*new["benchmark"], *old["benchmark"]} - set(table["benchmark"])):
         remarks.append(f"In one of the two only, and left out: {', '.join(only)}.")
     return table, list(dict.fromkeys([*remarks, *_remarks(table)]))
 
 
-def _equal(strict: pd.DataFrame, lenient: pd.DataFrame) -> bool:
-    """Tell whether two readings give the same rows, benchmark by benchmark."""
-    first, second = (rows.drop(columns="reading").reset_index(drop=True) for rows in (strict, lenient))
-    return first.equals(second)
-
-
-def _by_problem(results: pd.DataFrame, benchmark: str, reading: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Share of right samples and number of samples, problems × seeds; problems that every seed has."""
-    part = results[(results["benchmark"] == benchmark) & (results["reading"] == reading)]
+def _by_problem(part: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Share of right samples, problems × seeds, of the problems that every seed has, and their least number of samples."""
     part = part.assign(share=part["right"] / part["n"])
     shares = part.pivot_table(index="problem", columns="seed", values="share").dropna()
-    return shares, part.pivot_table(index="problem", columns="seed", values="n").loc[shares.index]
-
-
-def _row(arrays: list[np.ndarray], found: Comparison) -> dict[str, Any]:
-    return {
-        "problems": found.problems,
-        "seeds": found.seeds,
-        "new": 100 * float(arrays[0].mean()),
-        "old": 100 * float(arrays[1].mean()),
-        "gain": 100 * found.estimate,
-        "low": 100 * found.low,
-        "high": 100 * found.high,
-        "p": found.p_value,
-        "detectable": 100 * found.detectable,
-        "unit": found.unit,
-        "units_needed": found.units_needed,
-        "samples_needed": found.samples_needed,
-    }
+    return shares, part.groupby("problem")["n"].min().loc[shares.index]
 
 
 def _remarks(table: pd.DataFrame) -> list[str]:
@@ -275,7 +238,7 @@ def _remarks(table: pd.DataFrame) -> list[str]:
             "give several seeds, in a CSV with a column seed, to include it."
         )
     for benchmark, rows in table.groupby("benchmark", sort=False):
-        lenient = rows[rows["reading"].str.contains("|".join(_LENIENT))]
+        lenient = rows[rows["reading"].str.contains("flexible|lenient|extracted")]
         strict = rows[rows["reading"].str.contains("strict")]
         if len(lenient) and len(strict):
             gained, answers = strict["gain"].iloc[0], lenient["gain"].iloc[0]
@@ -283,43 +246,25 @@ def _remarks(table: pd.DataFrame) -> list[str]:
                 f"{benchmark}: {gained:+.1f} points by strict extraction, {answers:+.1f} by lenient extraction; the "
                 f"difference, {gained - answers:+.1f}, is in the format of the answers."
             )
-    unclear = table[(table["p_holm"] >= 0.05) & np.isfinite(table["units_needed"])]
-    for row in unclear.to_dict("records"):
+    for row in table[(table["p_holm"] >= 0.05) & np.isfinite(table["units_needed"])].to_dict("records"):
         more = f"{row['units_needed']:,.0f} {row['unit']}s"
         if np.isfinite(row["samples_needed"]):
             more += f", or {row['samples_needed']:,.0f} samples per problem"
-        said.append(
-            f"{row['benchmark']} {row['reading']}".strip()
-            + f": a true gain of {row['gain']:+.2f} points would be found 4 times in 5 with about {more}."
-        )
+        name = f"{row['benchmark']} {row['reading']}".strip()
+        said.append(f"{name}: a true gain of {row['gain']:+.2f} points would be found 4 times in 5 with about {more}.")
     return said
-
-
-def _named(results: pd.DataFrame) -> str:
-    return ", ".join(f"{name} ({len(rows)} rows)" for name, rows in results.groupby("benchmark"))
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
 
-_SHOWN = {
-    "benchmark": "{}",
-    "reading": "{}",
-    "problems": "{}",
-    "seeds": "{}",
-    "new": "{:.1f}",
-    "old": "{:.1f}",
-    "gain": "{:+.2f}",
-    "low": "{:+.2f}",
-    "high": "{:+.2f}",
-    "p_holm": "{:.2g}",
-    "detectable": "{:.2f}",
-}
+_FORMATS = {"new": "{:.1f}", "old": "{:.1f}", "gain": "{:+.2f}", "low": "{:+.2f}", "high": "{:+.2f}"}
+_FORMATS |= {"p_holm": "{:.2g}", "detectable": "{:.2f}"}
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     """Format the columns that are shown: `new` and `old` in percent, gains in points with a 95 % interval."""
-    shown = table[list(_SHOWN)] if table["reading"].any() else table[list(_SHOWN)].drop(columns="reading")
-    return shown.apply(lambda column: column.map(_SHOWN[str(column.name)].format)).replace("nan", "–")
+    names = ["benchmark", *(["reading"] if table["reading"].any() else []), "problems", "seeds", *_FORMATS]
+    return table[names].apply(lambda c: c.map(_FORMATS.get(str(c.name), "{}").format)).replace("nan", "–")
 
 
 def to_json(table: pd.DataFrame, remarks: list[str], names: tuple[str, str]) -> str:
@@ -354,8 +299,7 @@ def _figure_svg(table: pd.DataFrame) -> str:
         axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
         axes.plot(row["gain"], place, "o", color=colour)
     axes.axvline(0, color="0.8", lw=1, zorder=0)
-    labels = (table["benchmark"] + " " + table["reading"]).str.strip()
-    axes.set_yticks(range(len(table)), labels)
+    axes.set_yticks(range(len(table)), (table["benchmark"] + " " + table["reading"]).str.strip())
     axes.invert_yaxis()
     axes.set_xlabel("gain in points, with its 95 % interval (black: p < 0.05 after Holm)")
     axes.spines[["top", "right"]].set_visible(False)

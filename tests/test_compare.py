@@ -37,38 +37,32 @@ def test_several_seeds_are_welchs_test_on_their_means():
 
 
 def test_what_is_called_detectable_is_found_four_times_in_five():
-    """At the number of problems that `units_needed` names, and at the gain that `detectable` names."""
     difficulty = STREAM.beta(2, 2, 100) * 0.7
-    detectable = np.median(
-        [
-            compare(shares(100, 4, 0.1, STREAM, difficulty), shares(100, 4, 0, STREAM, difficulty)).detectable
-            for _ in range(40)
+
+    def pairs(gain, count):
+        return [
+            (shares(100, 4, gain, STREAM, difficulty), shares(100, 4, 0, STREAM, difficulty)) for _ in range(count)
         ]
-    )
-    found = [
-        paired_gain(
-            shares(100, 4, detectable, STREAM, difficulty), shares(100, 4, 0, STREAM, difficulty), resamples=400
-        )
-        for _ in range(300)
-    ]
-    assert np.mean([gain.p_value < 0.05 for gain in found]) == pytest.approx(0.8, abs=0.08)
+
+    detectable = np.median([compare(*pair).detectable for pair in pairs(0.1, 40)])
+    found = [paired_gain(*pair, resamples=400).p_value < 0.05 for pair in pairs(detectable, 300)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.08)
 
 
 def test_more_problems_or_samples_shrink_what_is_detectable_as_said():
     difficulty = np.repeat(np.linspace(0.2, 0.7, 20), 10)
     gains = 0.04 + 0.1 * np.sin(np.arange(200))  # problems differ in their gain, which samples do not average out
-    new = shares(200, 4, gains, np.random.default_rng(1), difficulty)
-    old = shares(200, 4, 0, np.random.default_rng(2), difficulty)
+
+    def drawn(samples):
+        streams = map(np.random.default_rng, (samples, samples + 1))
+        return [shares(200, samples, gain, next(streams), difficulty) for gain in (gains, 0)]
+
+    new, old = drawn(4)
     found = compare(new, old, (4, 4))
     copies = int(np.ceil(found.units_needed / 200))
     assert compare(np.tile(new, copies), np.tile(old, copies)).detectable <= abs(found.estimate) * 1.01
-    few = int(found.samples_needed) if np.isfinite(found.samples_needed) else 0
-    assert few > 4
-    richer = compare(
-        shares(200, few, gains, np.random.default_rng(3), difficulty),
-        shares(200, few, 0, np.random.default_rng(4), difficulty),
-    )
-    assert richer.detectable == pytest.approx(abs(found.estimate), rel=0.25)
+    assert 4 < found.samples_needed < np.inf
+    assert compare(*drawn(int(found.samples_needed))).detectable == pytest.approx(abs(found.estimate), rel=0.25)
 
 
 def test_no_number_of_samples_decides_what_differs_between_problems():
@@ -95,17 +89,11 @@ def harness(folder, right, task="gsm8k", lenient=None, shift=0):
     readings = {"strict-match": right, **({"flexible-extract": lenient} if lenient is not None else {})}
     lines = [
         {
-            "doc_id": number,
-            "doc": {"question": f"How much is {number + shift}?", "answer": str(number)},
-            "target": str(number),
-            "arguments": {"gen_args_0": {"arg_0": "…", "arg_1": {"until": ["</s>"]}}},
-            "resps": [["It is 3."]],
-            "filtered_resps": ["3"],
-            "filter": reading,
-            "metrics": ["exact_match"],
+            "doc": {"question": f"How much is {number + shift}?"},
             "doc_hash": f"{number + shift:064x}",
-            "exact_match": float(correct),
+            "filter": reading,
         }
+        | {"filtered_resps": ["3"], "metrics": ["exact_match"], "exact_match": float(correct)}
         for reading, values in readings.items()
         for number, correct in enumerate(values)
     ]
@@ -121,11 +109,9 @@ def test_harness_logs_are_paired_by_problem(tmp_path):
     table, remarks = compare_results(a, b)
     gain = paired_gain(right[0][:50], right[1][:50])
     row = table.iloc[0]
-    assert row["benchmark"] == "gsm8k"
-    assert (row["gain"], row["low"], row["high"], row["p"]) == pytest.approx(
-        (100 * gain.estimate, 100 * gain.low, 100 * gain.high, gain.p_value), rel=0.2, abs=1e-9
-    )
-    assert row["problems"] == 50
+    assert (row["benchmark"], row["problems"]) == ("gsm8k", 50)
+    expected = 100 * gain.estimate, 100 * gain.low, 100 * gain.high, gain.p_value
+    assert tuple(row[["gain", "low", "high", "p"]]) == pytest.approx(expected, rel=0.2, abs=1e-9)
     assert sum("10 of 60 problems" in remark for remark in remarks) == 2
     bare = tmp_path / "samples_aime_24.jsonl"
     bare.write_bytes(next((tmp_path / "a").iterdir()).read_bytes())
@@ -145,10 +131,8 @@ def test_a_gain_in_the_format_is_told_from_one_in_the_answers(tmp_path):
 
 
 def test_csv_with_seeds(tmp_path):
-    rows = pd.DataFrame(
-        [(p, s, STREAM.integers(0, 9), 8) for p in range(30) for s in range(4)],
-        columns=["problem", "seed", "right", "n"],
-    )
+    values = [(p, s, STREAM.integers(0, 9), 8) for p in range(30) for s in range(4)]
+    rows = pd.DataFrame(values, columns=["problem", "seed", "right", "n"])
     rows.to_csv(tmp_path / "a.csv", index=False)
     rows.assign(right=lambda table: np.maximum(table["right"] - 1, 0)).to_csv(tmp_path / "b.csv", index=False)
     table, remarks = compare_results(read_results(str(tmp_path / "a.csv")), read_results(str(tmp_path / "b.csv")))
@@ -156,36 +140,27 @@ def test_csv_with_seeds(tmp_path):
     assert not any("One seed" in remark for remark in remarks)
 
 
-def test_lighteval_details_and_exports(tmp_path):
+def test_lighteval_details_are_paired_by_their_query(tmp_path):
     for name, right in (("a", [1, 0, 1, 1]), ("b", [0, 0, 1, 0])):
         (tmp_path / name).mkdir()
-        details = pd.DataFrame(
-            {
-                "doc": [{"query": f"q{n}", "id": str(n), "task_name": "math_500"} for n in range(4)],
-                "model_response": [{"text": ["…"]}] * 4,
-                "metric": [{"extractive_match": float(r), "other": None} for r in right],
-            }
-        )
+        documents = [{"query": f"q{n}", "id": str(n), "task_name": "math_500"} for n in range(4)]
+        metrics = [{"extractive_match": float(r), "other": None} for r in right]
+        details = pd.DataFrame({"doc": documents, "model_response": [{"text": ["…"]}] * 4, "metric": metrics})
         details.to_parquet(tmp_path / name / "details_lighteval|math_500|0_2026-11-29T11-22-46.155025.parquet")
     table, _ = compare_results(read_results(str(tmp_path / "a")), read_results(str(tmp_path / "b")))
     assert (table["gain"].item(), table["problems"].item()) == (50, 4)
-    export = tmp_path / "export"
-    export.mkdir()
-    pd.DataFrame(
-        [
-            (policy, "chain6", f"p{n}", k == 0, True)
-            for policy in ("grpo", "amir_grpo")
-            for n in range(9)
-            for k in range(3)
-        ],
-        columns=["policy", "benchmark", "problem_id", "correct", "formatted"],
-    ).to_parquet(export / "completions.parquet")
-    one = read_results(f"{export}:grpo")
-    assert compare_results(one, read_results(f"{export}:amir_grpo"))[0]["gain"].item() == 0
+
+
+def test_an_export_holds_several_policies(tmp_path):
+    chosen = [(policy, f"p{n}", k == 0) for policy in ("grpo", "amir_grpo") for n in range(9) for k in range(3)]
+    rows = pd.DataFrame(chosen, columns=["policy", "problem_id", "correct"]).assign(benchmark="chain6", formatted=True)
+    rows.to_parquet(tmp_path / "completions.parquet")
+    one = read_results(f"{tmp_path}:grpo")
+    assert compare_results(one, read_results(f"{tmp_path}:amir_grpo"))[0]["gain"].item() == 0
     with pytest.raises(ValueError, match="Name one, as"):
-        read_results(str(export))
+        read_results(str(tmp_path))
     with pytest.raises(ValueError, match="has no policy 'gpro'"):
-        read_results(f"{export}:gpro")
+        read_results(f"{tmp_path}:gpro")
 
 
 def test_what_is_shown_is_what_was_found(tmp_path):
@@ -217,6 +192,13 @@ def test_other_files_are_refused_in_three_lines(tmp_path, name, text, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said) as caught:
         read_results(str(tmp_path))
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_logs_of_two_tools_in_one_folder_are_refused(tmp_path):
+    harness(tmp_path, [1, 0])
+    (tmp_path / "details_x_1.parquet").write_text("PAR1")
+    with pytest.raises(ValueError, match=r"samples_\*.jsonl and details_\*.parquet: logs of two tools"):
+        read_results(str(tmp_path))
 
 
 def test_results_without_a_problem_in_common_are_refused(tmp_path):
