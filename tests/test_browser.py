@@ -92,48 +92,45 @@ def lab(clone, tmp_path_factory):
 
 
 STATE = """() => {
-  const panel = window.jupyterapp.shell.currentWidget;
-  if (!panel || !panel.sessionContext || !panel.content) return null;
-  const cells = panel.content.widgets.filter(cell => cell.model.type === 'code');
-  const kernel = panel.sessionContext.session && panel.sessionContext.session.kernel;
+  const panel = window.jupyterapp?.shell.currentWidget;
+  const cells = (panel?.content?.widgets || []).filter(cell => cell.model.type === 'code');
   return {
-    status: kernel ? kernel.status : 'none',
-    cells: cells.length,
-    run: cells.filter(cell => cell.model.executionCount).length,
-    outputs: cells.map(cell => cell.model.outputs.toJSON()),
+    idle: cells.length > 0 && panel.sessionContext?.session?.kernel?.status === 'idle',
+    done: cells.every(cell => cell.model.executionCount),
+    outputs: cells.flatMap(cell => cell.model.outputs.toJSON()),
   };
 }"""
 
 
-def open_notebook(page, lab, name):
-    """Open a notebook and wait for its kernel."""
-    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
-    page.wait_for_function(
-        "() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.content?.widgets?.length"
-    )
-    page.wait_for_function(f"() => {{ const s = ({STATE})(); return s && s.status === 'idle'; }}", timeout=60_000)
-
-
-def run_all(page, lab, name):
-    """Open a notebook and run all of it; the outputs of its code cells."""
-    open_notebook(page, lab, name)
-    page.evaluate(RUN_ALL)
-    deadline = time.monotonic() + 60 * MINUTES
-    while time.monotonic() < deadline:
-        state = page.evaluate(STATE)
-        assert not errors_in(state), errors_in(state)[0].get("evalue")
-        if state["run"] == state["cells"] and state["status"] == "idle":
-            return state["outputs"]
-        time.sleep(0.5)
-    raise TimeoutError(f"{name}: {state['run']} of {state['cells']} cells after {MINUTES} minutes")
-
-
+IDLE = f"() => ({STATE})().idle"
 RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
 STOP = ".jp-NotebookPanel-toolbar [data-command='notebook:interrupt-kernel']"
 
 
-def errors_in(state):
-    return [o for cell in state["outputs"] for o in cell if o["output_type"] == "error"]
+def errors_in(outputs):
+    return [output["ename"] for output in outputs if output["output_type"] == "error"]
+
+
+def run_all(page, lab, name):
+    """Open a notebook, wait for its kernel, and run all of it; the outputs of its code cells."""
+    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.evaluate(RUN_ALL)
+    return outputs_of(page)
+
+
+def outputs_of(page):
+    deadline = time.monotonic() + 60 * MINUTES
+    while time.monotonic() < deadline:
+        state = page.evaluate(STATE)
+        if state["idle"] and (state["done"] or errors_in(state["outputs"])):
+            return state["outputs"]
+        time.sleep(0.5)
+    raise TimeoutError(f"not at its end after {MINUTES} minutes: {state['outputs'][-1:]}")
+
+
+def texts_of(outputs, name="stdout"):
+    return ["".join(output["text"]) for output in outputs if output.get("name") == name]
 
 
 def test_a_notebook_stopped_by_the_button_goes_on_by_run_all(page, lab, clone):
@@ -143,31 +140,30 @@ def test_a_notebook_stopped_by_the_button_goes_on_by_run_all(page, lab, clone):
     notebook = notebook.replace("overrides = {}", 'overrides = {\\"max_steps\\": 12, \\"save_steps\\": 1}')
     (clone / "notebooks" / "stopped.ipynb").write_text(notebook)
     run = clone / "runs" / "stopped" / "amir_grpo"
-    open_notebook(page, lab, "stopped")
+    page.goto(f"{lab}/lab/tree/notebooks/stopped.ipynb?reset")
+    page.wait_for_function(IDLE, timeout=60_000)
     page.evaluate(RUN_ALL)
     deadline = time.monotonic() + 60 * MINUTES
     while not list(run.glob("checkpoints/*/rollouts.parquet")):
         assert time.monotonic() < deadline, page.evaluate(STATE)
         time.sleep(0.1)
     page.locator(STOP).first.click()
-    page.wait_for_function(f"() => ({STATE})().status === 'idle'", timeout=60_000)
-    assert [error["ename"] for error in errors_in(page.evaluate(STATE))] == ["KeyboardInterrupt"]
+    assert errors_in(outputs_of(page)) == ["KeyboardInterrupt"]
     assert not (run / "stage.json").exists(), "it was stopped"
     outputs = run_all(page, lab, "stopped")
-    texts = ["".join(o["text"]) for cell in outputs for o in cell if o["output_type"] == "stream"]
-    assert any("12/12" in text for text in texts)
-    assert not any("| 0/12" in text for text in texts), "it began anew"
+    assert errors_in(outputs) == []
+    assert any("12/12" in text for text in texts_of(outputs))
+    assert not any("| 0/12" in text for text in texts_of(outputs)), "it began anew"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_run_all_in_jupyterlab(page, lab, screenshots, name):
     outputs = run_all(page, lab, name)
-    streams = [o for cell in outputs for o in cell if o["output_type"] == "stream"]
-    texts = ["".join(o["text"]) for o in streams]
-    assert "stderr" not in {o["name"] for o in streams}, "shown in red"
+    assert errors_in(outputs) == texts_of(outputs, "stderr") == [], "shown in red"
+    texts = texts_of(outputs)
     assert name not in BARS or any("100%" in text for text in texts), "no progress bar was drawn to its end"
     assert not [text for text in texts if "Traceback" in text or "Warning" in text]
-    drawn = sum("image/png" in o.get("data", {}) for cell in outputs for o in cell)
+    drawn = any("image/png" in output.get("data", {}) for output in outputs)
     assert drawn or name in ("00_base_policy", "02_evaluate"), "shows no figure"
     # all of it as pictures, a screen each
     cells = page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer").first
@@ -179,23 +175,6 @@ def test_run_all_in_jupyterlab(page, lab, screenshots, name):
         for figure in page.locator(".jp-RenderedImage img").all():
             assert figure.evaluate("image => image.complete && image.naturalWidth > 100 && image.clientHeight > 50")
         top, screen = top + 850, screen + 1
-
-
-def test_a_slider_of_the_lesson_redraws_its_picture(page, lab, screenshots):
-    run_all(page, lab, "01_train")
-    page.evaluate(
-        """() => { const content = window.jupyterapp.shell.currentWidget.content;
-        const cell = content.widgets.find(cell => cell.model.sharedModel.source.includes('FloatLogSlider'));
-        content.scrollToItem(content.widgets.indexOf(cell)); }"""
-    )
-    picture = page.locator("img.widget-image").first
-    handle = page.locator(".widget-hslider .noUi-handle").first  # of λ
-    handle.scroll_into_view_if_needed()
-    before = picture.get_attribute("src")
-    handle.press("PageUp")
-    page.wait_for_function("before => document.querySelector('img.widget-image').src !== before", arg=before)
-    assert float(page.locator(".widget-hslider .widget-readout").first.inner_text()) > 0.01
-    page.screenshot(path=screenshots / "sliders.png")
 
 
 def test_the_page_of_a_run_is_read_offline(page, screenshots, tmp_path):
