@@ -144,6 +144,15 @@ def test_the_shares_and_levels_in_the_prose_are_those_of_the_rollouts(studies):
     assert f"GSPO's clips {100 * gspo:.0f} %" in text
 
 
+def test_the_ranges_in_the_prose_are_those_of_the_benchmarks():
+    errors, steps = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("type_one_error", "step_cost"))
+    text = prose("docs/results.md") + prose("docs/method.md")
+    for column in ("rejects_5", "covers_95"):
+        assert f"{errors[column].min():.1f} to {errors[column].max():.1f} %" in text
+    for column in ("ratio", "grpo_ratio"):
+        assert f"{steps[column].min():.2f} to {steps[column].max():.2f} of" in text
+
+
 def test_the_published_table_is_read_with_the_noise_that_it_implies():
     table = published_table("table1").sort_values(["model", "benchmark", "k"])
     once, twice = (table[table["k"] == k].reset_index(drop=True) for k in (1, 2))
