@@ -5,7 +5,8 @@ another problem tells how the benchmark's mean would move. Every function that d
 `seed` (an int or a NumPy Generator) and gives the same answer for the same int.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,7 @@ MIN_CHANGED = 8
 BINS = 10  # of stated confidence
 
 Seed = int | np.random.Generator
+Bounds = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
     """Unbiased estimate of the chance that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k).
 
     `correct`: correct samples c of each problem, any shape. `n`: samples drawn, an int or one for each problem.
-    Returns fractions in the shape of `correct`. It is the share of the k-subsets of the n samples that hold a correct
-    one (Chen et al. 2021, arXiv 2107.03374), computed as a product of ratios so that nothing overflows.
-    Raises ValueError where k < 1, k > n, c < 0, c > n, or one of them is not a whole number, such as a share.
+    Returns fractions in the shape of `correct`: the share of the k-subsets of the n samples that hold a correct one
+    (Chen et al. 2021, arXiv 2107.03374). Raises ValueError where k < 1, k > n, c < 0, c > n, or one is no whole number.
     """
     correct, n = np.asarray(correct), np.asarray(n)
     for name, counts in (("c", correct), ("n", n), ("k", np.asarray(k))):
@@ -92,14 +93,14 @@ def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
             "Count each completion of a problem once, and give the n that it was counted over."
         )
     none_correct = np.ones(np.broadcast_shapes(correct.shape, n.shape))
-    for j in range(k):
+    for j in range(k):  # a product of ratios, which does not overflow
         # the factor is 0 at j = n - c, and stays 0 from there on: every k-subset holds a correct sample
         none_correct = none_correct * np.maximum(n - correct - j, 0) / (n - j)
     return 1.0 - none_correct
 
 
 def mean_interval(
-    values: ArrayLike, bounds: tuple[float, float] | None = (0.0, 1.0), seed: Seed = 0, resamples: int = RESAMPLES
+    values: ArrayLike, bounds: Bounds = (0.0, 1.0), seed: Seed = 0, resamples: int = RESAMPLES
 ) -> Interval:
     """95 % interval of the mean over problems, as if the problems were drawn from many like them.
 
@@ -107,13 +108,9 @@ def mean_interval(
     None where there are none.
 
     With bounds: Bayesian bootstrap over problems (Rubin 1981: Dirichlet weights) with half an unseen problem at the
-    lower bound for the lower end, half at the upper bound for the upper end. A benchmark at 0 % or 100 % gets the
-    width that its size allows, not zero: with 30 problems all wrong the upper end is about 8 %, between Jeffreys' and
-    Clopper and Pearson's. With a whole problem at each bound it would be Gaffke's bound (Learned-Miller and Thomas
-    2020), which for 0/1 values is exactly Clopper and Pearson's and covers 98 % or more.
-    Measured on beta-binomial benchmarks (n = 8; k = 1, 2, 4; 30 to 200 problems; 1,000 experiments each): 93.6 to
-    97.3 % where the true mean is between 10 % and 90 %, 94.5 to 99.2 % nearer to the bounds (down to 3 %, up to 98 %),
-    where percentile and BCa intervals fall to 66 to 78 %.
+    lower bound for the lower end, half at the upper bound for the upper end. A benchmark at 0 % or 100 % gets the width
+    that its size allows: with 30 problems all wrong the upper end is about 8 %. Measured on beta-binomial benchmarks
+    (n = 8; k = 1, 2, 4; 30 to 200 problems): it covers 93.6 to 99.2 %, where percentile and BCa intervals fall to 66 %.
 
     Without bounds: Student's t; the ends are NaN for fewer than two problems or no variance, as nothing is known then.
     """
@@ -122,14 +119,13 @@ def mean_interval(
         raise ValueError(f"values of shape {values.shape}: one number per problem is needed, shape (problems,).")
     if values.size == 0:
         return Interval(np.nan, np.nan, np.nan)
-    mean = float(values.mean())
     if bounds is None:
-        return Interval(mean, *_student_ends(values))
+        return Interval(float(values.mean()), *_student_ends(values))
     low, high = values.min(), values.max()
     if low < bounds[0] - 1e-9 or high > bounds[1] + 1e-9:
         message = f"values from {low:g} to {high:g} leave the bounds {bounds}."
         raise ValueError(f"{message}\nGive fractions, not percent, or the bounds that hold.")
-    return Interval(mean, *_bounded_ends(values, bounds, seed, resamples))
+    return Interval(float(values.mean()), *_bounded_ends(values, bounds, seed, resamples))
 
 
 def _student_ends(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -144,33 +140,32 @@ def _bounded_ends(
 ) -> tuple[float, float]:
     generator = np.random.default_rng(seed)
     unseen = generator.gamma(0.5, size=resamples)
-    sums = []
-    for start in range(0, resamples, 1000):  # in blocks, so that memory does not grow with the benchmark
-        weights = generator.standard_exponential((min(1000, resamples - start), values.size))
-        sums.append((weights @ values, weights.sum(axis=1)))
-    weighted, total = np.concatenate(sums, axis=1)
-    low = np.quantile((weighted + unseen * bounds[0]) / (total + unseen), INTERVAL_ENDS[0])
-    high = np.quantile((weighted + unseen * bounds[1]) / (total + unseen), INTERVAL_ENDS[1])
+    weights = (generator.standard_exponential((rows, values.size)) for rows in _blocks(resamples))
+    weighted, total = np.concatenate([(block @ values, block.sum(axis=1)) for block in weights], axis=1)
+    low, high = (
+        np.quantile((weighted + unseen * bound) / (total + unseen), end)
+        for bound, end in zip(bounds, INTERVAL_ENDS, strict=True)
+    )
     # rounding may not push an end past the mean where all values are equal
     mean = values.mean()
     return float(min(max(low, bounds[0]), mean)), float(max(min(high, bounds[1]), mean))
 
 
+def _blocks(resamples: int) -> Iterator[int]:
+    """Share resamples out to blocks, so that memory does not grow with the benchmark."""
+    for start in range(0, resamples, 1000):
+        yield min(1000, resamples - start)
+
+
 def paired_gain(
-    new: ArrayLike,
-    old: ArrayLike,
-    bounds: tuple[float, float] | None = (-1.0, 1.0),
-    seed: Seed = 0,
-    resamples: int = RESAMPLES,
+    new: ArrayLike, old: ArrayLike, bounds: Bounds = (-1.0, 1.0), seed: Seed = 0, resamples: int = RESAMPLES
 ) -> Gain:
     """Mean of `new - old` over the same problems, its 95 % interval, and a sign-flip permutation p-value.
 
     `new`, `old`: one number per problem, (problems,), same order. `bounds`: of a difference (None: unbounded).
     The interval is Student's t on the differences; where fewer than 8 problems changed, the bootstrap of
-    `mean_interval` within the bounds, since then most of what could change was not seen. Measured on pairs of
-    beta-binomial policies (n = 8; k = 1, 2, 4; 30 to 200 problems; 1,000 experiments each): 95.4 % on average and 93
-    to 97 % in 85 % of the settings; 87 % at worst (a gain carried by the few hard problems of an easy benchmark at
-    k = 4), 99 to 100 % where hardly any problem changed. Percentile and BCa bootstraps fell to 71 %.
+    `mean_interval` within the bounds, since then most of what could change was not seen. Measured on pairs of such
+    policies as there: it covers 95.4 % on average, 87 % at worst (a gain in the few hard problems of an easy benchmark).
     The p-value is that of `sign_flip_p_value`; it and the interval may disagree at the edge.
     Raises ValueError where the shapes differ.
     """
@@ -183,13 +178,13 @@ def paired_gain(
     difference = new - old
     if difference.size == 0:
         return Gain(np.nan, np.nan, np.nan, np.nan)
-    if bounds is not None and np.count_nonzero(difference) < MIN_CHANGED:
-        low, high = _bounded_ends(difference, bounds, seed, resamples)
+    if bounds is None:
+        ends = _student_ends(difference)
+    elif np.count_nonzero(difference) < MIN_CHANGED:
+        ends = _bounded_ends(difference, bounds, seed, resamples)
     else:
-        low, high = _student_ends(difference)
-        if bounds is not None:
-            low, high = np.clip([low, high], *bounds).tolist()
-    return Gain(float(difference.mean()), low, high, sign_flip_p_value(difference, seed, resamples))
+        ends = np.clip(_student_ends(difference), *bounds).tolist()
+    return Gain(float(difference.mean()), *ends, sign_flip_p_value(difference, seed, resamples))
 
 
 def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), seed: Seed = 0) -> Comparison:
@@ -211,7 +206,6 @@ def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), s
         raise ValueError("Shares of right samples lie in [0, 1]; give fractions, not percent or counts.")
     seeds, problems = min(len(shares) for shares in arrays), arrays[0].shape[-1]
     means = [shares.mean(axis=0) for shares in arrays]
-    samples_needed = np.nan
     if seeds > 1:
         unit, units = "seed", seeds
         test = stats.ttest_ind(*(shares.mean(axis=1) for shares in arrays), equal_var=False)
@@ -223,29 +217,17 @@ def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), s
         gain = paired_gain(*means, seed=seed)
         freedom = problems - 1.0
     # from the interval rather than the spread, which says nothing where hardly a problem changed
-    quantile = float(stats.t.ppf(INTERVAL_ENDS[1], freedom)) if freedom > 0 else np.nan
-    power = quantile + float(stats.t.ppf(0.8, freedom)) if freedom > 0 else np.nan
+    quantile, of_power = (float(stats.t.ppf(p, freedom)) for p in (INTERVAL_ENDS[1], 0.8))  # NaN without a degree
     error = (gain.high - gain.low) / 2 / quantile
-    detectable, size = power * error, abs(gain.estimate)
+    detectable, size = (quantile + of_power) * error, abs(gain.estimate)
     units_needed = np.ceil(units * (detectable / size) ** 2) if size > 0 else np.inf
-    changed = np.count_nonzero(means[0] - means[1])
-    if unit == "problem" and min(samples) > 1 and size > 0 and changed >= MIN_CHANGED:
+    samples_needed = np.nan
+    if unit == "problem" and min(samples) > 1 and size > 0 and np.count_nonzero(means[0] - means[1]) >= MIN_CHANGED:
         # the part of the variance that further samples of the same problems would average out
         drawn = sum((share * (1 - share) / (n - 1)).mean() for share, n in zip(means, samples, strict=True))
-        room = problems * (size / power) ** 2 - max(problems * error**2 - drawn, 0.0)
+        room = problems * (size / (quantile + of_power)) ** 2 - max(problems * error**2 - drawn, 0.0)
         samples_needed = np.ceil(min(samples) * drawn / room) if room > 0 else np.inf
-    return Comparison(
-        gain.estimate,
-        gain.low,
-        gain.high,
-        gain.p_value,
-        problems,
-        seeds,
-        unit,
-        detectable,
-        units_needed,
-        samples_needed,
-    )
+    return Comparison(*astuple(gain), problems, seeds, unit, detectable, units_needed, samples_needed)
 
 
 def sign_flip_p_value(difference: ArrayLike, seed: Seed = 0, resamples: int = RESAMPLES) -> float:
@@ -267,8 +249,7 @@ def sign_flip_p_value(difference: ArrayLike, seed: Seed = 0, resamples: int = RE
         return float(np.mean(np.abs(sums) >= extreme))
     generator = np.random.default_rng(seed)
     as_extreme = 0
-    for start in range(0, resamples, 1000):
-        rows = min(1000, resamples - start)
+    for rows in _blocks(resamples):
         signs = generator.integers(0, 2, (rows, magnitude.size), dtype=np.int8) * 2.0 - 1.0
         as_extreme += int(np.count_nonzero(np.abs(signs @ magnitude) >= extreme))
     return (1 + as_extreme) / (1 + resamples)
@@ -282,11 +263,10 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     p_values = np.asarray(p_values, dtype=float)
     if np.any((p_values < 0) | (p_values > 1)):
         raise ValueError(f"p-values from {np.nanmin(p_values):g} to {np.nanmax(p_values):g}: they lie in [0, 1].")
+    tests = np.count_nonzero(~np.isnan(p_values))
+    order = np.argsort(p_values, kind="stable")[:tests]  # NaN come last
     adjusted = np.full(p_values.shape, np.nan)
-    tests = np.flatnonzero(~np.isnan(p_values))
-    order = tests[np.argsort(p_values[tests], kind="stable")]
-    steps = p_values[order] * np.arange(order.size, 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(tests, 0, -1)), 1.0)
     return adjusted
 
 
@@ -305,18 +285,17 @@ def margins(
     if not problem.shape == logp_per_token.shape == correct.shape:
         shapes = f"problem {problem.shape}, logp_per_token {logp_per_token.shape}, correct {correct.shape}"
         raise ValueError(f"{shapes}: one entry per completion is needed in each.")
-    if not np.isfinite(logp_per_token).all():
-        infinite = np.count_nonzero(~np.isfinite(logp_per_token))
+    if infinite := np.count_nonzero(~np.isfinite(logp_per_token)):
         raise ValueError(
             f"{infinite} of {logp_per_token.size} log-probabilities are not finite: a margin needs all of them.\n"
             "Score these completions again, or leave them out."
         )
     names, index = np.unique(problem, return_inverse=True)
-    right = np.bincount(index, weights=correct, minlength=names.size)
-    wrong = np.bincount(index, weights=~correct, minlength=names.size)
+    (right, sum_right), (wrong, sum_wrong) = (
+        [np.bincount(index, weights, names.size) for weights in (side, logp_per_token * side)]
+        for side in (correct, ~correct)
+    )
     both = (right > 0) & (wrong > 0)
-    sum_right = np.bincount(index, weights=logp_per_token * correct, minlength=names.size)
-    sum_wrong = np.bincount(index, weights=logp_per_token * ~correct, minlength=names.size)
     return names[both], sum_right[both] / right[both] - sum_wrong[both] / wrong[both]
 
 
@@ -346,10 +325,16 @@ def calibration_error(
     def error(drawn: NDArray[np.int64]) -> float:
         return float(np.abs(gaps[drawn].sum(axis=0)).sum() / sizes[drawn].sum())
 
-    estimate = error(np.arange(names.size))
+    problems = np.arange(names.size)
     if names.size < 2:
-        return Interval(estimate, np.nan, np.nan)
-    problems, rng = (np.arange(names.size),), np.random.default_rng(seed)
-    drawn = stats.bootstrap(problems, error, vectorized=False, n_resamples=resamples, method="percentile", rng=rng)
+        return Interval(error(problems), np.nan, np.nan)
+    drawn = stats.bootstrap(
+        (problems,),
+        error,
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
     ends = drawn.confidence_interval
-    return Interval(estimate, float(ends.low), float(ends.high))
+    return Interval(error(problems), float(ends.low), float(ends.high))

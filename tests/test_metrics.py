@@ -75,8 +75,6 @@ def test_mean_interval_without_bounds_is_students_and_knows_what_it_does_not_kno
     found = metrics.mean_interval(values, bounds=None)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    two = metrics.mean_interval(values[:2], bounds=None)
-    assert two.high == pytest.approx(-0.05 + stats.t.ppf(0.975, 1) * 0.15)
     for few in ([0.3], [0.3, 0.3]):
         interval = metrics.mean_interval(few, bounds=None)
         assert interval.estimate == pytest.approx(0.3)
@@ -85,14 +83,10 @@ def test_mean_interval_without_bounds_is_students_and_knows_what_it_does_not_kno
     assert np.isnan([nothing.estimate, nothing.low, nothing.high]).all()
 
 
-def test_mean_interval_scales_with_its_bounds():
+def test_mean_interval_scales_with_its_bounds_is_seeded_and_refuses_percent():
     values = np.linspace(0, 1, 40)
     once, fourfold = metrics.mean_interval(values), metrics.mean_interval(4 * values, bounds=(0, 4))
     assert (fourfold.low, fourfold.high) == pytest.approx((4 * once.low, 4 * once.high))
-
-
-def test_mean_interval_is_seeded_and_refuses_percent():
-    values = np.linspace(0, 1, 40)
     assert metrics.mean_interval(values, seed=3) == metrics.mean_interval(values, seed=np.random.default_rng(3))
     assert metrics.mean_interval(values, seed=3) != metrics.mean_interval(values, seed=4)
     assert metrics.mean_interval(values) == metrics.mean_interval(values, seed=0)
@@ -190,23 +184,17 @@ def test_paired_gain_takes_outcomes_one_problem_and_none():
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
 @settings(max_examples=50, deadline=None)
 def test_sign_flip_p_value_is_exact_for_few_differences(eighths):
-    difference = np.array(eighths) / 8
-    flipped = [
-        abs(sum(s * d for s, d in zip(signs, eighths, strict=True))) for signs in product((1, -1), repeat=len(eighths))
-    ]
-    expected = np.mean([value >= abs(sum(eighths)) for value in flipped])
-    assert metrics.sign_flip_p_value(difference) == pytest.approx(expected)
+    flipped = np.abs(np.array([*product((1, -1), repeat=len(eighths))]) @ eighths)
+    expected = np.mean(flipped >= abs(sum(eighths)))
+    assert metrics.sign_flip_p_value(np.array(eighths) / 8) == pytest.approx(expected)
 
 
-def test_sign_flip_p_value_is_exact_for_sixteen_differences_whatever_their_unit():
+def test_sign_flip_p_value_at_its_ends():
     difference = np.append(np.arange(1.0, 17.0), np.zeros(5))
     for unit in (1.0, 1e-9, 1e9):
         assert metrics.sign_flip_p_value(unit * difference) == pytest.approx(2 / 2**16)
-
-
-@pytest.mark.parametrize("resamples", [999, 1_000, 1_500, 10_000])
-def test_sign_flip_p_value_is_one_where_everything_is_as_extreme(resamples):
-    assert metrics.sign_flip_p_value([1, -1] * 10, resamples=resamples) == 1.0
+    for resamples in (999, 1_000, 1_500, 10_000):
+        assert metrics.sign_flip_p_value([1, -1] * 10, resamples=resamples) == 1.0
 
 
 def test_sign_flip_p_value_by_monte_carlo_agrees_with_scipy_and_holds_its_level():
