@@ -18,6 +18,7 @@ whose commit is not known to us, is read at ``"main"``. Give `load_problems` a `
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -65,14 +66,9 @@ Row = Mapping[str, Any]
 class ProblemSet:
     """A set of problems on the Hub, and how to read its rows.
 
-    Attributes:
-        name: Name in this registry, and of the folder in a mirror.
-        hub_id: Repository on the Hugging Face Hub.
-        config: Configuration of the repository, None for its only one.
-        revision: Commit, tag or branch of the repository.
-        split: The split used unless another is asked for.
-        question: Reads the question from a row.
-        answers: Reads the right answers from a row; empty strings and an empty list mean that it has none.
+    `name`: in this registry, and of the folder in a mirror. `config`: None for the repository's only one. `revision`:
+    commit, tag or branch. `split`: the one used unless another is asked for. `question` and `answers` read a row; empty
+    strings and an empty list mean that it has no answer.
     """
 
     name: str
@@ -98,11 +94,10 @@ def load_problems(
     """Load a benchmark or training set, in the record shape that the module describes.
 
     Args:
-        name: A name in `BENCHMARKS` or `TRAINING_SETS`, or one of the sandbox's. ``"gsm8k"`` is both: its split is
-            the benchmark's unless ``split`` says ``"train"``.
+        name: A name in `BENCHMARKS` or `TRAINING_SETS`, or one of the sandbox's. ``"gsm8k"`` is both, and by default the
+            benchmark.
         split: Split of the set, by default the one that the registry names.
-        limit: Number of problems to take from its beginning, by default all; the sandbox's are drawn, not stored:
-            see `amir_grpo.sandbox.problems.load_sandbox`.
+        limit: Number of problems to take from its beginning, by default all; the sandbox's are drawn.
         calibration: Whether the prompt asks for a stated confidence.
         seed: Which problems of the sandbox; the others are what they are.
         shots: Worked examples that each prompt of the sandbox's begins with; the others have none.
@@ -111,7 +106,7 @@ def load_problems(
         revision: Commit, tag or branch on the Hub, by default the registry's.
 
     Returns:
-        The problems. ``info.description`` says where they came from, with the commit where the Hub told it.
+        The problems; ``info.description`` says where they came from, with the commit where the Hub told it.
 
     Raises:
         ValueError: If there is no such set, it is empty, the limit is not positive, a row has no question or no answer,
@@ -119,6 +114,7 @@ def load_problems(
         FileNotFoundError: If the mirror does not hold the split.
         ConnectionError: If the Hub cannot be reached or does not hold the set.
     """
+    check_names("set of problems", [name], sorted({*BENCHMARKS, *TRAINING_SETS, *ALL_FAMILIES, *TRAINED_ON}))
     if limit is not None and limit < 1:
         raise ValueError(f"The limit must be at least 1, not {limit}.")
     if name in TRAINED_ON or name in ALL_FAMILIES:
@@ -127,14 +123,14 @@ def load_problems(
         return load_sandbox(name, limit, seed, shots)
     if shots:
         raise ValueError(f"shots is {shots}, and {name} has no worked examples: set shots to 0, or take stories.")
-    entry = _entry(name)
-    split = split or entry.split
-    rows, source = _rows(replace(entry, revision=revision or entry.revision), split, mirror)
-    records = list(_records(rows, entry, split, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT))
+    entry = BENCHMARKS.get(name) or TRAINING_SETS[name]
+    entry = replace(entry, revision=revision or entry.revision, split=split or entry.split)
+    rows, source = _rows(entry, mirror or os.environ.get(MIRROR_VARIABLE))
+    records = list(_records(rows, entry, source, limit, CALIBRATED_PROMPT if calibration else BASE_PROMPT))
     if not records:
-        raise ValueError(f"{source} holds no problems.\nPut the {split} split of {entry.hub_id} there.")
+        raise ValueError(f"{source} holds no problems.\nPut the {entry.split} split of {entry.hub_id} there.")
     dataset = Dataset.from_list(records, features=_FEATURES)
-    dataset.info.description = f"{name}, {split} split, from {source}"
+    dataset.info.description = f"{name}, {entry.split} split, from {source}"
     return dataset
 
 
@@ -147,117 +143,91 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _entry(name: str) -> ProblemSet:
-    check_names("set of problems", [name], sorted({*BENCHMARKS, *TRAINING_SETS, *ALL_FAMILIES, *TRAINED_ON}))
-    return BENCHMARKS.get(name) or TRAINING_SETS[name]
-
-
 # --- sources ------------------------------------------------------------------------------------------------------
 
 
-def _rows(entry: ProblemSet, split: str, mirror: Path | None) -> tuple[Iterable[Row], str]:
-    """Return the rows of a split, and where they come from: a mirror, given or in the environment, else the Hub."""
-    folder = mirror or os.environ.get(MIRROR_VARIABLE)
+def _rows(entry: ProblemSet, folder: str | Path | None) -> tuple[Iterable[Row], str]:
+    """Return the rows of a set, and where they come from: a mirror in a folder, else the Hub."""
     if not folder:
-        return _hub_rows(entry, split)
-    path = _mirror_file(Path(folder) / entry.name / f"{split}.jsonl", entry, split)
-    return json_lines(path), str(path)
-
-
-def _mirror_file(path: Path, entry: ProblemSet, split: str) -> Path:
-    """Return the file at `path`, or the packed one beside it."""
+        return _hub_rows(entry)
+    path = Path(folder) / entry.name / f"{entry.split}.jsonl"
     for there in (path, path.with_name(f"{path.name}.gz")):
         if there.is_file():
-            return there
+            return json_lines(there), str(there)
     arguments = ", ".join(repr(part) for part in (entry.hub_id, entry.config) if part)
     raise FileNotFoundError(
         f"The mirror has no {path}.\n"
-        f"Write it where there is a network: load_dataset({arguments}, split={split!r}).to_json(...),\n"
+        f"Write it where there is a network: load_dataset({arguments}, split={entry.split!r}).to_json(...),\n"
         f"or unset {MIRROR_VARIABLE} to load from the Hub."
     )
 
 
-def _hub_rows(entry: ProblemSet, split: str) -> tuple[Iterable[Row], str]:
+def _hub_rows(entry: ProblemSet) -> tuple[Iterable[Row], str]:
     where = f"{entry.hub_id}{f' ({entry.config})' if entry.config else ''} at revision {entry.revision}"
     try:
         with hub_or_cache():
-            rows = load_dataset(entry.hub_id, entry.config, split=split, revision=entry.revision)
+            rows = load_dataset(entry.hub_id, entry.config, split=entry.split, revision=entry.revision)
     except OSError as error:
         cause = str(error).strip().split("\n")[0][:200]
         raise ConnectionError(
             f"{where} could not be loaded from the Hub: {cause}\n"
-            f"Without a network, set {MIRROR_VARIABLE} to a folder that holds {entry.name}/{split}.jsonl."
+            f"Without a network, set {MIRROR_VARIABLE} to a folder that holds {entry.name}/{entry.split}.jsonl."
         ) from error
-    commit = _commit(rows.info.download_checksums or ())
-    return rows, f"{where}, commit {commit}" if commit else where
-
-
-def _commit(urls: Iterable[str]) -> str | None:
-    """Return the commit in the URLs of the files that `datasets` downloaded, such as ``hf://datasets/a/b@<commit>/…``."""
-    commits = {match[1] for match in (re.search(r"@([0-9a-f]{40})/", str(url)) for url in urls) if match}
-    return commits.pop() if len(commits) == 1 else None
+    # the URLs of what was downloaded name it, such as hf://datasets/a/b@<commit>/…
+    commits = set(re.findall(r"@([0-9a-f]{40})/", " ".join(map(str, rows.info.download_checksums or ()))))
+    return rows, f"{where}, commit {commits.pop()}" if len(commits) == 1 else where
 
 
 def _records(
-    rows: Iterable[Row], entry: ProblemSet, split: str, source: str, limit: int | None, system_prompt: str
+    rows: Iterable[Row], entry: ProblemSet, source: str, limit: int | None, system_prompt: str
 ) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(rows, start=1):
-        question = _read(entry.question, row, "question", source, number)
-        answers = [answer.strip() for answer in _read(entry.answers, row, "answer", source, number)]
+    for number, row in enumerate(itertools.islice(rows, limit)):
+        where = f"{source}, row {number + 1}"
+        question = _read(entry.question, row, f"{where}: no question")
+        answers = [answer.strip() for answer in _read(entry.answers, row, f"{where}: no answer")]
         if any("\ud800" <= c <= "\udfff" for text in (question, *answers) for c in text):
-            raise ValueError(f"{source}, row {number}: holds half of a surrogate pair.\nCorrect the row.")
+            raise ValueError(f"{where}: holds half of a surrogate pair.\nCorrect the row.")
         if not question.strip():
-            raise ValueError(f"{source}, row {number}: no question.")
+            raise ValueError(f"{where}: no question.")
         if not answers or not all(answers):
-            raise ValueError(
-                f"{source}, row {number}: no answer.\nCorrect or remove the row; its columns: {list(row)}."
-            )
+            raise ValueError(f"{where}: no answer.\nCorrect or remove the row; its columns: {list(row)}.")
         yield {
-            "id": f"{entry.name}-{split}-{number - 1:05d}",
+            "id": f"{entry.name}-{entry.split}-{number:05d}",
             "question": question,
             "answer": answers,
             "prompt": [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}],
         }
-        if number == limit:
-            return
 
 
-def _read(reader: Callable[[Row], Any], row: Row, what: str, source: str, number: int) -> Any:
+def _read(reader: Callable[[Row], Any], row: Row, lacking: str) -> Any:
     try:
         return reader(row)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{source}, row {number}: no {what} ({type(error).__name__}: {error}).\n"
-            f"It needs the Hub's columns; the row has {list(row)}."
-        ) from None
+        message = f"{lacking} ({type(error).__name__}: {error}).\nIt needs the Hub's columns; the row has {list(row)}."
+        raise ValueError(message) from None
 
 
 # --- reading the rows ---------------------------------------------------------------------------------------------
 
 
-def _column(name: str) -> Callable[[Row], str]:
-    return lambda row: _text(row[name])
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{repr(value)[:40]} is not a text")
-    return value
-
-
-def _one(name: str) -> Callable[[Row], list[str]]:
-    """Read a text or a number; a list is refused, since nobody can tell whether all of it is wanted or any."""
-
-    def read(row: Row) -> list[str]:
-        if isinstance(row[name], Sequence) and not isinstance(row[name], str):
-            raise TypeError(f"{repr(row[name])[:40]} is a list; the set has one answer a row")
-        return gold_answers(row[name])
+def _text(column: str) -> Callable[[Row], str]:
+    def read(row: Row) -> str:
+        if not isinstance(row[column], str):
+            raise TypeError(f"{repr(row[column])[:40]} is not a text")
+        return row[column]
 
     return read
 
 
-def _several(name: str) -> Callable[[Row], list[str]]:
-    return lambda row: gold_answers(row[name])
+def _one(column: str) -> Callable[[Row], list[str]]:
+    """Read a text or a number; a list is refused, since nobody can tell whether all of it is wanted or any."""
+
+    def read(row: Row) -> list[str]:
+        if isinstance(row[column], Sequence) and not isinstance(row[column], str):
+            raise TypeError(f"{repr(row[column])[:40]} is a list; the set has one answer a row")
+        return gold_answers(row[column])
+
+    return read
 
 
 def _after_hashes(row: Row) -> list[str]:
@@ -308,7 +278,7 @@ def _letter_and_value(row: Row) -> list[str]:
 # --- the registry -------------------------------------------------------------------------------------------------
 
 # Copies of competition_math with all 12,500 problems in one split hold MATH-500; this one's train split does not.
-_HUB = """
+_SETS = """
 gsm8k          openai/gsm8k                      main                 740312add88f781978c0658806c59bc2815b9866  test
 math500        HuggingFaceH4/MATH-500            -                    6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be  test
 aime25         math-ai/aime25                    -                    563bb8404243c5f09de6ec262f2db674fe5bce9b  test
@@ -320,29 +290,20 @@ livemathbench  opencompass/LiveMathBench         v202412_AMC_en       main      
 math           DigitalLearningGmbH/MATH-lighteval default             0530c78699ea5e8eb5530600900e1f328b48acad  train
 dapo_math      open-r1/DAPO-Math-17k-Processed   en                   31dd309567e3da778038cc87d868b6097a3ccf68  train
 """
-# How the question and the right answers are read from a row.
-_READERS: dict[str, tuple[Callable[[Row], str], Callable[[Row], list[str]]]] = {
-    "gsm8k": (_column("question"), _after_hashes),
-    "math500": (_column("problem"), _one("answer")),
-    "aime25": (_column("problem"), _one("answer")),
-    "olympiadbench": (_column("question"), _several("final_answer")),
-    "amc23": (_column("question"), _one("answer")),
-    "minervamath": (_column("question"), _one("answer")),
-    "aquarat": (_with_options, _letter_and_value),
-    "livemathbench": (_column("question"), _without_dollars),
-    "math": (_column("problem"), _boxed),
-    "dapo_math": (_column("prompt"), _one("solution")),
-}
+# How the question and the right answers are read from a row, where not from columns of these names.
+_QUESTIONS = {name: _text("problem") for name in ("math500", "aime25", "math")}
+_QUESTIONS |= {"aquarat": _with_options, "dapo_math": _text("prompt")}
+_ANSWERS = {"gsm8k": _after_hashes, "aquarat": _letter_and_value, "livemathbench": _without_dollars, "math": _boxed}
+_ANSWERS |= {"dapo_math": _one("solution"), "olympiadbench": lambda row: gold_answers(row["final_answer"])}
 
 
-def _registry() -> dict[str, ProblemSet]:
-    rows = [line.split() for line in _HUB.strip().splitlines()]
-    return {
-        name: ProblemSet(name, hub_id, None if config == "-" else config, revision, split, *_READERS[name])
-        for name, hub_id, config, revision, split in rows
-    }
+def _registry() -> Iterator[ProblemSet]:
+    for line in _SETS.strip().splitlines():
+        name, hub_id, config, *where = line.split()
+        readers = _QUESTIONS.get(name, _text("question")), _ANSWERS.get(name, _one("answer"))
+        yield ProblemSet(name, hub_id, None if config == "-" else config, *where, *readers)
 
 
-_SETS = _registry()
-BENCHMARKS = {name: entry for name, entry in _SETS.items() if name not in ("math", "dapo_math")}
-TRAINING_SETS = {name: replace(_SETS[name], split="train") for name in ("gsm8k", "math", "dapo_math")}
+BENCHMARKS = {entry.name: entry for entry in _registry()}
+TRAINING_SETS = {name: replace(BENCHMARKS[name], split="train") for name in ("gsm8k", "math", "dapo_math")}
+del BENCHMARKS["math"], BENCHMARKS["dapo_math"]

@@ -26,39 +26,27 @@ from amir_grpo.system import network
 REAL = Path(__file__).parents[2] / "shared" / "benchmarks"
 needs_benchmarks = pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/benchmarks, which is not here")
 
-# name, split, a row as the Hub has it, the answers
+# name and split, a row as the Hub has it, the answers
 ROWS = [
-    ("gsm8k", "test", {"question": "How many?", "answer": "1000 + 125 = <<1000+125=1125>>1125\n#### 1,125"}, ["1125"]),
-    ("gsm8k", "train", {"question": "How far?", "answer": "#### no\n#### -3.5"}, ["-3.5"]),
-    ("math500", "test", {"problem": "Find $x$.", "answer": r"\frac{14}{3}", "level": 3}, [r"\frac{14}{3}"]),
-    ("aime25", "test", {"problem": "Find $b$.", "answer": "70"}, ["70"]),
-    ("aime25", "test", {"problem": "Find $b$.", "answer": 70}, ["70"]),
-    ("amc23", "test", {"question": "Find $y$.", "answer": "27"}, ["27"]),
-    ("olympiadbench", "train", {"question": "Find all.", "final_answer": ["$69$,$84$"], "unit": None}, ["$69$,$84$"]),
-    ("minervamath", "test", {"question": "Luminosity?", "answer": "I(0) e^{-t}\n"}, ["I(0) e^{-t}"]),
+    ("gsm8k test", {"question": "?", "answer": "1000 + 125 = <<1000+125=1125>>1125\n#### 1,125"}, ["1125"]),
+    ("gsm8k train", {"question": "How far?", "answer": "#### no\n#### -3.5"}, ["-3.5"]),
+    ("math500 test", {"problem": "Find $x$.", "answer": r"\frac{14}{3}", "level": 3}, [r"\frac{14}{3}"]),
+    ("aime25 test", {"problem": "Find $b$.", "answer": "70"}, ["70"]),
+    ("amc23 test", {"question": "Find $y$.", "answer": "27"}, ["27"]),
+    ("olympiadbench train", {"question": "Find all.", "final_answer": ["$69$,$84$"], "unit": None}, ["$69$,$84$"]),
+    ("minervamath test", {"question": "Luminosity?", "answer": "I(0) e^{-t}\n"}, ["I(0) e^{-t}"]),
+    ("aquarat test", {"question": "?", "options": ["A)21", "B) 2", "C)C)59", "D)$7"], "correct": "C"}, ["C", "59"]),
+    ("livemathbench test", {"question": "What is $a$?", "answer": r"$\frac{1}{2}$"}, [r"\frac{1}{2}"]),
+    ("livemathbench test", {"question": "What is $a$?", "answer": "$$7$$"}, ["7"]),
     (
-        "aquarat",
-        "test",
-        {"question": "Which?", "options": ["A)21", "B) 2", "C)C)59", "D)$7"], "correct": "C"},
-        ["C", "59"],
+        "math train",
+        {"problem": "?", "solution": r"\boxed{1}, so $x = \boxed{\frac{\sqrt{3}}{2}}$."},
+        [r"\frac{\sqrt{3}}{2}"],
     ),
-    ("livemathbench", "test", {"question": "What is $a$?", "answer": r"$\frac{1}{2}$"}, [r"\frac{1}{2}"]),
-    ("livemathbench", "test", {"question": "What is $a$?", "answer": "$$7$$"}, ["7"]),
-    (
-        "math",
-        "train",
-        {"problem": "Solve.", "solution": r"First \boxed{1}, so $x = \boxed{\frac{\sqrt{3}}{2}}$."},
-        None,
-    ),
-    (
-        "math",
-        "train",
-        {"problem": "Solve.", "solution": r"It is \boxed{\left\{1,2\right\}}."},
-        [r"\left\{1,2\right\}"],
-    ),
-    ("math", "train", {"problem": "Solve.", "solution": r"Thus $\boxed 7$."}, ["7"]),
-    ("math", "train", {"problem": "Solve.", "solution": r"Thus \fbox{x}."}, ["x"]),
-    ("dapo_math", "train", {"prompt": "In triangle $ABC$ …", "solution": "34", "ability": "MATH"}, ["34"]),
+    ("math train", {"problem": "?", "solution": r"It is \boxed{\left\{1,2\right\}}."}, [r"\left\{1,2\right\}"]),
+    ("math train", {"problem": "Solve.", "solution": r"Thus $\boxed 7$."}, ["7"]),
+    ("math train", {"problem": "Solve.", "solution": r"Thus \fbox{x}."}, ["x"]),
+    ("dapo_math train", {"prompt": "In triangle $ABC$ …", "solution": "34", "ability": "MATH"}, ["34"]),
 ]
 
 
@@ -81,8 +69,9 @@ def one_error(error, *parts):
         assert str(part) in message
 
 
-@pytest.mark.parametrize(("name", "split", "row", "answers"), ROWS)
-def test_a_row_of_each_set(tmp_path, name, split, row, answers):
+@pytest.mark.parametrize(("place", "row", "answers"), ROWS)
+def test_a_row_of_each_set(tmp_path, place, row, answers):
+    name, split = place.split()
     path = write(tmp_path, name, split, row)
     dataset = load_problems(name, split, mirror=tmp_path)
     question = next(row[column] for column in ("question", "problem", "prompt") if column in row)
@@ -91,24 +80,16 @@ def test_a_row_of_each_set(tmp_path, name, split, row, answers):
     assert dataset[0] == {
         "id": f"{name}-{split}-00000",
         "question": question,
-        "answer": answers or [r"\frac{\sqrt{3}}{2}"],
+        "answer": answers,
         "prompt": [{"role": "system", "content": BASE_PROMPT}, {"role": "user", "content": question}],
     }
     assert str(path) in dataset.info.description
+    assert dataset.features == load_problems("chain3", limit=2).features
 
 
 def test_every_set_is_covered_here():
-    assert {name for name, *_ in ROWS} == {*BENCHMARKS, *TRAINING_SETS}
-    assert [BENCHMARKS["gsm8k"].split, TRAINING_SETS["gsm8k"].split] == ["test", "train"]
-
-
-def test_all_sets_have_one_shape(tmp_path):
-    features = []
-    for name, split, row, _ in ROWS:
-        write(tmp_path, name, split, row)
-        features.append(load_problems(name, split, mirror=tmp_path).features)
-    assert all(feature == features[0] for feature in features)
-    assert features[0] == load_problems("chain3", limit=2).features
+    splits = [f"{entry.name} {entry.split}" for entry in (*BENCHMARKS.values(), *TRAINING_SETS.values())]
+    assert {place for place, *_ in ROWS} == {*splits}
 
 
 def test_calibration_changes_the_prompt_only(tmp_path):
@@ -183,25 +164,10 @@ def test_the_hub_and_a_mirror_give_the_same_problems(hub, tmp_path):
     assert hub == [("math-ai/amc23", None, "test", "80815d37005feb82cd7f8fbc6901d5d3eff43057")]
 
 
-PUBLISHED = {
-    "gsm8k": ("openai/gsm8k", "main", "train"),
-    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
-    "aime25": ("math-ai/aime25", None, "test"),
-    "olympiadbench": ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
-    "amc23": ("math-ai/amc23", None, "test"),
-    "minervamath": ("math-ai/minervamath", None, "test"),
-    "aquarat": ("deepmind/aqua_rat", "raw", "test"),
-    "livemathbench": ("opencompass/LiveMathBench", "v202412_AMC_en", "test"),
-    "math": ("DigitalLearningGmbH/MATH-lighteval", "default", "train"),
-    "dapo_math": ("open-r1/DAPO-Math-17k-Processed", "en", "train"),
-}
-
-
 @pytest.mark.parametrize("entry", {**BENCHMARKS, **TRAINING_SETS}.values(), ids=lambda entry: entry.name)
 def test_revisions_are_commits(entry):
     unknown = entry.name == "livemathbench"  # as the module says
     assert entry.revision == "main" if unknown else re.fullmatch("[0-9a-f]{40}", entry.revision)
-    assert (entry.hub_id, entry.config, entry.split) == PUBLISHED[entry.name]
 
 
 def test_revisions_are_passed_on_and_the_commit_is_recorded(hub):
@@ -224,12 +190,11 @@ def test_no_network_names_the_way_out(monkeypatch, error):
 
 def test_fingerprint_depends_on_every_column_and_the_order(tmp_path):
     rows = [{"question": "a?", "answer": "1"}, {"question": "b?", "answer": "2"}]
-    seen = set()
+    seen = []
     for variant in (rows, rows[::-1], rows[:1], [rows[0], {**rows[1], "answer": "3"}]):
         write(tmp_path, "amc23", "test", *variant)
-        seen.add(fingerprint(load_problems("amc23", mirror=tmp_path)))
-    seen.add(fingerprint(load_problems("amc23", mirror=tmp_path, calibration=True)))
-    assert len(seen) == 5
+        seen += [fingerprint(load_problems("amc23", mirror=tmp_path, calibration=wanted)) for wanted in (False, True)]
+    assert len({*seen}) == len(seen) == 8
     assert all(len(digest) == 16 for digest in seen)
 
 
@@ -240,9 +205,6 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ValueError) as raised:
         load_problems("math50")
     one_error(raised, "'math50'", "Did you mean 'math500'?", "olympiadbench", "sandbox", *FAMILIES)
-    with pytest.raises(ValueError) as raised:
-        load_problems("qqqqqq")
-    one_error(raised, "Valid: ")
 
 
 LINES = ['{"question": "Find $y$.", "answer": "27"}', '{"question": "¿Cuánto?", "answer": "3"}']
@@ -318,13 +280,9 @@ def test_a_missing_mirror_file_is_named(tmp_path):
     one_error(raised, path, "load_dataset('openai/gsm8k', 'main', split='validation')", "AMIR_GRPO_DATA")
 
 
-NUMBERS = [("amc23", 27, "27"), ("amc23", 27.0, "27"), ("math500", -0.5, "-0.5"), ("dapo_math", 34, "34")]
-NUMBERS += [("minervamath", 1e-07, "1e-07"), ("livemathbench", 7, "7"), ("olympiadbench", 3, "3")]
-
-
-def answer_of(name, value):
+def with_answer(name, value):
     """A row of a set with another answer."""
-    row = {entry: row for entry, _, row, _ in ROWS}[name]
+    row = {place.split()[0]: row for place, row, _ in ROWS}[name]
     column = {"dapo_math": "solution", "olympiadbench": "final_answer"}.get(name, "answer")
     return {**row, column: value}
 
@@ -333,35 +291,29 @@ def default_split(name):
     return (BENCHMARKS.get(name) or TRAINING_SETS[name]).split
 
 
-@pytest.mark.parametrize(("name", "value", "answer"), NUMBERS)
-def test_a_number_is_an_answer(tmp_path, name, value, answer):
-    write(tmp_path, name, default_split(name), answer_of(name, value))
-    assert load_problems(name, mirror=tmp_path)["answer"][0] == [answer]
+NUMBERS = [("amc23", 27, ["27"]), ("aime25", 70, ["70"]), ("amc23", 27.0, ["27"]), ("math500", -0.5, ["-0.5"])]
+NUMBERS += [("dapo_math", 34, ["34"]), ("minervamath", 1e-07, ["1e-07"]), ("livemathbench", 7, ["7"])]
+# a list means several right answers where the set says so
+NUMBERS += [
+    ("olympiadbench", 3, ["3"]),
+    ("olympiadbench", ["69", 84], ["69", "84"]),
+    ("olympiadbench", ["27"], ["27"]),
+]
 
 
-def test_a_list_means_several_right_answers_where_the_set_says_so(tmp_path):
-    write(tmp_path, "olympiadbench", "train", answer_of("olympiadbench", ["69", 84]))
-    assert load_problems("olympiadbench", mirror=tmp_path)["answer"][0] == ["69", "84"]
+@pytest.mark.parametrize(("name", "value", "answers"), NUMBERS)
+def test_a_number_is_an_answer(tmp_path, name, value, answers):
+    write(tmp_path, name, default_split(name), with_answer(name, value))
+    assert load_problems(name, mirror=tmp_path)["answer"][0] == answers
 
 
 SINGLE = ("amc23", "aime25", "math500", "minervamath", "dapo_math", "livemathbench")
 
 
-@pytest.mark.parametrize("name", [*SINGLE, "olympiadbench"])
-@pytest.mark.parametrize(
-    "value", [["27"], True, float("nan"), float("inf"), {"value": 27}, ["27", None], [True], [[1]]]
-)
-def test_what_is_no_answer_of_the_set_is_refused_by_file_and_row(tmp_path, name, value):
-    path = write(tmp_path, name, default_split(name), answer_of(name, "27"), answer_of(name, value))
-    if name == "olympiadbench" and value == ["27"]:
-        assert load_problems(name, mirror=tmp_path)["answer"][1] == ["27"]
-        return
-    with pytest.raises(ValueError) as raised:
-        load_problems(name, mirror=tmp_path)
-    one_error(raised, path, "row 2", "no answer")
-
-
-NO_ANSWER = [
+WRONG = [True, float("nan"), float("inf"), {"value": 27}, ["27", None], [True], [[1]]]
+REFUSED = [(name, with_answer(name, value)) for name in (*SINGLE, "olympiadbench") for value in WRONG]
+REFUSED += [(name, with_answer(name, ["27"])) for name in SINGLE]
+REFUSED += [
     ("gsm8k", {"question": "q", "answer": "no hashes"}),
     ("gsm8k", {"question": "q", "answer": "#### "}),
     ("gsm8k", {"question": "q", "answer": None}),
@@ -378,9 +330,9 @@ NO_ANSWER = [
 ]
 
 
-@pytest.mark.parametrize(("name", "row"), NO_ANSWER)
-def test_a_row_without_an_answer_is_named(tmp_path, name, row):
-    good = {entry: row for entry, _, row, _ in ROWS}[name]
+@pytest.mark.parametrize(("name", "row"), REFUSED)
+def test_a_row_without_an_answer_of_its_set_is_named(tmp_path, name, row):
+    good = {place.split()[0]: row for place, row, _ in ROWS}[name]
     path = write(tmp_path, name, default_split(name), good, row)
     with pytest.raises(ValueError) as raised:
         load_problems(name, mirror=tmp_path)
@@ -412,9 +364,6 @@ def test_the_real_benchmarks_load_whole(name):
 
 
 @needs_benchmarks
-def test_gsm8k_answers_are_plain_numbers():
-    for split, size in (("train", 7473), ("test", 1319)):
-        dataset = load_problems("gsm8k", split, mirror=REAL)
-        assert len(dataset) == size
-        for (answer,) in dataset["answer"]:
-            float(answer)
+@pytest.mark.parametrize(("split", "size"), [("train", 7473), ("test", 1319)])
+def test_gsm8k_answers_are_plain_numbers(split, size):
+    assert len([float(answer) for (answer,) in load_problems("gsm8k", split, mirror=REAL)["answer"]]) == size
