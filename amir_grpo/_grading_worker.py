@@ -11,19 +11,13 @@ import os
 import signal
 import sys
 from functools import lru_cache
-from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, grader, parse, verify
 from sympy.core.evalf import PrecisionExhausted
 
 from amir_grpo.notation import notation
-
-try:
-    import resource
-except ImportError:  # Windows: the parent's clock is the only limit
-    resource: ModuleType | None = None
 
 _BOXED_ONLY = (LatexExtractionConfig(boxed_match_priority=0),)
 # No completion has any business with these. The limits of the process hold even so.
@@ -33,7 +27,12 @@ _REFUSED += ("os.system", "os.truncate", "shutil.", "socket.", "subprocess.", "c
 
 def equal(answer: str, gold: str) -> bool:
     """Ask math-verify whether an answer is the gold one. May take any time and any memory."""
-    return verify(_parse_gold(gold), _parse(answer), timeout_seconds=None)
+    try:
+        return verify(_parse_gold(gold), _parse(answer), timeout_seconds=None)
+    except MemoryError:
+        raise
+    except Exception:  # whatever a parser says about such an answer, it is not right
+        return False
 
 
 def _parse(text: str) -> list[Any]:
@@ -60,60 +59,39 @@ def _equal_numbers(gold: Any, value: Any, float_rounding: int, numeric_precision
 grader.sympy_numeric_eq = _equal_numbers  # at its root, so that it holds in lists, intervals and matrices, too
 
 
-# --- the process --------------------------------------------------------------------------------------------------
-
-
 def serve(cpu_seconds: int, memory_bytes: int) -> None:
-    """Answer requests from standard input on standard output until it ends.
+    """Answer requests from standard input on standard output until it ends, or memory does.
 
-    A request is ``[answer, [gold, ...]]``; the reply is true, false or "memory", after which the process ends.
+    A request is ``[answer, [gold, ...]]``; the reply is true or false.
 
     Args:
         cpu_seconds: CPU time for one comparison, after which the system ends the process (not on Windows).
         memory_bytes: Address space of the process.
     """
-    replies = _take_standard_output()
-    with contextlib.suppress(Exception):  # what is imported late is imported now, before the limits
-        equal(r"\sqrt{2}/2", r"\frac{1}{\sqrt 2}")
+    # whatever a library prints must not be taken for a reply
+    replies, nowhere = os.fdopen(os.dup(1), "w"), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    equal(r"\sqrt{2}/2", r"\frac{1}{\sqrt 2}")  # what is imported late is imported now, before the limits
     _limit_process(memory_bytes)
     print("ready", file=replies, flush=True)
     for line in sys.stdin.buffer:
         answer, golds = json.loads(line)
         _limit_cpu(cpu_seconds)
-        try:
-            reply: bool | str = any(_equal_or_wrong(answer, gold) for gold in golds)
-        except MemoryError:
-            reply = "memory"
+        reply = any(equal(answer, gold) for gold in golds)
         _limit_cpu(0)
         print(json.dumps(reply), file=replies, flush=True)
-        if reply == "memory":
-            return
-
-
-def _equal_or_wrong(answer: str, gold: str) -> bool:
-    try:
-        return equal(answer, gold)
-    except MemoryError:
-        raise
-    except Exception:  # whatever a parser says about such an answer, it is not right
-        return False
-
-
-def _take_standard_output() -> TextIO:
-    # whatever a library prints must not be taken for a reply
-    replies = os.fdopen(os.dup(1), "w")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    return replies
 
 
 def _limit_process(memory_bytes: int) -> None:
     sys.addaudithook(_refuse)
-    if resource is not None:
-        for name, value in (("RLIMIT_AS", memory_bytes), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # macOS has no limit of address space
-                resource.setrlimit(getattr(resource, name), (value, value))
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's clock is the only limit
+        return
+    for name, value in (("RLIMIT_AS", memory_bytes), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # macOS has no limit of address space
+            resource.setrlimit(getattr(resource, name), (value, value))
 
 
 def _limit_cpu(seconds: int) -> None:

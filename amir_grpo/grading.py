@@ -13,11 +13,11 @@ import functools
 import json
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,12 +43,10 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The verdict on one completion. A grade is true if the completion is right.
+    """The verdict on one completion; it is true if the completion is right.
 
-    Attributes:
-        answer: The text that was graded; None if the completion holds no answer.
-        correct: Whether it is right.
-        limit: The limit that the comparison hit; None if it ended by itself.
+    `answer`: the text that was graded, None if the completion holds none. `limit`: the limit that the comparison hit,
+    None if it ended by itself.
     """
 
     answer: str | None
@@ -73,7 +71,7 @@ class Grader(contextlib.AbstractContextManager):
         if workers < 1:
             raise ValueError(f"A grader needs at least one worker, not {workers}.")
         self.workers = workers
-        self._forget()
+        self._begin()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -111,31 +109,21 @@ class Grader(contextlib.AbstractContextManager):
         with self._lock:
             for worker in self._idle if self._pid == os.getpid() else []:
                 worker.kill()
-            self._idle = []
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._known: dict[tuple[str, tuple[str, ...]], bool | Limit] = {}
+        self._idle = [_Worker() for _ in range(self.workers)]
+        self._ask_once = functools.lru_cache(_REMEMBERED)(self._ask)
 
     def _compare(self, pairs: list[tuple[str, tuple[str, ...]]]) -> list[bool | Limit]:
         if self._pid != os.getpid():  # forked: the workers and the lock belong to the parent
-            self._forget()
-        with self._lock:
-            if len(self._known) > _REMEMBERED:
-                self._known = {}
-            new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-            if new:
-                threads = min(self.workers, len(new))
-                while len(self._idle) < threads:
-                    self._idle.append(_Worker())
-                with ThreadPoolExecutor(threads) as pool:
-                    self._known.update(zip(new, pool.map(self._ask, new), strict=True))
-            return [self._known[pair] for pair in pairs]
+            self._begin()
+        with self._lock, ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self._ask_once, pairs))
 
     def _ask(self, pair: tuple[str, tuple[str, ...]]) -> bool | Limit:
-        worker = self._idle.pop()  # atomic; there are at least as many workers as threads
+        worker = self._idle.pop()  # atomic; there are as many workers as threads
         try:
             return worker.compare(*pair)
         finally:
@@ -171,43 +159,30 @@ def _settle(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | tuple[
     return tuple(gold for gold, verdict in verdicts.items() if verdict is None) or False
 
 
-# --- worker processes ---------------------------------------------------------------------------------------------
-
-
 class _Worker:
-    """The parent's side of one worker: a process, its pipes, and the thread that reads its replies."""
+    """The parent's side of one worker: a process, started when it is needed and again after it has ended."""
 
-    def __init__(self) -> None:
-        self._start()
+    _process: subprocess.Popen[bytes] | None = None
 
     def compare(self, answer: str, golds: tuple[str, ...]) -> bool | Limit:
-        if self._process.poll() is not None:
+        if self._process is None or self._process.poll() is not None:
             self._start()
-        try:
-            request = json.dumps([answer, golds])  # ASCII: lone surrogates and NULs survive
-            self._process.stdin.write(request.encode() + b"\n")
+        began = time.monotonic()
+        with contextlib.suppress(OSError):  # it has just ended, and will not reply
+            self._process.stdin.write(json.dumps([answer, golds]).encode() + b"\n")  # ASCII: any character survives
             self._process.stdin.flush()
-            reply = self._replies.get(timeout=WALL_SECONDS)
-        except queue.Empty:
-            self.kill()
-            return "time"
-        except OSError:
-            self.kill()
-            return "crash"
-        except BaseException:  # interrupted: the next reply would be the one to this request
-            self.kill()
-            raise
-        if reply is None:
-            code = self._process.wait()
-            self.kill()
-            return _cause_of_death(code)
-        return json.loads(reply)
+        if reply := self._read(WALL_SECONDS):
+            return json.loads(reply)
+        code = self._process.wait()
+        self.kill()
+        # nothing here sends SIGKILL: the system was short of memory; MemoryError is all that a worker does not catch
+        causes = {-getattr(signal, "SIGPROF", 0): "time", -getattr(signal, "SIGKILL", 0): "memory", 1: "memory"}
+        return "time" if time.monotonic() - began >= WALL_SECONDS else causes.get(code, "crash")
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
+        if self._process is not None:
+            with contextlib.suppress(OSError), self._process:  # which closes the pipes and waits
+                self._process.kill()
 
     def _start(self) -> None:
         # A fresh interpreter, not a fork: the parent may hold a GPU, threads and gigabytes. -P keeps modules of the
@@ -223,24 +198,16 @@ class _Worker:
             env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy's order of terms must not vary from run to run
             start_new_session=True,  # Ctrl-C in the terminal is for the parent
         )
-        self._replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(self._process.stdout, self._replies), daemon=True).start()
-        with contextlib.suppress(queue.Empty):
-            if self._replies.get(timeout=_START_SECONDS) is not None:
-                return
-        self.kill()
-        why = f"`{sys.executable} -c 'import amir_grpo._grading_worker'` shows why."
-        raise RuntimeError(f"A grading worker could not be started.\n{why}")
+        if not self._read(_START_SECONDS):
+            self.kill()
+            why = f"`{sys.executable} -c 'import amir_grpo._grading_worker'` shows why."
+            raise RuntimeError(f"A grading worker could not be started.\n{why}")
 
-
-def _read(stream, replies: queue.SimpleQueue[bytes | None]) -> None:
-    with stream:
-        for line in stream:
-            replies.put(line)
-    replies.put(None)
-
-
-def _cause_of_death(code: int) -> Limit:
-    # nothing here sends SIGKILL: the system was short of memory
-    causes: dict[int, Limit] = {-getattr(signal, "SIGPROF", 0): "time", -getattr(signal, "SIGKILL", 0): "memory"}
-    return causes.get(code, "crash")
+    def _read(self, seconds: float) -> bytes:
+        """Read a line; it is empty where the process ended, or was ended after so many seconds."""
+        timer = threading.Timer(seconds, self._process.kill)
+        timer.start()
+        try:
+            return self._process.stdout.readline()
+        finally:
+            timer.cancel()

@@ -1,7 +1,9 @@
 r"""Answers: where a completion gives one, and what is decided without a symbolic parser."""
 
+import re
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -46,13 +48,12 @@ def test_extract_answer(completion, answer):
 
 def last_boxed_by_brute_force(text):
     """The last box that closes, by trying every start from the end; braces only, no escapes."""
-    starts = [i for i in range(len(text)) if text.startswith(r"\boxed{", i)]
-    for start in reversed(starts):
-        depth = 0
-        for end in range(start + len(r"\boxed"), len(text)):
+    for box in reversed([*re.finditer(r"\\boxed\{", text)]):
+        depth = 1
+        for end in range(box.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             if depth == 0:
-                return text[start + len(r"\boxed{") : end]
+                return text[box.end() : end]
     return None
 
 
@@ -64,76 +65,13 @@ def test_last_boxed_agrees_with_brute_force(text):
 
 # --- what is decided without a parser -----------------------------------------------------------------------------
 
-DECIDED = [
-    ("5", "5", True),
-    ("5", "6", False),
-    ("05", "5", True),
-    ("+5", "5", True),
-    ("−5", "-5", True),
-    ("- 5", "-5", True),
-    ("5.", "5", True),
-    ("5.0", "5", True),
-    (".5", "0.50", True),
-    ("2,125", "2125", True),
-    (r"10,\!080", "10080", True),
-    ("10{,}080", "10,080", True),
-    ("1 0", "10", None),
-    (r"\$18", "18", True),
-    (r"\$32,\!348", "32348", True),
-    ("3e8", r"3 \times 10^8", True),
-    ("3e8", "300000000", True),
-    ("1e-8", "1e-9", False),
-    ("0", "1e-9", False),
-    ("0.00006721", ".0000672", False),
-    ("3.1415926", "3.1415927", True),
-    ("3.14", "3.14159", False),
-    ("15%", "15", True),
-    (r"15\%", "0.15", True),
-    ("0.15", "15%", True),
-    ("16%", "15", False),
-    (r"\frac{1}{2}", r"\dfrac12", True),
-    (r"-\frac{1}{2}", r"\frac{-1}{2}", True),
-    ("1/2", r"\frac{2}{4}", True),
-    (r"\frac{1}{2}", "0.5", True),
-    (r"\frac{1}{3}", "0.333333", None),
-    ("3", r"\frac{10}{3}", False),
-    ("3.0000005", "3", True),
-    ("3.0000006", "3", False),
-    (r"\frac{1}{0}", "5", None),
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})", True),
-    (r"\text{Evelyn}", "evelyn", True),
-    ("Evenly", r"\text{Evelyn}", False),
-    ("none of these", "None of these", True),
-    ("C", r"\text{(C)}", True),
-    ("C) 59", "C", True),
-    ("(B)", "C", False),
-    ("B. 59", "C", False),
-    ("59", "C", False),
-    ("(X)", "X", True),
-    ("x", "C", False),
-    ("x+1", "C", None),
-    ("x", "5", None),
-    ("", "5", False),
-    (r"\,", "5", False),
-    ("(3, -2)", "(3,-2.0)", True),
-    ("(3, -2)", "(-2,3)", False),
-    ("3, -2", "-2,3", True),
-    ("3, -2", "-2,4", False),
-    ("3, -2", "(3,-2)", None),
-    ("3", "3,5", None),
-    ("(3)", "(5)", None),
-    ("(3,45", "(3,25", None),
-    ("(1/3, 2)", "(0.333333,2)", None),
-    ("1," * 19 + "1", "1," * 19 + "2", False),
-    ("1," * 20 + "1", "1," * 20 + "2", None),
-    (r"(\frac12, 4)", "(0.5,4)", True),
-    ("٣", "3", None),
-]
+CASES = (Path(__file__).parent / "decided_cases.tsv").read_text(encoding="utf-8").splitlines()[1:]
 
 
-@pytest.mark.parametrize(("answer", "gold", "verdict"), DECIDED)
-def test_decide(answer, gold, verdict):
-    assert decide(answer, gold) is verdict
+@pytest.mark.parametrize("case", CASES)
+def test_decide(case):
+    answer, gold, verdict, _ = case.split("\t")
+    assert decide(answer, gold) is {"yes": True, "no": False, "open": None}[verdict]
 
 
 NUMBERS = st.one_of(
@@ -169,18 +107,18 @@ def test_what_is_no_plain_number(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    ("text", "value", "form"),
     [
-        ("9" * 400, PlainNumber(Fraction(10**400 - 1), "integer")),
-        ("3e2", PlainNumber(Fraction(300), "integer")),
-        ("3e-2", PlainNumber(Fraction(3, 100), "decimal")),
-        ("-2.50", PlainNumber(Fraction(-5, 2), "decimal")),
-        ("-7/2", PlainNumber(Fraction(-7, 2), "fraction")),
-        ("15%", PlainNumber(Fraction(15), "integer", percent=True)),
+        ("9" * 400, 10**400 - 1, "integer"),
+        ("3e2", 300, "integer"),
+        ("3e-2", Fraction(3, 100), "decimal"),
+        ("-2.50", Fraction(-5, 2), "decimal"),
+        ("-7/2", Fraction(-7, 2), "fraction"),
+        ("15%", 15, "integer"),
     ],
 )
-def test_plain_numbers(text, number):
-    assert plain_number(text) == number
+def test_plain_numbers(text, value, form):
+    assert plain_number(text) == PlainNumber(value, form, percent="%" in text)
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
