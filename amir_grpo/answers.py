@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from fractions import Fraction
 from numbers import Real
 from typing import Any
@@ -17,10 +16,11 @@ from amir_grpo.notation import SCALE, PlainNumber, plain_number, plain_text
 
 # --- where the answer is ------------------------------------------------------------------------------------------
 
-# Runs of braces are one token, so that ten million of them are few. A box without braces holds one number or letter,
-# with a space before it and an end behind it: anything else may be a box that lost a brace.
+# A box without braces holds one number or letter, with a space before it and an end behind it: anything else may be a
+# box that lost a brace.
 _BOX_TOKEN = re.compile(
-    r"\\boxed(?:\s*\{| +(?P<bare>-?\d+(?:[.,/]\d+)*|[A-Za-z])(?=[\s$.,;:<]|$))|\\\\(?!boxed)|\\[{}]|\{+|\}+"
+    r"(?P<box>\\boxed\s*\{)|\\boxed +(?P<bare>-?\d+(?:[.,/]\d+)*|[A-Za-z])(?=[\s$.,;:<]|$)"
+    r"|\\\\(?!boxed)|\\[{}]|(?P<open>\{)|(?P<close>\})"
 )
 
 
@@ -36,25 +36,15 @@ def _last_boxed(text: str) -> str | None:
     start = text.find("\\boxed")
     if start < 0:
         return None
-    last, depth = None, 0
-    open_boxes: list[tuple[int, int]] = []  # depth outside the box, and where its content begins
+    last, begins = (0, 0), []  # of each open brace: where the content of its box begins, 0 if it is no box's
     for token in _BOX_TOKEN.finditer(text, start):
-        kind = token.group()
         if token["bare"]:
-            last = max(last or token.span("bare"), token.span("bare"))
-        elif kind[-1] == "{" and kind != "\\{":
-            if kind[0] == "\\":
-                open_boxes.append((depth, token.end()))
-                depth += 1
-            else:
-                depth += len(kind)
-        elif kind[0] == "}":
-            while open_boxes and open_boxes[-1][0] >= depth - len(kind):
-                outside, begin = open_boxes.pop()
-                span = (begin, token.start() + depth - outside - 1)
-                last = max(last or span, span)
-            depth -= len(kind)
-    return text[slice(*last)] if last else None
+            last = max(last, token.span("bare"))
+        elif token["box"] or token["open"]:
+            begins.append(token.end() if token["box"] else 0)
+        elif token["close"] and begins and (begin := begins.pop()):
+            last = max(last, (begin, token.start()))
+    return text[slice(*last)] if last[0] else None
 
 
 def extract_answer(completion: str) -> str | None:
@@ -179,12 +169,12 @@ def _by_base(ours: str, theirs: str) -> bool | None:
     match, gold = _BASE.fullmatch(ours), _BASE.fullmatch(theirs)
     if not match and not gold:
         return None
-    (digits, base), (gold_digits, gold_base) = (
-        (m["digits"].lstrip("0").upper(), _BASES.get(m["base"], m["base"])) if m else (text.lstrip("0").upper(), None)
-        for m, text in ((match, ours), (gold, theirs))
-    )
-    if digits == gold_digits:
-        return base is None or gold_base is None or base == gold_base
+    bases = {_BASES.get(stated["base"], stated["base"]) for stated in (match, gold) if stated}
+    digits = {
+        (stated["digits"] if stated else text).lstrip("0").upper() for stated, text in ((match, ours), (gold, theirs))
+    }
+    if len(digits) == 1:
+        return len(bases) == 1
     return False if match and gold else None
 
 
@@ -195,11 +185,9 @@ _RATIO = re.compile(rf"({_SIMPLE})(?::| (?:is )?(?P<word>to) )({_SIMPLE})")
 def _by_ratio(ours: str, theirs: str) -> bool | None:
     """Settle ``3 to 4`` against ``3:4``; without the word, a ratio is the fraction that math-verify reads."""
     match, gold = _RATIO.fullmatch(ours), _RATIO.fullmatch(theirs)
-    if not ((match and match["word"]) or (gold and gold["word"])):
+    if not any(ratio and ratio["word"] for ratio in (match, gold)):
         return None
-    if not match or not gold:
-        return False
-    return Fraction(match[1]) * Fraction(gold[3]) == Fraction(match[3]) * Fraction(gold[1])
+    return bool(match and gold) and Fraction(match[1]) * Fraction(gold[3]) == Fraction(match[3]) * Fraction(gold[1])
 
 
 _TIME = re.compile(r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))? ?(?:(?P<half>[apAP])\.? ?[mM]\.?)?")
@@ -207,22 +195,20 @@ _TIME = re.compile(r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))? ?(?:(?P<half>[ap
 
 def _by_time(ours: str, theirs: str) -> bool | None:
     """Settle times of which one at least says am or pm: the same clock face, and the same half of the day if both do."""
-    match, gold = _TIME.fullmatch(ours), _TIME.fullmatch(theirs)
-    if not match or not gold or not (match["half"] or gold["half"]):
+    times = [_TIME.fullmatch(text) for text in (ours, theirs)]
+    if not all(times) or not any(time["half"] for time in times):
         return None
-    if not (match["half"] or match["minute"]) or not (gold["half"] or gold["minute"]):
+    if not all(time["half"] or time["minute"] for time in times):
         return None  # "3 PM" against "3": a number with a unit
-    minutes, gold_minutes = ({*_minutes(time)} for time in (match, gold))
-    return bool(minutes & gold_minutes)
+    return bool(set.intersection(*map(_minutes, times)))
 
 
-def _minutes(time: re.Match[str]) -> Iterator[int]:
-    """Yield the minutes of the day that a time may mean: both halves of the day where it does not say which."""
+def _minutes(time: re.Match[str]) -> set[int]:
+    """Return the minutes of the day that a time may mean: in both halves of the day where it does not say which."""
     hour, minute = int(time["hour"]), int(time["minute"] or 0)
-    if hour > 12 or not time["half"]:
-        yield 60 * hour + minute
-    for half in time["half"] or "ap" if hour <= 12 else "":
-        yield 60 * (hour % 12 + 12 * (half in "pP")) + minute
+    if hour > 12:
+        return {60 * hour + minute}
+    return {60 * (hour % 12 + 12 * (half in "pP")) + minute for half in time["half"] or "ap"}
 
 
 # An option: its letter alone, in brackets, or before its value, as in "C) 59".
@@ -288,13 +274,10 @@ def _by_prose(ours: str, theirs: str) -> bool | None:
     if len(golds) > 1 and labels and gold_labels:
         if sorted(labels) != sorted(gold_labels):
             return False
-        numbers, golds = _by_label(labels, numbers), _by_label(gold_labels, golds)
+        sides = (labels, numbers), (gold_labels, golds)
+        by_label = (sorted(zip(*side, strict=True), key=lambda pair: (pair[0], pair[1].value)) for side in sides)
+        numbers, golds = ([number for _, number in pairs] for pairs in by_label)
     return _compare(numbers, golds)
-
-
-def _by_label(labels: list[str], numbers: list[PlainNumber]) -> list[PlainNumber]:
-    pairs = sorted(zip(labels, numbers, strict=True), key=lambda pair: (pair[0], pair[1].value))
-    return [number for _, number in pairs]
 
 
 def _labelled(text: str) -> tuple[list[str], list[PlainNumber]]:

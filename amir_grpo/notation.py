@@ -136,7 +136,7 @@ def plain_text(answer: str) -> str:
 # --- numbers ------------------------------------------------------------------------------------------------------
 
 _PLAIN_NUMBER = re.compile(
-    r"(?P<sign>[+-]?)(?P<whole>[1-9]\d{0,2}(?: \d{3})+|\d*)(?P<decimals>\.\d*)?"
+    r"(?P<sign>[+-]?)(?P<whole>[1-9]\d{0,2}(?: \d{3})+|\d*)(?:\.(?P<decimals>\d*))?"
     r"(?:(?:[eE]|(?:\\times|\\cdot|\*) ?10\^)\{?(?P<exponent>[+-]?\d{1,3})\}?)?(?P<percent>%?)",
     re.ASCII,
 )
@@ -145,7 +145,6 @@ _FRACTION = re.compile(
     r"(?:\\frac ?(?:\{(?P<a>-?\d+)\}|(?P<b>\d)) ?(?:\{(?P<c>\d+)\}|(?P<d>\d))|(?P<e>\d+)/(?P<f>\d+))",
     re.ASCII,
 )
-_LONGEST_NUMBER = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +162,7 @@ def plain_number(text: str) -> PlainNumber | None:
     Args:
         text: An answer as `plain_text` returns it.
     """
-    if len(text) > _LONGEST_NUMBER:
+    if len(text) > 400:
         return None
     match = _FRACTION.fullmatch(text)
     if match:
@@ -173,11 +172,8 @@ def plain_number(text: str) -> PlainNumber | None:
         value = Fraction(above, below) + int(match["mixed"] or 0)
         return PlainNumber(-value if match["sign"] == "-" else value, "fraction")
     match = _PLAIN_NUMBER.fullmatch(text)
-    decimals = match and (match["decimals"] or "").removeprefix(".")
-    if not match or not (match["whole"] or decimals):
+    if not match or not (match["whole"] or match["decimals"]):
         return None
-    exponent = int(match["exponent"] or 0)
-    digits = int(match["whole"].replace(" ", "") + decimals)
-    value = Fraction(digits) * Fraction(10) ** (exponent - len(decimals))
-    form = "decimal" if decimals or exponent < 0 else "integer"
-    return PlainNumber(-value if match["sign"] == "-" else value, form, bool(match["percent"]))
+    whole, decimals, exponent = match["whole"].replace(" ", ""), match["decimals"] or "", int(match["exponent"] or 0)
+    value = Fraction(f"{match['sign']}{whole}{decimals}e{exponent - len(decimals)}")
+    return PlainNumber(value, "decimal" if decimals or exponent < 0 else "integer", bool(match["percent"]))

@@ -1,14 +1,5 @@
 r"""Reward functions in the form that TRL calls: completions and columns in, a list of floats out.
 
-| function | reward of a completion |
-| --- | --- |
-| `correctness` | 2.0 if it is right by `amir_grpo.grading`, which evaluation uses too |
-| `integer_answer` | 0.2 if its answer is an integer |
-| `strict_format` | 0.5 if it follows the format exactly |
-| `xml_tags` | 0.025 for each tag that it has once, minus 0.001 per character of trailing text, at most 0.1 |
-| `arithmetic_claims` | 0.1 for each different true claim such as ``3+4=7``, at most five; not in the published lists |
-| `brier` | 1 - (confidence - right)², with calibration only |
-
 The format is ``<think>…</think><answer>…</answer>``, with calibration followed by
 ``<analysis>…</analysis><confidence>0.8</confidence>``; white space around the tags is free.
 
@@ -63,7 +54,7 @@ def reward_functions(calibration: bool = False, claims: bool = True) -> list[Rew
 
 
 def correctness(completions: Sequence[Completion], answer: Sequence[Any], **columns: object) -> list[float]:
-    """2.0 for a completion that is right according to the grader of the evaluation."""
+    """2.0 for a completion that is right by `amir_grpo.grading`, which evaluation uses, too."""
     return [2.0 if grade else 0.0 for grade in grade_many(completion_texts(completions), answer)]
 
 
@@ -81,7 +72,7 @@ def _format_rewards(calibration: bool) -> tuple[RewardFunction, RewardFunction]:
         return [0.5 if has_format(text, calibration) else 0.0 for text in completion_texts(completions)]
 
     def xml_tags(completions: Sequence[Completion], **columns: object) -> list[float]:
-        """0.025 for each opening and closing tag that is there once, minus 0.001 for each character after them."""
+        """0.025 for each opening and closing tag that is there once, minus 0.001 per character after them, at most 0.1."""
         return [_tag_score(text, tags) for text in completion_texts(completions)]
 
     return strict_format, xml_tags
@@ -138,7 +129,7 @@ def has_format(completion: str, calibration: bool = False) -> bool:
     White space around the tags is free. Linear in the completion.
     """
     tags = CALIBRATION_TAGS if calibration else TAGS
-    if any(completion.count(mark) != 1 for mark in _marks(tags)):
+    if _marks_once(completion, tags) < 2 * len(tags):
         return False
     rest = completion.strip()
     for tag in tags:
@@ -174,27 +165,24 @@ def _said(message: Mapping[str, Any]) -> str:
     content = message.get("content") or ""
     if message.get("role", "assistant") != "assistant":
         return ""
-    if isinstance(content, str):
-        return content
-    return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
+    parts = [content] if isinstance(content, str) else content
+    return "".join(part if isinstance(part, str) else part.get("text") or "" for part in parts)
 
 
 def _is_integer(answer: str | None) -> bool:
-    if answer is None or len(answer) > 100:
-        return False
-    number = plain_number(plain_text(answer))
+    number = plain_number(plain_text(answer)) if answer and len(answer) <= 100 else None
     return number is not None and not number.percent and number.form != "fraction" and number.value.denominator == 1
 
 
-def _marks(tags: Sequence[str]) -> list[str]:
-    return [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+def _marks_once(text: str, tags: Sequence[str]) -> int:
+    """Count the opening and closing tags that a text has exactly once."""
+    return sum(text.count(mark) == 1 for tag in tags for mark in (f"<{tag}>", f"</{tag}>"))
 
 
 def _tag_score(text: str, tags: Sequence[str]) -> float:
-    score = 0.025 * sum(text.count(mark) == 1 for mark in _marks(tags))
     _, closing, trailing = text.rpartition(f"</{tags[-1]}>")
     penalty = 0.001 * len(trailing.strip()) if closing else 0.0
-    return score - min(penalty, _MAX_TRAILING_PENALTY)
+    return 0.025 * _marks_once(text, tags) - min(penalty, _MAX_TRAILING_PENALTY)
 
 
 # --- claims of arithmetic -----------------------------------------------------------------------------------------
@@ -225,10 +213,8 @@ def count_true_claims(text: str, limit: int) -> int:
     claims: set[str] = set()
     for left, right in itertools.islice(_claims(text), _MAX_EXAMINED):
         claim = re.sub(r"[ \t]", "", f"{left}={right}")
-        if claim not in claims and _is_true(left, right):
+        if len(claims) < limit and claim not in claims and _is_true(left, right):
             claims.add(claim)
-            if len(claims) == limit:
-                break
     return len(claims)
 
 
@@ -237,26 +223,23 @@ def _claims(text: str) -> Iterator[tuple[str, str]]:
         if "=" not in run.group():
             continue
         sides_of_sentences = [sentence.split("=") for sentence in _SENTENCE_END.split(run.group())]
-        before, after = text[: run.start()][-1:], text[run.end() :][:1]
+        before, after = text[max(run.start() - 1, 0) : run.start()], text[run.end() : run.end() + 1]
         first, last = sides_of_sentences[0], sides_of_sentences[-1]
-        if _continues(before, first[0]):
+        if before and _continues(before, first[0]):
             first[0] = ""
         if (after.isalpha() or after in ("^", "_", "\\", "{")) and not last[-1].endswith((" ", "\t")):
             last[-1] = ""
         for sides in sides_of_sentences:
-            for left, right in itertools.pairwise(sides):
-                yield left.strip(), right.strip()
+            yield from itertools.pairwise(map(str.strip, sides))
 
 
 def _continues(before: str, expression: str) -> bool:
-    """Tell whether what stands before an expression belongs to it, as in ``x + 3``, ``2^3 + 1`` or ``x3 + 1``."""
-    if not before:
-        return False
-    if before in "^_{\\":
-        return True
+    """Tell whether the character before an expression belongs to it, as in ``x + 3``, ``2^3 + 1`` or ``x3 + 1``."""
     adjacent = not expression.startswith((" ", "\t"))
-    starts_with_operator = expression.lstrip()[:1] in ("+", "-", "*", "/")
-    return (before.isalpha() and adjacent) or (starts_with_operator and (before.isalpha() or before in ")}]!%|"))
+    operator_first = expression.lstrip()[:1] in ("+", "-", "*", "/")
+    if before.isalpha():
+        return adjacent or operator_first
+    return before in "^_{\\" or (operator_first and before in ")}]!%|")
 
 
 def _is_true(left: str, right: str) -> bool:
@@ -267,21 +250,18 @@ def _is_true(left: str, right: str) -> bool:
         left = left.removeprefix("(")
     if right.count(")") > right.count("("):
         right = right.removesuffix(")")
-    stated, result = _evaluate(left), _evaluate(right)
-    if stated is None or result is None or not stated[1]:
+    try:
+        stated, result = _parsed(left), _parsed(right)
+        has_operator = any(isinstance(node, ast.BinOp) for node in ast.walk(stated))
+        return has_operator and abs(_value(stated) - _value(result)) <= _CLOSE
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return False
-    return abs(stated[0] - result[0]) <= _CLOSE
 
 
-def _evaluate(expression: str) -> tuple[Fraction, bool] | None:
-    """Compute an expression, and whether it has a binary operator; None where it is not well-formed."""
+def _parsed(expression: str) -> ast.expr:
     # numbers as strings in brackets: exact, and no two can be run together
     quoted = _NUMBER.sub(lambda number: f"('{number.group().replace(',', '')}')", expression.strip())
-    try:
-        tree = ast.parse(quoted, mode="eval").body
-        return _value(tree), any(isinstance(node, ast.BinOp) for node in ast.walk(tree))
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return None
+    return ast.parse(quoted, mode="eval").body
 
 
 def _value(node: ast.expr) -> Fraction:

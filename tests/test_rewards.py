@@ -29,8 +29,8 @@ CONFIDENT = GOOD + "\n<analysis>sure</analysis>\n<confidence>0.8</confidence>"
 BASE = ["correctness", "integer_answer", "strict_format", "xml_tags", "arithmetic_claims"]
 
 
-def message(text):
-    return [{"role": "assistant", "content": text}]
+def message(text, role="assistant"):
+    return [{"role": role, "content": text}]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_as_trl_calls_them_whatever_the_columns_are_called(calibration):
 @pytest.mark.parametrize(
     ("conversation", "reward"),
     [
-        ([{"role": "assistant", "content": "5"}, {"role": "tool", "content": "x"}, *message(GOOD)], 2.0),
-        ([*message(GOOD), {"role": "tool", "content": "8"}], 0.0),
-        ([*message("5"), {"role": "tool", "content": GOOD}], 0.0),
-        ([*message("5"), {"role": "user", "content": GOOD}], 0.0),
+        (message("5") + message("x", "tool") + message(GOOD), 2.0),
+        (message(GOOD) + message("8", "tool"), 0.0),
+        (message("5") + message(GOOD, "tool"), 0.0),
+        (message("5") + message(GOOD, "user"), 0.0),
         (message([{"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}]), 2.0),
         (message([{"type": "image", "image": None}, {"type": "text", "text": GOOD}]), 2.0),
         (message([GOOD]), 2.0),
@@ -111,32 +111,14 @@ def test_correctness_by_the_grader():
     assert correctness(completions, answer=["7", ["1", "7"], "7", "7"]) == [2.0, 2.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("answer", "reward"),
-    [
-        *(
-            ("7", 0.2),
-            ("-7", 0.2),
-            ("1,250", 0.2),
-            ("3.0", 0.2),
-            ("3.5", 0),
-            (r"\frac{4}{2}", 0),
-            ("50%", 0),
-            ("x", 0),
-        ),
-        *(
-            ("628, 372", 0),
-            ("(1, 234)", 0),
-            (r"11,\! 111", 0.2),
-            ("**7**", 0.2),
-            ("7 apples", 0),
-            ("12 million", 0.2),
-            ("=-17", 0),
-        ),
-    ],
-)
-def test_integer_answer(answer, reward):
-    assert integer_answer([rf"<answer>\boxed{{{answer}}}</answer>"]) == [reward]
+INTEGERS = ["7", "-7", "1,250", "3.0", r"11,\! 111", "**7**", "12 million"]
+NO_INTEGERS = ["3.5", r"\frac{4}{2}", "50%", "x", "628, 372", "(1, 234)", "7 apples", "=-17"]
+
+
+def test_integer_answer():
+    for answers, reward in ((INTEGERS, 0.2), (NO_INTEGERS, 0.0)):
+        completions = [rf"<answer>\boxed{{{answer}}}</answer>" for answer in answers]
+        assert integer_answer(completions) == [reward] * len(answers)
     assert integer_answer(["7"]) == [0.0]
 
 
@@ -166,15 +148,10 @@ MALFORMED = [
 def test_strict_format():
     assert strict_format(WELL_FORMED) == [0.5] * len(WELL_FORMED)
     assert strict_format(MALFORMED) == [0.0] * len(MALFORMED)
-    assert [has_format(text) for text in (GOOD, CONFIDENT)] == [True, False]
-
-
-def test_strict_format_with_calibration():
-    calibrated = reward_functions(True)[2]
-    assert calibrated([CONFIDENT, GOOD]) == [0.5, 0.0]
-    assert has_format(CONFIDENT, calibration=True)
-    for wrong in ("1.5", "-0.1", "high", "", "80%", "nan"):
-        assert not has_format(CONFIDENT.replace("0.8", wrong), calibration=True)
+    wrong = [CONFIDENT.replace("0.8", confidence) for confidence in ("1.5", "-0.1", "high", "", "80%", "nan")]
+    assert reward_functions(True)[2]([CONFIDENT, GOOD, *wrong]) == [0.5] + [0.0] * 7
+    for text in (GOOD, CONFIDENT):
+        assert has_format(text) is not has_format(text, calibration=True)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +215,7 @@ def test_claims(text, claims):
 
 def test_claims_are_bounded_and_counted_once():
     many = "\n".join(f"{i}+1={i + 1}" for i in range(50))
-    assert arithmetic_claims([many, "1+1=2\n" * 50, ""]) == pytest.approx([0.5, 0.1, 0.0])
+    assert arithmetic_claims([many, "1+1=2\n" * 50, ""]) == pytest.approx([0.1 * rewards.MAX_CLAIMS, 0.1, 0.0])
 
 
 expressions = st.recursive(
@@ -294,7 +271,6 @@ def test_nested_brackets_do_not_exhaust_the_stack():
 
 
 def test_stated_confidence():
-    assert stated_confidence(CONFIDENT) == 0.8
     assert stated_confidence("<confidence> .5 </confidence>") == 0.5
     assert stated_confidence("<confidence>0.1</confidence><confidence>1</confidence>") == 1.0
     for none in ("0.8", "<confidence>2</confidence>", "<confidence>0.8", "<confidence>0.1</confidence><confidence>?"):
@@ -305,12 +281,8 @@ def test_stated_confidence():
 def test_brier(confidence, right):
     text = CONFIDENT.replace("0.8", f"{confidence:.6f}")
     expected = 1 - (round(confidence, 6) - right) ** 2
-    assert brier([text], answer=["7" if right else "8"]) == pytest.approx([expected])
-
-
-def test_silence_about_confidence_never_pays():
-    silent, worst = brier([GOOD, CONFIDENT.replace("0.8", "1.0")], answer=["7", "8"])
-    assert silent == worst == 0.0
+    # silence earns what the worst statement does
+    assert brier([text, GOOD], answer=["7" if right else "8", "7"]) == pytest.approx([expected, 0.0])
 
 
 def trl_rewards(completions, answers, calibration=False):
@@ -405,4 +377,3 @@ def test_all_other_rewards_span_1_4():
     best, worst = alike(5)[0], "</answer></answer>" + "x" * 200
     totals = trl_rewards([best, worst], ["0", "0"])
     assert (totals[0] - totals[1]).item() == pytest.approx(1.4, abs=1e-6)
-    assert rewards.MAX_CLAIMS == 5
