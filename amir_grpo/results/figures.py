@@ -161,7 +161,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame, title: str = "")
     axes.set_xlabel("margin: right − wrong completions of a problem (nats per token)")
     axes.margins(x=0.12)
     note = "Thin bars: the middle half of the problems (their number in brackets); thick bars: 95 % interval of the mean, "
-    return _finished(figure, [axes], places, names, title, f"{note}over problems and not over training seeds.")
+    return _finished(figure, [axes], places, names, title, f"{note}over problems and not over training seeds.", 0.5)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -197,11 +197,17 @@ def _panels(titles: Sequence[str], width: float, height: float, xlabel: str) -> 
 
 
 def _finished(
-    figure: Figure, panels: Sequence[Axes], rows: Sequence[float], labels: Iterable[str], title: str, note: str
+    figure: Figure,
+    panels: Sequence[Axes],
+    rows: Sequence[float],
+    labels: Iterable[str],
+    title: str,
+    note: str,
+    below: float = 0.6,
 ) -> Figure:
     """Label the rows, take the vertical axes away, put lines behind the horizontal ticks, and add title and footnote."""
     panels[0].set_yticks(rows, list(labels))
-    panels[0].set_ylim(max(rows, default=0) + 0.6, -0.6)
+    panels[0].set_ylim(max(rows, default=0) + below, -0.6)
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
