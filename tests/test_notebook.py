@@ -15,7 +15,6 @@ from packaging.requirements import Requirement
 
 from amir_grpo import notebook
 from amir_grpo.results.style import new_figure
-from tools import colab_install
 
 ROOT = Path(__file__).parents[1]
 # What a Colab kernel runs on (googlecolab/backend-info, August 2026).
@@ -86,20 +85,6 @@ def test_set_up_installs_only_what_is_missing_and_on_colab_says_what_to_expect(m
         assert printed.startswith(f"installed\nDevice: {gpu or 'no GPU'}")
         assert re.search(r"sandbox +.* minutes", printed)
         assert re.search(r"colab-t4 +.* hours", printed)
-
-
-@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
-def test_nothing_is_replaced_that_colabs_kernel_holds():
-    """By the versions of googlecolab/backend-info of August 2026, of what the core install shares with it."""
-    there = COLABS | {"torch": "2.11.0", "transformers": "5.15.0", "tokenizers": "0.22.2", "accelerate": "1.14.0"}
-    there |= {"peft": "0.20.0", "datasets": "4.0.0", "pyarrow": "18.1.0", "scipy": "1.16.3", "packaging": "26.3"}
-    try:
-        after = colab_install.resolved(there)
-    except RuntimeError as error:
-        if "conflict" in str(error) or "unsatisfiable" in str(error):
-            raise
-        pytest.skip(f"PyPI does not answer: {str(error)[-100:]}")
-    assert not colab_install.replaced(there, after).keys() & set(colab_install.STAYS)
 
 
 def test_what_the_kernel_runs_on_is_kept_and_torch_with_what_belongs_to_it():

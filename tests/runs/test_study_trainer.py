@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from trl import GRPOTrainer
 
 from amir_grpo.family import FAMILY
 from amir_grpo.preference import mine_pairs
@@ -195,14 +194,6 @@ def test_a_group_is_the_completions_of_one_prompt(policy, tmp_path, options):  #
 # --- λ and pairs ---------------------------------------------------------------------------------------------------
 
 
-def test_share_schedule_keeps_the_share(policy, tmp_path):  # noqa: F811
-    options = {"lambda_schedule": "share", "preference_share": 0.3, "loss_type": "dapo"}
-    trainer = study_trainer_of(policy, tmp_path, **options)
-    trainer.train()
-    assert logged(trainer, "preference/share") == pytest.approx([0.3] * 3, rel=1e-4)
-    assert len(set(logged(trainer, "preference/lambda"))) == 3
-
-
 def test_a_mixture_is_the_update_at_that_share_at_grpos_size(policy, tmp_path):  # noqa: F811
     options = {"preference_share": 0.4, "max_steps": 1}
     of_share, of_mixture = (
@@ -237,32 +228,6 @@ def test_published_schedule_falls_to_its_floor_in_four_steps(policy, tmp_path): 
     trainer.train()
     # the value of GRPO's loss is a rounding error of either sign, far below λ L_pref
     assert logged(trainer, "preference/lambda") == pytest.approx([0.01, 0.008, 0.0064, 0.00512, 0.005, 0.005])
-
-
-def test_published_schedule_sees_grpos_own_loss_value(policy, tmp_path):  # noqa: F811
-    class Seen(StudyTrainer):
-        def _move_lambda(self, loss, weights):
-            super()._move_lambda(loss, weights)
-            self.losses = [*getattr(self, "losses", []), self._grpo_loss]
-
-    shape = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "learning_rate": 0.0, "max_steps": 2}
-
-    class Plain(GRPOTrainer):
-        def compute_loss(self, *args, **kwargs):
-            loss = super().compute_loss(*args, **kwargs)
-            self.losses = [*getattr(self, "losses", []), loss.item() * self.current_gradient_accumulation_steps]
-            return loss
-
-    seen = study_trainer_of(policy, tmp_path, Seen, lambda_schedule="published", own_engine=False, **shape)
-    # as among two processes that hold the same rows
-    seen.accelerator.reduce = lambda value, reduction="sum": value * {"sum": 2, "mean": 1}[reduction]
-    seen.train()
-    plain = make_trainer(policy, tmp_path, Plain, reward=[correctness], **shape)
-    plain.train()
-    first = plain.losses[0], plain.losses[4]  # micro-batches of the two steps
-    assert min(map(abs, first)) > 1e-3  # a micro-batch that cuts groups has a loss that is not 0
-    assert first[0] != pytest.approx(first[1], abs=1e-3)
-    assert seen.losses == pytest.approx([first[0]] * 4 + [first[1]] * 4, abs=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "published", "share"])
