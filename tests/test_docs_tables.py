@@ -32,14 +32,6 @@ def test_a_table_is_that_of_its_file(tmp_path):
     assert "<summary>All 17 rows</summary>\n\n| who" in with_tables(page, tmp_path), "a long one is folded"
 
 
-def test_a_table_of_settings_leaves_out_those_of_its_base(tmp_path):
-    page = with_tables(
-        "<!-- settings amir_grpo.trainer:AmirGRPOConfig\ntrl:GRPOConfig\n-->\n<!-- end of table -->\n", tmp_path
-    )
-    assert "| `lambda_reg` | 0.01 |" in page
-    assert "`num_generations`" not in page
-
-
 def test_a_table_without_an_end_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not end"):
         with_tables(MARKS.replace("<!-- end of table -->", ""), tmp_path)

@@ -6,9 +6,6 @@ A comment says what the table is made of, and is seen by nobody who reads the pa
     test | test                            its name in the file | its heading | its format
     gain | gain | {:+.2f}
     -->
-    <!-- settings amir_grpo.trainer:AmirGRPOConfig      the fields of a dataclass …
-    trl:GRPOConfig                                     … without those of this one
-    -->
 
 The table follows, up to `<!-- end of table -->`. More than `LONG_TABLE` rows are folded away.
 """
@@ -17,16 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
-from amir_grpo.settings import FIELDS, RunSettings, help_of
-
 LONG_TABLE = 16  # rows
-_TABLE = re.compile(r"(<!-- (table|settings) (\S+)\n(.*?)-->\n).*?(<!-- end of table -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table (\S+)\n(.*?)-->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def with_tables(page: str, root: Path) -> str:
@@ -41,15 +34,10 @@ def with_tables(page: str, root: Path) -> str:
     """
 
     def computed(found: re.Match[str]) -> str:
-        head, kind, source, lines, end = found.groups()
-        make = (
-            (lambda: _kept(root / source, lines.splitlines()))
-            if kind == "table"
-            else (lambda: _settings(source, lines))
-        )
-        return f"{head}\n{make()}\n\n{end}"
+        head, source, columns, end = found.groups()
+        return f"{head}\n{_kept(root / source, columns.splitlines())}\n\n{end}"
 
-    if len(re.findall(r"^<!-- (?:table|settings) ", page, re.MULTILINE)) != page.count("<!-- end of table -->"):
+    if len(re.findall(r"^<!-- table ", page, re.MULTILINE)) != page.count("<!-- end of table -->"):
         raise ValueError("a computed table does not end: put <!-- end of table --> below it.")
     return _TABLE.sub(computed, page)
 
@@ -71,31 +59,9 @@ def _text(value: object, form: str = "{}") -> str:
     return text if isinstance(value, str) else text.replace("-", "−")
 
 
-def _settings(reference: str, without: str) -> str:
-    inherited = {field.name for line in without.split() for field in fields(_named(line))}
-    named = _named(reference)
-    if named is RunSettings:
-        declared = [(name, field.default, help_of(name)) for name, field in FIELDS.items()]
-    else:
-        declared = [
-            (field.name, field.default, field.metadata["help"])
-            for field in fields(named)
-            if field.name not in inherited
-        ]
-    rows = []
-    for name, value, meaning in declared:
-        rows.append([f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value), meaning])
-    return _markdown(["Setting", "Default", "Meaning"], rows)
-
-
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     if len(rows) <= LONG_TABLE:
         return table
     return f"<details><summary>All {len(rows)} rows</summary>\n\n{table}\n\n</details>"
-
-
-def _named(reference: str) -> type:
-    module, name = reference.split(":")
-    return getattr(import_module(module), name)
