@@ -131,15 +131,11 @@ def has_format(completion: str, calibration: bool = False) -> bool:
     tags = CALIBRATION_TAGS if calibration else TAGS
     if _marks_once(completion, tags) < 2 * len(tags):
         return False
-    rest = completion.strip()
-    for tag in tags:
-        inside, closing, rest = rest.partition(f"</{tag}>")
-        if not closing or not inside.startswith(f"<{tag}>"):
-            return False
-        if tag == "answer" and not inside.removeprefix("<answer>").strip():
-            return False
-        rest = rest.lstrip()
-    return not rest and (not calibration or stated_confidence(completion) is not None)
+    blocks = r"\s*".join(rf"<{tag}>(?P<{tag}>.*?)</{tag}>" for tag in tags)
+    found = re.fullmatch(rf"\s*{blocks}\s*", completion, re.DOTALL)
+    if not found or not found["answer"].strip():
+        return False
+    return not calibration or stated_confidence(completion) is not None
 
 
 _CONFIDENCE = re.compile(r"<confidence>\s*(\d*\.?\d+)\s*</confidence>")
