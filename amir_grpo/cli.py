@@ -232,7 +232,7 @@ def evidence(
     check_folder(runs_in, "folder")
     common = {"overrides": settings, "profile": profile}
     if only:
-        again = single_run(plan, study, runs_in, only, **common)
+        again = single_run(runs_in_order(plan, study, runs_in, **common), only)
         if differing := compare_with_kept(again, kept_in):
             raise SystemExit(f"{again.label}: other {' and '.join(differing)} than those that are kept in {kept_in}.")
         print(f"{again.label}: the same completions and weights as those that are kept.")

@@ -108,7 +108,7 @@ NAMES = [
     *choices.METHODS,
     *BENCHMARKS,
     *TRAINING_SETS,
-    "share-0.6",
+    "mixture-0.6",
     "pilot",
     "chain3",
     "chain6",

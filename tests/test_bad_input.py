@@ -34,7 +34,7 @@ ARGUMENTS = [
     ((TRAIN, "--dataset_name", "gsm8k"), ["'gsm8k'", "must be 'sandbox'"]),
     ((TRAIN, "--loss_type", "dapoo"), ["'dapoo'", "dapo"]),
     ((TRAIN, "--report_to", "tensorbord"), ["'tensorbord'", "Did you mean 'tensorboard'"]),
-    ((EVIDENCE, "--arms", "clean/share-0.4"), ["'clean/share-0.4'", "Did you mean 'clean/share-0.6'"]),
+    ((EVIDENCE, "--arms", "clean/mixture-0.4"), ["'clean/mixture-0.4'", "Did you mean 'clean/mixture-0.6'"]),
     ((EVIDENCE, "--profile", "smoke"), ["'smoke'", "sandbox-large"]),
     # values of the wrong kind
     ((TRAIN, "--max_steps", "ten"), ["max_steps", "ten"]),

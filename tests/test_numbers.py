@@ -12,7 +12,7 @@ from scipy import stats
 from amir_grpo import metrics
 from amir_grpo.results.tables import published_table
 from amir_grpo.study import claims
-from amir_grpo.study.kept import kept_sizes, kept_studies
+from amir_grpo.study.kept import kept_studies
 from amir_grpo.study.plan import read_plan
 from tools import hero
 from tools.study import study_tables
@@ -41,11 +41,6 @@ def test_the_kept_tables_derive_again_to_the_last_digit(studies):
     for name, table in study_tables(studies, PLAN).items():
         text = table.to_csv(index=False, float_format="%.6g")
         assert (RESULTS / f"{name}.csv").read_text() == text, name
-    sizes, kept = claims.size_table(kept_sizes(PLAN), PLAN), pd.read_csv(RESULTS / "sizes.csv")
-    same = [column for column in kept if column in sizes and column not in ("new", "old", "verdict")]
-    assert len(same) > 15
-    found = pd.read_csv(pd.io.common.StringIO(sizes.to_csv(index=False, float_format="%.6g")))
-    pd.testing.assert_frame_equal(found[same], kept[same])
 
 
 def test_the_estimates_are_those_of_the_raw_counts(studies):
@@ -73,7 +68,6 @@ def known(studies):
     gains = claims.exploratory_gains(studies, pairs, PLAN)
     extra = claims.gain_table(studies, [("outliers/grpo", "outliers/dr_grpo")], PLAN)
     tables = [pd.read_csv(RESULTS / "tests.csv"), gains, extra, claims.claims_table(studies, PLAN)]
-    tables += [claims.size_table(kept_sizes(PLAN), PLAN)]
     values = np.concatenate([table[COMPARED].to_numpy(float).ravel() for table in tables])
     alone = (claims.solved_alone(studies.main, arm) for arm in claims.STRENGTHS.values())
     values = np.append(values, [100 * np.mean([*part.values()]) for parts in alone for part in parts])

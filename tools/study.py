@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from amir_grpo.results.style import signed
-from amir_grpo.study.arms import TITLES, about
-from amir_grpo.study.claims import CLAIMS, claims_table, test_outcomes
-from amir_grpo.study.inference import design_error, detectable_gain, power_if_equal
+from amir_grpo.study.arms import ARMS, REGIMES, TITLES, about
+from amir_grpo.study.claims import CLAIMS, claims_table, plan_table
+from amir_grpo.study.inference import Hypothesis, detectable_gain, estimated_over_true
 from amir_grpo.study.kept import LONGER, TRAINED, Studies, StudyResults, shared_runs
-from amir_grpo.study.plan import Plan, sequence_table
+from amir_grpo.study.plan import Plan
 from amir_grpo.system.files import shipped
 
 
@@ -22,7 +23,7 @@ def study_tables(studies: Studies, plan: Plan) -> dict[str, pd.DataFrame]:
         "type_one_error": errors[usual],
         "levels": level_table(studies),
         "power": power_table(studies.ordered[-1], plan),
-        "tests": sequence_table(plan, test_outcomes(studies.main, plan)),
+        "tests": plan_table(studies.main, plan),
         "verdicts": claims_shown(claims_table(studies, plan)),
     }
 
@@ -31,8 +32,8 @@ def level_table(studies: Studies) -> pd.DataFrame:
     """pass@1 of every arm: columns study, regime, arm, about, runs, trained, longer, spread (standard deviation over the
     runs, of the trained lengths), seed_spread (the same over the seeds of a base policy, NaN with one each), rewards;
     percent."""
-    rows = []
-    for path in studies.paths:
+    found, rows = {path for study in studies.ordered for path in study.runs["path"]}, []
+    for path in (path for regime in REGIMES for path, arm in ARMS.items() if path in found and arm.regime == regime):
         study = studies.first(path)
         trained, longer = (
             pd.Series({run: 100 * rates.mean() for run, rates in study.solved(path, group).items()}, dtype=float)
@@ -58,7 +59,7 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
         at the plan's power, points) and shown_if_equal (the chance to show the hypothesis where the arms are equal; NaN
         for "greater").
     """
-    bases, rows = plan.base_policies, []
+    bases, rows = plan.runs.base_policies, []
     for number, test in enumerate(plan.tests, 1):
         if not study.has(*test.pair):
             continue
@@ -73,6 +74,25 @@ def power_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
             row[f"shown_if_equal_{end}"] = chance
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def design_error(bases: int, seeds: int, seed_sd: float, base_sd: float = 0.0) -> float:
+    """Return the standard error to expect of `compare` with `bases` x `seeds` runs.
+
+    `seed_sd`: standard deviation of a run's mean gain over seeds; `base_sd`: of the gain over base policies.
+    """
+    return float(np.sqrt(base_sd**2 / bases + seed_sd**2 / (bases * seeds)))
+
+
+def power_if_equal(hypothesis: Hypothesis, standard_error: float, freedom: int, margin: float, alpha: float) -> float:
+    """Return the chance that two equal arms are shown to be EQUIVALENT, or one of them NOT_GREATER; NaN for GREATER."""
+    if hypothesis is Hypothesis.GREATER:
+        return np.nan
+    if standard_error == 0:
+        return 1.0
+    room = margin / standard_error - stats.t.ppf(1 - alpha, freedom) * estimated_over_true(freedom)
+    below = stats.norm.cdf(room)
+    return float(np.mean(np.maximum(2 * below - 1, 0) if hypothesis is Hypothesis.EQUIVALENT else below))
 
 
 def claims_shown(table: pd.DataFrame) -> pd.DataFrame:

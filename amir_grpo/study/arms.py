@@ -7,8 +7,9 @@ is up to 2.5 times GRPO's, and a gain could be that of a larger step. The arms o
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,23 +68,19 @@ _ALIKE = 8.0  # pass rates of problems are Beta-distributed with this sum of bot
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm: what is trained under some rewards. Its runs differ in the seed and the base policy.
+    """An arm: what is trained under the rewards of a regime. Its runs differ in the seed and the base policy.
 
     Attributes:
-        regime: Name of the regime.
-        name: Name of the arm in the regime.
         method: grpo or amir_grpo; base for the policy before training, which is only evaluated.
         about: What it is, for tables and figures; a percentage is the preference term's part of the update.
         changes: Settings that differ from the profile's, those of the regime included.
-        seed_offset: Added to the seed of its runs, for a training that is another draw of the same.
     """
 
     regime: str
     name: str
     method: str
     about: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    seed_offset: int = 0
+    changes: Mapping[str, Any]
 
     @property
     def path(self) -> str:
@@ -91,14 +88,9 @@ class Arm:
         return f"{self.regime}/{self.name}"
 
 
-def _grpo(
-    path: str, about: str = "GRPO", *changes: Mapping[str, Any], method: str = "grpo", seed_offset: int = 0
-) -> Arm:
+def _grpo(path: str, about: str = "GRPO", *changes: Mapping[str, Any], method: str = "grpo") -> Arm:
     regime, _, name = path.partition("/")
-    together = dict(REGIMES[regime])
-    for change in changes:
-        together |= change
-    return Arm(regime, name, method, about, together, seed_offset)
+    return Arm(regime, name, method, about, dict(ChainMap(*reversed(changes), REGIMES[regime])))
 
 
 def _amir(path: str, about: str, *changes: Mapping[str, Any]) -> Arm:
@@ -126,12 +118,9 @@ def _relative(name: str, about: str, beta: float) -> Arm:
     return _amir(f"correctness/{name}", about, alone, loss)
 
 
-def _group_size(size: int) -> list[Arm]:
+def _group_size(size: int) -> Arm:
     changes = {"num_generations": size, "per_device_train_batch_size": 16 * size}
-    return [
-        _grpo(f"clean/group-{size}", f"GRPO, G = {size}", changes),
-        _amir(f"clean/group-{size}-mixture", f"60 %, G = {size}", changes, _MIXTURE),
-    ]
+    return _grpo(f"clean/group-{size}", f"GRPO, G = {size}", changes)
 
 
 # In the order in which they are worth their time, after those that the tests of the plan need.
@@ -147,10 +136,7 @@ _ALL = [
     _grpo("nuisance/correctness-only", "GRPO, correctness reward only", {"reward_terms": "correctness"}),
     _grpo("outliers/dr_grpo", "Dr. GRPO", _DR_GRPO),
     _grpo("outliers/dr_grpo-clipped", "Dr. GRPO, clipped reward", _DR_GRPO, {"reward_clip": _LARGEST_REWARD}),
-    # another draw of the same training: what coverage, and any difference between two trainings, is compared with
-    _grpo("clean/grpo-again", "GRPO, another seed", seed_offset=100),
     _amir("clean/published-schedule", "published λ schedule", _PUBLISHED, {"lambda_schedule": "published"}),
-    _amir("clean/share-0.6", "share 0.6, larger update", _MIXTURE, {"lambda_schedule": "share"}),
     _grpo("clean/lr-x2", "GRPO, learning rate × 2", {"learning_rate": 2e-3}),
     *_variant("grpo", "GRPO"),
     *_variant("dr_grpo", "Dr. GRPO", **_DR_GRPO),
@@ -159,9 +145,8 @@ _ALL = [
     _grpo("nuisance/grpo-unscaled", "GRPO without division", {"scale_rewards": "none"}),
     _grpo("nuisance/uniform-dropped", "GRPO, uniform groups dropped", {"drop_uniform_groups": True}),
     _amir("clean/mixture-0.6-linear", "60 %, linear pairs", _MIXTURE, {"pair_loss": "linear"}),
-    _amir("clean/mixture-0.6-beta-10", "60 %, β = 10", _MIXTURE, {"beta_dpo": 10.0}),
-    *_group_size(4),
-    *_group_size(16),
+    _group_size(4),
+    _group_size(16),
     *(arm for regime in ("format", "partial") for arm in (_grpo(f"{regime}/grpo"), _mixture(regime))),
     # the relatives of AMIR-GRPO, where correctness is the only reward: right or wrong
     _grpo(f"correctness/{BASE}", "base policy", method=BASE),
@@ -195,10 +180,7 @@ def about(path: str) -> str:
 def simulated_rewards(
     settings: Mapping[str, Any], pass_rate: float, rollouts: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Correctness (0 or 1) and reward of simulated completions: (rollouts, prompts, G) each.
-
-    `settings`: the flat settings of a run. Raises ValueError for a nuisance that depends on what a completion says.
-    """
+    """Correctness (0 or 1) and reward of simulated completions: (rollouts, prompts, G) each; `settings`: flat, of a run."""
     shape = (rollouts, _PROMPTS, settings["num_generations"])
     rates = generator.beta(pass_rate * _ALIKE, (1 - pass_rate) * _ALIKE, shape[:2])
     correct = (generator.random(shape) < rates[..., None]).astype(float)
@@ -212,8 +194,6 @@ def simulated_rewards(
         reward = reward + size * (2 * generator.random(shape) - 1)
     elif nuisance == "outliers":
         reward = reward + size * (generator.random(shape) < settings["nuisance_rate"])
-    elif nuisance != "none":
-        raise ValueError(f"A {nuisance} nuisance depends on what a completion says: it is not simulated.")
     return correct, reward if settings["reward_clip"] is None else np.minimum(reward, settings["reward_clip"])
 
 
@@ -245,16 +225,14 @@ def simulated_update(
 def predicted_cosine(path: str, pass_rate: float, rollouts: int = 400, seed: int = 0) -> float:
     """Mean over simulated rollouts of the cosine of an arm's update with centred correctness, without a policy.
 
-    Args:
-        path: `regime/arm`, GRPO or a mixture.
-        pass_rate: Mean share of right completions.
-        rollouts, seed: Of the simulation.
+    `path`: GRPO or a mixture, under rewards whose nuisance does not depend on what a completion says.
     """
     settings = settings_of(PROFILE, ARMS[path].changes).flat()
     correct, reward = simulated_rewards(settings, pass_rate, rollouts, np.random.default_rng(seed))
     update = simulated_update(settings, reward, ARMS[path].method == "amir_grpo")
     wanted = group_advantages(correct, scaled=False)
-    pairs = ((update, wanted), (update, update), (wanted, wanted))
-    products, squares, wished = ((a * b).sum(axis=(1, 2)) for a, b in pairs)
+    products, squares, wished = (
+        (a * b).sum(axis=(1, 2)) for a, b in ((update, wanted), (update, update), (wanted, wanted))
+    )
     told = (squares > 0) & (wished > 0)
     return float(np.mean(products[told] / np.sqrt(squares[told] * wished[told])))

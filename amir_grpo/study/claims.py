@@ -12,17 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amir_grpo.choices import PARAMETERS
 from amir_grpo.metrics import holm
 from amir_grpo.study.arms import BASE, about
-from amir_grpo.study.inference import (
-    COLUMNS,
-    Comparison,
-    Verdict,
-    verdict,
-)
-from amir_grpo.study.kept import TRAINED, Studies, StudyResults, compared, level, shared_runs
-from amir_grpo.study.plan import QUANTITIES, Outcome, Plan, is_pilot, judge_alone, run_sequence, sequence_table
+from amir_grpo.study.inference import COLUMNS, Comparison, Verdict, verdict
+from amir_grpo.study.kept import TRAINED, Run, Studies, StudyResults, compared, level, shared_runs
+from amir_grpo.study.plan import QUANTITIES, Plan, is_pilot, judged
 
 Pair = tuple[str, str]  # the new arm and the old one, as `regime/arm`
 GRPO = "clean/grpo"
@@ -67,8 +61,6 @@ RIVALS: list[Pair] = [
     ("outliers/mixture-0.6", "outliers/dr_grpo"),
     ("outliers/mixture-0.6", "outliers/dr_grpo-clipped"),
 ]
-# The positive control, without which a null means nothing at a size, and both strengths of the term.
-SIZE_GAINS: list[Pair] = [("clean/two-step-grpo", GRPO), *((arm, GRPO) for arm in STRENGTHS.values())]
 _VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo")
 VARIANTS: dict[str, list[Pair]] = {
     strength: [(f"clean/two-step-{name}-{kind}", f"clean/two-step-{name}") for name in _VARIANTS]
@@ -82,7 +74,7 @@ LENGTH_MARGIN = 0.5  # tokens
 SAMPLES = 8  # per problem; coverage takes all of them
 # How many tests of claims there are, those without runs included, so that no verdict changes when others get theirs.
 DECLARED = len(STRENGTHS) * (3 + len(BOUNDARY)) + sum(map(len, VARIANTS.values()))
-Solved = dict[tuple[int, int], NDArray[np.float64]]  # by (base, seed), one chance per problem
+Solved = dict[Run, NDArray[np.float64]]  # one chance per problem
 _DIRECTIONS = {Verdict.SUPPORTED: "higher", Verdict.REFUTED: "lower"}
 
 
@@ -103,21 +95,18 @@ def hard_gain(study: StudyResults, new: str, old: str) -> Comparison:
     regime = new.partition("/")[0]
     bases = {base: solved * study.samples for (base, _), solved in study.solved(f"{regime}/{BASE}").items()}
 
-    def contrast(path: str) -> dict[tuple[int, int], float]:
+    def contrast(path: str) -> dict[Run, float]:
         runs = study.solved(path).items()
         return {run: solved[bases[run[0]] < 0.5].mean() - solved[bases[run[0]] > 1.5].mean() for run, solved in runs}
 
     return compared(contrast(new), contrast(old)).scaled(100.0)
 
 
-def test_outcomes(study: StudyResults, plan: Plan) -> list[Outcome]:
-    """Judge the tests of the plan: in their fixed sequence, or each by itself for a pilot."""
+def plan_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
+    """Judge the tests of the plan, see `plan.judged`: in their fixed sequence, or each by itself for a pilot."""
     gains = dict(zip(QUANTITIES, (gain, hard_gain), strict=True))
     found = {test.name: gains[test.quantity](study, *test.pair) for test in plan.tests if study.has(*test.pair)}
-    return judge_alone(plan, found) if is_pilot(study.name) else run_sequence(plan, found)
-
-
-test_outcomes.__test__ = False  # no test case of pytest
+    return judged(plan, found, in_sequence=not is_pilot(study.name))
 
 
 def hypotheses(plan: Plan) -> list[str]:
@@ -138,11 +127,12 @@ def gain_table(studies: Studies, pairs: Sequence[Pair], plan: Plan, family: Sequ
         family: Further pairs that are shown elsewhere under the same correction.
 
     Returns:
-        Columns study, regime, new, old, about, old_percent and old_range (of the old arm's runs, as text), those of
-        `Comparison.columns`, p_holm, and verdict: higher, lower, equivalent, undecided or not tested.
+        Columns study, regime, new, old, about, those of `Comparison.columns`, p_holm, and verdict: higher, lower,
+        equivalent, undecided or not tested.
     """
-    tests = [] if is_pilot(studies.main.name) else test_outcomes(studies.main, plan)
-    turns = {frozenset(outcome.test.pair): outcome.tested for outcome in tests if outcome.comparison}
+    main = studies.main
+    tests = [] if is_pilot(main.name) else zip(plan.tests, plan_table(main, plan)["tested"], strict=True)
+    turns = {frozenset(test.pair): turn for test, turn in tests if main.has(*test.pair)}
     found = {
         (new, old): (study, gain(study, new, old))
         for new, old in dict.fromkeys([*pairs, *family])
@@ -153,38 +143,21 @@ def gain_table(studies: Studies, pairs: Sequence[Pair], plan: Plan, family: Sequ
     rows = []
     for new, old in filter(found.get, pairs):
         study, comparison = found[new, old]
-        solved, turn = study.solved(old), turns.get(frozenset((new, old)))
-        levels = [100 * solved[run].mean() for run in shared_runs(study.solved(new), solved)]
+        turn = turns.get(frozenset((new, old)))
         row = {"study": study.name, "regime": new.partition("/")[0], "new": new, "old": old}
-        row |= {"about": f"{about(new)} − {about(old)}", "old_percent": float(np.mean(levels))}
-        row |= {"old_range": f"{min(levels):.1f} to {max(levels):.1f}"}
+        row |= {"about": f"{about(new)} − {about(old)}"}
         row |= comparison.columns(plan.margin, plan.alpha, plan.power)
         row["p_holm"] = p_holm.get((new, old), comparison.p_value if turn else np.nan)
         said = verdict(comparison, plan.margin, alpha=plan.alpha, p_value=row["p_holm"])
         row["verdict"] = "not tested" if turn is False else _DIRECTIONS.get(said, str(said))
         rows.append(row)
-    columns = ["study", "regime", "new", "old", "about", "old_percent", "old_range", *COLUMNS, "p_holm", "verdict"]
+    columns = ["study", "regime", "new", "old", "about", *COLUMNS, "p_holm", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def exploratory_gains(studies: Studies, pairs: Sequence[Pair], plan: Plan) -> pd.DataFrame:
     """`gain_table` of some of the exploratory pairs, under one correction for all that notebooks 07 and 08 show."""
     return gain_table(studies, pairs, plan, family=[*KNOBS, *REGIME_GAINS, *RIVALS])
-
-
-def size_table(sizes: Sequence[Studies], plan: Plan) -> pd.DataFrame:
-    """`gain_table` of `SIZE_GAINS` for each size, corrected within it, with the column parameters in front.
-
-    Where the positive control of a size is not shown, none of its verdicts is read: they are "control not shown".
-    """
-    tables = []
-    for studies in sizes:
-        table = gain_table(studies, SIZE_GAINS, plan)
-        table.insert(0, "parameters", PARAMETERS[studies.main.model_name])
-        if "higher" not in set(table.loc[table["new"] == SIZE_GAINS[0][0], "verdict"]):
-            table["verdict"] = "control not shown"
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
 
 
 # --- the five claims ------------------------------------------------------------------------------------------------
@@ -238,15 +211,15 @@ def wrong_length_gain(study: StudyResults, new: str, old: str) -> Comparison:
 def solved_alone(study: StudyResults, arm: str, k: int = SAMPLES) -> tuple[Solved, Solved]:
     """Claim 4: the chance, by run and problem, that the arm, and that GRPO, solves what GRPO of another seed does not.
 
-    Any two trainings solve some problems that the other does not: GRPO's own is the null. The other seed is that of the arm
-    `grpo-again` where it has the run, else the next seed of the base policy. Runs without one are left out.
+    Any two trainings solve some problems that the other does not: GRPO's own is the null. The other seed is the next one of
+    the base policy; runs without one are left out.
     """
-    again, grpo, other = study.solved("clean/grpo-again", k=k), study.solved(GRPO, k=k), {}
+    grpo, other = study.solved(GRPO, k=k), {}
     for base, seed in grpo:
         seeds = sorted(s for b, s in grpo if b == base)
         following = seeds[(seeds.index(seed) + 1) % len(seeds)]
-        if (base, seed) in again or following != seed:
-            other[base, seed] = again.get((base, seed), grpo[base, following])
+        if following != seed:
+            other[base, seed] = grpo[base, following]
     solved = study.solved(arm, k=k), grpo
     runs = shared_runs(other, *solved)
     new, null = ({run: part[run] * (1 - other[run]) for run in runs} for part in solved)
@@ -273,15 +246,15 @@ def _claim_tests(studies: Studies, plan: Plan) -> Iterator[tuple[str, str, str, 
     has = [(s, arm, study) for s, arm in STRENGTHS.items() if (study := studies.first(arm, GRPO)) is not None]
     test = f"part of the update that the advantages do not have, beyond {RICHER:g} %"
     for strength, arm, study in has:
-        found = supervision(study, arm, "residual_share").beyond(RICHER)
-        yield CLAIMS[0], test, strength, study, "points", found, RICHER_MARGIN
+        new = supervision(study, arm, "residual_share").beyond(RICHER)
+        yield CLAIMS[0], test, strength, study, "points", new, RICHER_MARGIN
     for strength, arm, study in has:
         for quantity, (_, _, unit) in BOUNDARY.items():
             test = f"{quantity} at equal entropy, on the base policy's completions"
             yield CLAIMS[1], test, strength, study, unit, *boundary_gain(study, arm, GRPO, quantity)
     for strength, arm, study in has:
-        test, found = "tokens by which wrong completions are shorter", wrong_length_gain(study, arm, GRPO)
-        yield CLAIMS[2], test, strength, study, "tokens", found, LENGTH_MARGIN
+        test, shorter = "tokens by which wrong completions are shorter", wrong_length_gain(study, arm, GRPO)
+        yield CLAIMS[2], test, strength, study, "tokens", shorter, LENGTH_MARGIN
     test = f"problems solved with {SAMPLES} samples that another GRPO does not solve, beyond GRPO's"
     for strength, arm in STRENGTHS.items():
         parts = ((study, *solved_alone(study, arm)) for study in studies.ordered if study.has(arm, GRPO))
@@ -298,7 +271,7 @@ def study_report(study: StudyResults, plan: Plan) -> str:
     """Return the tests of the plan and of the claims in one study, as two tables for the terminal."""
     if not len(study.runs):
         return "No arm has all the runs yet that the plan gives it, and nothing is read before."
-    tests, claims = sequence_table(plan, test_outcomes(study, plan)), claims_table(Studies((study,)), plan)
+    tests, claims = plan_table(study, plan), claims_table(Studies((study,)), plan)
     columns = ["gain", "gain_low", "gain_high", "p_value", "detectable", "runs", "verdict"]
     tables = tests[["test", *columns, "why"]], claims[["claim", "test", "strength", "unit", *columns]]
     return "\n\n".join(table.round(3).to_string(index=False) for table in tables)

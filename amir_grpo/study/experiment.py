@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from amir_grpo.choices import check_names
@@ -37,10 +38,8 @@ class StudyRun:
     """One run of a study as a value that travels to a worker process.
 
     Attributes:
-        study: Which study it belongs to.
-        arm: What is trained.
-        seed: The seed of the run, equal for all arms that are compared; the training's own adds the arm's offset.
-        base: Which base policy.
+        seed: The seed of the run, equal for all arms that are compared.
+        base: Number of the base policy.
         folder: Holds the run folders.
         overrides: Changes to all runs: those of the plan, or fewer steps for a test.
         profile: The profile that the arm changes.
@@ -64,10 +63,14 @@ class StudyRun:
         """Name of the run for people."""
         return f"{self.arm.path}, seed {self.seed}"
 
+    def kept_in(self, results: Path) -> Path:
+        """Return the file with the results of the run."""
+        return results / f"{self.name}.zip"
+
     @property
     def settings(self) -> RunSettings:
         """All settings of the run; it keeps a checkpoint where half of the training is done."""
-        seeds = {"seed": self.seed + self.arm.seed_offset, "base_seed": self.base, "eval_limit": PROBLEMS}
+        seeds = {"seed": self.seed, "base_seed": self.base, "eval_limit": PROBLEMS}
         changes = {**seeds, **self.arm.changes, **self.overrides}
         half = -(-settings_of(self.profile, changes).train.max_steps // 2)
         return settings_of(self.profile, changes | {"save_steps": half, "save_total_limit": None})
@@ -96,13 +99,10 @@ def runs_in_order(
     profile: str | None = None,
 ) -> list[StudyRun]:
     """Every run of a study: the base policies, then seed by seed all arms, so that wherever a study is stopped all arms have
-    the same runs, but for one seed.
-
-    Each base policy comes once, with the first seed that is its own: all runs need its completions.
+    the same runs, but for one seed. Each base policy comes once, with the first seed that is its own.
 
     Args:
-        plan: The one that the study belongs to.
-        study: One of those of the plan.
+        plan, study: The study, and the plan that it belongs to.
         folder: As in `StudyRun`.
         arms, seeds: Only these, and the base policies that they need. Empty: all.
         overrides: Changes to the plan's settings. None: no changes.
@@ -111,7 +111,7 @@ def runs_in_order(
     Raises:
         ValueError: If an arm or a seed is none of the study's, with all that are.
     """
-    check_names("study", [study], plan.first_seeds)
+    check_names("study", [study], plan.runs.first_seed)
     untrained = f"{plan.regimes[0].name}/{BASE}"
     grids = {path: plan.run_grid(study, path) for path in arms_in_order(plan, study)}
     check_names("arm", arms, [untrained, *grids])
@@ -119,7 +119,7 @@ def runs_in_order(
     check_names("seed", map(str, seeds), [str(seed) for _, seed in longest])
     chosen = [(base, seed) for base, seed in longest if not seeds or seed in seeds]
     bases = {base for base, _ in chosen}
-    runs = [(untrained, base, seed) for base, seed in longest[: plan.base_policies] if base in bases]
+    runs = [(untrained, base, seed) for base, seed in longest[: plan.runs.base_policies] if base in bases]
     wanted = [path for path in grids if not arms or path in arms]
     runs += [(path, *place) for place in chosen for path in wanted if place in grids[path]]
     changes = {**plan.settings, **(overrides or {})}
@@ -127,26 +127,17 @@ def runs_in_order(
     return [StudyRun(study, ARMS[path], seed, base, folder, changes, profile) for path, base, seed in runs]
 
 
-def single_run(
-    plan: Plan,
-    study: str,
-    folder: Path,
-    name: str,
-    overrides: Mapping[str, Any] | None = None,
-    profile: str | None = None,
-) -> StudyRun:
-    """Return one run of a study by its name, `regime/arm/seed`; the other arguments as in `runs_in_order`.
+def single_run(runs: Sequence[StudyRun], name: str) -> StudyRun:
+    """Return the run with a name, `regime/arm/seed`, among those of a study.
 
     Raises:
-        ValueError: If the study has no such run.
+        ValueError: If there is none.
     """
-    path, _, seed = name.rpartition("/")
-    if not seed.isdecimal():
-        raise ValueError(f"{name!r} does not name a run: give regime/arm/seed, as in clean/grpo/0.")
-    for run in runs_in_order(plan, study, folder, [path], [int(seed)], overrides, profile):
-        if (run.arm.path, run.seed) == (path, int(seed)):
-            return run
-    raise ValueError(f"The {study} has no run {name}; its base policies' are those of its first seeds.")
+    found = [run for run in runs if f"{run.arm.path}/{run.seed}" == name]
+    if not found:
+        first, last = (f"{runs[place].arm.path}/{runs[place].seed}" for place in (0, -1))
+        raise ValueError(f"There is no run {name!r}: give regime/arm/seed of the study's, from {first} to {last}.")
+    return found[0]
 
 
 # --- making them ----------------------------------------------------------------------------------------------------
@@ -155,8 +146,9 @@ def single_run(
 def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 0) -> None:
     """Make every run whose results are not kept yet, in order, with progress and time left.
 
-    A run that is interrupted goes on where it stopped. Its folder is deleted when its results are kept; those of the base
-    policies stay, since other runs are measured on their completions.
+    A run that is interrupted goes on where it stopped. Its folder is deleted when its results are kept, but for those of the
+    base policies, since other runs are measured on their completions, and for completions, rollouts and adapters of a study
+    that confirms.
 
     Args:
         runs: Of one study and one folder, those of the base policies first, as `runs_in_order` has them.
@@ -172,7 +164,7 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     if not isinstance(workers, Cluster):
         workers = min(workers, len(runs))
     bases = {run.base: run for run in runs if run.arm.method == BASE}
-    waiting = [run for run in runs if not path_of(run, results).exists()]
+    waiting = [run for run in runs if not run.kept_in(results).exists()]
     needed = {run.base for run in waiting}
     with locked(runs[0].folder, "study"), submitting(workers, visible_gpus(runs[0].settings.policy.device)) as submit:
         for run in runs:  # killed between keeping its results and deleting its folder
@@ -190,25 +182,21 @@ class _Make:
     bases: Mapping[int, StudyRun] = field(default_factory=dict)
 
     def __call__(self, run: StudyRun) -> None:
-        path = path_of(run, self.results)
+        path = run.kept_in(self.results)
         if not path.exists():
             keep_run(path, make_run(run, self.bases.get(run.base)))
-        elif run.arm.method == BASE and _differing(
-            path, _train_and_draw(run)
-        ):  # others are measured on its completions
+        elif run.arm.method == BASE and _differing(path, run):  # others are measured on its completions
             raise ValueError(f"{path} is of other completions than {run.label} has now: give another results folder.")
         _delete_folder(run)
 
 
 def _delete_folder(run: StudyRun) -> None:
-    """Delete the folder of a training."""
+    """Delete the folder of a training in a pilot; of one that confirms, all but what a release holds (`make asset`)."""
     if run.arm.method != BASE:
-        shutil.rmtree(run.folder / run.name, ignore_errors=True)
-
-
-def path_of(run: StudyRun, results: Path) -> Path:
-    """Return the file with the results of a run."""
-    return results / f"{run.name}.zip"
+        folder = run.folder / run.name
+        parts = [folder] if is_pilot(run.study) else [folder / "base", folder / run.arm.method / "checkpoints"]
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def check_kept(run: StudyRun, results: Path) -> None:
@@ -217,7 +205,7 @@ def check_kept(run: StudyRun, results: Path) -> None:
     Raises:
         ValueError: If they were not.
     """
-    path = path_of(run, results)
+    path = run.kept_in(results)
     if not path.exists():
         return
     record = read_run(path).record
@@ -230,29 +218,22 @@ def check_kept(run: StudyRun, results: Path) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A run that is trained and whose completions are drawn; seconds of CPU time by what they went into."""
+def _train_and_draw(run: StudyRun) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str], dict[str, float]]:
+    """Train one run and draw its completions, or read what is complete of it.
 
-    opened: Run
-    samples: pd.DataFrame
-    greedy: pd.DataFrame
-    seconds: dict[str, float]
-    digests: dict[str, str]
-
-
-def _train_and_draw(run: StudyRun) -> _Drawn:
-    """Train one run and draw its completions, or read what is complete of it."""
+    Returns:
+        Samples, greedy completions, the digests of completions and weights, and seconds of CPU time by what they went into.
+    """
     opened, method = run.open(), run.arm.method
-    before, seconds = time.process_time(), {}
+    times = [time.process_time()]
     if method != BASE:
         opened.train(method)
-    seconds["training"], before = time.process_time() - before, time.process_time()
+    times.append(time.process_time())
     samples, greedy = opened.samples([method]), opened.samples([method], greedy=True)
-    seconds["evaluation"] = time.process_time() - before
-    adapter = None if method == BASE else opened.folder / method
-    weights = PolicySource(opened.base(), adapter).weights_hash()
-    return _Drawn(opened, samples, greedy, seconds, {"completions": measures.digest_of(samples), "weights": weights})
+    times.append(time.process_time())
+    weights = PolicySource(opened.base(), None if method == BASE else opened.folder / method).weights_hash()
+    seconds = dict(zip(("training", "evaluation"), np.diff(times).tolist(), strict=True))
+    return samples, greedy, {"completions": measures.digest_of(samples), "weights": weights}, seconds
 
 
 def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
@@ -261,13 +242,13 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
     Args:
         base: The run of its base policy, whose completions it is measured on; None for that run itself.
     """
-    drawn, method = _train_and_draw(run), run.arm.method
-    opened, before = drawn.opened, time.process_time()
-    tables = {"problems": measures.problem_counts(drawn.samples, drawn.greedy)}
+    samples, greedy, digests, seconds = _train_and_draw(run)
+    opened, method, before = run.open(), run.arm.method, time.process_time()
+    tables = {"problems": measures.problem_counts(samples, greedy)}
     if opened.settings.policy.is_sandbox:
         tables["boundary"] = _boundary(opened, method, (base or run).open())
     else:  # drawing them again takes too long, and they can be read
-        tables["completions"] = drawn.samples[["benchmark", "problem_id", "sample", "correct", "tokens", "text"]]
+        tables["completions"] = samples[["benchmark", "problem_id", "sample", "correct", "tokens", "text"]]
     if method != BASE:
         from amir_grpo.runs.training import steps_per_rollout  # imports TRL, which has to come after the backend
 
@@ -275,10 +256,10 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
         steps = steps_per_rollout(opened.settings)
         tables["rollouts"] = measures.rollout_summary(rollouts, opened.train(method), steps)
         tables["richness"] = measures.richness_by_window(rollouts, steps)
-    seconds = drawn.seconds | {"measuring": time.process_time() - before}
-    names = {"study": run.study, "regime": run.arm.regime, "arm": run.arm.name, "method": method}
-    record = {**names, "seed": run.seed, "base": run.base, "profile": run.profile, "settings": run.settings.flat()}
-    record |= {"digests": drawn.digests, "seconds": {what: round(value, 1) for what, value in seconds.items()}}
+    seconds |= {"measuring": time.process_time() - before}
+    record = {"study": run.study, "regime": run.arm.regime, "arm": run.arm.name, "method": method, "seed": run.seed}
+    record |= {"base": run.base, "profile": run.profile, "settings": run.settings.flat(), "digests": digests}
+    record |= {"seconds": {what: round(value, 1) for what, value in seconds.items()}}
     made_with = provenance()
     record |= {name: made_with[name] for name in ("python", "commit", "uncommitted_changes", "packages")}
     return KeptRun(record, tables)
@@ -298,18 +279,18 @@ def compare_with_kept(run: StudyRun, results: Path) -> list[str]:
         FileNotFoundError: If nothing is kept of it.
         ValueError: If the kept results were made with other settings.
     """
-    path = path_of(run, results)
+    path = run.kept_in(results)
     if not path.exists():
         raise FileNotFoundError(f"Nothing is kept of {run.label}: there is no {path}.")
     check_kept(run, results)
     with TemporaryDirectory() as folder:
-        return _differing(path, _train_and_draw(replace(run, folder=Path(folder))))
+        return _differing(path, replace(run, folder=Path(folder)))
 
 
-def _differing(path: Path, drawn: _Drawn) -> list[str]:
-    """Names of the digests that differ from the kept ones."""
+def _differing(path: Path, run: StudyRun) -> list[str]:
+    """Train and draw a run, and name the digests that differ from the kept ones."""
     kept = read_run(path).record["digests"]
-    return [name for name, digest in drawn.digests.items() if kept[name] != digest]
+    return [name for name, digest in _train_and_draw(run)[2].items() if kept[name] != digest]
 
 
 def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:

@@ -79,7 +79,7 @@ class Comparison:
     @property
     def p_value(self) -> float:
         """Two-sided p-value of a gain of 0; NaN where there is none, see `no_test`."""
-        return np.nan if self.no_test else min(1.0, 2 * min(self._p_above(0.0), self._p_below(0.0)))
+        return min(1.0, 2 * min(self._p_above(0.0), self._p_below(0.0))) if not self.no_test else np.nan
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
         """Return the ends of the two-sided t-interval; NaN where the spread is not known."""
@@ -113,16 +113,14 @@ class Comparison:
         return dict(zip(COLUMNS, values, strict=True))
 
     def _p_above(self, bound: float) -> float:
-        """One-sided p-value of "the gain is at most `bound`"."""
-        return (
-            np.nan if self.no_test else float(stats.t.sf((self.estimate - bound) / self.standard_error, self.freedom))
-        )
+        """One-sided p-value of "the gain is at most `bound`"; NaN where there is none."""
+        t = np.nan if self.no_test else (self.estimate - bound) / self.standard_error
+        return float(stats.t.sf(t, self.freedom))
 
     def _p_below(self, bound: float) -> float:
-        """One-sided p-value of "the gain is at least `bound`"."""
-        return (
-            np.nan if self.no_test else float(stats.t.cdf((self.estimate - bound) / self.standard_error, self.freedom))
-        )
+        """One-sided p-value of "the gain is at least `bound`"; NaN where there is none."""
+        t = np.nan if self.no_test else (self.estimate - bound) / self.standard_error
+        return float(stats.t.cdf(t, self.freedom))
 
 
 def compare(new: ArrayLike, old: ArrayLike) -> Comparison:
@@ -134,26 +132,13 @@ def compare(new: ArrayLike, old: ArrayLike) -> Comparison:
             One score a run: (bases, seeds, 1), and the interval is for the problems behind that score.
 
     Raises:
-        ValueError: If the shapes differ or are not three-dimensional, a run has some of its problems, or none is complete.
+        ValueError: If the shapes differ or are not three-dimensional.
     """
     new, old = np.asarray(new, dtype=float), np.asarray(old, dtype=float)
-    if new.shape != old.shape or new.ndim != 3 or new.size == 0:
-        raise ValueError(
-            f"new has shape {new.shape}, old {old.shape}: a comparison needs (bases, seeds, problems) of both.\n"
-            "With one base policy add an axis: scores[None]."
-        )
-    for name, arm in (("new", new), ("old", old)):
-        scored = np.isfinite(arm).mean(axis=2)
-        if np.any((scored > 0) & (scored < 1)):
-            base, seed = np.argwhere((scored > 0) & (scored < 1))[0]
-            raise ValueError(
-                f"Run (base {base}, seed {seed}) of `{name}` has scores for {scored[base, seed]:.0%} of the problems.\n"
-                "Finish its evaluation, or make all of it NaN to leave the run out."
-            )
+    if new.shape != old.shape or new.ndim != 3:
+        raise ValueError(f"new has shape {new.shape}, old {old.shape}: give (bases, seeds, problems) of both.")
     difference = new - old
     done = np.isfinite(difference[:, :, 0])
-    if not done.any():
-        raise ValueError("No run is complete in both arms: nothing can be compared.\nTrain and evaluate more runs.")
     by_base = [difference[base, done[base]] for base in np.flatnonzero(done.any(axis=1))]
     units = np.array([runs.mean(axis=0) for runs in by_base]) if len(by_base) > 1 else by_base[0]
     estimate, error = crossed_error(units) if len(units) > 1 else (units.mean(), np.nan)
@@ -206,8 +191,6 @@ def verdict(
         margin: Smallest gain of interest, above 0, in the unit of the comparison.
         p_value: Corrected, where several comparisons are shown together; None: the comparison's own.
     """
-    if not margin > 0:
-        raise ValueError(f"The margin is {margin}: the smallest gain of interest is a number above 0.")
     (low, high), (inner_low, inner_high) = comparison.interval(1 - alpha), comparison.interval(1 - 2 * alpha)
     p_value = comparison.p_value if p_value is None else p_value
     if math.isnan(p_value):
@@ -224,14 +207,6 @@ def verdict(
     return Verdict.REFUTED if hypothesis is Hypothesis.EQUIVALENT and beyond else Verdict.UNDECIDED
 
 
-def design_error(bases: int, seeds: int, seed_sd: float, base_sd: float = 0.0) -> float:
-    """Return the standard error to expect of `compare` with `bases` x `seeds` runs.
-
-    `seed_sd`: standard deviation of a run's mean gain over seeds; `base_sd`: of the gain over base policies.
-    """
-    return float(np.sqrt(base_sd**2 / bases + seed_sd**2 / (bases * seeds)))
-
-
 def detectable_gain(standard_error: float, freedom: int, alpha: float = ALPHA, power: float = POWER) -> float:
     """Return the gain that the two-sided t-test finds with this power (in either direction)."""
     return standard_error * _detectable_errors(freedom, alpha, power)
@@ -241,7 +216,7 @@ def detectable_gain(standard_error: float, freedom: int, alpha: float = ALPHA, p
 def _detectable_errors(freedom: int, alpha: float, power: float) -> float:
     """Return that gain in standard errors of the estimate."""
     critical = stats.t.ppf(1 - alpha / 2, freedom)
-    edge = critical * _scales(freedom)
+    edge = critical * estimated_over_true(freedom)
 
     def surplus(gain: float) -> float:
         return np.mean(stats.norm.cdf(gain - edge) + stats.norm.cdf(-gain - edge)) - power
@@ -249,19 +224,6 @@ def _detectable_errors(freedom: int, alpha: float, power: float) -> float:
     return float(optimize.brentq(surplus, 0, 10 * critical))
 
 
-def power_if_equal(
-    hypothesis: Hypothesis, standard_error: float, freedom: int, margin: float, alpha: float = ALPHA
-) -> float:
-    """Return the chance that two equal arms are shown to be EQUIVALENT, or one of them NOT_GREATER; NaN for GREATER."""
-    if hypothesis is Hypothesis.GREATER:
-        return np.nan
-    if standard_error == 0:
-        return 1.0
-    room = margin / standard_error - stats.t.ppf(1 - alpha, freedom) * _scales(freedom)
-    below = stats.norm.cdf(room)
-    return float(np.mean(np.maximum(2 * below - 1, 0) if hypothesis is Hypothesis.EQUIVALENT else below))
-
-
-def _scales(freedom: int) -> NDArray[np.float64]:
-    """Estimated over true standard error, which the estimate does not depend on: the middles of 4,000 equal chances."""
+def estimated_over_true(freedom: int) -> NDArray[np.float64]:
+    """Return estimated over true standard errors, which do not depend on the estimate: at 4,000 equal chances."""
     return np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, freedom) / freedom)

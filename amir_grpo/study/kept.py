@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from amir_grpo.metrics import pass_at_k
 from amir_grpo.sandbox.problems import TRAINED_ON
 from amir_grpo.settings import RunSettings
-from amir_grpo.study.arms import ARMS, BASE, REGIMES
+from amir_grpo.study.arms import BASE
 from amir_grpo.study.inference import Comparison, compare
 from amir_grpo.study.plan import Plan, check_frozen, is_pilot
 from amir_grpo.system.files import atomic_write, shipped
@@ -27,24 +27,19 @@ from amir_grpo.system.provenance import to_json
 TABLES = ("problems", "rollouts", "richness", "boundary", "completions")
 TRAINED, LONGER = "trained lengths", "longer problems"
 NAMES = ["regime", "arm", "seed", "base"]
-Score = NDArray[np.float64] | float  # of a run: one number per problem, or a single one
-Scores = Mapping[tuple[int, int], Score]  # by (base, seed)
+Run = tuple[int, int]  # base policy and seed
+Scores = Mapping[Run, NDArray[np.float64] | float]  # of each run, one number per problem, or a single one
 _RECORD = "run.json"
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that bytes depend on results alone
-# Settings that all runs of a study share: what they are evaluated on.
-_SHARED = ("model_name", "benchmarks", "eval_limit", "eval_seed", "num_samples")
+# What all runs of a study share: its name, the profile, and what they are evaluated on.
+_SHARED = ("study", "profile", "model_name", "benchmarks", "eval_limit", "eval_seed", "num_samples")
 _PROBLEM = ["benchmark", "problem"]
 
 
 @dataclass(frozen=True)
 class KeptRun:
-    """The kept results of one run.
-
-    Attributes:
-        record: What was run: study, regime, arm, method, seed, base, profile, all settings, digests, seconds of CPU time,
-            provenance.
-        tables: By name, of `TABLES`; the base policy has fewer.
-    """
+    """The kept results of one run: what was run (study, regime, arm, method, seed, base, profile, all settings, digests,
+    seconds of CPU time, provenance), and its tables by name, of `TABLES`; the base policy has fewer."""
 
     record: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
@@ -89,8 +84,6 @@ class StudyResults:
     """The kept results of a study.
 
     Attributes:
-        name: pilot or confirmation.
-        model_name: Which sandbox's policies were trained.
         runs: One row per run: regime, arm, method, seed, base, path.
         tables: By name, of `TABLES`: the runs' tables one below the other, with the columns `NAMES` in front. The same
             problems in the same order for every run.
@@ -99,7 +92,6 @@ class StudyResults:
     """
 
     name: str
-    model_name: str
     runs: pd.DataFrame
     tables: dict[str, pd.DataFrame]
     benchmarks: dict[str, list[str]]
@@ -110,24 +102,24 @@ class StudyResults:
         return bool(set.intersection(*(self._runs_of.get(path, set()) for path in paths)))
 
     @cached_property
-    def _runs_of(self) -> dict[str, set[tuple[int, int]]]:
+    def _runs_of(self) -> dict[str, set[Run]]:
         return {path: set(zip(rows["base"], rows["seed"], strict=True)) for path, rows in self.runs.groupby("path")}
-
-    def part(self, name: str, path: str) -> pd.DataFrame:
-        """Return the rows of a table that belong to an arm; none where no run has the table. Do not change them."""
-        if name not in self.tables:
-            return pd.DataFrame(columns=NAMES)
-        return self._parts[name].get(tuple(path.split("/")), self.tables[name].iloc[:0])
 
     @cached_property
     def _parts(self) -> dict[str, dict[tuple[str, str], pd.DataFrame]]:
         return {name: dict(iter(table.groupby(["regime", "arm"]))) for name, table in self.tables.items()}
 
-    def by_run(self, name: str, path: str) -> dict[tuple[int, int], pd.DataFrame]:
+    def part(self, name: str, path: str) -> pd.DataFrame:
+        """Return the rows of a table that belong to an arm; none where no run has the table. Do not change them."""
+        return self._parts.get(name, {}).get(
+            tuple(path.split("/")), pd.DataFrame(columns=[*NAMES, "benchmark", "correct"])
+        )
+
+    def by_run(self, name: str, path: str) -> dict[Run, pd.DataFrame]:
         """Return the rows of a table by (base, seed) of the arm's runs."""
         return dict(iter(self.part(name, path).groupby(["base", "seed"])))
 
-    def solved(self, path: str, group: str = TRAINED, k: int = 1) -> dict[tuple[int, int], NDArray[np.float64]]:
+    def solved(self, path: str, group: str = TRAINED, k: int = 1) -> dict[Run, NDArray[np.float64]]:
         """pass@k of every problem of a group of benchmarks, as fractions, by (base, seed)."""
         table = self.part("problems", path)
         table = table[table["benchmark"].isin(self.benchmarks[group])]
@@ -145,12 +137,6 @@ class Studies:
     def main(self) -> StudyResults:
         """The one that counts first."""
         return self.ordered[0]
-
-    @property
-    def paths(self) -> list[str]:
-        """Every arm that has runs, as `regime/arm`, regime by regime, in the order of `ARMS`."""
-        found = {path for study in self.ordered for path in study.runs["path"]}
-        return [path for regime in REGIMES for path, arm in ARMS.items() if path in found and arm.regime == regime]
 
     def first(self, *paths: str) -> StudyResults | None:
         """Return the first study that has the arms; None where none has."""
@@ -173,17 +159,7 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
     if not any((folder / "confirmation").glob("*.zip")):
         return Studies((pilot,))
     confirmation = complete_arms(load_study(folder / "confirmation"), plan)
-    tested = any(confirmation.has(*test.pair) for test in plan.tests)
-    return Studies((confirmation, pilot) if tested else (pilot,))
-
-
-def kept_sizes(plan: Plan, results: Path | None = None) -> list[Studies]:
-    """Read `kept_studies`, and the pilot of each larger policy whose results are kept, in pilot-medium and pilot-large."""
-    folders = [(results or shipped("data/results")) / name for name in ("pilot-medium", "pilot-large")]
-    return [
-        kept_studies(plan, results),
-        *(studies_in(folder, plan) for folder in folders if any(folder.glob("*.zip"))),
-    ]
+    return Studies((confirmation, pilot) if any(confirmation.has(*test.pair) for test in plan.tests) else (pilot,))
 
 
 def studies_in(folder: Path, plan: Plan) -> Studies:
@@ -242,8 +218,15 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
         ValueError: If two runs are of different studies or profiles, or were not evaluated on the same problems with the
             same number of completions.
     """
-    for run in kept[1:]:
-        _check_one_study(kept[0], run)
+    defaults = RunSettings().flat()
+    facts = [{**defaults, **run.record["settings"], **run.record} for run in kept]
+    for run, fact in zip(kept, facts, strict=True):
+        differing = [name for name in _SHARED if fact[name] != facts[0][name]]
+        if not run.tables["problems"][_PROBLEM].equals(kept[0].tables["problems"][_PROBLEM]):
+            differing.append("problems")
+        if differing:
+            a, b = (f"{each['regime']}/{each['arm']}, seed {each['seed']}" for each in (facts[0], fact))
+            raise ValueError(f"{a}, and {b}, differ in {differing[0]}: keep them in folders of their own.")
     runs = pd.DataFrame([{column: run.record[column] for column in (*NAMES, "method")} for run in kept])
     runs["path"] = runs["regime"] + "/" + runs["arm"]
     tables = {}
@@ -253,28 +236,12 @@ def study_of(kept: Sequence[KeptRun]) -> StudyResults:
             keys = [tuple(run.record[name] for name in NAMES) for run in having]
             table = pd.concat([run.tables[kind] for run in having], keys=keys, names=NAMES)
             tables[kind] = table.reset_index(level=NAMES).reset_index(drop=True)
-    settings = kept[0].record["settings"]
-    found, trained = tables["problems"]["benchmark"].unique(), TRAINED_ON[settings["dataset_name"]]
+    found, trained = tables["problems"]["benchmark"].unique(), TRAINED_ON[facts[0]["dataset_name"]]
     groups = {TRAINED: [b for b in found if b in trained], LONGER: [b for b in found if b not in trained]}
-    study = kept[0].record["study"]
-    return StudyResults(study, settings["model_name"], runs, tables, groups, settings["num_samples"])
+    return StudyResults(facts[0]["study"], runs, tables, groups, facts[0]["num_samples"])
 
 
-def _check_one_study(first: KeptRun, other: KeptRun) -> None:
-    """Raise ValueError if the two cannot be compared."""
-    records = [run.record for run in (first, other)]
-    a, b = (f"{record['regime']}/{record['arm']}, seed {record['seed']}" for record in records)
-    was, is_now = ({**RunSettings().flat(), **record["settings"], **record} for record in records)
-    for name in ("study", "profile", *_SHARED):
-        if was[name] != is_now[name]:
-            raise ValueError(
-                f"{a} has {name}={was[name]!r}, and {b} has {is_now[name]!r}: keep them in folders of their own."
-            )
-    if not first.tables["problems"][_PROBLEM].equals(other.tables["problems"][_PROBLEM]):
-        raise ValueError(f"{a} and {b} were evaluated on different problems: runs are paired by problem.")
-
-
-def shared_runs(*arms: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+def shared_runs(*arms: Collection[Run]) -> list[Run]:
     """Return the runs that all arms have, by (base, seed), sorted."""
     return sorted(set.intersection(*map(set, arms)))
 
@@ -298,6 +265,6 @@ def compared(new: Scores, old: Scores) -> Comparison:
     return compare(*layout)
 
 
-def level(values: Mapping[tuple[int, int], float]) -> Comparison:
+def level(values: Mapping[Run, float]) -> Comparison:
     """Return the mean of one number per run, with its interval, as the gain over 0."""
     return compared(values, dict.fromkeys(values, 0.0))

@@ -74,9 +74,8 @@ def rollout_summary(rollouts: pd.DataFrame, log: pd.DataFrame, steps_per_rollout
     """One row per rollout: its rewards, its update and its log.
 
     Args:
-        rollouts: The record of a training: columns step, group, reward, correct, tokens, advantage, bonus (what the
-            preference term adds to the advantage), token_weight; one row per completion.
-        log: The log of the training, one row per optimizer step; its columns are averaged over the steps of a rollout.
+        rollouts: The record of a training, `StudyTrainer.rollouts()`.
+        log: Its log, one row per optimizer step; columns are averaged over the steps of a rollout.
         steps_per_rollout: Optimizer steps that use one rollout.
 
     Returns:
@@ -94,25 +93,16 @@ def rollout_summary(rollouts: pd.DataFrame, log: pd.DataFrame, steps_per_rollout
 
 def _of_rollout(rows: pd.DataFrame) -> pd.Series:
     _, index = np.unique(rows["group"], return_inverse=True)
-    correct = rows["correct"].to_numpy(float)
-    advantage = rows["advantage"].to_numpy()
-    update = advantage + rows["bonus"].to_numpy()
-    wanted = centred(correct, index)
+    advantage, right = rows["advantage"].to_numpy(), rows["correct"] > 0
+    update, wanted = advantage + rows["bonus"].to_numpy(), centred(rows["correct"].to_numpy(float), index)
     mixed = np.bincount(index, np.abs(wanted)) > 0
-    right, tokens = correct > 0, rows["tokens"].to_numpy(float)
     size = np.abs(update).sum()
-    return pd.Series(
-        {
-            "mixed": mixed.mean(),
-            "right": right.mean(),
-            "cosine_advantage": _cosine(advantage, wanted),
-            "cosine_update": _cosine(update, wanted),
-            "uniform_share": np.abs(update[~mixed[index]]).sum() / size if size > 0 else np.nan,
-            "size": size / len(update),
-            "tokens_right": tokens[right].mean() if right.any() else np.nan,
-            "tokens_wrong": tokens[~right].mean() if (~right).any() else np.nan,
-        }
-    )
+    found = {"mixed": mixed.mean(), "right": right.mean()}
+    found |= {"cosine_advantage": _cosine(advantage, wanted), "cosine_update": _cosine(update, wanted)}
+    found |= {"uniform_share": np.abs(update[~mixed[index]]).sum() / size if size > 0 else np.nan}
+    found |= {"size": size / len(update)}
+    found |= {"tokens_right": rows["tokens"][right].mean(), "tokens_wrong": rows["tokens"][~right].mean()}
+    return pd.Series(found)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -139,31 +129,21 @@ def richness(advantages: ArrayLike, weights: ArrayLike, group: ArrayLike) -> dic
 
     Args:
         advantages: A_i of GRPO, without the preference term.
-        weights: What the preference term adds to A_i in the same unit, λ κ_i w_i (the column `bonus` of a rollout record).
-        group: Which group a completion belongs to: equal labels, any order. Labels must tell steps apart.
+        weights: What the preference term adds to A_i, λ κ_i w_i.
+        group: Label of the group; labels must tell steps apart.
 
     Returns:
         groups (those in which both differ), explained (R² of w on A with an intercept and a slope for each group, pooled;
         NaN without such a group), explained_at_one_slope (the same with one slope for all), share (Σ|w| / (Σ|A| + Σ|w|)) and
         residual_share (Σ|residual| over the same sum); the shares of an update of nothing are 0.
-
-    Raises:
-        ValueError: If the arrays differ in shape or hold anything that is not finite.
     """
-    a, w, group = np.asarray(advantages, dtype=float), np.asarray(weights, dtype=float), np.asarray(group)
-    if a.ndim != 1 or not a.shape == w.shape == group.shape:
-        raise ValueError(
-            f"advantages {a.shape}, weights {w.shape}, group {group.shape}: give one entry per completion."
-        )
-    if not (np.isfinite(a).all() and np.isfinite(w).all()):
-        raise ValueError("Advantages and weights must be finite: leave completions out that could not be scored.")
-    size = np.abs(a).sum() + np.abs(w).sum()
+    a, w = np.asarray(advantages, dtype=float), np.asarray(weights, dtype=float)
     share = np.abs(w).sum()
+    size = np.abs(a).sum() + share
     _, index = np.unique(group, return_inverse=True)
     a, w = centred(a, index), centred(w, index)
     aa, ww, aw = (np.bincount(index, product) for product in (a * a, w * w, a * w))
-    slope = np.divide(aw, aa, out=np.zeros_like(aw), where=aa > 0)
-    residual = w - slope[index] * a
+    residual = w - np.divide(aw, aa, out=np.zeros_like(aw), where=aa > 0)[index] * a
     differ = (aa > 0) & (ww > 0)
     explained = one_slope = np.nan
     if differ.any():
@@ -230,14 +210,10 @@ def tempered_scores(
 
 
 def boundary_scores(completions: pd.DataFrame, logps: np.ndarray, entropies: np.ndarray) -> pd.DataFrame:
-    """Per benchmark and temperature: margin, accuracy, entropy, logprob; means over problems.
+    """Per benchmark and temperature: margin (mean log-probability per token of a problem's right completions minus that of
+    the wrong ones), accuracy (share of its right/wrong pairs that are ranked right), entropy, logprob; means over problems.
 
-    margin is the mean log-probability per token of the right completions minus that of the wrong ones; accuracy the share of
-    a problem's right/wrong pairs that are ranked right; entropy and logprob are means per token.
-
-    Args:
-        completions: Columns benchmark, problem_id, correct; each problem has right and wrong ones.
-        logps, entropies: Of `tempered_scores`, in the order of the completions.
+    `completions`: columns benchmark, problem_id, correct, in the order of `tempered_scores`; each problem has both kinds.
     """
     rows = []
     for place, temperature in enumerate(TEMPERATURES):

@@ -7,19 +7,17 @@ the positive control is not shown, no absence of a difference is interpreted.
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import date
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from amir_grpo.choices import SANDBOX
-from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, Verdict, verdict
+from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, verdict
 from amir_grpo.system.provenance import file_at
 
 PLAN = Path(__file__).with_name("plan.toml")
@@ -33,10 +31,7 @@ PLANS = {
 }
 # What a test compares: pass@1, or how much more of a gain is on hard problems than on easy ones (`claims.hard_gain`).
 QUANTITIES = ("pass@1", "hard minus easy")
-# What freezing itself changes.
-_FREEZE: dict[str, Any] = {"frozen": True, "commit": "", "date": ""}
-_ENTRIES = {"frozen", "commit", "date", "alpha", "power", "margin", "endpoint", "runs", "regime", "test"}
-_ENTRIES |= {"profile", "settings"}
+_FREEZE = {"frozen", "commit", "date", "path"}  # what freezing itself changes, and where the plan stands
 
 
 def is_pilot(study: str) -> bool:
@@ -44,19 +39,39 @@ def is_pilot(study: str) -> bool:
     return study.endswith("pilot")
 
 
-@dataclass(frozen=True)
-class Regime:
+class Entry(BaseModel):
+    """A table of a plan's file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Endpoint(Entry):
+    """What every test compares, unless it says otherwise, and over which group of benchmarks."""
+
+    quantity: str
+    benchmarks: str
+
+
+class Runs(Entry):
+    """The runs: base policies, numbered from `first_base` (the setting base_seed), the seed of the first run by study, and
+    the runs of each arm in the pilot, 0 without one."""
+
+    base_policies: PositiveInt
+    first_base: int = 0
+    first_seed: Mapping[str, int]
+    pilot: int = 0
+
+
+class Regime(Entry):
     """A kind of reward, and the arms that are trained with it: how many runs of each the confirmation has, by name."""
 
     name: str
     about: str
-    arms: Mapping[str, int]
+    arms: Mapping[str, PositiveInt]
 
 
-@dataclass(frozen=True)
-class Test:
-    """One comparison of the sequence: arm `new` against arm `old` in a regime, what is to be shown, and of which quantity
-    (one of `QUANTITIES`)."""
+class Test(Entry):
+    """One comparison of the sequence: arm `new` against arm `old` in a regime, what is to be shown, of which quantity."""
 
     name: str
     about: str
@@ -65,7 +80,7 @@ class Test:
     old: str
     hypothesis: Hypothesis
     gate: bool = False
-    quantity: str = "pass@1"
+    quantity: Literal[QUANTITIES] = QUANTITIES[0]
 
     __test__ = False  # no test case of pytest
 
@@ -75,34 +90,25 @@ class Test:
         return f"{self.regime}/{self.new}", f"{self.regime}/{self.old}"
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Entry):
     """The contents of a plan's file, checked. Margin and gains are in percentage points.
 
-    Attributes:
-        base_policies, first_base: They are numbered from `first_base` (the setting base_seed).
-        first_seeds: By the name of each study that the plan has, the seed of its first run.
-        pilot_runs: Runs of each arm in the pilot; 0 without one.
-        profile, settings: What every run starts from, and the settings that all of them change.
+    `profile` and `settings` are what every run starts from, and the settings that all of them change.
     """
 
     frozen: bool
     commit: str
     date: str
-    alpha: float
-    power: float
-    margin: float
-    quantity: str
-    benchmarks: str
-    base_policies: int
-    first_seeds: Mapping[str, int]
-    pilot_runs: int
-    regimes: tuple[Regime, ...]
-    tests: tuple[Test, ...]
-    first_base: int = 0
+    alpha: float = Field(gt=0, lt=0.5)
+    power: float = Field(gt=0, lt=1)
+    margin: float = Field(gt=0)
+    endpoint: Endpoint
+    runs: Runs
+    regimes: tuple[Regime, ...] = Field(alias="regime")
+    tests: tuple[Test, ...] = Field(alias="test")
     profile: str = SANDBOX
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    path: Path = field(default=PLAN, compare=False)
+    settings: Mapping[str, Any] = {}
+    path: Path
 
     @property
     def planned(self) -> dict[str, int]:
@@ -116,33 +122,27 @@ class Plan:
             study: One of those that the plan has.
             path: The arm, as `regime/arm`. One that the plan does not have is in the pilot alone.
         """
-        runs = self.pilot_runs if is_pilot(study) else self.planned.get(path, 0)
-        first_base, first_seed = self.first_base, self.first_seeds[study]
-        return [(first_base + place % self.base_policies, first_seed + place) for place in range(runs)]
+        count = self.runs.pilot if is_pilot(study) else self.planned.get(path, 0)
+        bases, base, seed = self.runs.base_policies, self.runs.first_base, self.runs.first_seed[study]
+        return [(base + place % bases, seed + place) for place in range(count)]
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A test of the sequence after the data: the comparison (None without data), whether its turn came, the verdict.
-
-    `why` is the reason, in a sentence, for an undecided verdict that the interval does not explain; empty otherwise.
-    """
-
-    test: Test
-    comparison: Comparison | None
-    tested: bool
-    verdict: Verdict
-    why: str
-
-    @property
-    def shown(self) -> bool:
-        """Tell whether the data show the hypothesis of the test."""
-        return self.tested and self.verdict is self.test.hypothesis.shown
-
-    @property
-    def said(self) -> str:
-        """The verdict as it stands in every table and figure: "not tested" where the turn of the test did not come."""
-        return str(self.verdict) if self.tested else "not tested"
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse what contradicts itself."""
+        if {self.frozen} != {bool(self.commit), bool(self.date)}:
+            raise ValueError("commit and date belong to a plan that is frozen, and to no other.")
+        for what, count in {"the pilot": self.runs.pilot, **self.planned}.items():
+            if count % self.runs.base_policies:
+                raise ValueError(f"{what}: {count} runs do not divide over {self.runs.base_policies} base policies.")
+        seeds = [{seed for path in self.planned for _, seed in self.run_grid(s, path)} for s in self.runs.first_seed]
+        if sum(map(len, seeds)) > len(set().union(*seeds)):
+            raise ValueError("a seed is one of the pilot and of the confirmation: they are kept apart.")
+        for test in self.tests:
+            if unknown := set(test.pair) - set(self.planned):
+                raise ValueError(f"test {test.name!r}: no arm {min(unknown)}; there are {', '.join(self.planned)}.")
+        if [test.gate for test in self.tests] != [True] + [False] * (len(self.tests) - 1):
+            raise ValueError("the first test of the sequence, and no other, is the gate.")
+        return self
 
 
 def read_plan(path: Path = PLAN) -> Plan:
@@ -152,81 +152,9 @@ def read_plan(path: Path = PLAN) -> Plan:
         ValueError: If something is missing, unknown or contradicts itself, with the entry's name.
     """
     try:
-        plan = replace(_plan(tomllib.loads(path.read_text(encoding="utf-8"))), path=path)
-        if problem := next(_contradictions(plan), None):
-            raise ValueError(problem)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}.") from None
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]!r} is missing.") from None
-    except (TypeError, ValueError) as error:
+        return Plan(**tomllib.loads(path.read_text(encoding="utf-8")), path=path)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return plan
-
-
-def _plan(found: Mapping[str, Any]) -> Plan:
-    if unknown := set(found) - _ENTRIES:
-        raise ValueError(f"unknown entry {', '.join(sorted(unknown))}.")
-    endpoint, runs = found["endpoint"], found["runs"]
-    return Plan(
-        **{name: found[name] for name in ("frozen", "commit", "date", "alpha", "power", "margin")},
-        quantity=endpoint["quantity"],
-        benchmarks=endpoint["benchmarks"],
-        base_policies=runs["base_policies"],
-        first_base=runs.get("first_base", 0),
-        first_seeds=runs["first_seed"],
-        pilot_runs=runs.get("pilot", 0),
-        **{name: found[name] for name in ("profile", "settings") if name in found},
-        regimes=tuple(Regime(**entry) for entry in found["regime"]),
-        tests=tuple(Test(**{**entry, "hypothesis": Hypothesis(entry["hypothesis"])}) for entry in found["test"]),
-    )
-
-
-def _contradictions(plan: Plan) -> Iterator[str]:
-    """Yield what contradicts itself, each in a sentence."""
-    if not (0 < plan.alpha < 0.5 and 0 < plan.power < 1 and plan.margin > 0):
-        yield (
-            f"alpha {plan.alpha}, power {plan.power}, margin {plan.margin}: "
-            "alpha lies between 0 and 0.5, power between 0 and 1, the margin above 0."
-        )
-    if not plan.frozen and (plan.commit or plan.date):
-        yield "commit and date are given, but frozen is false: give them when the plan is frozen."
-    if plan.frozen and not re.fullmatch(r"[0-9a-f]{40}", plan.commit):
-        yield f"frozen at commit {plan.commit!r}: give the 40 hexadecimal digits of its hash."
-    if plan.frozen and not _is_date(plan.date):
-        yield f"frozen on date {plan.date!r}: give it as YYYY-MM-DD."
-    pilots, confirming = (
-        [study for study in plan.first_seeds if is_pilot(study) is exploratory] for exploratory in (True, False)
-    )
-    for what, count in {**{f"the {study}": plan.pilot_runs for study in pilots}, **plan.planned}.items():
-        if plan.base_policies < 1 or count < 1 or count % plan.base_policies:
-            yield f"{what}: {count} runs do not divide over {plan.base_policies} base policies."
-    tried = {seed for study in pilots for _, seed in plan.run_grid(study, "")}
-    if both := tried & {
-        seed for study in confirming for path in plan.planned for _, seed in plan.run_grid(study, path)
-    }:
-        yield f"seed {min(both)} is one of the pilot and of the confirmation: they are kept apart."
-    for what, names in (("regime", [r.name for r in plan.regimes]), ("test", [t.name for t in plan.tests])):
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            yield f"{what} {twice[0]!r} is there twice."
-    arms = {regime.name: regime.arms for regime in plan.regimes}
-    for test in plan.tests:
-        if test.quantity not in QUANTITIES:
-            yield f"test {test.name!r}: quantity {test.quantity!r} is none of {', '.join(QUANTITIES)}."
-        if test.regime not in arms:
-            yield f"test {test.name!r}: no regime {test.regime!r}; there are {', '.join(arms)}."
-        elif unknown := {test.new, test.old} - set(arms[test.regime]):
-            of_regime = f"regime {test.regime!r}, which has {', '.join(arms[test.regime])}"
-            yield f"test {test.name!r}: no arm {min(unknown)!r} in {of_regime}."
-    if [test.gate for test in plan.tests] != [True] + [False] * (len(plan.tests) - 1):
-        yield "the first test of the sequence, and no other, is the gate."
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return bool(date.fromisoformat(text))
-    except ValueError:
-        return False
 
 
 def check_frozen(plan: Plan) -> None:
@@ -239,62 +167,37 @@ def check_frozen(plan: Plan) -> None:
     """
     if not plan.frozen:
         raise ValueError(f"The confirmation begins when the plan is frozen: see {plan.path}.")
-    then = file_at(plan.commit, plan.path)
-    if then is not None and replace(_plan(tomllib.loads(then)), **_FREEZE) != replace(plan, **_FREEZE):
+    text = file_at(plan.commit, plan.path)
+    then = None if text is None else Plan(**tomllib.loads(text), path=plan.path)
+    if then is not None and then.model_dump(exclude=_FREEZE) != plan.model_dump(exclude=_FREEZE):
         raise ValueError(f"{plan.path} is not what it was at commit {plan.commit[:12]}, which it names: restore it.")
 
 
-def run_sequence(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
+def judged(plan: Plan, comparisons: Mapping[str, Comparison], in_sequence: bool = True) -> pd.DataFrame:
     """Judge the tests of the plan in order, up to and including the first that does not show its hypothesis.
 
     Args:
         comparisons: By name of the test, in percentage points; a test without one is not shown.
+        in_sequence: False judges each test by itself, as a pilot is read: nothing is confirmed, and no test ends another.
 
     Returns:
-        One outcome a test. Those whose turn did not come are undecided and keep their comparison, which then describes
-        and decides nothing.
-
-    Raises:
-        ValueError: If a comparison belongs to no test of the plan.
+        One row per test: number (from 1), test, about, regime, new, old, hypothesis, `Comparison.columns` (NaN without
+        runs), tested, verdict ("not tested" where its turn did not come; its comparison then describes and decides nothing),
+        and why: the reason for a verdict that the interval does not explain.
     """
-    names = [test.name for test in plan.tests]
-    if unknown := sorted(set(comparisons) - set(names)):
-        raise ValueError(f"No test {unknown[0]!r} in the plan, which has {', '.join(names)}.")
-    outcomes, ended = [], ""
+    rows, ended = [], ""
     for number, test in enumerate(plan.tests, 1):
-        if ended:
-            outcomes.append(Outcome(test, comparisons.get(test.name), False, Verdict.UNDECIDED, ended))
-            continue
-        outcomes.append(_judge(plan, test, comparisons.get(test.name)))
-        if not outcomes[-1].shown:
-            which = f"the gate, test {number}," if test.gate else f"test {number}"
-            ended = f"Not tested: {which} {'was not shown' if outcomes[-1].tested else 'has no complete runs'}."
-    return outcomes
-
-
-def judge_alone(plan: Plan, comparisons: Mapping[str, Comparison]) -> list[Outcome]:
-    """Judge each test by itself, as an exploratory study is read: nothing is confirmed, and no test ends another.
-
-    Arguments as in `run_sequence`.
-    """
-    return [_judge(plan, test, comparisons.get(test.name)) for test in plan.tests]
-
-
-def _judge(plan: Plan, test: Test, comparison: Comparison | None) -> Outcome:
-    if comparison is None:
-        return Outcome(test, None, False, Verdict.UNDECIDED, "It has no complete runs yet.")
-    found = verdict(comparison, plan.margin, test.hypothesis, plan.alpha)
-    return Outcome(test, comparison, True, found, comparison.no_test)
-
-
-def sequence_table(plan: Plan, outcomes: list[Outcome]) -> pd.DataFrame:
-    """One row per test, in order: number (from 1), test, about, regime, new, old, hypothesis, `Comparison.columns` (NaN
-    without runs), tested, verdict ("not tested" where its turn did not come), why."""
-    rows = []
-    for number, outcome in enumerate(outcomes, 1):
-        test, found = outcome.test, outcome.comparison
+        found = comparisons.get(test.name)
         row = {"number": number, "test": test.name, "about": test.about, "regime": test.regime}
         row |= {"new": test.new, "old": test.old, "hypothesis": str(test.hypothesis)}
         row |= found.columns(plan.margin, plan.alpha, plan.power) if found else dict.fromkeys(COLUMNS, np.nan)
-        rows.append(row | {"tested": outcome.tested, "verdict": outcome.said, "why": outcome.why})
+        row |= {"tested": bool(found) and not ended, "verdict": "not tested"}
+        row["why"] = ended or "It has no complete runs yet."
+        if row["tested"]:
+            said = verdict(found, plan.margin, test.hypothesis, plan.alpha)
+            row |= {"verdict": str(said), "why": found.no_test}
+        rows.append(row)
+        if in_sequence and not ended and row["verdict"] != test.hypothesis.shown:
+            which = f"the gate, test {number}," if test.gate else f"test {number}"
+            ended = f"Not tested: {which} {'was not shown' if row['tested'] else 'has no complete runs'}."
     return pd.DataFrame(rows)

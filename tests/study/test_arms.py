@@ -8,7 +8,6 @@ from amir_grpo.preference import mine_pairs, preference_weights
 from amir_grpo.settings import settings_of
 from amir_grpo.study import arms
 from amir_grpo.study.arms import ARMS, PROFILE, predicted_cosine
-from amir_grpo.study.plan import read_plan
 
 
 @pytest.mark.parametrize("path", [path for path, arm in ARMS.items() if arm.regime != "stories"])
@@ -17,10 +16,6 @@ def test_every_arm_has_valid_settings_and_the_prompts_of_all_others(path):
     assert train.prompts_per_rollout == 16
     steps_of_a_rollout = train.micro_batches // train.gradient_accumulation_steps
     assert train.max_steps == settings_of(PROFILE).train.max_steps * steps_of_a_rollout
-
-
-def test_the_plan_names_arms_that_there_are():
-    assert set(read_plan().planned) <= set(ARMS)
 
 
 def test_the_published_arm_has_the_published_settings_of_the_term():
@@ -33,11 +28,6 @@ def test_the_published_arm_has_the_published_settings_of_the_term():
 
 def settings_of_arm(path):
     return settings_of(PROFILE, ARMS[path].changes).flat()
-
-
-def test_a_nuisance_that_is_not_simulated_is_refused():
-    with pytest.raises(ValueError, match="A partial nuisance depends on what a completion says"):
-        predicted_cosine("partial/grpo", 0.3)
 
 
 def test_wins_minus_losses_are_the_weights_of_the_linear_loss():

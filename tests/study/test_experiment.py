@@ -7,13 +7,12 @@ import pytest
 
 from amir_grpo import cli
 from amir_grpo.study import experiment
-from amir_grpo.study.arms import ARMS
+from amir_grpo.study.arms import ARMS, OWN_STUDIES
 from amir_grpo.study.experiment import (
     arms_in_order,
     check_kept,
     compare_with_kept,
     make_runs,
-    path_of,
     runs_in_order,
     single_run,
 )
@@ -59,7 +58,7 @@ def test_what_is_kept_is_not_made_again_and_what_is_lost_comes_back_the_same(mad
     again = []
     plain = experiment.make_run
     monkeypatch.setattr(experiment, "make_run", lambda run, base: again.append(run.name) or plain(run, base))
-    lost = path_of(runs[-1], results)
+    lost = runs[-1].kept_in(results)
     before = read_run(lost)
     lost.unlink()
     make_runs(runs, results, workers=1)
@@ -71,7 +70,7 @@ def test_what_is_kept_is_not_made_again_and_what_is_lost_comes_back_the_same(mad
 
 def test_a_single_run_is_compared_with_what_is_kept(made, tmp_path):
     _, results = made
-    run = single_run(PLAN, "pilot", tmp_path / "again", "clean/grpo/1", SMALL)
+    run = single_run(runs_in_order(PLAN, "pilot", tmp_path / "again", TWO, [1], SMALL), "clean/grpo/1")
     assert compare_with_kept(run, results) == []
     assert not run.folder.exists()
     other = tmp_path / "other"
@@ -85,7 +84,7 @@ def test_a_single_run_is_compared_with_what_is_kept(made, tmp_path):
 
 def test_a_run_that_comes_out_otherwise_is_named_and_ends_with_1(made, tmp_path, capsys):
     runs, results = made
-    kept = read_run(path_of(runs[0], results))
+    kept = read_run(runs[0].kept_in(results))
     digests = kept.record["digests"] | {"completions": "0" * 16}
     keep_run(tmp_path / "clean.base.seed1.zip", KeptRun({**kept.record, "digests": digests}, kept.tables))
     settings = [f"--{name}={value}" for name, value in SMALL.items() if name != "ks"] + ["--ks", "1", "2"]
@@ -103,10 +102,10 @@ def test_a_folder_left_by_a_kill_goes_and_a_base_policy_that_changed_is_refused(
     assert not left.exists()
     other = tmp_path / "results"
     shutil.copytree(results, other)
-    path_of(runs[-1], other).unlink()
-    kept = read_run(path_of(runs[0], other))
+    runs[-1].kept_in(other).unlink()
+    kept = read_run(runs[0].kept_in(other))
     digests = kept.record["digests"] | {"completions": "0" * 16}
-    keep_run(path_of(runs[0], other), KeptRun({**kept.record, "digests": digests}, kept.tables))
+    keep_run(runs[0].kept_in(other), KeptRun({**kept.record, "digests": digests}, kept.tables))
     with pytest.raises(ValueError, match="is of other completions than clean/base, seed 1 has now"):
         make_runs(runs, other, workers=1)
 
@@ -142,7 +141,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(capsys, tmp_path
         (["--arms", "clean/gpro"], "Did you mean 'clean/grpo'"),
         (["--study", "confirmation"], "begins when the plan is frozen"),
         (["--max_steps", "2"], "give --results"),
-        (["--only", "clean/grpo"], "as in clean/grpo/0"),
+        (["--only", "clean/grpo"], "give regime/arm/seed"),
     ):
         if words[0] == "--study" and PLAN.frozen:
             continue
@@ -185,17 +184,15 @@ def test_a_study_that_is_stopped_has_the_same_runs_of_every_arm_but_for_one_seed
     assert (settings.policy.base_seed, settings.train.seed, settings.evaluation.eval_limit) == (20, 2011, 400)
 
 
-def test_arms_of_one_seed_train_the_same_base_policy_with_the_same_seed_but_for_the_second_draw(tmp_path):
-    by_seed = {}
+def test_arms_of_one_seed_train_the_same_base_policy_with_the_same_seed(tmp_path):
     for run in runs_in_order(PLAN, "pilot", tmp_path):
-        by_seed.setdefault(run.seed, set()).add((run.base, run.settings.train.seed))
-    for seed, found in by_seed.items():
-        assert found == {(seed % PLAN.base_policies, seed), (seed % PLAN.base_policies, seed + 100)}
+        assert (run.base, run.settings.train.seed) == (run.seed % PLAN.runs.base_policies, run.seed)
 
 
 def test_the_confirmation_has_no_exploratory_arm():
     assert set(arms_in_order(PLAN, "confirmation")) == set(PLAN.planned)
-    assert {*arms_in_order(PLAN, "pilot"), "clean/base"} == {path for path in ARMS if "correctness/" not in path}
+    explored = {path for path, arm in ARMS.items() if arm.regime not in OWN_STUDIES}
+    assert {*arms_in_order(PLAN, "pilot"), "clean/base"} == explored
 
 
 def test_some_arms_and_seeds_bring_their_base_policies(tmp_path):
@@ -206,10 +203,8 @@ def test_some_arms_and_seeds_bring_their_base_policies(tmp_path):
         ("nuisance/grpo", 2),
         ("nuisance/grpo", 4),
     ]
-    run = single_run(PLAN, "pilot", tmp_path, "nuisance/grpo/4")
-    assert (run.arm.path, run.seed, run.base) == ("nuisance/grpo", 4, 4)
-    run = single_run(PLAN, "pilot", tmp_path, "clean/base/4")
-    assert (run.arm.path, run.seed, run.base) == ("clean/base", 4, 4)
+    assert single_run(runs, "nuisance/grpo/4") == runs[3]
+    assert single_run(runs, "clean/base/4") == runs[1]
 
 
 def test_an_unknown_arm_or_seed_or_run_is_refused(tmp_path):
@@ -217,7 +212,5 @@ def test_an_unknown_arm_or_seed_or_run_is_refused(tmp_path):
         runs_in_order(PLAN, "pilot", tmp_path, ["clean/gpro"])
     with pytest.raises(ValueError, match="seed '99'"):
         runs_in_order(PLAN, "pilot", tmp_path, (), [99])
-    with pytest.raises(ValueError, match="as in clean/grpo/0"):
-        single_run(PLAN, "pilot", tmp_path, "clean/grpo")
-    with pytest.raises(ValueError, match="base policies' are those of its first seeds"):
-        single_run(PLAN, "confirmation", tmp_path, "clean/base/1012")
+    with pytest.raises(ValueError, match="no run 'clean/grpo': give regime/arm/seed"):
+        single_run(runs_in_order(PLAN, "pilot", tmp_path), "clean/grpo")

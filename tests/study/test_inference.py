@@ -6,6 +6,7 @@ from scipy import stats
 
 from amir_grpo.study import inference
 from amir_grpo.study.inference import Comparison, Hypothesis, Verdict, compare, verdict
+from tools.study import design_error, power_if_equal
 
 MARGIN = 0.5
 
@@ -53,14 +54,6 @@ def test_problems_add_what_they_contribute_to_the_variance_of_the_mean():
         errors.append(error**2)
     assert np.mean(errors) == pytest.approx(np.var(means), rel=0.1)
     assert np.var(means) == pytest.approx(1 / 8 + 16 / 40 + 9 / 320, rel=0.1)
-
-
-def test_experiments_side_by_side_are_experiments_of_their_own():
-    difference = np.random.default_rng(3).normal(size=(5, 6, 30))
-    mean, error = inference.crossed_error(difference)
-    for i in range(5):
-        one = compare(difference[i][:, None], np.zeros((6, 1, 30)))
-        assert (one.estimate, one.standard_error) == (pytest.approx(mean[i]), pytest.approx(error[i]))
 
 
 @pytest.mark.parametrize(("bases", "seeds", "base_sd"), [(6, 4, 0.0), (6, 4, 1.0), (1, 6, 0.0)])
@@ -117,19 +110,8 @@ def test_equal_differences_say_nothing_of_the_spread(gain):
 
 
 def test_shapes_that_do_not_match_are_refused():
-    with pytest.raises(ValueError, match=r"\(bases, seeds, problems\)"):
-        compare(np.zeros((3, 10)), np.zeros((3, 10)))
-    with pytest.raises(ValueError, match=r"\(2, 2, 3\), old \(2, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 3\), old \(2, 2, 4\): give \(bases, seeds, problems\)"):
         compare(np.zeros((2, 2, 3)), np.zeros((2, 2, 4)))
-    with pytest.raises(ValueError, match="No run is complete"):
-        compare(np.full((2, 2, 3), np.nan), np.zeros((2, 2, 3)))
-
-
-def test_a_run_with_some_of_its_problems_is_refused():
-    scores = np.zeros((2, 3, 4))
-    scores[1, 2, 0] = np.nan
-    with pytest.raises(ValueError, match=r"base 1, seed 2.* `old` has scores for 75%"):
-        compare(np.zeros((2, 3, 4)), scores)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +153,6 @@ def test_verdicts(estimate, standard_error, greater, equivalent, not_greater):
     assert verdict(found, MARGIN, Hypothesis.NOT_GREATER) == not_greater
 
 
-def test_a_verdict_needs_a_margin():
-    with pytest.raises(ValueError, match="above 0"):
-        verdict(made(0, 1), 0.0)
-
-
 def test_another_unit_changes_the_numbers_and_not_the_test():
     difference = differences(9, 6, 2, 10, gain=0.4)
     fraction, points = against_nothing(difference), against_nothing(100 * difference)
@@ -198,14 +175,14 @@ def test_the_power_of_equal_arms_is_that_of_a_simulation():
     inner = stats.ttest_1samp(runs, 0, axis=1).confidence_interval(0.9)
     simulated = np.mean((inner.low > -MARGIN) & (inner.high < MARGIN))
     error = 0.7 / np.sqrt(6)
-    assert inference.power_if_equal(Hypothesis.EQUIVALENT, error, 5, MARGIN) == pytest.approx(simulated, abs=0.01)
+    assert power_if_equal(Hypothesis.EQUIVALENT, error, 5, MARGIN, 0.05) == pytest.approx(simulated, abs=0.01)
     below = np.mean(inner.high < MARGIN)
-    assert inference.power_if_equal(Hypothesis.NOT_GREATER, error, 5, MARGIN) == pytest.approx(below, abs=0.01)
-    assert np.isnan(inference.power_if_equal(Hypothesis.GREATER, error, 5, MARGIN))
+    assert power_if_equal(Hypothesis.NOT_GREATER, error, 5, MARGIN, 0.05) == pytest.approx(below, abs=0.01)
+    assert np.isnan(power_if_equal(Hypothesis.GREATER, error, 5, MARGIN, 0.05))
 
 
 def test_the_error_of_a_design_is_that_of_its_experiments():
-    expected = inference.design_error(6, 4, seed_sd=np.sqrt(1 + 9 / 20), base_sd=0.8)
+    expected = design_error(6, 4, seed_sd=np.sqrt(1 + 9 / 20), base_sd=0.8)
     found = [against_nothing(differences(i, 6, 4, 20, base_sd=0.8)).standard_error ** 2 for i in range(1000)]
     assert np.sqrt(np.mean(found)) == pytest.approx(expected, rel=0.06)
 

@@ -162,15 +162,6 @@ def test_weights_that_the_advantages_know_nothing_of_are_all_residual():
     assert (found["explained"], found["share"], found["residual_share"]) == (0.0, 0.5, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [(([1.0], [1.0, 2.0], [0]), "one entry per completion"), (([np.nan], [1.0], [0]), "must be finite")],
-)
-def test_what_cannot_be_regressed_is_refused(arrays, message):
-    with pytest.raises(ValueError, match=message):
-        richness(*arrays)
-
-
 # --- the boundary
 
 
