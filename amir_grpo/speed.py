@@ -106,7 +106,7 @@ class FasterSteps:
         if any(value is not None and value is not False for value in others):
             return score(model, input_ids, attention_mask, logits_to_keep, **options)
         if not by_position and self._shares_prompts():
-            model = _SharedPrompts(model)
+            model = _SharedPrompts(model, self._cache_name)
         completion_lengths = attention_mask[:, -logits_to_keep:].sum(1)
         order = completion_lengths.argsort(descending=True, stable=True)
         logps, entropies = [], []
@@ -131,9 +131,14 @@ class FasterSteps:
         return not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
 
     @cached_property
+    def _cache_name(self) -> str | None:
+        """The policy's argument for keys and values, which newer versions of transformers have renamed; None without one."""
+        return next((name for name in ("cache", "past_key_values") if name in self.model_kwarg_keys), None)
+
+    @cached_property
     def _keeps_prompts(self) -> bool:
         """Whether the policy's cache holds a prompt whole, as plain attention's does, and nothing in the pass is random."""
-        takes_caches = {"logits_to_keep", "past_key_values", "position_ids"} <= set(self.model_kwarg_keys)
+        takes_caches = self._cache_name and {"logits_to_keep", "position_ids"} <= set(self.model_kwarg_keys)
         adapters = getattr(self.model, "peft_config", {}).values()
         if not takes_caches or self.args.use_liger_kernel or any(adapter.is_prompt_learning for adapter in adapters):
             return False
@@ -175,8 +180,9 @@ def _used_columns(attention_mask: Tensor, completion_width: int) -> tuple[int, i
 class _SharedPrompts:
     """A policy that is called as TRL calls it for log-probabilities, and runs a prompt once for all its completions."""
 
-    def __init__(self, policy: torch.nn.Module) -> None:
+    def __init__(self, policy: torch.nn.Module, cache_name: str) -> None:
         self._policy = policy
+        self._cache_name = cache_name
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **_: Any) -> SimpleNamespace:
         """Return what has the logits (N, logits_to_keep, vocabulary) of the last tokens; all but one are completions."""
@@ -186,7 +192,7 @@ class _SharedPrompts:
         prompts, prompt_of = prompts.unique(dim=0, return_inverse=True)
         one = prompt_of.new_zeros(len(prompts)).scatter(0, prompt_of, torch.arange(len(input_ids)))  # a row of each
         cache = DynamicCache(config=self._policy.config.get_text_config())
-        common = {"past_key_values": cache, "use_cache": True}
+        common = {self._cache_name: cache, "use_cache": True}
         first = self._policy(
             input_ids=input_ids[one, :-width],
             attention_mask=attention_mask[one, :-width],

@@ -304,7 +304,7 @@ def test_completions_of_one_prompt_share_its_pass_and_its_gradient(tiny_policy, 
     keep = drawn["input_ids"].size(1) + 1
     weights = torch.randn(5, keep, len(tokenizer)) * mask[:, -keep:, None]
     found = []
-    for scored in (tiny_policy, speed._SharedPrompts(tiny_policy)):
+    for scored in (tiny_policy, speed._SharedPrompts(tiny_policy, "past_key_values")):
         logits = scored(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
         (logits * weights).sum().backward()
         found.append([logits * (weights != 0), *(weight.grad for weight in tiny_policy.parameters())])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, TopPLogitsWarper
 
@@ -78,6 +80,9 @@ class TransformersEngine:
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy = policy
         self.tokenizer = tokenizer
+        whole = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        # newer versions of transformers have renamed the argument
+        self._cache_name = "cache" if "cache" in inspect.signature(whole.forward).parameters else "past_key_values"
 
     @torch.no_grad()
     def generate(
@@ -155,9 +160,9 @@ class TransformersEngine:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_name: cache},
         ).logits[:, -1]
 
 
