@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 
 os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "TRITON_INTERPRET": "1", "HF_HUB_OFFLINE": "1"}
 os.environ |= {"UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
+os.environ["UNSLOTH_ENABLE_FLEX_ATTENTION"] = "0"  # Gemma's, which has no backward pass on a CPU
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -22,11 +23,12 @@ from torch.overrides import TorchFunctionMode
 T4 = SimpleNamespace(name="Tesla T4", total_memory=int(14.56 * 2**30), major=7, minor=5, multi_processor_count=40)
 
 
-def start() -> ModuleType:
-    """Import Unsloth as on a T4; return it."""
+def start(autocast: bool) -> ModuleType:
+    """Import Unsloth as on a T4; return it. Without autocast a policy in float32 computes in it throughout."""
     torch.set_num_threads(1)
     _state_card()
-    _use_autocast_of_cpu()
+    if autocast:
+        _use_autocast_of_cpu()
     import unsloth
     from unsloth.models import llama, rl
     from unsloth.trainer import _patch_trl_trainer

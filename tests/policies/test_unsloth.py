@@ -15,6 +15,7 @@ import torch
 
 from amir_grpo.choices import IMPORTANCE_SAMPLING_LEVELS, LOSS_TYPES
 from amir_grpo.policies.backend import start_backend
+from tests.conftest import WARMUP_STEPS
 
 if any(importlib.util.find_spec(name) is None for name in ("unsloth", "triton")):
     pytest.skip("Unsloth and Triton are not installed: .ci/gpu-on-cpu installs them", allow_module_level=True)
@@ -100,14 +101,14 @@ print("ORDER", *order)
 """
 
 
-def test_the_command_imports_unsloth_before_transformers_and_trains_by_its_backend_for_cpus(base, tmp_path):
-    options = "--profile smoke --backend unsloth --method amir_grpo --max_steps 1 --per_device_train_batch_size 16"
-    options += " --max_completion_length 16 --dtype auto --run_dir run --sandbox_warmup_steps 1"
-    printed = run("-c", BY_COMMAND, *options.split(), cwd=tmp_path).stdout
+def test_the_command_imports_unsloth_before_transformers_and_trains_by_its_backend_for_cpus(runs, tmp_path):
+    options = "--profile sandbox --backend unsloth --method amir_grpo --dtype auto --device auto --max_steps 2 "
+    options += f"--sandbox_warmup_steps {WARMUP_STEPS} --per_device_train_batch_size 16 --max_completion_length 24"
+    printed = run("-c", BY_COMMAND, *options.split(), "--run_dir", str(runs / "by unsloth"), cwd=tmp_path).stdout
     (order,) = [line.split()[1:] for line in printed.splitlines() if line.startswith("ORDER")]
     assert order[0] == "unsloth"
     assert "transformers" in order
-    stage = json.loads((tmp_path / "run" / "amir_grpo" / "stage.json").read_text())
+    stage = json.loads((runs / "by unsloth" / "amir_grpo" / "stage.json").read_text())
     assert stage["backend"] == {"name": "unsloth", "why": "asked for"}
 
 

@@ -5,6 +5,7 @@ python -m tests.policies.unsloth_trainer WHAT FILE     what a function below fin
 
 import copy
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def gradient(folder: Path, kind: str, dtype: str) -> dict:
     from amir_grpo.settings import settings_of
     from benchmarks.gradient import gradient_row
 
+    if kind == "gemma3_text":  # without FlexAttention packed rows see each other, which random weights hide
+        os.environ |= {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
     policy = random_policy(folder, kind)
     settings, problems = settings_of("colab-t4", SMALL | {"model_name": str(policy)}), load_sandbox("sandbox", 40)
     return gradient_row(settings, policy, Backend("unsloth", "asked for"), problems, getattr(torch, dtype))
@@ -178,7 +181,7 @@ def gradients(folder: Path) -> dict:
 
 
 def main(what: str, file: str) -> None:
-    gpu_on_cpu.start()
+    gpu_on_cpu.start(autocast=what.endswith(("float16", "t4")))
     name, *rest = what.split()
     asked = {"gradient": gradient, "colab-t4": colab_t4, "losses": losses}
     Path(file).write_text(json.dumps(asked[name](Path(file).parent / "policy", *rest)))
