@@ -1,63 +1,28 @@
-"""The vLLM engine: what it asks of a stand-in; `test_vllm_itself.py` asks the real one, which `.ci/vllm` installs."""
+"""The vLLM engine: what it is built with, and what is refused; `test_vllm_itself.py` draws by the real one (`.ci/vllm`)."""
 
 import importlib.util
 import json
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
 
 from amir_grpo.policies import engines
-from amir_grpo.policies.engines import Request, VLLMEngine
 from amir_grpo.policies.source import PolicySource
 from amir_grpo.settings import PolicySettings
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What an engine asks of vLLM, by what it asks it of."""
-    said = {}
-
-    def recorder(name, answer):
-        def record(*arguments, **options):
-            said[name] = (arguments, options)
-            return answer(*arguments, **options)
-
-        return record
-
-    token = SimpleNamespace(token_ids=[7], logprobs=[{7: SimpleNamespace(logprob=-0.5)}], finish_reason="stop")
-
-    def generate(prompts, parameters, **options):
-        said["generate"] = (prompts, parameters, options)
-        return [SimpleNamespace(outputs=[token]) for _ in prompts]
-
-    vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    """What an engine is built with, by a stand-in."""
+    options = {}
+    vllm = ModuleType("vllm")
     vllm.__spec__ = ModuleSpec("vllm", None)
-    core = SimpleNamespace(shutdown=lambda: said.setdefault("closed", True))
-    llm = SimpleNamespace(generate=generate, llm_engine=SimpleNamespace(engine_core=core))
-    vllm.LLM = recorder("LLM", lambda **options: llm)
-    vllm.SamplingParams = recorder("SamplingParams", lambda **options: SimpleNamespace(**options))
-    request.LoRARequest = recorder("LoRARequest", lambda *arguments: arguments)
-    for name, module in {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return said
-
-
-@pytest.fixture
-def adapters(tmp_path, monkeypatch):
-    """Adapters a and b in the working folder."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("a", "b"):
-        adapter(tmp_path / name, 4, target_modules=["q_proj"])
-
-
-def ask(asked, adapter=None, rank=16, tokens=None):
-    llm = engines._start_vllm("some/policy", PolicySettings(), rank, tokens)
-    drawn = VLLMEngine(llm, None, "some/policy", adapter, rank).generate([Request([1, 2], [3])], 0.6, 1.0, 8)
-    assert drawn == [[engines.Drawn([7], True, [-0.5])]]
-    return asked
+    vllm.LLM = lambda **given: options.update(given)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    return options
 
 
 def test_pickled_weights_in_4_bits_are_refused(asked, tmp_path):
@@ -75,17 +40,15 @@ def test_vllm_that_is_not_installed_is_asked_for(base, monkeypatch):
 
 @pytest.mark.parametrize(("rank", "built_for"), [(0, None), (4, 8), (16, 16), (17, 32), (512, 512)])
 def test_the_engine_is_built_for_the_rank(asked, rank, built_for):
-    options = ask(asked, None, rank, 96)["LLM"][1]
-    assert options["enable_lora"] is (built_for is not None)
-    assert options["max_lora_rank"] == (built_for or 1)
-    assert options["max_model_len"] == 96
-    assert "LoRARequest" not in asked
-    assert asked["generate"][2]["lora_request"] is None
+    engines._start_vllm("some/policy", PolicySettings(), rank, 96)
+    assert asked["enable_lora"] is (built_for is not None)
+    assert asked["max_lora_rank"] == (built_for or 1)
+    assert asked["max_model_len"] == 96
 
 
 def test_a_rank_without_kernels_is_refused(asked):
     with pytest.raises(ValueError, match=r"up to rank 512, and this one's is 513"):
-        ask(asked, rank=513)
+        engines._start_vllm("some/policy", PolicySettings(), 513, None)
 
 
 def test_it_takes_nine_tenths_of_what_is_left_of_the_gpu_and_its_precision(asked, monkeypatch):
@@ -94,8 +57,8 @@ def test_it_takes_nine_tenths_of_what_is_left_of_the_gpu_and_its_precision(asked
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40, 80))
     monkeypatch.setattr(engines, "compute_dtype", lambda settings: torch.float16)
-    options = ask(asked)["LLM"][1]
-    assert (options["gpu_memory_utilization"], options["dtype"]) == (0.45, "float16")
+    engines._start_vllm("some/policy", PolicySettings(), 16, None)
+    assert (asked["gpu_memory_utilization"], asked["dtype"]) == (0.45, "float16")
 
 
 def adapter(folder, rank, **more):
@@ -117,7 +80,7 @@ def test_an_adapter_of_the_output_layer_is_refused_before_vllm_starts(asked, bas
     adapter(tmp_path / "of the head", 4, **config)
     with pytest.raises(ValueError, match=r"takes no adapter of lm_head, as .*\nset eval_engine to transformers"):
         engines.load_engine("vllm", str(base), tmp_path / "of the head", PolicySettings())
-    assert "LLM" not in asked
+    assert not asked
 
 
 def test_the_rank_of_a_policy_is_its_largest(tmp_path):
