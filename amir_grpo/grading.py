@@ -106,9 +106,10 @@ class Grader(contextlib.AbstractContextManager):
 
     def close(self) -> None:
         """End the workers. The grader may be used again: it starts new ones."""
-        with self._lock:
-            for worker in self._idle if self._pid == os.getpid() else []:
-                worker.kill()
+        if self._pid == os.getpid():  # not the parent's
+            with self._lock:
+                for worker in self._idle:
+                    worker.kill()
 
     def _begin(self) -> None:
         self._pid = os.getpid()

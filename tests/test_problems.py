@@ -32,7 +32,7 @@ ROWS = [
     ("gsm8k train", {"question": "How far?", "answer": "#### no\n#### -3.5"}, ["-3.5"]),
     ("math500 test", {"problem": "Find $x$.", "answer": r"\frac{14}{3}", "level": 3}, [r"\frac{14}{3}"]),
     ("aime25 test", {"problem": "Find $b$.", "answer": "70"}, ["70"]),
-    ("amc23 test", {"question": "Find $y$.", "answer": "27"}, ["27"]),
+    ("amc23 test", {"id": "../../etc/passwd", "question": "Find $y$.", "answer": "27"}, ["27"]),
     ("olympiadbench train", {"question": "Find all.", "final_answer": ["$69$,$84$"], "unit": None}, ["$69$,$84$"]),
     ("minervamath test", {"question": "Luminosity?", "answer": "I(0) e^{-t}\n"}, ["I(0) e^{-t}"]),
     ("aquarat test", {"question": "?", "options": ["A)21", "B) 2", "C)C)59", "D)$7"], "correct": "C"}, ["C", "59"]),
@@ -237,6 +237,7 @@ DAMAGED = [
     ("\n".join(LINES).encode("utf-16"), ["row 1", "not UTF-8"]),
     (b'{"question": ' + b"[" * 99999, ["row 1", "not a line of JSON"]),
     (b'{"question": 5, "answer": "1"}', ["row 1", "no question", "5 is not a text"]),
+    (b'{"question": "\\ud800", "answer": "1"}', ["row 1", "half of a surrogate pair"]),
     *(
         (LINES[0].encode() + b"\n" + line, ["row 2", why])
         for line, why in (
