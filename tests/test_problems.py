@@ -40,7 +40,7 @@ ROWS = [
     ("livemathbench test", {"question": "What is $a$?", "answer": "$$7$$"}, ["7"]),
     (
         "math train",
-        {"problem": "?", "solution": r"\boxed{1}, so $x = \boxed{\frac{\sqrt{3}}{2}}$."},
+        {"problem": "?", "solution": r"\boxed{1}, so $\boxed{\frac{\sqrt{3}}{2}}$."},
         [r"\frac{\sqrt{3}}{2}"],
     ),
     ("math train", {"problem": "?", "solution": r"It is \boxed{\left\{1,2\right\}}."}, [r"\left\{1,2\right\}"]),
@@ -55,10 +55,14 @@ def no_environment(monkeypatch):
     monkeypatch.delenv(problems.MIRROR_VARIABLE, raising=False)
 
 
-def write(folder, name, split, *rows):
-    path = folder / name / f"{split}.jsonl"
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def write(folder, name, split, *rows, content=b"", ending=".jsonl"):
+    path = folder / name / f"{split}{ending}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_bytes(content or lines(*rows))
     return path
 
 
@@ -211,51 +215,86 @@ LINES = ['{"question": "Find $y$.", "answer": "27"}', '{"question": "¿Cuánto?"
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    "content",
     [
-        ("test.jsonl", "\ufeff" + "\n".join(LINES)),
-        ("test.jsonl", "\r\n".join(LINES) + "\r\n"),
-        ("test.jsonl", "\n\n".join(LINES) + "\n\n"),
-        ("test.jsonl", gzip.compress("\n".join(LINES).encode())),
-        ("test.jsonl.gz", gzip.compress(("\ufeff" + "\r\n".join(LINES)).encode())),
+        ("\ufeff" + "\n".join(LINES)).encode(),
+        ("\r\n".join(LINES) + "\r\n").encode(),
+        ("\n\n".join(LINES) + "\n\n").encode(),
+        gzip.compress("\n".join(LINES).encode()),
+        gzip.compress(("\ufeff" + "\r\n".join(LINES)).encode()),
     ],
-    ids=["byte-order mark", "CRLF", "blank lines", "gzip", "gzip by name"],
+    ids=["byte-order mark", "CRLF", "blank lines", "gzip", "gzip of both"],
 )
-def test_a_mirror_is_read_as_other_programs_write_it(tmp_path, name, content):
-    path = tmp_path / "amc23" / name
-    path.parent.mkdir()
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_a_mirror_is_read_as_other_programs_write_it(tmp_path, content, ending):
+    write(tmp_path, "amc23", "test", content=content, ending=ending)
     found = load_problems("amc23", mirror=tmp_path)
     assert found["question"] == ["Find $y$.", "¿Cuánto?"]
     assert found["answer"] == [["27"], ["3"]]
 
 
-DAMAGED = [
-    (gzip.compress("\n".join(LINES * 99).encode())[:-9], ["damaged"]),
-    (b"\x1f\x8b" + b"x" * 30, ["damaged"]),
-    (LINES[0].encode() + b'\n{"question": "\xff"}', ["row 2", "not UTF-8"]),
-    ("\n".join(LINES).encode("utf-16"), ["row 1", "not UTF-8"]),
-    (b'{"question": ' + b"[" * 99999, ["row 1", "not a line of JSON"]),
-    (b'{"question": 5, "answer": "1"}', ["row 1", "no question", "5 is not a text"]),
-    (b'{"question": "\\ud800", "answer": "1"}', ["row 1", "half of a surrogate pair"]),
-    *(
-        (LINES[0].encode() + b"\n" + line, ["row 2", why])
-        for line, why in (
-            (b"{", "not a line of JSON"),
-            (b"[1]", "not a JSON object"),
-            (b'{"answer": "1"}', "no question"),
-        )
-    ),
+def with_answer(name, value):
+    """A row of a set with another answer."""
+    column = {"dapo_math": "solution", "olympiadbench": "final_answer"}.get(name, "answer")
+    return {**GOOD[name], column: value}
+
+
+def default_split(name):
+    return (BENCHMARKS.get(name) or TRAINING_SETS[name]).split
+
+
+NUMBERS = [("amc23", 27, ["27"]), ("aime25", 70, ["70"]), ("amc23", 27.0, ["27"]), ("math500", -0.5, ["-0.5"])]
+NUMBERS += [("dapo_math", 34, ["34"]), ("minervamath", 1e-07, ["1e-07"]), ("livemathbench", 7, ["7"])]
+# a list means several right answers where the set says so
+NUMBERS += [("olympiadbench", 3, ["3"]), ("olympiadbench", ["69", 84], ["69", "84"]), ("olympiadbench", ["2"], ["2"])]
+
+
+@pytest.mark.parametrize(("name", "value", "answers"), NUMBERS)
+def test_a_number_is_an_answer(tmp_path, name, value, answers):
+    write(tmp_path, name, default_split(name), with_answer(name, value))
+    assert load_problems(name, mirror=tmp_path)["answer"][0] == answers
+
+
+GOOD = {place.split()[0]: row for place, row, _ in ROWS}
+SINGLE = ("amc23", "aime25", "math500", "minervamath", "dapo_math", "livemathbench")
+WRONG = [True, float("nan"), float("inf"), {"value": 27}, ["27", None], [True], [[1]]]
+NO_ANSWER = [(name, with_answer(name, value)) for name in (*SINGLE, "olympiadbench") for value in WRONG]
+NO_ANSWER += [(name, with_answer(name, ["27"])) for name in SINGLE]
+NO_ANSWER += [
+    ("gsm8k", {"question": "q", "answer": "no hashes"}),
+    ("gsm8k", {"question": "q", "answer": "#### "}),
+    ("gsm8k", {"question": "q", "answer": None}),
+    ("gsm8k", {"question": "q"}),
+    ("amc23", {"question": "q", "answer": None}),
+    ("amc23", {"question": "q", "answer": " "}),
+    ("olympiadbench", {"question": "q", "final_answer": []}),
+    ("olympiadbench", {"question": "q", "final_answer": None}),
+    ("aquarat", {"question": "q", "options": ["A)1"], "correct": "B"}),
+    ("livemathbench", {"question": "q", "answer": "$$"}),
+    ("math", {"problem": "q", "solution": "no box"}),
+    ("math", {"problem": "q", "solution": r"cut \boxed{1"}),
+    ("dapo_math", {"prompt": "q", "solution": None}),
+]
+REFUSED = [(name, lines(GOOD[name], row), ["row 2", "no answer"]) for name, row in NO_ANSWER]
+REFUSED += [
+    ("amc23", gzip.compress("\n".join(LINES * 99).encode())[:-9], ["damaged"]),
+    ("amc23", b"\x1f\x8b" + b"x" * 30, ["damaged"]),
+    ("amc23", LINES[0].encode() + b'\n{"question": "\xff"}', ["row 2", "not UTF-8"]),
+    ("amc23", "\n".join(LINES).encode("utf-16"), ["row 1", "not UTF-8"]),
+    ("amc23", b'{"question": ' + b"[" * 99999, ["row 1", "not a line of JSON"]),
+    ("amc23", b'{"question": 5, "answer": "1"}', ["row 1", "no question", "5 is not a text"]),
+    ("amc23", b'{"question": "\\ud800", "answer": "1"}', ["row 1", "half of a surrogate pair"]),
+    ("amc23", LINES[0].encode() + b"\n{", ["row 2", "not a line of JSON"]),
+    ("amc23", LINES[0].encode() + b"\n[1]", ["row 2", "not a JSON object"]),
+    ("amc23", LINES[0].encode() + b'\n{"answer": "1"}', ["row 2", "no question"]),
 ]
 
 
-@pytest.mark.parametrize(("content", "reasons"), DAMAGED, ids=range(len(DAMAGED)))
-def test_a_damaged_mirror_file_is_named(tmp_path, content, reasons):
-    path = tmp_path / "amc23" / "test.jsonl"
-    path.parent.mkdir()
-    path.write_bytes(content)
+@pytest.mark.parametrize(("name", "content", "reasons"), REFUSED, ids=range(len(REFUSED)))
+def test_a_file_that_cannot_be_read_and_a_row_without_an_answer_are_named(tmp_path, name, content, reasons):
+    path = write(tmp_path, name, default_split(name), content=content)
     with pytest.raises(ValueError) as raised:
-        load_problems("amc23", mirror=tmp_path)
+        load_problems(name, mirror=tmp_path)
     one_error(raised, path, *reasons)
 
 
@@ -281,76 +320,10 @@ def test_a_missing_mirror_file_is_named(tmp_path):
     one_error(raised, path, "load_dataset('openai/gsm8k', 'main', split='validation')", "AMIR_GRPO_DATA")
 
 
-def with_answer(name, value):
-    """A row of a set with another answer."""
-    row = {place.split()[0]: row for place, row, _ in ROWS}[name]
-    column = {"dapo_math": "solution", "olympiadbench": "final_answer"}.get(name, "answer")
-    return {**row, column: value}
-
-
-def default_split(name):
-    return (BENCHMARKS.get(name) or TRAINING_SETS[name]).split
-
-
-NUMBERS = [("amc23", 27, ["27"]), ("aime25", 70, ["70"]), ("amc23", 27.0, ["27"]), ("math500", -0.5, ["-0.5"])]
-NUMBERS += [("dapo_math", 34, ["34"]), ("minervamath", 1e-07, ["1e-07"]), ("livemathbench", 7, ["7"])]
-# a list means several right answers where the set says so
-NUMBERS += [
-    ("olympiadbench", 3, ["3"]),
-    ("olympiadbench", ["69", 84], ["69", "84"]),
-    ("olympiadbench", ["27"], ["27"]),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "answers"), NUMBERS)
-def test_a_number_is_an_answer(tmp_path, name, value, answers):
-    write(tmp_path, name, default_split(name), with_answer(name, value))
-    assert load_problems(name, mirror=tmp_path)["answer"][0] == answers
-
-
-SINGLE = ("amc23", "aime25", "math500", "minervamath", "dapo_math", "livemathbench")
-
-
-WRONG = [True, float("nan"), float("inf"), {"value": 27}, ["27", None], [True], [[1]]]
-REFUSED = [(name, with_answer(name, value)) for name in (*SINGLE, "olympiadbench") for value in WRONG]
-REFUSED += [(name, with_answer(name, ["27"])) for name in SINGLE]
-REFUSED += [
-    ("gsm8k", {"question": "q", "answer": "no hashes"}),
-    ("gsm8k", {"question": "q", "answer": "#### "}),
-    ("gsm8k", {"question": "q", "answer": None}),
-    ("gsm8k", {"question": "q"}),
-    ("amc23", {"question": "q", "answer": None}),
-    ("amc23", {"question": "q", "answer": " "}),
-    ("olympiadbench", {"question": "q", "final_answer": []}),
-    ("olympiadbench", {"question": "q", "final_answer": None}),
-    ("aquarat", {"question": "q", "options": ["A)1"], "correct": "B"}),
-    ("livemathbench", {"question": "q", "answer": "$$"}),
-    ("math", {"problem": "q", "solution": "no box"}),
-    ("math", {"problem": "q", "solution": r"cut \boxed{1"}),
-    ("dapo_math", {"prompt": "q", "solution": None}),
-]
-
-
-@pytest.mark.parametrize(("name", "row"), REFUSED)
-def test_a_row_without_an_answer_of_its_set_is_named(tmp_path, name, row):
-    good = {place.split()[0]: row for place, row, _ in ROWS}[name]
-    path = write(tmp_path, name, default_split(name), good, row)
-    with pytest.raises(ValueError) as raised:
-        load_problems(name, mirror=tmp_path)
-    one_error(raised, path, "row 2", "no answer")
-
-
 # --- the real benchmarks ------------------------------------------------------------------------------------------
 
-SIZES = {
-    "gsm8k": 1319,
-    "math500": 500,
-    "aime25": 30,
-    "amc23": 40,
-    "olympiadbench": 675,
-    "minervamath": 272,
-    "aquarat": 254,
-}
+SIZES = {"gsm8k": 1319, "math500": 500, "aime25": 30, "amc23": 40, "olympiadbench": 675}
+SIZES |= {"minervamath": 272, "aquarat": 254}
 
 
 @needs_benchmarks
