@@ -69,7 +69,7 @@ def test_training_is_done_once_and_again_only_if_it_failed(open_tiny, monkeypatc
 
     run, calls = open_tiny(), []
 
-    def train(method, settings, base, problems, folder, backend):
+    def train(method, settings, base, problems, folder, backend, watched):
         assert backend.name == "transformers"
         calls.append((method, settings, Path(base).name, len(problems), folder))
         if len(calls) == 1:
