@@ -11,7 +11,6 @@ import pytest
 from amir_grpo import cli, notebook
 from amir_grpo import problems as problem_sets
 from amir_grpo.policies import sampling
-from amir_grpo.problems import load_problems
 from amir_grpo.runs.reproduce import write_page
 from amir_grpo.runs.run import open_run
 from tests.cells import SHOWING, run_cells, show_results
@@ -165,17 +164,6 @@ def mirror(folder, *rows):
     path = folder / "amc23" / "test.jsonl"
     path.parent.mkdir()
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_ids_of_a_data_set_are_not_paths(tmp_path):
-    mirror(tmp_path, {"id": "../../../etc/passwd", "question": "?", "answer": "2"})
-    assert load_problems("amc23", mirror=tmp_path)["id"] == ["amc23-test-00000"]
-
-
-def test_half_a_surrogate_pair_is_named(tmp_path):
-    mirror(tmp_path, {"question": "ok", "answer": "2"}, {"question": "\ud800", "answer": "2"})
-    with pytest.raises(ValueError, match=r"row 2: holds half of a surrogate pair"):
-        load_problems("amc23", mirror=tmp_path)
 
 
 def test_the_notebook_that_shows_problems_shows_them_as_text(base, tmp_path, monkeypatch):
