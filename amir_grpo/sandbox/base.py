@@ -31,7 +31,10 @@ _RECIPE = "recipe.json"
 
 
 def warmup_seed(base_seed: int) -> int:
-    """Return the seed of the warm-up that makes a base policy: one of `WARMUP_SEEDS`, or else the number itself."""
+    """Return the seed of the warm-up that makes a base policy: one of `WARMUP_SEEDS`, or else the number itself.
+
+    Those from 9 on belong to the second plan of the study, and come with the package as they are made.
+    """
     return WARMUP_SEEDS[base_seed] if base_seed < len(WARMUP_SEEDS) else base_seed
 
 
