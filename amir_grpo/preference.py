@@ -22,12 +22,8 @@ STRATEGIES = ("all", "topk")
 
 
 class Pairs(NamedTuple):
-    """Preference pairs as row indices into the rollout batch.
-
-    Attributes:
-        chosen: (K,) int64, the completion with the higher reward of each pair.
-        rejected: (K,) int64, the one with the lower reward, of the same group.
-    """
+    """Preference pairs as row indices into the rollout batch, (K,) int64 each: the completion with the higher reward, and
+    the one with the lower reward, of the same group."""
 
     chosen: Tensor
     rejected: Tensor
@@ -88,8 +84,7 @@ def pair_logits(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Ten
 
     Args:
         seq_logps: (N,) ℓ, the mean log-probability of a completion's tokens, in nats per token.
-        pairs: K pairs of rows.
-        beta: β, the inverse temperature of the preference.
+        pairs, beta: K pairs of rows; the inverse temperature of the preference.
         ref_seq_logps: (N,) ℓ^ref under the reference policy; None is the reference-free form, ℓ^ref = 0.
     """
     score = seq_logps if ref_seq_logps is None else seq_logps - ref_seq_logps
@@ -106,13 +101,8 @@ def preference_loss(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps:
 def preference_weights(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Tensor | None = None) -> Tensor:
     """Return w with ∇L_pref = -Σ_i w_i ∇ℓ_i: wins minus losses, each weighted by how wrong the policy is about the pair.
 
-    w_i = (β/|S|) [Σ_{j:(i,j)∈S} σ(-z_ij) - Σ_{j:(j,i)∈S} σ(-z_ji)].
-
-    Args:
-        seq_logps, pairs, beta, ref_seq_logps: As in `pair_logits`.
-
-    Returns:
-        (N,) float without gradient; sums to 0 in each group, all 0 where there is no pair.
+    w_i = (β/|S|) [Σ_{j:(i,j)∈S} σ(-z_ij) - Σ_{j:(j,i)∈S} σ(-z_ji)], (N,) without gradient; it sums to 0 in each group,
+    and is 0 where there is no pair. Arguments as in `pair_logits`.
     """
     logits = pair_logits(seq_logps.detach(), pairs, beta, ref_seq_logps)
     return net_pull(seq_logps, pairs, torch.sigmoid(-logits) * (beta / max(logits.numel(), 1)))

@@ -55,8 +55,8 @@ class FasterSteps:
 
     trim_micro_batches: bool = True  # False leaves all as TRL has it, bit for bit
     record_logps: bool = False
-    # (N / processes, T'): per-token log-probabilities of the latest rollout, under the policy at the trainer's temperature;
-    # None where nothing has recorded them. What stands after the end token does not matter.
+    # (N / processes, T'), of the latest rollout, at the trainer's temperature; None where nothing was recorded. What stands
+    # after the end token does not matter.
     sampled_logps: Tensor | None = None
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
@@ -211,12 +211,11 @@ class _SharedPrompts:
 
 
 def sorted_by_length(batches: list[dict[str, Any]], by_prompt: bool = False) -> list[dict[str, Any]]:
-    """Cut the rows of some micro-batches of equal size anew into as many, so that rows of one length are together.
+    """Cut the rows of some micro-batches of equal size anew into as many, so that rows of one length are together, or those
+    of one prompt first.
 
-    Args:
-        batches: Micro-batches as TRL buffers them: tensors with a row for each completion, tensors without dimension
-            that belong to the whole rollout, and None.
-        by_prompt: Whether rows of one prompt are kept together first.
+    `batches`, as TRL buffers them, hold tensors with a row for each completion, tensors without dimension that belong to
+    the whole rollout, and None.
     """
     if len(batches) == 1:
         return batches
@@ -289,9 +288,7 @@ def recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[LogpR
 def shows_own_logits(asked: GenerationConfig | None, policys: GenerationConfig) -> bool:
     """Tell whether a logits processor given to `generate` sees the policy's own logits, a token of each row at a time.
 
-    Args:
-        asked: Configuration of the call.
-        policys: The policy's own, which fills in what the former leaves out.
+    `policys`, the policy's own configuration, fills in what that of the call leaves out.
     """
     given = policys.to_dict() | {name: v for name, v in (asked.to_dict() if asked else {}).items() if v is not None}
     return all(

@@ -37,9 +37,13 @@ _MULTIMODAL = (
 ).split()
 
 
+def _field(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 def _setting(name: str) -> Any:
     """Return a field with the default and the help of a run's setting."""
-    return field(default=PreferenceTerm.model_fields[name].default, metadata={"help": help_of(name)})
+    return _field(PreferenceTerm.model_fields[name].default, help_of(name))
 
 
 @dataclass
@@ -53,18 +57,13 @@ class AmirGRPOConfig(GRPOConfig):
     lambda_reg: float = _setting("lambda_reg")
     reward_margin: float = _setting("reward_margin")
     beta_dpo: float = _setting("beta_dpo")
-    pair_mining: str = field(
-        default="all",
-        metadata={"help": "Which pairs of a group: 'all', or 'topk', the best completion against the rest."},
-    )
+    pair_mining: str = _field("all", "Which pairs of a group: 'all', or 'topk', the best completion against the rest.")
     max_pairs_per_group: int | None = _setting("max_pairs_per_group")
     ref_free: bool = _setting("ref_free")
-    trim_micro_batches: bool = field(
-        default=True,
-        metadata={
-            "help": "Sort the rows of an optimizer step by length, without their padding: the same gradient up to rounding, "
-            "for policies with relative positions (RoPE). False leaves micro-batches as TRL makes them, bit for bit."
-        },
+    trim_micro_batches: bool = _field(
+        True,
+        "Sort the rows of an optimizer step by length, without their padding: the same gradient up to rounding, "
+        "for policies with relative positions (RoPE). False leaves micro-batches as TRL makes them, bit for bit.",
     )
 
     _pair_minings: ClassVar[tuple[str, ...]] = STRATEGIES
@@ -102,7 +101,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         TypeError: If `args` is not an `AmirGRPOConfig`.
     """
 
-    # what the model cards of checkpoints say; TRL's own attributes
+    # what model cards say; TRL's own attributes
     _tag_names = ["trl", "grpo", "amir-grpo"]  # noqa: RUF012
     _name = "AMIR-GRPO"
     _paper = {  # noqa: RUF012
@@ -196,8 +195,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         if self.sampled_logps is None:
             return self._logps(self.model, output)
         length = output["completion_ids"].size(1)
-        known = self.sampled_logps[:, :length]
-        return torch.nn.functional.pad(known, (0, length - known.size(1)))
+        return torch.nn.functional.pad(self.sampled_logps, (0, length - self.sampled_logps.size(1)))  # or cut
 
     def _logps(self, model, output: dict[str, Any]) -> Tensor:
         """Return per-token log-probabilities of the rollout's completions under `model`, (N, T), without gradient."""

@@ -1,5 +1,6 @@
 """The weights of each loss against the gradient that autograd finds for the loss as its paper writes it."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -31,12 +32,8 @@ def explicit_loss(name, rewards, scores, margin, tau):
         deviation = math.sqrt(sum((x - mean) ** 2 for x in r) / (G - 1)) + 1e-4
         group = scores.sum() * 0
         if name in ("amir", "group_pairs"):
-            of_group = [
-                -torch.nn.functional.logsigmoid((s[i] - s[j]) / tau)
-                for i in range(G)
-                for j in range(G)
-                if r[i] - r[j] > margin
-            ]
+            beaten = [(i, j) for i, j in itertools.permutations(range(G), 2) if r[i] - r[j] > margin]
+            of_group = [-torch.nn.functional.logsigmoid((s[i] - s[j]) / tau) for i, j in beaten]
             pairs += of_group
             group = torch.stack(of_group).mean() if of_group else group
         elif name == "ranks":

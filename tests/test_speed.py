@@ -138,14 +138,8 @@ def test_the_log_is_the_same(exact, tmp_path):
 
 
 def test_rows_stay_in_their_optimizer_step(exact, tmp_path):
-    shape = {
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "steps_per_generation": 4,
-        "learning_rate": 0.1,
-        "max_steps": 2,
-    }
-    plain, trimmed = check_update(exact, tmp_path, **shape)
+    shape = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    plain, trimmed = check_update(exact, tmp_path, **shape, learning_rate=0.1, max_steps=2)
     for step in (0, 1):
         both = [sorted(chain(*trainer.micro_batches[2 * step :][:2])) for trainer in (plain, trimmed)]
         assert both[0] == both[1]
@@ -194,10 +188,8 @@ def check_known(policy, folder, recorded, of_the_policy=None, **changes):  # noq
 @pytest.mark.parametrize(
     "changes",
     [
-        {"temperature": 0.6},
         {"temperature": 1.7, "peft": True},
         # what is left out of the draw has a probability in the policy all the same
-        {"top_k": 5},
         {"top_p": 0.6, "temperature": 0.8},
         {"min_p": 0.05},
         {"generation_kwargs": {"top_k": 5, "eta_cutoff": 0.01}},
@@ -211,23 +203,14 @@ def test_sampling_knows_the_log_probabilities_that_a_forward_pass_computes(polic
 @pytest.mark.parametrize(
     ("setting", "recorded"),
     [
-        ({"min_p": 0.1}, True),
-        ({"epsilon_cutoff": 0.02}, True),
         ({"eta_cutoff": 0.02, "typical_p": 0.9, "top_k": 7}, True),
         ({"num_beams": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.3}, True),  # TRL sets the latter to 1
         ({"no_repeat_ngram_size": 1}, False),
         ({"suppress_tokens": [5, 6, 7]}, False),
-        ({"begin_suppress_tokens": [5, 6, 7]}, False),
-        ({"bad_words_ids": [[5], [6]]}, False),
         ({"min_new_tokens": 6}, False),
-        ({"min_length": 30}, False),
         ({"num_beams": 2}, False),
-        ({"sequence_bias": [[[5], 3.0]]}, False),
         ({"encoder_repetition_penalty": 1.5}, False),
-        ({"exponential_decay_length_penalty": [2, 1.5]}, False),
-        ({"forced_bos_token_id": 5}, False),
         ({"remove_invalid_values": True}, False),
-        ({"guidance_scale": 1.5}, False),
     ],
     ids=str,
 )
@@ -297,9 +280,8 @@ def test_every_row_and_position_keeps_its_score(monkeypatch, images):
 def test_completions_of_one_prompt_share_its_pass_and_its_gradient(tiny_policy, tokenizer):
     prompts, completions = ["7+8-5", "1+2+3-4-5"], ["<think>7+8=15", "<think>", "<answer>", "<think>1+2=3\n3+3=6", "1"]
     posed = tokenizer.pad({"input_ids": [tokenizer.encode(prompts[n]) for n in (0, 1, 0, 0, 1)]}, return_tensors="pt")
-    drawn = tokenizer.pad(
-        {"input_ids": list(map(tokenizer.encode, completions))}, return_tensors="pt", padding_side="right"
-    )
+    answers = {"input_ids": [tokenizer.encode(completion) for completion in completions]}
+    drawn = tokenizer.pad(answers, return_tensors="pt", padding_side="right")
     ids, mask = (torch.cat([posed[key], drawn[key]], dim=1) for key in ("input_ids", "attention_mask"))
     keep = drawn["input_ids"].size(1) + 1
     weights = torch.randn(5, keep, len(tokenizer)) * mask[:, -keep:, None]
@@ -318,11 +300,7 @@ def test_completions_of_one_prompt_share_its_pass_and_its_gradient(tiny_policy, 
     [
         {"loss_type": "grpo"},
         {"loss_type": "dapo", "importance_sampling_level": "sequence"},
-        *(
-            pytest.param({"loss_type": name}, marks=pytest.mark.long)
-            for name in LOSS_TYPES
-            if name not in ("grpo", "dapo")
-        ),
+        *(pytest.param({"loss_type": name}, marks=pytest.mark.long) for name in LOSS_TYPES[1:]),
         {"beta": 0.1, "peft": True},
         {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.1},
     ],
@@ -339,17 +317,15 @@ def test_completions_that_share_their_prompts_pass_make_the_same_update(policy, 
 
 
 def test_prompts_are_not_shared_where_a_cache_would_not_hold_them(policy, exact, tmp_path):  # noqa: F811
-    trainer = make_trainer(policy, tmp_path, gradient_checkpointing=False, **SHAPE)
+    trainer = make_trainer(policy, tmp_path, **SHAPE)
     assert trainer._shares_prompts()
     trainer.model.gradient_checkpointing_enable()  # by a user, without the setting
     assert not trainer._shares_prompts()
-    assert not make_trainer(exact, tmp_path, gradient_checkpointing=False, **SHAPE)._shares_prompts()
-    random = copy.deepcopy(policy)
+    random, dropping = copy.deepcopy(policy), copy.deepcopy(policy)
     random.model.layers[0].self_attn.attention_dropout = 0.1
-    assert not make_trainer(random, tmp_path, gradient_checkpointing=False, **SHAPE)._shares_prompts()
-    dropping = copy.deepcopy(policy)
     dropping.model.dropout = torch.nn.Dropout(0.1)
-    assert not make_trainer(dropping, tmp_path, gradient_checkpointing=False, **SHAPE)._shares_prompts()
+    for other in (exact, random, dropping):
+        assert not make_trainer(other, tmp_path, **SHAPE)._shares_prompts()
 
 
 def test_sorting_keeps_rows_together():

@@ -38,19 +38,9 @@ def graded(completions, completion_ids, **columns):
 
 def random_policy():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        eos_token_id=TOKENIZER.eos_token_id,
-        pad_token_id=TOKENIZER.pad_token_id,
-        bos_token_id=None,
-        initializer_range=0.15,
-    )
-    return LlamaForCausalLM(config)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {"eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id, "bos_token_id": None}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(TOKENIZER), initializer_range=0.15, **shape, **tokens))
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +123,8 @@ def explicit_preference_gradient(trainer, strategy="all", cap=None, reference=No
 
     def sequence_logps(m):
         logits = m(input_ids=ids, attention_mask=mask).logits[:, -length - 1 : -1]
-        token = torch.log_softmax(logits / trainer.temperature, -1).gather(2, rollout["completion_ids"][..., None])[
-            ..., 0
-        ]
+        drawn = rollout["completion_ids"][..., None]
+        token = torch.log_softmax(logits / trainer.temperature, -1).gather(2, drawn)[..., 0]
         return (token * rollout["completion_mask"]).sum(-1) / rollout["completion_mask"].sum(-1).clamp(min=1)
 
     logps = sequence_logps(model)
@@ -188,16 +177,8 @@ def check_gradient(policy, folder, strategy="all", cap=None, reference=None, pef
     wanted = grpo_gradient + LAMBDA * explicit_preference_gradient(grpo, strategy, cap, reference)
     if peft:
         torch.manual_seed(11)
-    amir = make_trainer(
-        policy,
-        folder,
-        peft=peft,
-        max_steps=1,
-        pair_mining=strategy,
-        max_pairs_per_group=cap,
-        ref_free=reference is None,
-        **changes,
-    )
+    term = {"pair_mining": strategy, "max_pairs_per_group": cap, "ref_free": reference is None}
+    amir = make_trainer(policy, folder, peft=peft, max_steps=1, **term, **changes)
     assert off_by(wanted, grpo_gradient) > 1e-3, "the preference term is too small for the test to see it"
     assert off_by(sgd_gradient(amir), wanted) < 1e-5
     return amir
@@ -271,11 +252,8 @@ def test_gradient_with_a_copy_of_the_initial_policy_as_reference(policy, tmp_pat
 def test_the_factor_of_a_completion_of_one_token(loss_type, factors):
     args = SimpleNamespace(generation_batch_size=8)
     trainer = SimpleNamespace(loss_type=loss_type, args=args, max_completion_length=6, epsilon_high=0.5)
-    inputs = {
-        "completion_mask": torch.tensor([[1, 0, 0], [1, 1, 1]]),
-        "advantages": torch.zeros(2),
-        "num_items_in_batch": torch.tensor(20.0),
-    }
+    inputs = {"completion_mask": torch.tensor([[1, 0, 0], [1, 1, 1]]), "num_items_in_batch": torch.tensor(20.0)}
+    inputs["advantages"] = torch.zeros(2)
     assert preference_factor(trainer, inputs).tolist() == pytest.approx(factors)
 
 
@@ -329,12 +307,7 @@ def test_unscorable_completions_form_no_pair(policy, tmp_path):
     ("name", "value", "message"),
     [
         ("lambda_reg", -0.1, "lambda_reg is -0.1; it must be at least 0"),
-        ("lambda_reg", float("nan"), "lambda_reg is nan"),
-        ("reward_margin", -1.0, "reward_margin is -1.0"),
-        ("beta_dpo", 0.0, "beta_dpo is 0.0; it must be above 0"),
-        ("pair_mining", "best", "Unknown pair_mining 'best'"),
         ("pair_mining", "permuted", "Unknown pair_mining 'permuted'.*\nValid: all, topk."),  # the study's
-        ("max_pairs_per_group", 0, "max_pairs_per_group is 0; leave it None"),
         ("loss_type", "ppo", "Unknown loss_type 'ppo'"),
         ("top_entropy_quantile", 0.2, "top_entropy_quantile=0.2 would"),
     ],
@@ -345,26 +318,12 @@ def test_impossible_settings_are_refused(name, value, message):
 
 
 def test_the_constructor_takes_what_its_parents_takes(policy, tmp_path):
-    ours, parents = (inspect.signature(trainer.__init__).parameters for trainer in (AmirGRPOTrainer, GRPOTrainer))
-    assert [(name, ours[name].default) for name in list(ours)[:4]] == [
-        (name, parents[name].default) for name in list(parents)[:4]
-    ]
+    both = (inspect.signature(trainer.__init__).parameters for trainer in (AmirGRPOTrainer, GRPOTrainer))
+    ours, parents = ([(name, given[name].default) for name in list(given)[:4]] for given in both)
+    assert ours == parents
     args = AmirGRPOConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     with pytest.raises(ValueError, match="No reward source"):  # TRL's own check: an environment may give the reward
         AmirGRPOTrainer(policy, args=args, processing_class=build_tokenizer())
-
-
-def test_without_a_config_the_folder_is_named_after_the_policy(policy, tmp_path, monkeypatch):
-    class OnCpu(AmirGRPOConfig):
-        def __init__(self, folder):
-            super().__init__(folder, use_cpu=True, bf16=False, report_to="none")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("amir_grpo.trainer.AmirGRPOConfig", OnCpu)
-    named = copy.deepcopy(policy)
-    named.config._name_or_path = "me/tiny"
-    trainer = AmirGRPOTrainer(named, graded, train_dataset=PROMPTS, processing_class=TOKENIZER)
-    assert trainer.args.output_dir == "tiny-AMIR-GRPO"
 
 
 def test_grpos_own_config_is_refused(policy, tmp_path):
@@ -373,30 +332,19 @@ def test_grpos_own_config_is_refused(policy, tmp_path):
 
 
 def test_answers_are_checked_before_training_and_numbers_are_taken(policy, tmp_path):
-    for answers, refused in (([1, 2, 3, 4, 5, 6], False), ([True] * 6, True)):
-        prompts = PROMPTS.add_column("answer", answers)
-        if refused:
-            with pytest.raises(ValueError, match="Column 'answer', row 0: True is no answer"):
-                make_trainer(policy, tmp_path, reward=correctness, prompts=prompts)
-        else:
-            make_trainer(policy, tmp_path, reward=[correctness], prompts=prompts, max_steps=1).train()
+    with pytest.raises(ValueError, match="Column 'answer', row 0: True is no answer"):
+        make_trainer(policy, tmp_path, reward=correctness, prompts=PROMPTS.add_column("answer", [True] * 6))
+    prompts = PROMPTS.add_column("answer", [1, 2, 3, 4, 5, 6])
+    make_trainer(policy, tmp_path, reward=[correctness], prompts=prompts, max_steps=1).train()
 
 
 def test_model_cards_name_the_method_and_its_paper(policy, tmp_path):
-    trainer = make_trainer(policy, tmp_path)
-    trainer.create_model_card()
+    make_trainer(policy, tmp_path).create_model_card()
     card = (tmp_path / "README.md").read_text()
-    assert "trained with AMIR-GRPO" in card
-    assert "huggingface.co/papers/2601.03661" in card
-    assert "Cite AMIR-GRPO as" in card
+    for said in ("trained with AMIR-GRPO", "huggingface.co/papers/2601.03661", "Cite AMIR-GRPO as"):
+        assert said in card
     assert "amir-grpo" in ModelCard.load(tmp_path / "README.md").data.tags
     assert "2402.03300" not in card  # GRPO's
-
-
-def test_defaults_are_the_published_ones():
-    config = AmirGRPOConfig("folder", use_cpu=True, bf16=False)
-    assert (config.lambda_reg, config.reward_margin, config.beta_dpo) == (0.01, 2.0, 0.2)
-    assert (config.pair_mining, config.max_pairs_per_group, config.ref_free) == ("all", None, True)
 
 
 def test_log_probabilities_that_unsloth_has_packed_to_the_left_are_read_where_the_completion_stands():
@@ -411,12 +359,10 @@ def test_log_probabilities_that_unsloth_has_packed_to_the_left_are_read_where_th
     assert completion_columns(torch.tensor(completions), batch).tolist() == completions  # TRL's own
 
 
-def test_a_process_that_sees_several_gpus_trains_on_one(policy, tmp_path, monkeypatch):
-    trainer = make_trainer(policy, tmp_path, max_steps=1)
-    seen = []
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch):
+    args, seen = AmirGRPOConfig(str(tmp_path), use_cpu=True, bf16=False), []
     monkeypatch.setattr("amir_grpo.trainer.logger.warning", lambda message, *values: seen.append(message % values))
-    trainer.args._n_gpu = 4
-    use_one_gpu(trainer.args)
-    assert trainer.args.n_gpu == 1
-    assert trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
+    args._n_gpu = 4
+    use_one_gpu(args)
+    assert (args.n_gpu, args.train_batch_size) == (1, args.per_device_train_batch_size)
     assert seen == ["4 GPUs are visible; this process trains on the first. To train on all: accelerate launch."]

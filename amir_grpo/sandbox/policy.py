@@ -37,8 +37,6 @@ class SandboxSpec(Habits):
     Attributes:
         shown: Families of the warm-up: those of the training, two easier ones, and the longer one that is reported apart.
         seed: Seed of the weights, of the solutions shown and of their order.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: Shape of the Llama.
-        warmup_steps, warmup_batch_size, warmup_learning_rate: The supervised warm-up.
         warmup_chains: Distinct chains of the warm-up.
         careful_first: Share of the warm-up, at its start, that shows careful solutions only. Arithmetic is learnt
             there; the mixture that follows teaches the other habits.
@@ -102,11 +100,8 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer(words: bool = False) -> PreTrainedTokenizerBase:
-    """Build a tokenizer of one token per character and one per tag, with a chat template; text survives the round trip.
-
-    Args:
-        words: Also one token for each word of `word_problem`.
-    """
+    """Build a tokenizer of one token per character, per tag, and per word of `word_problem` where `words`; with a chat
+    template. Text survives the round trip."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -155,10 +150,9 @@ def untrained_config(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> L
 
 
 def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """Tokenised chains with solutions, in the order of the warm-up; labels on the solutions only."""
+    """Return tokenised chains with solutions, in the order of the warm-up; labels on the solutions only."""
     rng = random.Random(f"warm-up/{spec.seed}")
-    chains = problems.named_chains(spec.shown, held_out=False, seed=spec.seed)
-    shown = list(islice(chains, spec.warmup_chains))
+    shown = list(islice(problems.named_chains(spec.shown, held_out=False, seed=spec.seed), spec.warmup_chains))
     sequences = spec.warmup_steps * spec.warmup_batch_size
     examples = []
     for index in range(sequences):
@@ -201,6 +195,10 @@ def warm_up(
     steps, before = len(examples) // batch_size, torch.get_num_threads()
     if steps == 0:
         return
+    settings = {"per_device_train_batch_size": batch_size, "train_sampling_strategy": "sequential"}
+    settings |= {"learning_rate": learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.05}
+    settings |= {"adam_beta2": 0.98, "weight_decay": 0.01}
+    silent = {"logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as scratch, stage("warming up the base policy", total=steps) as tick:
 
         class Progress(TrainerCallback):
@@ -209,23 +207,7 @@ def warm_up(
 
         trainer = Trainer(
             model=policy,
-            args=TrainingArguments(
-                output_dir=scratch,
-                max_steps=steps,
-                per_device_train_batch_size=batch_size,
-                train_sampling_strategy="sequential",
-                learning_rate=learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=0.05,
-                adam_beta2=0.98,
-                weight_decay=0.01,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                seed=seed,
-                use_cpu=use_cpu,
-                disable_tqdm=True,
-            ),
+            args=TrainingArguments(scratch, max_steps=steps, seed=seed, use_cpu=use_cpu, **settings, **silent),
             train_dataset=Dataset.from_list(examples),
             data_collator=DataCollatorForSeq2Seq(tokenizer),
             callbacks=[Progress()],

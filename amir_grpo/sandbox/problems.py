@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from amir_grpo.choices import SANDBOX, SANDBOX_LARGE, SANDBOX_MEDIUM, STORIES, check_names
 from amir_grpo.settings import PROFILES
@@ -24,15 +24,9 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Family:
-    """A family of arithmetic chains.
-
-    Attributes:
-        numbers: How many numbers a chain has.
-        words: Told in words; no partial result is below 0.
-        story: With larger numbers and products, too; partial results are from 1 to 99.
-    """
+class Family(NamedTuple):
+    """Arithmetic chains of some numbers. In words no partial result is below 0; a story has larger numbers and products,
+    too, and partial results from 1 to 99."""
 
     numbers: int
     words: bool = False
@@ -62,8 +56,7 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int 
 
     Args:
         name: One of `ALL_FAMILIES` or of `TRAINED_ON`.
-        limit: Number of problems, all distinct; None for as many as the profile sandbox has, since problems are drawn, not
-            stored. Families are finite: a small one may have fewer.
+        limit: Number of problems, all distinct; None for as many as the profile sandbox has. A small family may have fewer.
         seed: Which problems.
         shots: Worked examples that each prompt begins with, as earlier turns of the conversation.
 
@@ -81,16 +74,12 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int 
     names = TRAINED_ON[name] if training else (name,)
     # of another seed than any training's: no example is a problem that is trained on, but for one drawn twice
     examples = list(islice(named_chains(names, held_out=False, seed=-1), shots))
-    rows = []
-    for index, (family, chain) in enumerate(islice(named_chains(names, held_out=not training, seed=seed), limit)):
-        rows.append(
-            {
-                "id": f"{name}-{index:05d}",
-                "question": question_of(chain, family),
-                "answer": [str(chain_answer(chain))],
-                "prompt": prompt_of(chain, family, examples),
-            }
-        )
+    chains = islice(named_chains(names, held_out=not training, seed=seed), limit)
+    rows = [
+        {"id": f"{name}-{index:05d}", "question": question_of(chain, family), "answer": [str(chain_answer(chain))]}
+        | {"prompt": prompt_of(chain, family, examples)}
+        for index, (family, chain) in enumerate(chains)
+    ]
     return Dataset.from_list(rows)
 
 
@@ -117,10 +106,7 @@ def chain_answer(chain: str) -> int:
 def named_chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[tuple[str, str]]:
     """Yield distinct random (family, chain) pairs of the named families in turn, until no new one is found.
 
-    Args:
-        names: Of `ALL_FAMILIES`.
-        held_out: Whether they are of those kept for evaluation. A chain is held out in words and in figures alike.
-        seed: Which chains, and in which order.
+    `held_out`: whether they are of those kept for evaluation; a chain is held out in words and in figures alike.
     """
     rng = random.Random(f"{'-'.join(names)}/{held_out}/{seed}")
     seen: set[str] = set()
@@ -128,16 +114,11 @@ def named_chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[
     while misses < 10_000:
         for name in names:
             chain = _random_chain(rng, ALL_FAMILIES[name])
-            if _is_held_out(chain) != held_out or chain in seen:
-                misses += 1
-                continue
-            misses = 0
-            seen.add(chain)
-            yield name, chain
-
-
-def _is_held_out(chain: str) -> bool:
-    return zlib.crc32(chain.encode()) % _HELD_OUT_ONE_IN == 0
+            misses += 1
+            if (zlib.crc32(chain.encode()) % _HELD_OUT_ONE_IN == 0) == held_out and chain not in seen:
+                misses = 0
+                seen.add(chain)
+                yield name, chain
 
 
 def _random_chain(rng: random.Random, family: Family) -> str:
@@ -204,14 +185,8 @@ def word_problem(chain: str) -> str:
 
 @dataclass(frozen=True)
 class Habits:
-    """The mixture of solutions that a warm-up shows.
-
-    Attributes:
-        careful, hasty, rambling: Shares of the three kinds of solution. They add up to 1.
-        hasty_right: How often a hasty solution happens to be right.
-        slip: How often a rambling solution gets a line wrong.
-        no_answer: How often a rambling solution ends without an answer block.
-    """
+    """The mixture of solutions that a warm-up shows: shares of the three kinds, how often a hasty one happens to be right,
+    and how often a rambling one gets a line wrong (slip) or ends without an answer block."""
 
     careful: float = 0.25
     hasty: float = 0.45
