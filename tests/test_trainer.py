@@ -306,7 +306,7 @@ def test_unscorable_completions_form_no_pair(policy, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("lambda_reg", -0.1, "lambda_reg is -0.1; it must be at least 0"),
+        ("lambda_reg", -0.1, "lambda_reg is -0.1; it must be greater than or equal to 0"),
         ("pair_mining", "permuted", "Unknown pair_mining 'permuted'.*\nValid: all, topk."),  # the study's
         ("loss_type", "ppo", "Unknown loss_type 'ppo'"),
         ("top_entropy_quantile", 0.2, "top_entropy_quantile=0.2 would"),
