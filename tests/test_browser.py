@@ -3,9 +3,7 @@
 `make test-browser` runs these and installs what they need. Screenshots go to runs/screenshots.
 """
 
-import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +13,9 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbconvert.preprocessors import ClearOutputPreprocessor
 
 from amir_grpo.runs.reproduce import write_page
 
@@ -26,13 +26,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 BARS = ("00_base_policy", "01_train", "02_evaluate")  # notebooks in which work is done, and shown
 MINUTES = 4
-
-
-@pytest.fixture(scope="session")
-def screenshots():
-    folder = ROOT / "runs" / "screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+SCREENSHOTS = ROOT / "runs" / "screenshots"
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +51,8 @@ def clone(tmp_path_factory):
     for name in ("amir_grpo", "data", "notebooks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (folder / "notebooks").glob("*.ipynb"):
-        notebook = json.loads(path.read_text())
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "code":
-                cell["outputs"], cell["execution_count"] = [], None
-                cell["source"] = re.sub(r'^profile = "[^"]*"', 'profile = "smoke"', "".join(cell["source"]))
-        path.write_text(json.dumps(notebook))
+        notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(path, as_version=4), {})
+        path.write_text(nbformat.writes(notebook).replace('profile = \\"sandbox\\"', 'profile = \\"smoke\\"'))
     return folder
 
 
@@ -157,7 +147,7 @@ def test_a_notebook_stopped_by_the_button_goes_on_by_run_all(page, lab, clone):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_run_all_in_jupyterlab(page, lab, screenshots, name):
+def test_run_all_in_jupyterlab(page, lab, name):
     outputs = run_all(page, lab, name)
     assert errors_in(outputs) == texts_of(outputs, "stderr") == [], "shown in red"
     texts = texts_of(outputs)
@@ -171,13 +161,13 @@ def test_run_all_in_jupyterlab(page, lab, screenshots, name):
     while top < cells.evaluate("panel => panel.scrollHeight"):
         cells.evaluate("(panel, top) => { panel.scrollTop = top; }", top)
         page.wait_for_timeout(400)
-        page.screenshot(path=screenshots / f"{name}-{screen:02d}.png")
+        page.screenshot(path=SCREENSHOTS / f"{name}-{screen:02d}.png")
         for figure in page.locator(".jp-RenderedImage img").all():
             assert figure.evaluate("image => image.complete && image.naturalWidth > 100 && image.clientHeight > 50")
         top, screen = top + 850, screen + 1
 
 
-def test_the_page_of_a_run_is_read_offline(page, screenshots, tmp_path):
+def test_the_page_of_a_run_is_read_offline(page, tmp_path):
     """Made of the committed notebooks; without a network its figures and tables are there."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     path = write_page(tmp_path, NOTEBOOKS[:6])
@@ -190,4 +180,4 @@ def test_the_page_of_a_run_is_read_offline(page, screenshots, tmp_path):
     assert all(figure.evaluate("image => image.complete && image.naturalWidth > 100") for figure in figures)
     assert page.locator("table").count() >= 10
     assert not errors
-    page.screenshot(path=screenshots / "run.png", full_page=True)
+    page.screenshot(path=SCREENSHOTS / "run.png", full_page=True)
