@@ -24,6 +24,7 @@ from amir_grpo import cli
 from amir_grpo.runs import reproduce
 from amir_grpo.runs.run import open_run
 from amir_grpo.system.cluster import submitting
+from amir_grpo.system.progress import REPORT_TO
 from tests.cells import executed, run_cells
 from tests.conftest import WARMUP_STEPS
 from tools import gallery
@@ -253,6 +254,7 @@ def test_what_fails_in_a_notebook_is_said_in_three_lines(reproduced, tmp_path, m
     (folder / "samples" / "grpo" / "chain7.parquet").write_bytes(b"half")
     monkeypatch.setattr(reproduce, "_STAGES", [[("04_coverage", {})]])  # the quickest
     monkeypatch.setattr(reproduce, "submitting", lambda *_, **__: submitting(1))
+    monkeypatch.setenv(REPORT_TO, "")  # which is set for the notebook's kernel, here for all that follows
     with pytest.raises(SystemExit) as caught:
         cli.main(["reproduce", "--profile", "smoke", "--run_dir", str(folder), *SMALL])
     assert caught.value.code == 2
