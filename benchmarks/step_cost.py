@@ -8,7 +8,8 @@ five rounds' medians, each ratio the median of five rounds' ratios; the first st
 In the long-tailed case the completions are prescribed: lognormal lengths with a mean of a quarter of the limit, the same for
 all trainers, on a policy of 1.3M parameters. No drawing is timed there. Peak memory is the growth of the process's peak
 resident set over one training, the median of three fresh processes for each trainer (Linux).
-Writes data/results/step_cost.csv; with --language, what the profile smollm2 costs, into language_step_cost.csv.
+Writes data/results/step_cost.csv; with --language, what the profile smollm2 costs, into language_step_cost.csv, in seconds
+of CPU time: such a step is long enough for other work to come between.
 """
 
 from __future__ import annotations
@@ -93,9 +94,10 @@ LANGUAGE = {
 
 
 class _Clock(TrainerCallback):
-    """Wall time of each optimizer step, whole and in its parts, in seconds."""
+    """Time of each optimizer step by `now`, whole and in its parts, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self.steps: list[dict[str, float]] = []
         self._parts: dict[str, float] = {}
 
@@ -106,19 +108,19 @@ class _Clock(TrainerCallback):
 
     def _timed(self, part: str, method: Callable) -> Callable:
         def timed(*args, **kwargs):
-            begin = time.perf_counter()
+            begin = self._now()
             result = method(*args, **kwargs)
-            self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - begin
+            self._parts[part] = self._parts.get(part, 0.0) + self._now() - begin
             return result
 
         return timed
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._parts.clear()
-        self._begin = time.perf_counter()
+        self._begin = self._now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        step = time.perf_counter() - self._begin
+        step = self._now() - self._begin
         passes = self._parts["training_step"] - self._parts["_prepare_inputs"]
         self.steps.append({"step": step, "drawing": self._parts.get("_generate_single_turn", 0.0), "passes": passes})
 
@@ -202,7 +204,7 @@ def base_of(case: Case, scratch: Path) -> Path:
 
 def train(kind: str, case: Case, base: Path) -> list[dict[str, float]]:
     """The parts of each optimizer step of one training but for those of its first rollout, in seconds."""
-    clock = _Clock()
+    clock = _Clock(time.process_time if case.profile == "smollm2" else time.perf_counter)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(kind, case, base, Path(folder))
         clock.watch(trainer)
@@ -240,17 +242,20 @@ def peak_growth(kind: str, case: str, base: Path) -> int:
     return int(done.stdout.split()[-1])
 
 
-def measure(name: str, case: Case, base: Path) -> dict[str, Any]:
-    """The row of one case."""
-    rounds = []
-    for _ in range(ROUNDS):
+def measure(name: str, case: Case, base: Path, rounds: int = ROUNDS) -> dict[str, Any]:
+    """The row of one case; peak memory is that of as many processes, at most three."""
+    measured = []
+    for _ in range(rounds):
         steps = {kind: pd.DataFrame(train(kind, case, base)).median() for kind in TRAINERS}
-        rounds.append(pd.DataFrame(steps))
-    stock, grpo, amir = (pd.DataFrame([dict(table[kind]) for table in rounds]) for kind in TRAINERS)
+        measured.append(pd.DataFrame(steps))
+    stock, grpo, amir = (pd.DataFrame([dict(table[kind]) for table in measured]) for kind in TRAINERS)
     against_stock = amir / stock
     memory = {}
     if case.memory:
-        memory = {k: median(peak_growth(k, name, base) for _ in range(MEMORY_RUNS)) for k in ("stock", "amir_grpo")}
+        memory = {
+            k: median(peak_growth(k, name, base) for _ in range(min(rounds, MEMORY_RUNS)))
+            for k in ("stock", "amir_grpo")
+        }
     return {
         "case": name,
         "stock_seconds": round(stock["step"].median(), 3),
@@ -262,6 +267,7 @@ def measure(name: str, case: Case, base: Path) -> dict[str, Any]:
         "passes_ratio": round(against_stock["passes"].median(), 3),
         "grpo_ratio": round((amir["step"] / grpo["step"]).median(), 3),
         "memory_ratio": round(memory["amir_grpo"] / memory["stock"], 3) if memory else math.nan,
+        "memory_gigabytes": round(memory["amir_grpo"] / 1e6, 2) if memory else math.nan,
         "pairs_milliseconds": round(pair_milliseconds(case.completions, 8), 3),
     }
 
@@ -272,6 +278,7 @@ def main() -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--language", action="store_true", help="the profile smollm2 instead, half an hour")
     parser.add_argument("--out", type=Path, help="default: data/results")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
@@ -283,7 +290,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for name, case in (LANGUAGE if arguments.language else CASES).items():
-            rows.append(measure(name, case, base_of(case, Path(folder))))
+            rows.append(measure(name, case, base_of(case, Path(folder)), arguments.rounds))
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     name = "language_step_cost.csv" if arguments.language else "step_cost.csv"
