@@ -65,8 +65,8 @@ class PolicySettings(Group):
     backend: Literal[choices.BACKENDS] = "auto"
     """Library that loads the policy for training: unsloth, transformers, or auto (Unsloth if installed, with a GPU)."""
     dtype: Literal[choices.DTYPES] = "auto"
-    """Precision that policies compute in. auto: float32 on a CPU, 16 bits on a GPU. float64, for small policies on a
-    CPU, gives the same numbers on every machine."""
+    """Precision that policies compute in. auto: float32 on a CPU, 16 bits on a GPU; bfloat16. float64, for small policies
+    on a CPU, gives the same numbers on every machine."""
     device: Literal[choices.DEVICES] = "auto"
     """Where policies run: auto, the GPU where there is one, or cpu."""
     trust_remote_code: bool = False
