@@ -31,7 +31,7 @@ from tools import gallery
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-READ_EVIDENCE = ("06_claims", "07_ablations", "08_regimes", "09_family")  # they need no run
+READ_EVIDENCE = ("06_claims", "07_ablations", "08_regimes", "09_family", "10_language_model")  # they need no run
 # one worker of xdist, so that what the module shares is made once
 pytestmark = pytest.mark.xdist_group("notebooks")
 

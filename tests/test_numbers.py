@@ -10,10 +10,13 @@ import pytest
 from scipy import stats
 
 from amir_grpo import metrics
+from amir_grpo.grading import is_correct
 from amir_grpo.results.tables import published_table
+from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.study import claims
-from amir_grpo.study.kept import kept_studies
-from amir_grpo.study.plan import read_plan
+from amir_grpo.study.experiment import check_kept, runs_in_order
+from amir_grpo.study.kept import kept_studies, load_study
+from amir_grpo.study.plan import PLANS, read_plan
 from tools import hero
 from tools.study import study_tables
 
@@ -195,3 +198,43 @@ def test_the_hero_is_drawn_from_the_kept_runs(studies):
     if "pass@1, mean of" in text:
         base, grpo, amir = (f"{levels[policy].mean():.1f} %" for policy in ("base", "grpo", "amir_grpo"))
         assert f"{base} before training, {grpo} with GRPO, {amir} with AMIR-GRPO" in text
+
+
+def test_the_pilot_of_the_language_model_went_as_its_page_says():
+    pilot = pd.read_csv(RESULTS / "language_pilot.csv")
+    part = pilot[pilot["claims"]].groupby((pilot["step"] - 1) // 10)[["right", "completions"]].sum()
+    first, fourth, sixth = (
+        f"{100 * part['right'] / part['completions']:.0f} %" for _, part in part.loc[[0, 3, 5]].iterrows()
+    )
+    assert f"{first} right in its first ten steps, {fourth} in the fourth ten, {sixth} in the sixth" in prose(
+        "docs/language-model.md"
+    )
+
+
+def test_the_kept_runs_of_the_language_model_are_those_of_its_plan_and_their_texts_are_what_was_counted(tmp_path):
+    plan = read_plan(PLANS["language"])
+    runs = runs_in_order(plan, "language", tmp_path)
+    for run in runs:
+        check_kept(run, RESULTS / "language")
+    study = load_study(RESULTS / "language")
+    assert set(study.runs["path"] + study.runs["seed"].astype(str)) <= {f"{run.arm.path}{run.seed}" for run in runs}
+    texts, counts = study.tables["completions"], study.tables["problems"]
+    key = ["arm", "seed", "benchmark"]
+    kept = counts.groupby(key)[["correct", "tokens_right"]].sum()
+    right = texts[texts["correct"]].groupby(key)["tokens"].agg(["size", "sum"])
+    assert (kept.to_numpy() == right.reindex(kept.index, fill_value=0).to_numpy()).all()
+    graded = [
+        is_correct(text, answer)
+        for text, answer in zip(*_answered(texts.sample(200, random_state=0), plan), strict=True)
+    ]
+    assert graded == texts.sample(200, random_state=0)["correct"].tolist()
+
+
+def _answered(texts, plan):
+    """The texts, and the answers of their problems."""
+    limit, seed = plan.settings["eval_limit"], plan.settings["eval_seed"]
+    answers = {}
+    for kind in plan.settings["benchmarks"]:
+        posed = load_sandbox(kind, limit, seed)
+        answers |= dict(zip(posed["id"], posed["answer"], strict=True))
+    return texts["text"].tolist(), [answers[problem] for problem in texts["problem_id"]]
