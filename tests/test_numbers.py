@@ -200,7 +200,7 @@ def test_the_hero_is_drawn_from_the_kept_runs(studies):
         assert f"{base} before training, {grpo} with GRPO, {amir} with AMIR-GRPO" in text
 
 
-def test_the_pilot_of_the_language_model_went_as_its_page_says():
+def test_pilot_and_cost_of_the_language_model_are_as_its_page_says():
     pilot = pd.read_csv(RESULTS / "language_pilot.csv")
     part = pilot[pilot["claims"]].groupby((pilot["step"] - 1) // 10)[["right", "completions"]].sum()
     first, fourth, sixth = (
@@ -209,6 +209,14 @@ def test_the_pilot_of_the_language_model_went_as_its_page_says():
     assert f"{first} right in its first ten steps, {fourth} in the fourth ten, {sixth} in the sixth" in prose(
         "docs/language-model.md"
     )
+    (cost,) = pd.read_csv(RESULTS / "language_step_cost.csv").to_dict("records")
+    said = (
+        "{ratio:.2f} times as long as stock TRL's on the same policy "
+        "({seconds:.0f} s of CPU time against {stock_seconds:.0f} s: "
+        "drawing {drawing_ratio:.2f}, passes {passes_ratio:.2f}), "
+        "and a training {memory_gigabytes:.1f} GB, {memory_ratio:.2f} times"
+    )
+    assert said.format(**cost) in prose("docs/language-model.md")
 
 
 def test_the_kept_runs_of_the_language_model_are_those_of_its_plan_and_their_texts_are_what_was_counted(tmp_path):
