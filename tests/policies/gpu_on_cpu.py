@@ -15,7 +15,6 @@ from types import ModuleType, SimpleNamespace
 
 os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "TRITON_INTERPRET": "1", "HF_HUB_OFFLINE": "1"}
 os.environ |= {"UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
-os.environ["UNSLOTH_ENABLE_FLEX_ATTENTION"] = "0"  # Gemma's, which has no backward pass on a CPU
 
 import torch
 from torch.overrides import TorchFunctionMode

@@ -50,8 +50,6 @@ def gradient(folder: Path, kind: str, dtype: str) -> dict:
     from amir_grpo.settings import settings_of
     from benchmarks.gradient import gradient_row
 
-    if kind == "gemma3_text":  # without FlexAttention packed rows see each other, which random weights hide
-        os.environ |= {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
     policy = random_policy(folder, kind)
     settings, problems = settings_of("colab-t4", SMALL | {"model_name": str(policy)}), load_sandbox("sandbox", 40)
     return gradient_row(settings, policy, Backend("unsloth", "asked for"), problems, getattr(torch, dtype))
@@ -181,6 +179,11 @@ def gradients(folder: Path) -> dict:
 
 
 def main(what: str, file: str) -> None:
+    if "gemma3" in what:
+        # FlexAttention has no backward pass on a CPU; without it packed rows see each other, which random weights hide
+        os.environ |= {
+            f"UNSLOTH_{name}": "0" for name in ("ENABLE_FLEX_ATTENTION", "GRPO_SEQ_PACKING", "GRPO_PREFIX_GROUPER")
+        }
     gpu_on_cpu.start(autocast=what.endswith(("float16", "t4")))
     name, *rest = what.split()
     asked = {"gradient": gradient, "colab-t4": colab_t4, "losses": losses}
