@@ -60,11 +60,14 @@ def test_ms_swift():
     assert torch.allclose(found, expected(torch.zeros(8)), atol=1e-3)
 
 
+_ABSENT = ("flash_attn", "deepspeed", "vllm")
+
+
 class _StandIn(MetaPathFinder, Loader):
-    """Gives empty modules for flash-attn and DeepSpeed, which a CPU cannot build."""
+    """Gives empty modules for what a machine without a GPU does not have."""
 
     def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in ("flash_attn", "deepspeed") else None
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _ABSENT else None
 
     def create_module(self, spec):
         return MagicMock(__version__="0")

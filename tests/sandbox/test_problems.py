@@ -66,6 +66,13 @@ def test_families_rise_and_the_longest_is_not_trained_on():
     trained = [numbers(chain) for chain in load_sandbox("sandbox", 3000)["question"]]
     assert set(trained) == {6, 7}
     assert all(trained.count(length) > 1400 for length in (6, 7)), "families take turns"
+    large = load_sandbox("sandbox-large", limit=2000)["question"]
+    assert {(numbers(question), "How many" in question) for question in large} == {
+        (5, False),
+        (7, False),
+        (3, True),
+        (4, True),
+    }
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -101,13 +108,6 @@ def test_problems_follow_from_the_seed_in_any_process():
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.split() == first_chains(("chain4",), True, seed=5, count=20)
-
-
-def test_unknown_family_is_refused():
-    with pytest.raises(
-        ValueError, match=r"Unknown sandbox family 'chain2'.*\nValid: sandbox, .*stories, chain3, chain4"
-    ):
-        load_sandbox("chain2", 1)
 
 
 # --- solutions ------------------------------------------------------------------------------------------------------
@@ -196,9 +196,3 @@ def test_a_solved_story_can_earn_every_reward():
             assert has_format(solved["content"])
             assert count_true_claims(solved["content"], 5) >= 1
             assert SOLUTION.fullmatch(solved["content"])["answer"] == str(reading(asked["content"]))
-
-
-def test_the_large_sandbox_trains_on_figures_and_words():
-    trained = load_sandbox("sandbox-large", limit=2000)["question"]
-    assert {bool(re.search("How many", question)) for question in trained} == {True, False}
-    assert {numbers(question) for question in trained} == {3, 4, 5, 7}
