@@ -3,9 +3,7 @@ r"""Reward functions in the form that TRL calls: completions and columns in, a l
 The format is ``<think>…</think><answer>…</answer>``, with calibration followed by
 ``<analysis>…</analysis><confidence>0.8</confidence>``; white space around the tags is free.
 
-The published code pays correctness by a numeric tolerance and the integer reward for any number. It always counts all
-eight tags, has no penalty for trailing text without calibration, and takes a missing confidence for 0.5, which earns
-0.75. Its reward for claims, commented out in both lists, has no bound and pays for the same claim each time.
+`docs/published-code.md` says where the published rewards differ.
 
 The margin. Without calibration, completions that differ in correctness alone differ by 2.0, and the published δ = 2.0 is
 strict: TRL's sum in float32 is 2.0, or a rounding error below it, and the pair is lost. With calibration the difference
