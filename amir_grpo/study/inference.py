@@ -17,6 +17,7 @@ squared standard error on the same degrees of freedom, which can only make the t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -123,23 +124,13 @@ class Comparison:
         return float(stats.t.cdf(t, self.freedom))
 
 
-def compare(new: ArrayLike, old: ArrayLike) -> Comparison:
-    """Return the gain of arm `new` over arm `old`, paired by run and problem, for new base policies, seeds and problems.
+def compare(differences: Sequence[ArrayLike]) -> Comparison:
+    """Return the gain of one arm over another, for new base policies, seeds and problems.
 
-    Args:
-        new, old: (bases, seeds, problems), a score such as the pass rate of each problem; run and problem are the same at
-            the same place of both. A run that is missing is NaN on all problems, and is left out if either arm misses it.
-            One score a run: (bases, seeds, 1), and the interval is for the problems behind that score.
-
-    Raises:
-        ValueError: If the shapes differ or are not three-dimensional.
+    `differences`: for each base policy (seeds, problems), new minus old score of a run on a problem; with one score a run,
+    (seeds, 1), the interval is for the problems behind that score.
     """
-    new, old = np.asarray(new, dtype=float), np.asarray(old, dtype=float)
-    if new.shape != old.shape or new.ndim != 3:
-        raise ValueError(f"new has shape {new.shape}, old {old.shape}: give (bases, seeds, problems) of both.")
-    difference = new - old
-    done = np.isfinite(difference[:, :, 0])
-    by_base = [difference[base, done[base]] for base in np.flatnonzero(done.any(axis=1))]
+    by_base = [np.asarray(runs, dtype=float) for runs in differences]
     units = np.array([runs.mean(axis=0) for runs in by_base]) if len(by_base) > 1 else by_base[0]
     estimate, error = crossed_error(units) if len(units) > 1 else (units.mean(), np.nan)
     if error < 1e-12 * np.abs(units).max():  # what rounding leaves of equal differences
@@ -149,7 +140,7 @@ def compare(new: ArrayLike, old: ArrayLike) -> Comparison:
         reason = f"{len(units)} {what}: at least {MIN_UNITS} are needed for a p-value."
     elif not error > 0:
         reason = f"All {len(units)} {what} differ by the same, so that nothing is known of the spread."
-    sizes = {"bases": len(by_base), "runs": int(done.sum()), "problems": difference.shape[2]}
+    sizes = {"bases": len(by_base), "runs": sum(map(len, by_base)), "problems": units.shape[1]}
     return Comparison(float(estimate), float(error), len(units) - 1, **sizes, no_test=reason)
 
 

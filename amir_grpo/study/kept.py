@@ -247,9 +247,7 @@ def shared_runs(*arms: Collection[Run]) -> list[Run]:
 
 
 def compared(new: Scores, old: Scores) -> Comparison:
-    """`compare` for two arms given by (base, seed) as arrays of one score per problem, or of a single number.
-
-    Runs that one of them lacks are left out.
+    """`compare` two arms on the runs that both have.
 
     Raises:
         ValueError: If they share no run.
@@ -257,12 +255,8 @@ def compared(new: Scores, old: Scores) -> Comparison:
     keys = shared_runs(new, old)
     if not keys:
         raise ValueError("The two arms have no run of the same base policy and seed: make more runs.")
-    by_base = [[key for key in keys if key[0] == base] for base in sorted({base for base, _ in keys})]
-    layout = np.full((2, len(by_base), max(map(len, by_base)), np.size(new[keys[0]])), np.nan)
-    for place, mine in enumerate(by_base):
-        for run, key in enumerate(mine):
-            layout[0, place, run], layout[1, place, run] = new[key], old[key]
-    return compare(*layout)
+    bases = sorted({base for base, _ in keys})
+    return compare([[np.atleast_1d(new[key] - old[key]) for key in keys if key[0] == base] for base in bases])
 
 
 def level(values: Mapping[Run, float]) -> Comparison:

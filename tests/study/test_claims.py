@@ -25,7 +25,7 @@ def test_a_gain_is_that_of_the_trained_lengths_paired_by_run_and_problem():
     for arm in ("grpo", "two-step-grpo"):
         part = study.tables["problems"].query("arm == @arm and benchmark != 'chain8'")
         layout[arm] = (part["correct"] / 8).to_numpy().reshape(6, 1, 2 * PROBLEMS)
-    expected = compare(layout["two-step-grpo"], layout["grpo"])
+    expected = compare(layout["two-step-grpo"] - layout["grpo"])
     found = claims.gain(study, "clean/two-step-grpo", OLD)
     assert found.estimate == pytest.approx(100 * expected.estimate)
     assert found.interval() == pytest.approx([100 * end for end in expected.interval()])
