@@ -122,13 +122,8 @@ def gain_table(studies: Studies, pairs: Sequence[Pair], plan: Plan, family: Sequ
     p-values are corrected together (Holm) over the pairs and `family`. A pair that is also a test of the confirmation is
     corrected by the sequence: it keeps its p-value from there, none where its turn did not come, and is not counted.
 
-    Args:
-        pairs: (new, old) as `regime/arm`.
-        family: Further pairs that are shown elsewhere under the same correction.
-
-    Returns:
-        Columns study, regime, new, old, about, those of `Comparison.columns`, p_holm, and verdict: higher, lower,
-        equivalent, undecided or not tested.
+    Columns study, regime, new, old, about, those of `Comparison.columns`, p_holm, and verdict: higher, lower, equivalent,
+    undecided or not tested. `family`: further pairs that are shown elsewhere under the same correction.
     """
     main = studies.main
     tests = [] if is_pilot(main.name) else zip(plan.tests, plan_table(main, plan)["tested"], strict=True)
@@ -173,8 +168,6 @@ def boundary_gain(study: StudyResults, new: str, old: str, quantity: str) -> tup
 
     The new policy is taken at the temperature at which its entropy is the old one's, interpolated between those measured:
     a policy that is more certain of everything has larger margins, as a colder temperature gives them.
-
-    `quantity`: one of `BOUNDARY`.
     """
     column, scale, _ = BOUNDARY[quantity]
     tables = study.by_run("boundary", new), study.by_run("boundary", old)

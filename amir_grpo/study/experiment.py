@@ -37,12 +37,7 @@ PROBLEMS = 400  # per benchmark
 class StudyRun:
     """One run of a study as a value that travels to a worker process.
 
-    Attributes:
-        seed: The seed of the run, equal for all arms that are compared.
-        base: Number of the base policy.
-        folder: Holds the run folders.
-        overrides: Changes to all runs: those of the plan, or fewer steps for a test.
-        profile: The profile that the arm changes.
+    `base` is the number of the base policy, `folder` holds the run folders, and `overrides` are changes to all runs.
     """
 
     study: str
@@ -102,11 +97,8 @@ def runs_in_order(
     the same runs, but for one seed. Each base policy comes once, with the first seed that is its own.
 
     Args:
-        plan, study: The study, and the plan that it belongs to.
-        folder: As in `StudyRun`.
         arms, seeds: Only these, and the base policies that they need. Empty: all.
-        overrides: Changes to the plan's settings. None: no changes.
-        profile: In place of the plan's.
+        overrides, profile: On top of the plan's settings, and in place of its profile.
 
     Raises:
         ValueError: If an arm or a seed is none of the study's, with all that are.
@@ -122,9 +114,8 @@ def runs_in_order(
     runs = [(untrained, base, seed) for base, seed in longest[: plan.runs.base_policies] if base in bases]
     wanted = [path for path in grids if not arms or path in arms]
     runs += [(path, *place) for place in chosen for path in wanted if place in grids[path]]
-    changes = {**plan.settings, **(overrides or {})}
-    profile = profile or plan.profile
-    return [StudyRun(study, ARMS[path], seed, base, folder, changes, profile) for path, base, seed in runs]
+    common = folder, {**plan.settings, **(overrides or {})}, profile or plan.profile
+    return [StudyRun(study, ARMS[path], seed, base, *common) for path, base, seed in runs]
 
 
 def single_run(runs: Sequence[StudyRun], name: str) -> StudyRun:
@@ -151,10 +142,9 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
     that confirms.
 
     Args:
-        runs: Of one study and one folder, those of the base policies first, as `runs_in_order` has them.
+        runs: Of one study and one folder, in the order of `runs_in_order`.
         results: Gets one file per run.
-        workers: Number of processes; 0: one per GPU that the runs may use, or else per core, 1: this one. Or a cluster: each
-            run is a job.
+        workers: Processes; 0: one per GPU that the runs may use, or else per core, 1: this one. Or a cluster: a job per run.
 
     Raises:
         ValueError: If results are kept that were made with other settings.
@@ -266,14 +256,8 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
 
 
 def compare_with_kept(run: StudyRun, results: Path) -> list[str]:
-    """Make one run again, in a folder of its own that is deleted afterwards, and compare it with its kept results.
-
-    Args:
-        run: Its own folder is not used.
-        results: Holds the kept results; nothing of them changes.
-
-    Returns:
-        What differs: completions (the samples, token by token), weights (of the policy), or neither.
+    """Make one run again, in a temporary folder, and name what differs from its kept results: completions (the samples,
+    token by token), weights (of the policy), or nothing.
 
     Raises:
         FileNotFoundError: If nothing is kept of it.

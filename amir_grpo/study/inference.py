@@ -62,10 +62,9 @@ class Comparison:
     """The mean gain of one arm over another with its standard error: every interval and p-value follows from these.
 
     Attributes:
-        estimate: Mean gain over base policies, in the unit of the data.
-        standard_error: Of the estimate, for new base policies, seeds and problems; NaN where nothing is known of it.
+        estimate, standard_error: In the unit of the data; the error is NaN where nothing is known of it.
         freedom: Degrees of freedom, (base policies - 1) or, with one base policy, (runs - 1).
-        bases, runs, problems: How many there are of each. Problems are 1 where each run is a single number.
+        bases, runs, problems: How many there are of each; one problem where each run is a single number.
         no_test: Why there is no p-value, in a sentence; empty where there is one.
     """
 
@@ -176,11 +175,7 @@ def verdict(
     GREATER: supported or refuted where the p-value is below α, by the side of 0 that the 1 - α interval lies on; else
     equivalent where the 1 - 2α interval lies within ± margin. EQUIVALENT: equivalent where it does; refuted where the 1 - α
     interval lies beyond. NOT_GREATER: supported where the 1 - 2α interval lies below the margin, refuted where the 1 - α
-    interval lies above it.
-
-    Args:
-        margin: Smallest gain of interest, above 0, in the unit of the comparison.
-        p_value: Corrected, where several comparisons are shown together; None: the comparison's own.
+    interval lies above it. `p_value`: corrected, where several comparisons are shown together; None: the comparison's own.
     """
     (low, high), (inner_low, inner_high) = comparison.interval(1 - alpha), comparison.interval(1 - 2 * alpha)
     p_value = comparison.p_value if p_value is None else p_value
@@ -205,7 +200,6 @@ def detectable_gain(standard_error: float, freedom: int, alpha: float = ALPHA, p
 
 @lru_cache
 def _detectable_errors(freedom: int, alpha: float, power: float) -> float:
-    """Return that gain in standard errors of the estimate."""
     critical = stats.t.ppf(1 - alpha / 2, freedom)
     edge = critical * estimated_over_true(freedom)
 

@@ -144,16 +144,8 @@ class Studies:
 
 
 def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
-    """Read the studies whose results are kept: the confirmation's complete arms, once a test of the plan has all its
-    runs, and the pilot.
-
-    Args:
-        results: Holds the folders pilot and confirmation; None: the package's own, data/results.
-
-    Raises:
-        FileNotFoundError: If there are no results.
-        ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
-    """
+    """Read the studies whose results are kept in data/results, or another folder: the confirmation's complete arms, once a
+    test of the plan has all its runs, and the pilot."""
     folder = results or shipped("data/results")
     pilot = load_study(folder / "pilot")
     if not any((folder / "confirmation").glob("*.zip")):
@@ -163,12 +155,7 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
 
 
 def studies_in(folder: Path, plan: Plan) -> Studies:
-    """Read the study of one folder, as the only one.
-
-    Raises:
-        FileNotFoundError: If the folder holds no results.
-        ValueError: If it is a confirmation of which no arm has all its runs yet.
-    """
+    """Read the study of one folder, as the only one."""
     study = complete_arms(load_study(folder), plan)
     if not len(study.runs):
         raise ValueError(f"No arm of the confirmation in {folder} has all its runs yet, and nothing is read before.")
@@ -176,11 +163,7 @@ def studies_in(folder: Path, plan: Plan) -> Studies:
 
 
 def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
-    """Return a confirmation without the arms that lack some of the runs in the plan; a pilot as it is.
-
-    Raises:
-        ValueError: If there is a confirmation, and the plan is not the one that was frozen for it.
-    """
+    """Return a confirmation without the arms that lack some of the runs in its frozen plan; a pilot as it is."""
     if is_pilot(study.name):
         return study
     check_frozen(plan)
@@ -197,12 +180,7 @@ def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
 
 
 def load_study(folder: Path) -> StudyResults:
-    """Read the results in a folder, one file per run.
-
-    Raises:
-        FileNotFoundError: If there are none.
-        ValueError: If they are not of one study, see `study_of`.
-    """
+    """Read the results in a folder, one file per run, of one study."""
     kept = [read_run(path) for path in sorted(folder.glob("*.zip"))]
     if not kept:
         raise FileNotFoundError(
@@ -212,12 +190,7 @@ def load_study(folder: Path) -> StudyResults:
 
 
 def study_of(kept: Sequence[KeptRun]) -> StudyResults:
-    """Combine the results of a study's runs.
-
-    Raises:
-        ValueError: If two runs are of different studies or profiles, or were not evaluated on the same problems with the
-            same number of completions.
-    """
+    """Combine the results of a study's runs, all evaluated on the same problems with the same number of completions."""
     defaults = RunSettings().flat()
     facts = [{**defaults, **run.record["settings"], **run.record} for run in kept]
     for run, fact in zip(kept, facts, strict=True):
@@ -247,11 +220,7 @@ def shared_runs(*arms: Collection[Run]) -> list[Run]:
 
 
 def compared(new: Scores, old: Scores) -> Comparison:
-    """`compare` two arms on the runs that both have.
-
-    Raises:
-        ValueError: If they share no run.
-    """
+    """`compare` two arms on the runs that both have."""
     keys = shared_runs(new, old)
     if not keys:
         raise ValueError("The two arms have no run of the same base policy and seed: make more runs.")

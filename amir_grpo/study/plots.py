@@ -54,9 +54,8 @@ def gains_figure(
     Args:
         table: Columns about (the label of a row), gain, gain_low, gain_high, gain_inner_low, gain_inner_high, verdict; in
             the order shown. Optional: heading, above the rows that share it; detectable, drawn as a pair of ticks.
-        title: The finding.
+        title, note: The finding, and further small print.
         margin: Half the width of the shaded band within which two arms count as equivalent.
-        note: Further small print.
         unit: Of the gains.
     """
     rows = table.to_dict("records")
@@ -124,11 +123,8 @@ def _gain(panel: Axes, y: float, row: Mapping, reach: float) -> None:
 def shares_figure(shares: pd.DataFrame, least: float, title: str = "") -> Figure:
     """Draw the parts of an update: one bar from 0 to 100 % per arm, the preference term's part of it in two shades.
 
-    Args:
-        shares: Columns about, share (of the preference term) and residual_share (the part of it that the advantages do not
-            explain), both in percent of the update, in the order shown.
-        least: Percent of the update that has to be new for the claim.
-        title: The finding.
+    `shares`: columns about, share (of the preference term) and residual_share (the part of it that the advantages do not
+    explain), both in percent of the update; `least`: percent of the update that has to be new for the claim.
     """
     figure = new_figure(6.4, 1.3 + 0.42 * len(shares))
     axes = figure.subplots()
@@ -154,12 +150,8 @@ def shares_figure(shares: pd.DataFrame, least: float, title: str = "") -> Figure
 def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Figure:
     """Margin and pair accuracy against the entropy of the policy, over sampling temperatures; a line per policy.
 
-    Where two lines lie on each other, the policies differ as two temperatures do.
-
-    Args:
-        curves: Columns about, temperature, entropy, margin (nats per token) and accuracy (0 to 1); means over runs.
-        title: The finding.
-        note: Further small print.
+    Where two lines lie on each other, the policies differ as two temperatures do. `curves`: columns about, temperature,
+    entropy, margin (nats per token) and accuracy (0 to 1); means over runs.
     """
     figure = new_figure(6.6, 2.8)
     panels = figure.subplots(1, 2)
