@@ -77,20 +77,15 @@ def test_a_kind_of_answers(grader, kind):
         assert [row for row, grade in zip(rows, grades, strict=True) if bool(grade) is not row[2]] == []
 
 
-def test_the_table_in_the_docs_is_what_math_verify_and_this_grader_say(grader):
-    """The rows of docs/evaluate.md: how many of each kind math-verify and this grader judge rightly."""
-    page = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+def test_the_docs_say_how_many_cases_math_verify_judges_correctly():
+    total = agreed = 0
     for kind, rows in cases().items():
         form = str if kind == "boxes" else r"\boxed{{{}}}".format
-        answers, golds_ = [form(written(row[0])) for row in rows], [written(row[1]) for row in rows]
-        theirs = [
-            verify(parse(rf"\boxed{{{gold}}}"), parse(answer)) for answer, gold in zip(answers, golds_, strict=True)
-        ]
-        right = [row[2] == "yes" for row in rows]
-        ours = [bool(grade) for grade in grader.grade(answers, golds_)]
-        agreed = [sum(a is b for a, b in zip(verdicts, right, strict=True)) for verdicts in (theirs, ours)]
-        row = f"| {kind} | {len(rows)} | {agreed[0]} | {agreed[1]} |"
-        assert row in page, f"the row should be:\n{row}"
+        for answer, gold, right, _ in rows:
+            says = verify(parse(rf"\boxed{{{written(gold)}}}"), parse(form(written(answer))))
+            total, agreed = total + 1, agreed + (says is (right == "yes"))
+    page = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    assert f"alone judges {agreed} correctly and this grader {total}." in page
 
 
 def test_any_of_several_answers_is_right(grader):
