@@ -20,11 +20,12 @@ def sbatch(script):
     if "--partition=none" in text:
         sys.exit("sbatch: error: invalid partition specified: none")
     number = str(len(list(QUEUE.glob("*.job"))) + 7)
-    (QUEUE / f"{number}.job").write_text(text)
+    kept = QUEUE / f"{number}.job"  # as Slurm does: submitit moves its own file away
+    kept.write_text(text)
     job = {"SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
     job |= {"SLURM_JOB_NODELIST": "here", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     run = 'echo $$ >"$1.pid"; bash "$2"; echo COMPLETED >"$1.ended"'
-    command = ["bash", "-c", run, "job", str(QUEUE / number), script]
+    command = ["bash", "-c", run, "job", str(QUEUE / number), str(kept)]
     silence = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.Popen(command, env=os.environ | job, start_new_session=True, **silence)
     print("Submitted batch job", number)
