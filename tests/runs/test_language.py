@@ -66,6 +66,7 @@ def test_an_exported_policy_writes_the_same_text_in_plain_transformers(run, tmp_
 # paper-qwen3b's own settings otherwise: LoRA on all linear layers, λ, β, δ, the published rewards, checkpointed layers
 PAPER = {
     "model_name": "smollm2",
+    "smollm2_warmup_steps": 15,  # enough for the format, so that rewards differ; 6 are not
     "device": "cpu",
     "dtype": "bfloat16",
     "backend": "transformers",
