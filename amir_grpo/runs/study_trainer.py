@@ -278,10 +278,14 @@ class StudyTrainer(AmirGRPOTrainer):
             folder = self.checkpoint_folder(trial)
             if self.args.lambda_schedule != "constant":
                 (folder / _STATE_FILE).write_text(json.dumps({"lambda": self.lambda_reg}))
-            if self.watched:
-                atomic_write(folder / WATCHED_FILE, pd.DataFrame(self.watched).to_parquet)
-            atomic_write(folder / ROLLOUTS_FILE, self.rollouts().to_parquet)  # the checkpoint is whole
+            self.write_records(folder)  # the checkpoint is whole
             write_checksums(folder)
+
+    def write_records(self, folder: Path) -> None:
+        """Write what is recorded of the training so far: rollouts, and the completions that were watched, if any."""
+        if self.watched:
+            atomic_write(folder / WATCHED_FILE, pd.DataFrame(self.watched).to_parquet)
+        atomic_write(folder / ROLLOUTS_FILE, self.rollouts().to_parquet)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -37,7 +37,7 @@ from amir_grpo.policies.source import copy_policy
 from amir_grpo.rewards import reward_functions
 from amir_grpo.runs.study_trainer import ROLLOUTS_FILE, WATCHED_FILE, StudyConfig, StudyTrainer
 from amir_grpo.settings import RunSettings
-from amir_grpo.system.files import atomic_write, first_damaged
+from amir_grpo.system.files import first_damaged
 from amir_grpo.system.processes import is_main, main_first
 from amir_grpo.system.progress import stage
 
@@ -82,9 +82,9 @@ def train(
         if is_main():
             copy_policy(last, folder)
             round_to_float32(folder / WEIGHTS)
-            for name in ("README.md", "training_args.bin", ROLLOUTS_FILE, WATCHED_FILE):  # as the end of a training
-                if (last / name).exists() or name != WATCHED_FILE:
-                    shutil.copy2(last / name, folder / name)
+            watched_file = [WATCHED_FILE] if (last / WATCHED_FILE).exists() else []
+            for name in ("README.md", "training_args.bin", ROLLOUTS_FILE, *watched_file):  # as the end of a training
+                shutil.copy2(last / name, folder / name)
     else:
         trainer = run_trainer(settings, config, base, problems, backend, watched)
         state = _train_to_the_end(trainer, method, folder, last)
@@ -122,9 +122,7 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
     trainer.save_model(str(folder))
     if is_main():
         round_to_float32(folder / WEIGHTS)  # checkpoints are not rounded: a resumed training has lost no digit
-        atomic_write(folder / ROLLOUTS_FILE, trainer.rollouts().to_parquet)
-        if trainer.watched:
-            atomic_write(folder / WATCHED_FILE, pd.DataFrame(trainer.watched).to_parquet)
+        trainer.write_records(folder)
     return trainer.state
 
 
