@@ -27,7 +27,8 @@ REGIMES: dict[str, dict[str, Any]] = {
     "format": {"nuisance": "format", "nuisance_size": 1.0},
     "partial": {"nuisance": "partial", "nuisance_size": 1.0},
     "correctness": {"reward_terms": "correctness"},
-    "stories": {"max_steps": 30},
+    "stories": {"max_steps": 30, "claims": True},
+    "plain-stories": {"max_steps": 30, "claims": False},
 }
 TITLES = {
     "clean": "clean rewards",
@@ -37,11 +38,12 @@ TITLES = {
     "format": "format reward",
     "partial": "partial credit",
     "correctness": "correctness alone",
-    "stories": "stories",
+    "stories": "stories, claims rewarded",
+    "plain-stories": "stories",
 }
 BASE = "base"
 # Regimes that are studies of their own: the head-to-head of AMIR-GRPO's relatives, and a language model.
-OWN_STUDIES = ("correctness", "stories")
+OWN_STUDIES = ("correctness", "stories", "plain-stories")
 
 _MIXTURE = {"lambda_schedule": "mixture", "preference_share": 0.6}
 _PERMUTED = {"pair_mining": "permuted"}
@@ -123,6 +125,17 @@ def _group_size(size: int) -> Arm:
     return _grpo(f"clean/group-{size}", f"GRPO, G = {size}", changes)
 
 
+def _stories(regime: str, published: Mapping[str, Any]) -> list[Arm]:
+    """Return the arms of a study on a language model."""
+    return [
+        _grpo(f"{regime}/{BASE}", "base policy", method=BASE),
+        _grpo(f"{regime}/half-grpo", "GRPO, half of the steps", {"max_steps": 15}),
+        _grpo(f"{regime}/grpo"),
+        _amir(f"{regime}/published", "AMIR-GRPO, published", published),
+        _mixture(regime),
+    ]
+
+
 # In the order in which they are worth their time, after those that the tests of the plan need.
 _ALL = [
     _grpo(f"clean/{BASE}", "base policy", method=BASE),
@@ -156,12 +169,10 @@ _ALL = [
     _relative("listwise", "listwise", 2.0),  # a right answer is worth 2: with τ = 1/2, 4 units of log-probability
     _relative("infonce", "InfoNCE", 1.0),
     _relative("dr_grpo", "Dr. GRPO", 1.0),
-    _grpo(f"stories/{BASE}", "base policy", method=BASE),
-    _grpo("stories/half-grpo", "GRPO, half of the steps", {"max_steps": 15}),
-    _grpo("stories/grpo"),
-    _amir("stories/published", "AMIR-GRPO, published", _PUBLISHED),
-    _mixture("stories"),
+    *_stories("stories", _PUBLISHED),
     _amir("stories/mixture-0.6-permuted", "60 %, rewards permuted", _MIXTURE, _PERMUTED),
+    # without claims a right answer is worth 2.0 more than a wrong one, which δ = 2 does not see
+    *_stories("plain-stories", {**_PUBLISHED, "reward_margin": 1.5}),
 ]
 ARMS: dict[str, Arm] = {arm.path: arm for arm in _ALL}
 

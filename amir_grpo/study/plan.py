@@ -28,6 +28,7 @@ PLANS = {
     "fresh": PLAN.with_name("plan_fresh.toml"),
     "family": PLAN.with_name("plan_family.toml"),
     "language": PLAN.with_name("plan_language.toml"),
+    "language-2": PLAN.with_name("plan_language_2.toml"),
 }
 # What a test compares: pass@1, or how much more of a gain is on hard problems than on easy ones (`claims.hard_gain`).
 QUANTITIES = ("pass@1", "hard minus easy")
