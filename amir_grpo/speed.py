@@ -6,7 +6,7 @@ log-probabilities do not depend on the padding around it: loss and gradient stay
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from types import SimpleNamespace
@@ -130,15 +130,20 @@ class FasterSteps:
         # a checkpointed layer takes no cache; a user may have switched that on without the setting
         return not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
 
+    @property
+    def _forward_arguments(self) -> Collection[str]:
+        """Arguments of the policy, as TRL 1.14 looks them up; newer versions score another way."""
+        return getattr(self, "model_kwarg_keys", ())
+
     @cached_property
     def _cache_name(self) -> str | None:
         """The policy's argument for keys and values, which newer versions of transformers have renamed; None without one."""
-        return next((name for name in ("cache", "past_key_values") if name in self.model_kwarg_keys), None)
+        return next((name for name in ("cache", "past_key_values") if name in self._forward_arguments), None)
 
     @cached_property
     def _keeps_prompts(self) -> bool:
         """Whether the policy's cache holds a prompt whole, as plain attention's does, and nothing in the pass is random."""
-        takes_caches = self._cache_name and {"logits_to_keep", "position_ids"} <= set(self.model_kwarg_keys)
+        takes_caches = self._cache_name and {"logits_to_keep", "position_ids"} <= set(self._forward_arguments)
         adapters = getattr(self.model, "peft_config", {}).values()
         if not takes_caches or self.args.use_liger_kernel or any(adapter.is_prompt_learning for adapter in adapters):
             return False
