@@ -55,7 +55,7 @@ def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> 
         else:
             parser.add_argument(f"--{option}", **_declared(kind, helps[option]))
     if takes_settings:
-        settings = parser.add_argument_group("settings, with their published values")
+        settings = parser.add_argument_group("settings, with their published values (but claims)")
         for option, field in FIELDS.items():
             shown = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
             settings.add_argument(f"--{option}", **_declared(field.annotation, f"{help_of(option)} ({shown})"))

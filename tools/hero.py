@@ -17,11 +17,16 @@ from amir_grpo.study.claims import GRPO, gain
 from amir_grpo.study.kept import StudyResults, shared_runs
 
 PUBLISHED = "clean/published"
+STORIES = "plain-stories"  # the regime of the language model's runs
 NOTE = (
     "The share in panel 1 follows from λ, β and the mean |A| alone, at any size of model. Panels 2 (title: the median) and "
-    "3: 6 pairs of trainings of a policy of 0.1M parameters on arithmetic chains, at the paper's λ, β and δ with this "
+    "3, chains: 6 pairs of trainings of a policy of 0.1M parameters on arithmetic, at the paper's λ, β and δ with this "
     "package's rewards, from 6 base policies, the weakest of nine warm-up seeds; intervals are for new base policies, seeds "
     "and problems."
+)
+STORIES_NOTE = (
+    " Stories: {pairs} pairs of trainings of a language model of 135M parameters, at the paper's λ and β; intervals are for "
+    "new seeds."
 )
 _SAME = ["reward", "right", "tokens_right", "tokens_wrong"]  # of a rollout: equal where its completions are
 _STRIP = {"same completions": "#d4d4d4", "different": "#4d4d4d"}
@@ -29,9 +34,9 @@ _LOOK = {"fontsize": 8.2, "loc": "left", "pad": 22}
 _LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.03, 0.97), "borderaxespad": 0}
 
 
-def measured_share(study: StudyResults) -> tuple[float, float]:
-    """Part of the update that the term is (0 to 1) and mean |A|, medians over the rollouts of the published arm."""
-    rollouts = study.part("rollouts", PUBLISHED)
+def measured_share(study: StudyResults, path: str = PUBLISHED) -> tuple[float, float]:
+    """Part of the update that the term is (0 to 1) and mean |A|, medians over the rollouts of an arm."""
+    rollouts = study.part("rollouts", path)
     return float(rollouts["share"].median()), float(rollouts["size"].median())
 
 
@@ -48,13 +53,14 @@ def same_completions(study: StudyResults) -> np.ndarray:
     return np.minimum.accumulate(np.array(equal), axis=1)
 
 
-def end_levels(study: StudyResults) -> pd.DataFrame:
+def end_levels(study: StudyResults, regime: str = "clean") -> pd.DataFrame:
     """pass@1 of the base policy and both methods (percent) and the gain with its interval (points), by benchmark."""
+    paths = [f"{regime}/{arm}" for arm in ("base", "grpo", "published")]
     benchmarks = [name for names in study.benchmarks.values() for name in names]
     alone, rows = replace(study, benchmarks={name: [name] for name in benchmarks}), []
     for name in benchmarks:
-        found = gain(alone, PUBLISHED, GRPO, name)
-        solved = [alone.solved(path, name) for path in ("clean/base", GRPO, PUBLISHED)]
+        found = gain(alone, paths[2], paths[1], name)
+        solved = [alone.solved(path, name) for path in paths]
         pairs = shared_runs(*solved[1:])
         means = [
             100 * np.mean([rates.mean() for run, rates in part.items() if part is solved[0] or run in pairs])
@@ -67,10 +73,19 @@ def end_levels(study: StudyResults) -> pd.DataFrame:
 
 
 @styled
-def hero_figure(study: StudyResults) -> Figure:
-    """Three panels, from the arms of a study: GRPO and the published one, paired by base policy and seed."""
+def hero_figure(study: StudyResults, language: StudyResults | None = None) -> Figure:
+    """Three panels, from two arms of a study: GRPO and the published one, paired by base policy and seed.
+
+    `language`: The language model's runs, shown beside them in panels 1 and 3.
+    """
     (share, size), same, levels = measured_share(study), same_completions(study), end_levels(study)
-    figure = new_figure(7.4, 2.5)
+    widest = levels[["gain", "gain_low", "gain_high"]].round(1).abs().to_numpy().max()
+    note, ends_title = NOTE, f"3  They end within {widest:.1f} points"
+    if language is not None:
+        levels = pd.concat([levels, end_levels(language, STORIES)], ignore_index=True)
+        note += STORIES_NOTE.format(pairs=len(language.solved(f"{STORIES}/published")))
+        ends_title = "3  Where they end"
+    figure = new_figure(7.4, 2.8)
     added, strip, ends = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1.5))
     blue = COLOURS["amir_grpo"]
     added.barh(0, 100, height=0.5, color="#f6d79a")
@@ -79,8 +94,10 @@ def hero_figure(study: StudyResults) -> Figure:
     added.annotate(f"preference term: {100 * share:.2g} %", (50 * share, -0.26), xytext=(0, -0.62), va="bottom", ha="left",
                    color=blue, fontweight="bold", arrowprops={"arrowstyle": "-", "color": blue})  # fmt: skip
     added.set(xlim=(0, 100), ylim=(0.45, -0.75), yticks=[])
-    formula = f"λβ / (λβ + mean |A|) = {100 * 0.002 / (0.002 + size):.2g} %"
-    added.set_xlabel(f"share of the update (%)\n{formula}", fontsize=7)
+    below = f"λβ / (λβ + mean |A|) = {100 * 0.002 / (0.002 + size):.2g} %"
+    if language is not None:
+        below += f"\n(language model: {100 * measured_share(language, f'{STORIES}/published')[0]:.2g} %)"
+    added.set_xlabel(f"share of the update (%)\n{below}", fontsize=7)
     added.spines["left"].set_visible(False)
     added.set_title("1  The added term is tiny", **_LOOK)
 
@@ -110,7 +127,6 @@ def hero_figure(study: StudyResults) -> Figure:
     ends.legend(handles=marks, ncols=3, handletextpad=0.1, columnspacing=0.5, handlelength=1.6, **_LEGEND)
     ends.annotate("gain [95 % interval]", (1.03, 1.03), xycoords="axes fraction", va="bottom", annotation_clip=False,
                   fontsize=7.5)  # fmt: skip
-    widest = levels[["gain", "gain_low", "gain_high"]].round(1).abs().to_numpy().max()
-    ends.set_title(f"3  They end within {widest:.1f} points", **_LOOK)
-    add_footnote(figure, NOTE)
+    ends.set_title(ends_title, **_LOOK)
+    add_footnote(figure, note)
     return figure
