@@ -124,7 +124,8 @@ def test_the_shares_and_levels_in_the_prose_are_those_of_the_rollouts(studies):
     text = prose("notebooks/06_claims.ipynb")
     share, size = hero.measured_share(studies.main)
     assert share == pytest.approx(0.002 / (0.002 + size), rel=0.05), "λβ / (λβ + mean |A|)"
-    assert f"{100 * share:.2g} % at the paper's λ = 0.01, β = 0.2" in text
+    formula = f"{100 * 0.002 / (0.002 + size):.2g} % at the paper's λ = 0.01, β = 0.2 and a mean |A| of {size:.2f}"
+    assert f"{formula}, and {100 * share:.2g} % as measured" in text
     new = claims.supervision(studies.main, "clean/mixture-0.6", "residual_share").estimate
     assert f"At 60 %, {new:.1f} % of the update is new" in text
     own = studies.main.tables["boundary"].query("temperature == 1 and seed < 1006 and regime == 'clean'")
