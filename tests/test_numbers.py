@@ -220,12 +220,15 @@ def test_pilot_and_cost_of_the_language_model_are_as_its_page_says():
     assert said.format(**cost) in prose("docs/language-model.md")
 
 
-def test_the_kept_runs_of_the_language_model_are_those_of_its_plan_and_their_texts_are_what_was_counted(tmp_path):
-    plan = read_plan(PLANS["language"])
-    runs = runs_in_order(plan, "language", tmp_path)
+@pytest.mark.parametrize("name", ["language", "language-2"])
+def test_the_kept_runs_of_the_language_model_are_those_of_its_plan_and_their_texts_are_what_was_counted(
+    tmp_path, name
+):
+    plan = read_plan(PLANS[name])
+    runs = runs_in_order(plan, name, tmp_path)
     for run in runs:
-        check_kept(run, RESULTS / "language")
-    study = load_study(RESULTS / "language")
+        check_kept(run, RESULTS / name)
+    study = load_study(RESULTS / name)
     assert set(study.runs["path"] + study.runs["seed"].astype(str)) <= {f"{run.arm.path}{run.seed}" for run in runs}
     texts, counts = study.tables["completions"], study.tables["problems"]
     key = ["arm", "seed", "benchmark"]

@@ -21,8 +21,8 @@ from amir_grpo.results import style
 from amir_grpo.runs.opening import project_root
 from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import keep_results
-from amir_grpo.study.kept import kept_studies
-from amir_grpo.study.plan import read_plan
+from amir_grpo.study.kept import complete_arms, kept_studies, load_study
+from amir_grpo.study.plan import PLANS, read_plan
 from amir_grpo.system.files import atomic_write, write_text
 from tools.base_policies import base_policy_table
 from tools.docs_tables import with_tables
@@ -98,7 +98,9 @@ def main() -> None:
     (root / "figures").mkdir(exist_ok=True)
     plan = read_plan()
     studies = kept_studies(plan, results)
-    print(style.save_figure(hero_figure(studies.main), root / "figures" / "hero")[0].relative_to(root))
+    language = complete_arms(load_study(results / "language-2"), read_plan(PLANS["language-2"]))
+    hero = hero_figure(studies.main, language if len(language.runs) else None)
+    print(style.save_figure(hero, root / "figures" / "hero")[0].relative_to(root))
     given = {"parameters": {"figures_dir": str(root / "figures")}, "cwd": root / "notebooks", "kernel_name": "python3"}
     for name in OF_THE_STUDY:
         papermill.execute_notebook(root / "notebooks" / f"{name}.ipynb", None, progress_bar=False, **given)

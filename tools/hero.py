@@ -81,6 +81,7 @@ def hero_figure(study: StudyResults, language: StudyResults | None = None) -> Fi
     (share, size), same, levels = measured_share(study), same_completions(study), end_levels(study)
     widest = levels[["gain", "gain_low", "gain_high"]].round(1).abs().to_numpy().max()
     note, ends_title = NOTE, f"3  They end within {widest:.1f} points"
+    chains = len(levels)
     if language is not None:
         levels = pd.concat([levels, end_levels(language, STORIES)], ignore_index=True)
         note += STORIES_NOTE.format(pairs=len(language.solved(f"{STORIES}/published")))
@@ -119,6 +120,8 @@ def hero_figure(study: StudyResults, language: StudyResults | None = None) -> Fi
             ends.plot(row[policy], y, **mark, linestyle="", zorder=3)
         ends.annotate(with_interval(row, 1), (1.03, y), xycoords=("axes fraction", "data"), va="center", color="#444444",
                       annotation_clip=False)  # fmt: skip
+    if len(levels) > chains:
+        ends.axhline(chains - 0.5, color="#999999", linewidth=0.6, linestyle=":")
     ends.set_yticks(range(len(levels)), levels["benchmark"])
     ends.set(xlim=(0, 100), ylim=(len(levels) - 0.5, -0.5), xlabel="pass@1 (%)")
     ends.tick_params(axis="y", length=0)
