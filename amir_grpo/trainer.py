@@ -140,6 +140,9 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         self.trim_micro_batches = args.trim_micro_batches
         self.record_logps = args.lambda_reg > 0
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
+        self._sums = torch.zeros(
+            2, dtype=torch.float64
+        )  # of |λ κ w| and of |A|, over the update's micro-batches so far
         self._seen: dict[str, float] = {}  # what is logged of the latest rollout, by every step that uses it
         self._sampler = None  # of the training set, where it can be indexed
         self.add_callback(_OrderOfEpochs(self))
@@ -231,10 +234,14 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         """Return a micro-batch of M rows with the bonus λ κ_i w_i, (M,), in its advantages; `factor` is κ_i, (M,)."""
         bonus = self.lambda_reg * factor * inputs["preference_weights"]
         sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
-        preference, advantage = self.accelerator.reduce(sums).tolist()
-        # without a pair there is no accuracy, margin or share: NaN, which TRL leaves out of its averages
-        share = preference / (preference + advantage) if preference + advantage > 0 else math.nan
-        for name, value in {**self._seen, "share": share, "lambda": self.lambda_reg}.items():
+        self._sums += self.accelerator.reduce(sums).double().cpu()
+        # without a pair there is no accuracy or margin, and no share without an update: NaN, which TRL's averages leave out
+        seen = {**self._seen, "lambda": self.lambda_reg}
+        if self.accelerator.sync_gradients:  # the last micro-batch of the update
+            preference, whole = self._sums[0].item(), self._sums.sum().item()
+            seen["share"] = preference / whole if whole > 0 else math.nan
+            self._sums.zero_()
+        for name, value in seen.items():
             self._metrics["train"][f"preference/{name}"].append(float(value))
         return {**inputs, "advantages": inputs["advantages"] + bonus, "bonus": bonus}
 

@@ -25,7 +25,8 @@ def logged(trainer, key):
     return [row[key] for row in trainer.state.log_history if "preference/lambda" in row]
 
 
-def test_the_log_is_counted_from_the_pairs_of_the_rollout(policy, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_log_is_counted_from_the_pairs_of_the_rollout(policy, tmp_path, parts):  # noqa: F811
     """One by one, at rewards so small that no sum of the update reaches 1."""
     margin, beta, lambda_reg = 0.0002, 1.3, 1e-4
 
@@ -33,6 +34,7 @@ def test_the_log_is_counted_from_the_pairs_of_the_rollout(policy, tmp_path):  # 
         return [0.0005 * (sum(ids) % 4) for ids in completion_ids]
 
     changes = {"reward_margin": margin, "beta_dpo": beta, "lambda_reg": lambda_reg, "scale_rewards": "none"}
+    changes |= {"per_device_train_batch_size": 16 // parts, "gradient_accumulation_steps": parts}
     trainer = make_trainer(policy, tmp_path, _Spy, reward=small, max_steps=1, **changes)
     trainer.train()
     (row,) = [row for row in trainer.state.log_history if "preference/pairs" in row]
