@@ -15,7 +15,7 @@ from amir_grpo.results.tables import published_table
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.study import claims
 from amir_grpo.study.experiment import check_kept, runs_in_order
-from amir_grpo.study.kept import kept_studies, load_study
+from amir_grpo.study.kept import complete_arms, kept_studies, load_study
 from amir_grpo.study.plan import PLANS, read_plan
 from tools import hero
 from tools.study import study_tables
@@ -70,12 +70,16 @@ def known(studies):
     pairs = [*claims.KNOBS, *claims.REGIME_GAINS, *claims.RIVALS]
     gains = claims.exploratory_gains(studies, pairs, PLAN)
     extra = claims.gain_table(studies, [("outliers/grpo", "outliers/dr_grpo")], PLAN)
-    tables = [pd.read_csv(RESULTS / "tests.csv"), gains, extra, claims.claims_table(studies, PLAN)]
+    family = claims.plan_table(load_study(RESULTS / "family"), read_plan(PLANS["family"]))
+    tables = [pd.read_csv(RESULTS / "tests.csv"), gains, extra, claims.claims_table(studies, PLAN), family]
     values = np.concatenate([table[COMPARED].to_numpy(float).ravel() for table in tables])
     alone = (claims.solved_alone(studies.main, arm) for arm in claims.STRENGTHS.values())
     values = np.append(values, [100 * np.mean([*part.values()]) for parts in alone for part in parts])
     values = np.append(
         values, [*gains["p_holm"], 100 * hero.measured_share(studies.main)[0], hero.measured_share(studies.main)[1]]
+    )
+    values = np.append(
+        values, 100 * hero.measured_share(load_study(RESULTS / "language-2"), "plain-stories/published")[0]
     )
     for test in PLAN.tests:
         by_base = [_by_base(study, *test.pair) for study in studies.ordered]
@@ -218,6 +222,29 @@ def test_pilot_and_cost_of_the_language_model_are_as_its_page_says():
         "and a training {memory_gigabytes:.1f} GB, {memory_ratio:.2f} times"
     )
     assert said.format(**cost) in prose("docs/language-model.md")
+
+
+def test_the_language_models_share_levels_and_gains_are_as_the_readme_and_its_page_say():
+    plan = read_plan(PLANS["language-2"])
+    study = complete_arms(load_study(RESULTS / "language-2"), plan)
+    share, size = hero.measured_share(study, "plain-stories/published")
+    assert share == pytest.approx(0.002 / (0.002 + size), rel=0.03), "λβ / (λβ + mean |A|)"
+    readme, page = prose("README.md"), prose("docs/language-model.md")
+    assert (
+        f"the share was {100 * share:.2f} % (median of the rollouts with a pair; formula: {0.2 / (0.002 + size):.2f} %)"
+        in readme
+    )
+    base, grpo, amir = (
+        f"{100 * np.mean([*study.solved(f'plain-stories/{arm}').values()]):.1f} %"
+        for arm in ("base", "grpo", "published")
+    )
+    assert f"from {base} to {grpo}, AMIR-GRPO to {amir}" in readme
+    assert f"pass@1 rises from {base} to {grpo}" in page
+    rows = claims.plan_table(study, plan)[["gain", "gain_low", "gain_high"]].to_numpy()
+    control, strong, published = (f"{gain:+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−") for gain, low, high in rows)
+    assert f"contains 0 ({control})" in page
+    assert f"AMIR-GRPO − GRPO is {published} as published and {strong} at 60 %" in page
+    assert f"a difference of {published.replace(' [', ' points [').replace(', ', ', +')}, too few" in readme
 
 
 @pytest.mark.parametrize("name", ["language", "language-2"])

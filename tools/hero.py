@@ -35,8 +35,9 @@ _LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.03, 0.97), "borderaxespad"
 
 
 def measured_share(study: StudyResults, path: str = PUBLISHED) -> tuple[float, float]:
-    """Part of the update that the term is (0 to 1) and mean |A|, medians over the rollouts of an arm."""
+    """Part of the update that the term is (0 to 1) and mean |A|, medians over the rollouts with a pair of an arm."""
     rollouts = study.part("rollouts", path)
+    rollouts = rollouts[rollouts["share"] > 0]  # those with a pair
     return float(rollouts["share"].median()), float(rollouts["size"].median())
 
 

@@ -10,7 +10,7 @@ from amir_grpo.study import arms
 from amir_grpo.study.arms import ARMS, PROFILE, predicted_cosine
 
 
-@pytest.mark.parametrize("path", [path for path, arm in ARMS.items() if arm.regime != "stories"])
+@pytest.mark.parametrize("path", [path for path, arm in ARMS.items() if "stories" not in arm.regime])
 def test_every_arm_has_valid_settings_and_the_prompts_of_all_others(path):
     train = settings_of(PROFILE, ARMS[path].changes).train
     assert train.prompts_per_rollout == 16
