@@ -140,9 +140,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         self.trim_micro_batches = args.trim_micro_batches
         self.record_logps = args.lambda_reg > 0
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
-        self._sums = torch.zeros(
-            2, dtype=torch.float64
-        )  # of |λ κ w| and of |A|, over the update's micro-batches so far
+        self._sums = torch.zeros(2, dtype=torch.float64)  # |λ κ w| and |A| of the update's micro-batches so far
         self._seen: dict[str, float] = {}  # what is logged of the latest rollout, by every step that uses it
         self._sampler = None  # of the training set, where it can be indexed
         self.add_callback(_OrderOfEpochs(self))
@@ -234,7 +232,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         """Return a micro-batch of M rows with the bonus λ κ_i w_i, (M,), in its advantages; `factor` is κ_i, (M,)."""
         bonus = self.lambda_reg * factor * inputs["preference_weights"]
         sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
-        self._sums += self.accelerator.reduce(sums).double().cpu()
+        self._sums += self.accelerator.reduce(sums).cpu().double()  # Apple's GPU has no float64
         # without a pair there is no accuracy or margin, and no share without an update: NaN, which TRL's averages leave out
         seen = {**self._seen, "lambda": self.lambda_reg}
         if self.accelerator.sync_gradients:  # the last micro-batch of the update

@@ -37,7 +37,7 @@ _LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.03, 0.97), "borderaxespad"
 def measured_share(study: StudyResults, path: str = PUBLISHED) -> tuple[float, float]:
     """Part of the update that the term is (0 to 1) and mean |A|, medians over the rollouts with a pair of an arm."""
     rollouts = study.part("rollouts", path)
-    rollouts = rollouts[rollouts["share"] > 0]  # those with a pair
+    rollouts = rollouts[rollouts["share"] > 0]
     return float(rollouts["share"].median()), float(rollouts["size"].median())
 
 
@@ -121,7 +121,7 @@ def hero_figure(study: StudyResults, language: StudyResults | None = None) -> Fi
             ends.plot(row[policy], y, **mark, linestyle="", zorder=3)
         ends.annotate(with_interval(row, 1), (1.03, y), xycoords=("axes fraction", "data"), va="center", color="#444444",
                       annotation_clip=False)  # fmt: skip
-    if len(levels) > chains:
+    if language is not None:
         ends.axhline(chains - 0.5, color="#999999", linewidth=0.6, linestyle=":")
     ends.set_yticks(range(len(levels)), levels["benchmark"])
     ends.set(xlim=(0, 100), ylim=(len(levels) - 0.5, -0.5), xlabel="pass@1 (%)")
