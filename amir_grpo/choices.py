@@ -26,8 +26,8 @@ SMOLLM2 = "smollm2"  # a language model of 135M parameters, from the package ind
 STORIES = "stories"  # the training set made for it
 
 # The studies behind the claims: exploratory runs, the runs of the frozen tests, and those of a second frozen plan, with base
-# policies that nobody selected; of the method's relatives; of a language model, twice. "…pilot" is exploratory.
-STUDIES = ("pilot", "confirmation", "fresh", "family", "language", "language-2")
+# policies that nobody selected; of the method's relatives; of a language model, three times. "…pilot" is exploratory.
+STUDIES = ("pilot", "confirmation", "fresh", "family", "language", "language-2", "language-3")
 
 # the preference term
 PAIR_MINING = ("all", "topk", "permuted")

@@ -82,8 +82,15 @@ _DIRECTIONS = {Verdict.SUPPORTED: "higher", Verdict.REFUTED: "lower"}
 
 
 def gain(study: StudyResults, new: str, old: str, group: str = TRAINED, k: int = 1) -> Comparison:
-    """Return the gain of one arm over another in pass@k over a group of benchmarks, in points."""
-    return compared(study.solved(new, group, k), study.solved(old, group, k)).scaled(100.0)
+    """Return the gain of one arm over another in pass@k over a group of benchmarks, in points.
+
+    Over `base`, it is that of every run over the base policy that it began with.
+    """
+    ours, theirs = study.solved(new, group, k), study.solved(old, group, k)
+    if old.endswith(f"/{BASE}"):  # evaluated once, not once a run
+        bases = {base: solved for (base, _), solved in theirs.items()}
+        theirs = {run: bases[run[0]] for run in ours if run[0] in bases}
+    return compared(ours, theirs).scaled(100.0)
 
 
 def hard_gain(study: StudyResults, new: str, old: str) -> Comparison:

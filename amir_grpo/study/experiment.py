@@ -78,7 +78,7 @@ class StudyRun:
 def arms_in_order(plan: Plan, study: str) -> list[str]:
     """Return the trained arms of a study as `regime/arm`: what each test of the plan needs, test by test, then the plan's
     other arms, and in a pilot the exploratory ones."""
-    tested = [path for test in plan.tests for path in reversed(test.pair)]
+    tested = [path for test in plan.tests for path in reversed(test.pair) if path in plan.planned]
     mine = (arm for arm in ARMS.values() if arm.method != BASE and arm.regime not in OWN_STUDIES)
     explored = [arm.path for arm in mine] if is_pilot(study) else []
     return list(dict.fromkeys([*tested, *plan.planned, *explored]))

@@ -17,6 +17,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from amir_grpo.choices import SANDBOX
+from amir_grpo.study.arms import BASE
 from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, verdict
 from amir_grpo.system.provenance import file_at
 
@@ -29,6 +30,7 @@ PLANS = {
     "family": PLAN.with_name("plan_family.toml"),
     "language": PLAN.with_name("plan_language.toml"),
     "language-2": PLAN.with_name("plan_language_2.toml"),
+    "language-3": PLAN.with_name("plan_language_3.toml"),
 }
 # What a test compares: pass@1, or how much more of a gain is on hard problems than on easy ones (`claims.hard_gain`).
 QUANTITIES = ("pass@1", "hard minus easy")
@@ -138,8 +140,8 @@ class Plan(Entry):
         seeds = [{seed for path in self.planned for _, seed in self.run_grid(s, path)} for s in self.runs.first_seed]
         if sum(map(len, seeds)) > len(set().union(*seeds)):
             raise ValueError("a seed is one of the pilot and of the confirmation: they are kept apart.")
-        for test in self.tests:
-            if unknown := set(test.pair) - set(self.planned):
+        for test in self.tests:  # the base policies have their runs with the first regime
+            if unknown := set(test.pair) - {*self.planned, f"{self.regimes[0].name}/{BASE}"}:
                 raise ValueError(f"test {test.name!r}: no arm {min(unknown)}; there are {', '.join(self.planned)}.")
         if [test.gate for test in self.tests] != [True] + [False] * (len(self.tests) - 1):
             raise ValueError("the first test of the sequence, and no other, is the gate.")
