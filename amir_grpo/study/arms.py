@@ -57,8 +57,9 @@ _TWO_STEPS = {
     "max_steps": 120,
 }
 _DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
+SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)  # values of λ
 # The largest reward that a completion can earn without a nuisance; in practice, too, one would know where to clip.
-_LARGEST_REWARD = 3.3
+_CLIPPED = {"reward_clip": 3.3}
 # The sandbox without a nuisance, as simulated; the last four numbers are those of GRPO's rollouts.
 _PROMPTS = 16  # of a rollout
 _SCALE_EPSILON = 1e-4  # that TRL adds to a group's standard deviation
@@ -120,6 +121,11 @@ def _relative(name: str, about: str, beta: float) -> Arm:
     return _amir(f"correctness/{name}", about, alone, loss)
 
 
+def _sweep(regime: str) -> list[Arm]:
+    """Return arms that differ in λ alone, from ten to a thousand times the published one."""
+    return [_amir(f"{regime}/lambda-{value:g}", f"λ = {value:g}", {"lambda_reg": value}) for value in SWEEP]
+
+
 def _group_size(size: int) -> Arm:
     changes = {"num_generations": size, "per_device_train_batch_size": 16 * size}
     return _grpo(f"clean/group-{size}", f"GRPO, G = {size}", changes)
@@ -148,7 +154,7 @@ _ALL = [
     _grpo("nuisance/dr_grpo", "Dr. GRPO", _DR_GRPO),
     _grpo("nuisance/correctness-only", "GRPO, correctness reward only", {"reward_terms": "correctness"}),
     _grpo("outliers/dr_grpo", "Dr. GRPO", _DR_GRPO),
-    _grpo("outliers/dr_grpo-clipped", "Dr. GRPO, clipped reward", _DR_GRPO, {"reward_clip": _LARGEST_REWARD}),
+    _grpo("outliers/dr_grpo-clipped", "Dr. GRPO, clipped reward", _DR_GRPO, _CLIPPED),
     _amir("clean/published-schedule", "published λ schedule", _PUBLISHED, {"lambda_schedule": "published"}),
     _grpo("clean/lr-x2", "GRPO, learning rate × 2", {"learning_rate": 2e-3}),
     *_variant("grpo", "GRPO"),
@@ -160,6 +166,18 @@ _ALL = [
     _amir("clean/mixture-0.6-linear", "60 %, linear pairs", _MIXTURE, {"pair_loss": "linear"}),
     _group_size(4),
     _group_size(16),
+    # where λ begins to matter; a clipped reward, and the term, in every combination; learning rates, and more steps
+    *_sweep("clean"),
+    _grpo("outliers/grpo-clipped", "GRPO, clipped reward", _CLIPPED),
+    _amir("outliers/mixture-0.6-clipped", "60 %, clipped reward", _MIXTURE, _CLIPPED),
+    _amir("nuisance/dr_grpo-mixture", "Dr. GRPO, 60 %", _MIXTURE, _DR_GRPO),
+    *_sweep("nuisance"),
+    _amir("clean/mixture-0.6-lr-x2", "60 %, learning rate × 2", _MIXTURE, {"learning_rate": 2e-3}),
+    _grpo("clean/lr-x4", "GRPO, learning rate × 4", {"learning_rate": 4e-3}),
+    _amir("clean/mixture-0.6-lr-x4", "60 %, learning rate × 4", _MIXTURE, {"learning_rate": 4e-3}),
+    _grpo("clean/lr-x8", "GRPO, learning rate × 8", {"learning_rate": 8e-3}),
+    _amir("clean/mixture-0.6-lr-x8", "60 %, learning rate × 8", _MIXTURE, {"learning_rate": 8e-3}),
+    _grpo("clean/steps-x4", "GRPO, steps × 4", {"max_steps": 240}),
     *(arm for regime in ("format", "partial") for arm in (_grpo(f"{regime}/grpo"), _mixture(regime))),
     # the relatives of AMIR-GRPO, where correctness is the only reward: right or wrong
     _grpo(f"correctness/{BASE}", "base policy", method=BASE),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -30,6 +31,25 @@ def test_a_gain_is_that_of_the_trained_lengths_paired_by_run_and_problem():
     assert found.estimate == pytest.approx(100 * expected.estimate)
     assert found.interval() == pytest.approx([100 * end for end in expected.interval()])
     assert (found.bases, found.runs, found.problems) == (6, 6, 2 * PROBLEMS)
+
+
+def test_a_gain_over_the_base_policy_is_that_of_every_run_over_the_one_it_began_with():
+    study = made_up_study({OLD: 0.5}, seeds_per_base=2)
+    base = made_up_study({"clean/base": -1.0})
+    both = replace(
+        study,
+        runs=pd.concat([study.runs, base.runs]),
+        tables={"problems": pd.concat([study.tables["problems"], base.tables["problems"]])},
+    )
+    rates = {}
+    for arm, seeds in (("grpo", 2), ("base", 1)):
+        part = both.tables["problems"].query("arm == @arm and benchmark != 'chain8'").sort_values(["base", "seed"])
+        rates[arm] = (part["correct"] / 8).to_numpy().reshape(6, seeds, 2 * PROBLEMS)
+    expected = compare(rates["grpo"] - rates["base"])
+    found = claims.gain(both, OLD, "clean/base")
+    assert found.estimate == pytest.approx(100 * expected.estimate)
+    assert found.interval() == pytest.approx([100 * end for end in expected.interval()])
+    assert (found.bases, found.runs) == (6, 12)
 
 
 def test_a_gain_on_hard_problems_is_told_from_one_on_easy_ones():
