@@ -98,7 +98,7 @@ def main() -> None:
     (root / "figures").mkdir(exist_ok=True)
     plan = read_plan()
     studies = kept_studies(plan, results)
-    language = complete_arms(load_study(results / "language-2"), read_plan(PLANS["language-2"]))
+    language = complete_arms(load_study(results / "language-3"), read_plan(PLANS["language-3"]))
     hero = hero_figure(studies.main, language if len(language.runs) else None)
     print(style.save_figure(hero, root / "figures" / "hero")[0].relative_to(root))
     given = {"parameters": {"figures_dir": str(root / "figures")}, "cwd": root / "notebooks", "kernel_name": "python3"}
