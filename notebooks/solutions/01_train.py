@@ -9,6 +9,6 @@ advantages_change, pairs_now = False, int((10 * (r[:, None] - r[None, :]) > δ).
 
 # %% 3
 def wins_minus_losses(rewards, margin):
-    """How often each completion wins, minus how often it loses: (8,) from rewards of (8,)."""
+    """Return how often each completion wins, minus how often it loses: (8,) from rewards of (8,)."""
     beats = rewards[:, None] - rewards[None, :] > margin
     return beats.sum(1) - beats.sum(0)

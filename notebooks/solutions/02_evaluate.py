@@ -5,7 +5,7 @@ from math import comb
 
 
 def my_pass_at_k(c, n, k):
-    """The chance that k of n completions hold a right one, if c of the n are right."""
+    """Return the chance that k of n completions include a right one, if c of the n are right."""
     return 1 - comb(n - c, k) / comb(n, k)
 
 

@@ -5,7 +5,7 @@ from math import comb
 
 
 def exact_p(a, b):
-    """The chance of a split at least as uneven as a to b."""
+    """Return the chance of a split at least as uneven as a to b."""
     n = a + b
     end = sum(comb(n, k) for k in range(min(a, b) + 1)) / 2**n
     return min(1.0, 2 * end)

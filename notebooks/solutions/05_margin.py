@@ -2,7 +2,7 @@
 
 # %% 1
 def my_margin(rows):
-    """Mean log-probability per token of right completions minus that of wrong ones; columns logprob, tokens and correct."""
+    """Return the margin of one problem; rows has the columns logprob, tokens and correct."""
     per_token = rows["logprob"] / rows["tokens"]
     return per_token[rows["correct"]].mean() - per_token[~rows["correct"]].mean()
 
