@@ -200,7 +200,13 @@ def test_the_hero_is_drawn_from_the_kept_runs(studies):
     titles = [axes.get_title(loc="left") for axes in hero.hero_figure(studies.main).axes]
     assert titles[1] == f"2  Equal for {np.median(same.sum(axis=1)):g} of 60 steps"
     base, grpo, amir = (f"{levels[policy].mean():.1f} %" for policy in ("base", "grpo", "amir_grpo"))
-    assert f"{base} before training, {grpo} with GRPO, {amir} with AMIR-GRPO" in prose("README.md")
+    text = prose("README.md")
+    assert f"{base} before training, {grpo} with GRPO, {amir} with AMIR-GRPO" in text
+    assert f"the first {np.median(same.sum(axis=1)):g} of 60 steps" in text
+    bound = float(re.search(r"interval of the gain lies within ±([\d.]+) points and contains 0", text)[1])
+    assert levels[["gain_low", "gain_high"]].abs().to_numpy().max() <= bound
+    assert (levels["gain_low"] < 0).all()
+    assert (levels["gain_high"] > 0).all()
 
 
 def test_pilot_and_cost_of_the_language_model_are_as_its_page_says():
@@ -242,7 +248,7 @@ def test_the_language_models_share_levels_and_gains_are_as_the_readme_and_its_pa
     control, strong, published = (f"{gain:+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−") for gain, low, high in rows)
     assert f"contains 0 ({control})" in page
     assert f"AMIR-GRPO − GRPO is {published} as published and {strong} at 60 %" in page
-    assert f"a difference of {published.replace(' [', ' points [').replace(', ', ', +')}, too few" in readme
+    assert f"the difference of {published.replace(' [', ' points [').replace(', ', ', +')} allows" in readme
 
 
 @pytest.mark.parametrize("name", ["language", "language-2"])
