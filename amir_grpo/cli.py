@@ -1,8 +1,8 @@
 """Train, evaluate and compare policies, with the same functions as the notebooks.
 
 Each command is a function: its parameters are the options, its docstring is the help. One with `**settings` also takes
-every setting of a run and every other option of TRL's GRPOConfig. Settings that are not given come from the run folder,
-or from the profile if the folder is new.
+every setting of a run and every other option of TRL's GRPOConfig. What is not given comes from the run folder, or from
+the profile if the folder is new.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
             abs(gain) <= errors,
             "flat",
             f"The reward went {rewards}, within two standard errors ({errors:.3f}).",
-            "Nothing is learned, or the reward is at its maximum. A loss near 0 is normal on-policy, and not the cause.",
+            "Nothing is learned, or the reward is at its maximum. A loss near 0 is no fault: on-policy it always is.",
             "First fix what is named above, if anything; then raise learning_rate, or train longer.",
         ),
     )
