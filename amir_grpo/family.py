@@ -82,7 +82,7 @@ def infonce(rewards: Tensor, scores: Tensor, margin: float, tau: float) -> Tenso
 
 
 def listwise(rewards: Tensor, scores: Tensor, margin: float, tau: float) -> Tensor:
-    """Return the weights of LPO (arXiv 2605.06139), forward KL from softmax(score + reward / tau) to softmax(score)."""
+    """Return the weights of LPO (arXiv 2605.06139), forward KL from softmax(score + reward/tau) to softmax(score)."""
     target = torch.softmax(scores + rewards / tau, dim=1)
     return (target - torch.softmax(scores, dim=1)) / len(rewards)
 
