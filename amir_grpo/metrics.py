@@ -108,9 +108,9 @@ def mean_interval(
     None if it has none.
 
     With bounds, the interval is a Bayesian bootstrap over problems (Rubin 1981: Dirichlet weights) with half an unseen
-    problem at the lower bound for the lower end, half at the upper bound for the upper end. A benchmark at 0 % or 100 %
-    gets the width that its size allows: with 30 problems, all wrong, the upper end is about 8 %. Measured on
-    beta-binomial benchmarks (n = 8; k = 1, 2, 4; 30 to 200 problems), it covers 93.6 to 99.2 %, where percentile and BCa
+    problem at the lower bound for the lower end, half at the upper bound for the upper end. A benchmark at 0 % or
+    100 % gets the width that its size allows: with 30 problems, all wrong, the upper end is about 8 %. Measured on
+    beta-binomial benchmarks (n = 8; k = 1, 2, 4; 30 to 200 problems), it covers 93.6 to 99.2 %; percentile and BCa
     intervals fall to 66 %.
 
     Without bounds, it is Student's t; the ends are NaN for fewer than two problems or without variance.
