@@ -70,7 +70,7 @@ def _format_rewards(calibration: bool) -> tuple[RewardFunction, RewardFunction]:
         return [0.5 if has_format(text, calibration) else 0.0 for text in completion_texts(completions)]
 
     def xml_tags(completions: Sequence[Completion], **columns: object) -> list[float]:
-        """Return 0.025 per opening or closing tag that occurs once, less 0.001 per character after them (up to 0.1)."""
+        """Return 0.025 per opening or closing tag that occurs once, less 0.001 per character after them, up to 0.1."""
         return [_tag_score(text, tags) for text in completion_texts(completions)]
 
     return strict_format, xml_tags
