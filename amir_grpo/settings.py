@@ -243,8 +243,8 @@ class StudySettings(Group):
     """'logistic', the paper's -log σ(z) of a pair; 'linear', its tangent at z = 0, plain wins minus losses; or another
     method's (group_pairs, ranks, infonce, listwise, real, grpo, dr_grpo, two), at temperature 1 / beta_dpo."""
     lambda_schedule: Literal[choices.LAMBDA_SCHEDULES] = "constant"
-    """How λ changes: 'constant'; 'published', which follows the ratio of the two losses and drifts to 0.005; 'share', so
-    that the preference term is preference_share of each rollout's update; 'mixture', the same, with the advantages
+    """How λ changes: 'constant'; 'published', which follows the ratio of the two losses and drifts to 0.005; 'share',
+    so that the preference term is preference_share of each rollout's update; 'mixture', the same, with advantages
     scaled by 1 - preference_share, so that the update keeps the size of GRPO's."""
     preference_share: float = Field(0.3, gt=0, le=1)
     """Wanted share of the preference term, λ Σ|κ w| / (Σ|A| + λ Σ|κ w|), with lambda_schedule='share' or 'mixture'.
