@@ -76,7 +76,7 @@ def gold_answers(value: Any) -> list[str]:
     for item in values:
         number = isinstance(item, Real) and not isinstance(item, bool) and math.isfinite(item)
         if not (number or isinstance(item, str)):
-            raise TypeError(f"{repr(item)[:40]} is no answer: a text, a number or a list of these is")
+            raise TypeError(f"{repr(item)[:40]} is no answer: give a text, a number or a list of these")
     return [item if isinstance(item, str) else str(int(item) if item == int(item) else item) for item in values]
 
 

@@ -226,7 +226,7 @@ def evidence(
     check_names("sandbox profile", [profile or SANDBOX], choices.SANDBOXES)
     changed = [*settings, *(["profile"] if profile not in (None, plan.profile) else [])]
     if changed and not results:
-        raise ValueError(f"With another {', '.join(changed)}, results do not belong to the kept ones: give --results.")
+        raise ValueError(f"Results with another {', '.join(changed)} are kept apart from the others: give --results.")
     runs_in = user_path(folder or runs_folder() / study)
     kept_in = user_path(results or project_root() / "data" / "results" / study)
     check_folder(runs_in, "folder")

@@ -66,7 +66,7 @@ def read_results(place: str) -> pd.DataFrame:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
             raise ValueError(
                 f"{file} cannot be read as results: {type(error).__name__}: {str(error).splitlines()[0][:120]}\n"
-                "Is it whole, and the file that its name says?"
+                "Check that it is complete and what its name says."
             ) from error
     return _checked(_one_policy(pd.concat(tables, ignore_index=True), policy, place), place)
 
@@ -151,7 +151,7 @@ def _completions(file: Path) -> pd.DataFrame:
 def _table(file: Path) -> pd.DataFrame:
     table = pd.read_csv(file)
     if missing := {"problem", "right"} - set(table):
-        raise ValueError(f"no column {' or '.join(sorted(missing))}, but {', '.join(map(str, table.columns))}")
+        raise ValueError(f"no column {' or '.join(sorted(missing))}; it has {', '.join(map(str, table.columns))}")
     return table.assign(problem=table["problem"].astype(str))
 
 

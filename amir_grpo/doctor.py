@@ -108,7 +108,7 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
             "no-pairs",
             "No two completions of a group form a pair, though rewards differ "
             f"(standard deviation {last.get('reward_std', 0):.2g}).",
-            "The margin is as large as the differences of the rewards, or larger: the preference term is always 0.",
+            "The margin is at least as large as the differences of the rewards: the preference term is always 0.",
             "Lower reward_margin below the difference between a right and a wrong completion.",
         ),
         (
@@ -121,7 +121,7 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
         (
             form and right and last[form] > max(0.8 * most[form], 2 * first[form]) > 0 and last[right] < 0.05,
             "format",
-            f"The format reward has risen to {last.get(form, 0):.2f} and the correctness reward stays below 0.05.",
+            f"The format reward has risen to {last.get(form, 0):.2f}, but the correctness reward stays below 0.05.",
             "The policy has learned the form and earns nothing for the answer: all pairs are about the form.",
             "Weigh correctness more (reward_weights), use easier problems, or check that the grader reads answers.",
         ),

@@ -200,10 +200,10 @@ def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), s
     arrays = [np.atleast_2d(np.asarray(shares, dtype=float)) for shares in (new, old)]
     if arrays[0].shape[-1] != arrays[1].shape[-1]:
         raise ValueError(
-            f"{arrays[0].shape[-1]} and {arrays[1].shape[-1]} problems: compare the same problems, in one order."
+            f"{arrays[0].shape[-1]} and {arrays[1].shape[-1]} problems: compare the same problems, in the same order."
         )
     if not all(((shares >= 0) & (shares <= 1)).all() for shares in arrays):
-        raise ValueError("Shares of right samples lie in [0, 1]; give fractions, not percent or counts.")
+        raise ValueError("Shares of right samples must lie in [0, 1]; give fractions, not percent or counts.")
     seeds, problems = min(len(shares) for shares in arrays), arrays[0].shape[-1]
     means = [shares.mean(axis=0) for shares in arrays]
     if seeds > 1:
@@ -262,7 +262,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """
     p_values = np.asarray(p_values, dtype=float)
     if np.any((p_values < 0) | (p_values > 1)):
-        raise ValueError(f"p-values from {np.nanmin(p_values):g} to {np.nanmax(p_values):g}: they lie in [0, 1].")
+        raise ValueError(f"p-values from {np.nanmin(p_values):g} to {np.nanmax(p_values):g}: they must lie in [0, 1].")
     tests = np.count_nonzero(~np.isnan(p_values))
     order = np.argsort(p_values, kind="stable")[:tests]  # NaN come last
     adjusted = np.full(p_values.shape, np.nan)

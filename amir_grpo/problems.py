@@ -123,7 +123,7 @@ def load_problems(
             raise ValueError(f"{name!r} is made on the spot: it has no splits and no calibrated prompt.")
         return load_sandbox(name, limit, seed, shots)
     if shots:
-        raise ValueError(f"shots is {shots}, and {name} has no worked examples: set shots to 0, or take stories.")
+        raise ValueError(f"shots is {shots}, and {name} has no worked examples: set shots to 0, or use stories.")
     entry = BENCHMARKS.get(name) or TRAINING_SETS[name]
     entry = replace(entry, revision=revision or entry.revision, split=split or entry.split)
     rows, source = _rows(entry, mirror or os.environ.get(MIRROR_VARIABLE))
@@ -158,7 +158,7 @@ def _rows(entry: ProblemSet, folder: str | Path | None) -> tuple[Iterable[Row], 
     arguments = ", ".join(repr(part) for part in (entry.hub_id, entry.config) if part)
     raise FileNotFoundError(
         f"The mirror has no {path}.\n"
-        f"Write it where there is a network: load_dataset({arguments}, split={entry.split!r}).to_json(...),\n"
+        f"Write it on a machine with a network: load_dataset({arguments}, split={entry.split!r}).to_json(...),\n"
         f"or unset {MIRROR_VARIABLE} to load from the Hub."
     )
 

@@ -368,10 +368,10 @@ def _check_relations(settings: RunSettings) -> None:
                 )
     schedule = settings.study.lambda_schedule
     if settings.study.drop_uniform_groups and schedule in ("share", "mixture"):
-        raise ValueError(f"drop_uniform_groups would change what lambda_schedule={schedule} is a share of.")
+        raise ValueError(f"drop_uniform_groups would change the update that lambda_schedule={schedule} measures.")
     if settings.study.preference_share == 1 and schedule == "share":
         raise ValueError(
-            "preference_share is 1: nothing is left beside it. Lower it, or set lambda_schedule to mixture."
+            "preference_share is 1, which leaves no advantages: lower it, or set lambda_schedule to mixture."
         )
     rollout = train.per_device_train_batch_size * train.micro_batches
     if rollout % train.num_generations and train.per_device_train_batch_size > 1:
