@@ -1,7 +1,7 @@
 """Pass@k, margins, intervals and paired tests: pure functions on plain NumPy arrays.
 
-The unit of every interval and test is the problem: more samples show only its own pass rate more precisely, while more
-problems show how the benchmark's mean varies. Every function that draws random numbers takes `seed` (an int or a NumPy
+The unit of every interval and test is the problem: more samples only sharpen its own pass rate, while more problems
+show how the benchmark's mean varies. Every function that draws random numbers takes `seed` (an int or a NumPy
 Generator) and returns the same result for the same int.
 """
 

@@ -266,7 +266,7 @@ class StudySettings(Group):
 
 
 class RunSettings(Group):
-    """All settings of a run folder, for both methods; the defaults are published for Qwen2.5-3B, except for claims."""
+    """All settings of a run folder, for both methods; defaults are those published for Qwen2.5-3B, except claims."""
 
     policy: PolicySettings = PolicySettings()
     data: DataSettings = DataSettings()

@@ -45,8 +45,8 @@ class FasterSteps:
       sees the whole. There are no slices with images or a router's auxiliary loss, and only one under FSDP and
       DeepSpeed, which need one forward pass per backward pass.
     - In one process on a CPU in float32, the completions of a prompt share its forward pass: micro-batches then keep
-      groups together, and the gradient flows into the prompt's keys and values. Only rounding changes. Nothing is
-      shared with checkpointed layers, dropout, prompt learning, Liger's kernels, or caches beyond plain attention's.
+      groups together, and the gradient flows into the prompt's keys and values. Only rounding changes. Not with
+      checkpointed layers, dropout, prompt learning, Liger's kernels, or caches other than plain attention's.
     - With `record_logps`, the log-probabilities of what transformers' `generate` draws are kept in `sampled_logps`, if
       they are those of the policy itself.
 
@@ -266,7 +266,7 @@ class LogpRecorder(LogitsProcessor):
 
 @contextmanager
 def recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[LogpRecorder]:
-    """Record the tokens that `model.generate` draws inside the block, since TRL passes on no logits processor.
+    """Record log-probabilities of what `model.generate` draws in the block, as TRL passes on no logits processor.
 
     Nothing is recorded if settings of the call or of the policy change the distribution that tokens are drawn from.
     """

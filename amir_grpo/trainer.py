@@ -275,7 +275,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
 
 
 class _OrderOfEpochs(TrainerCallback):
-    """A callback that shuffles each epoch as in an uninterrupted training, even after a checkpoint.
+    """A callback that shuffles each epoch as in an uninterrupted training, even after a resumption.
 
     TRL draws the orders of all epochs from one stream, which restarts whenever a training is resumed.
     """
