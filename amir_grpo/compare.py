@@ -182,8 +182,8 @@ def compare_results(new: pd.DataFrame, old: pd.DataFrame) -> tuple[pd.DataFrame,
         old: From `read_results`; gains are new - old.
 
     Returns:
-        One row per benchmark and reading, with gains in points of the pass rate and `p_holm` corrected over the
-        benchmarks of a reading; and remarks.
+        One row per benchmark and reading, with gains in points of the pass rate and `p_holm` corrected over strict
+        readings, and over all others; and remarks.
 
     Raises:
         ValueError: If the two have no problem in common.

@@ -45,7 +45,7 @@ class FasterSteps:
       sees the whole. There are no slices with images or a router's auxiliary loss, and only one under FSDP and
       DeepSpeed, which need one forward pass per backward pass.
     - In one process on a CPU in float32, the completions of a prompt share its forward pass: micro-batches then keep
-      groups together, and the gradient flows into the prompt's keys and values. Only rounding changes. Not with
+      groups together, and the gradient flows into the prompt's keys and values. Only rounding changes. Skipped for
       checkpointed layers, dropout, prompt learning, Liger's kernels, or caches other than plain attention's.
     - With `record_logps`, the log-probabilities of what transformers' `generate` draws are kept in `sampled_logps`, if
       they are those of the policy itself.
