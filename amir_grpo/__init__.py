@@ -1,7 +1,7 @@
 """A notebook-first reproduction of AMIR-GRPO (arXiv 2601.03661).
 
-The trainer, the preference objective and the run of an experiment are importable from here; the modules behind them
-are loaded when they are first asked for, so that drawing a figure does not wait for torch.
+The trainer, the preference loss, settings, runs and problems can be imported from here. Each module is loaded on first
+use, so that drawing a figure does not wait for torch.
 """
 
 from importlib import import_module

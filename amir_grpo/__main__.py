@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Run the command line; until it takes care of Ctrl-C itself, Ctrl-C ends the imports without a traceback."""
+    """Run the command line; during the imports, Ctrl-C ends the program without a traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from amir_grpo import cli

@@ -1,7 +1,7 @@
-r"""The meaning of an answer: where a completion gives it, and whether it equals the gold answer as far as text can tell.
+r"""Find the answer in a completion, and decide whether it equals the gold answer if text alone can tell.
 
-Pure functions on untrusted text. What they leave open goes to math-verify, in processes that can be killed: see
-`amir_grpo.grading`. `docs/evaluate.md` compares math-verify alone with both on a list of cases.
+Pure functions on untrusted text. Undecided answers go to math-verify, in processes that can be killed
+(`amir_grpo.grading`). `docs/evaluate.md` compares math-verify alone with both together on a list of cases.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from amir_grpo.notation import SCALE, PlainNumber, plain_number, plain_text
 
-# --- where the answer is ------------------------------------------------------------------------------------------
+# --- finding the answer -------------------------------------------------------------------------------------------
 
-# A box without braces holds one number or letter, with a space before it and an end behind it: anything else may be a
-# box that lost a brace.
+# A box without braces must hold one number or letter, with a space before it and a delimiter after it: anything else
+# may be a box that lost a brace.
 _BOX_TOKEN = re.compile(
     r"(?P<box>\\boxed\s*\{)|\\boxed +(?P<bare>-?\d+(?:[.,/]\d+)*|[A-Za-z])(?=[\s$.,;:<]|$)"
     r"|\\\\(?!boxed)|\\[{}]|(?P<open>\{)|(?P<close>\})"
@@ -25,9 +25,9 @@ _BOX_TOKEN = re.compile(
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Find the content of the last ``\boxed{...}`` whose brace is closed, or of ``\fbox{...}`` where none is boxed.
+    r"""Return the content of the last closed ``\boxed{...}``, or else of the last ``\fbox{...}``; None without either.
 
-    Linear in the text; None where there is no box.
+    The time is linear in the text.
     """
     return _last_boxed(text) or _last_boxed(text.replace("\\fbox", "\\boxed"))
 
@@ -36,7 +36,7 @@ def _last_boxed(text: str) -> str | None:
     start = text.find("\\boxed")
     if start < 0:
         return None
-    last, begins = (0, 0), []  # of each open brace: where the content of its box begins, 0 if it is no box's
+    last, begins = (0, 0), []  # begins: for each open brace, where the content of its box begins, or 0 without a box
     for token in _BOX_TOKEN.finditer(text, start):
         if token["bare"]:
             last = max(last, token.span("bare"))
@@ -48,11 +48,11 @@ def _last_boxed(text: str) -> str | None:
 
 
 def extract_answer(completion: str) -> str | None:
-    r"""Find the answer that a completion gives; None if it gives none.
+    r"""Return the answer that a completion gives, or None.
 
-    It is taken from the last closed ``<answer>`` block: the content of the block's last ``\boxed{}``, or the whole
-    block where it has none. Without such a block it is the last ``\boxed{}`` of the completion. Boxes and blocks that
-    are not closed do not count, so that a truncated number is not taken for an answer. Linear in the completion.
+    The answer is the last ``\boxed{}`` in the last closed ``<answer>`` block, or the whole block if it has no box.
+    Without such a block, it is the last ``\boxed{}`` of the completion. Unclosed boxes and blocks do not count, so a
+    truncated number is not taken for an answer. The time is linear in the completion.
     """
     end = completion.rfind("</answer>")
     start = completion.rfind("<answer>", 0, max(end, 0))
@@ -66,29 +66,29 @@ def extract_answer(completion: str) -> str | None:
 
 
 def gold_answers(value: Any) -> list[str]:
-    """Read the right answers of a problem from what a data set holds: a text, a number, or a list of these.
+    """Return the right answers of a problem from a data set's value: a text, a number, or a list of these.
 
     Raises:
-        TypeError: If it is, or holds, anything else: a boolean, None, NaN, an infinity, an object.
+        TypeError: If the value or an item is anything else: a boolean, None, NaN, an infinity, an object.
     """
-    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
+    value = value.tolist() if hasattr(value, "tolist") else value  # NumPy's types
     values = value if isinstance(value, list | tuple) else [value]
     for item in values:
         number = isinstance(item, Real) and not isinstance(item, bool) and math.isfinite(item)
         if not (number or isinstance(item, str)):
-            raise TypeError(f"{repr(item)[:40]} is no answer: a text, a number or a list of these is")
+            raise TypeError(f"{repr(item)[:40]} is no answer: give a text, a number or a list of these")
     return [item if isinstance(item, str) else str(int(item) if item == int(item) else item) for item in values]
 
 
-# --- what is certain ----------------------------------------------------------------------------------------------
+# --- comparing by text --------------------------------------------------------------------------------------------
 
 
 def decide(answer: str, gold: str) -> bool | None:
-    """Say whether an answer equals the gold answer; None where only a symbolic parser could tell.
+    """Return whether an answer equals the gold answer; None if only a symbolic parser can tell.
 
-    Settled here are the same notation (up to spacing and typesetting), plain numbers, lists of them, numbers of a base,
-    ratios and times, options named by their letter, words, and prose: math-verify would read words as products of
-    letters, equal to any anagram, and find a number in "not 7".
+    This settles equal notation (up to spacing and typesetting), plain numbers, lists of them, numbers with a base,
+    ratios, times, letters of options, words, and prose. math-verify would read words as products of letters, equal to
+    any anagram, and find a number in "not 7".
     """
     ours, theirs = plain_text(answer), plain_text(gold)
     if not ours or not theirs:
@@ -100,10 +100,9 @@ def decide(answer: str, gold: str) -> bool | None:
 
 
 def _equal_numbers(number: PlainNumber, gold: PlainNumber) -> bool | None:
-    """Compare integers and fractions exactly, decimals to six places, or to six digits where the gold is below 1.
+    """Compare integers and fractions exactly, decimals to six places, or to six digits if the gold answer is below 1.
 
-    math-verify compares at six places whatever the size, so that 1e-8 equals 1e-9. As there, a percentage equals the
-    number with its sign left out and the number that it stands for.
+    math-verify always compares six places, so that to it 1e-8 equals 1e-9. As in math-verify, 15 % equals 15 and 0.15.
     """
     values = {number.value}
     if number.percent != gold.percent:
@@ -114,13 +113,13 @@ def _equal_numbers(number: PlainNumber, gold: PlainNumber) -> bool | None:
     if "decimal" not in forms:
         return False
     if "fraction" in forms:
-        return None  # a third as 0.333333: math-verify rounds
+        return None  # 1/3 may be written as 0.333333: math-verify rounds
     tolerance = min(Fraction(1), abs(gold.value)) / 2_000_000
     return any(abs(value - gold.value) <= tolerance for value in values)
 
 
 def _compare(numbers: list[PlainNumber], golds: list[PlainNumber]) -> bool | None:
-    """Compare item by item: False where any differs."""
+    """Compare item by item: False if any item differs."""
     if len(numbers) != len(golds):
         return False
     verdicts = {_equal_numbers(*pair) for pair in zip(numbers, golds, strict=True)}
@@ -139,7 +138,7 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt|not)(?![A-Za-z])")
 
 
 def _by_list(ours: str, theirs: str) -> bool | None:
-    """Settle lists such as ``(3,-2)``, in order, and ``1,-2`` or ``{1,-2}``, in any."""
+    """Settle lists: ``(3,-2)`` in this order, ``1,-2`` and ``{1,-2}`` in any order."""
     (brackets, numbers), (gold_brackets, golds) = _number_list(ours), _number_list(theirs)
     if not numbers or not golds or brackets != gold_brackets or len(numbers) != len(golds):
         return None
@@ -165,7 +164,7 @@ _BASES = {"two": "2", "three": "3", "eight": "8", "sixteen": "16"}
 
 
 def _by_base(ours: str, theirs: str) -> bool | None:
-    """Settle numbers whose bases are stated: both must agree; where one alone states it, its digits do."""
+    """Settle numbers with a stated base: digits and bases must agree, or digits alone if only one states its base."""
     match, gold = _BASE.fullmatch(ours), _BASE.fullmatch(theirs)
     if not match and not gold:
         return None
@@ -183,7 +182,7 @@ _RATIO = re.compile(rf"({_SIMPLE})(?::| (?:is )?(?P<word>to) )({_SIMPLE})")
 
 
 def _by_ratio(ours: str, theirs: str) -> bool | None:
-    """Settle ``3 to 4`` against ``3:4``; without the word, a ratio is the fraction that math-verify reads."""
+    """Settle ratios such as ``3 to 4`` and ``3:4``; without the word "to", math-verify reads them as fractions."""
     match, gold = _RATIO.fullmatch(ours), _RATIO.fullmatch(theirs)
     if not any(ratio and ratio["word"] for ratio in (match, gold)):
         return None
@@ -194,7 +193,7 @@ _TIME = re.compile(r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))? ?(?:(?P<half>[ap
 
 
 def _by_time(ours: str, theirs: str) -> bool | None:
-    """Settle times of which one at least says am or pm: the same clock face, and the same half of the day if both do."""
+    """Settle times if at least one says am or pm: they must agree, though one may leave the half of the day open."""
     times = [_TIME.fullmatch(text) for text in (ours, theirs)]
     if not all(times) or not any(time["half"] for time in times):
         return None
@@ -204,14 +203,14 @@ def _by_time(ours: str, theirs: str) -> bool | None:
 
 
 def _minutes(time: re.Match[str]) -> set[int]:
-    """Return the minutes of the day that a time may mean: in both halves of the day where it does not say which."""
+    """Return the minutes of the day that a time may mean: one in each half of the day unless it says which."""
     hour, minute = int(time["hour"]), int(time["minute"] or 0)
     if hour > 12:
         return {60 * hour + minute}
     return {60 * (hour % 12 + 12 * (half in "pP")) + minute for half in time["half"] or "ap"}
 
 
-# An option: its letter alone, in brackets, or before its value, as in "C) 59".
+# An option: a letter alone, in brackets, or before its value, as in "C) 59".
 _CHOICE = re.compile(r"(?i:option|choice)? ?[(\[]?(?P<letter>[A-Z])(?:[).\]:]+|$)(?P<value>.*)")
 
 
@@ -225,7 +224,7 @@ def _by_letter(ours: str, theirs: str) -> bool | None:
     return False if plain_number(ours) or len(ours) == 1 else None
 
 
-# Four letters or more, or a short capitalised word: fewer are a product of variables.
+# Four letters or more, or a short capitalised word: other short words may be products of variables.
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]{2,}[A-Za-z]|[A-Z][a-z]{1,2}")
 
 
@@ -233,7 +232,7 @@ def _by_words(ours: str, theirs: str) -> bool | None:
     return ours.casefold() == theirs.casefold() if _WORDS.fullmatch(theirs) else None
 
 
-# What makes another statement of a number: negation, comparison, and what is computed from it.
+# Words that change what is said about a number: a negation, a comparison, or a computation.
 _NEGATED = re.compile(r"\s*(?:is |was )?(?i:not|wrong|incorrect|false|untrue)\b")
 _REFUSED = re.compile(
     rf"""~~|\\x?cancel|\\sout|(?:is|are|was|do|does|ca|ould|has|have)n['’]?t(?![a-z])|(?<![\\a-z])(?:
@@ -260,12 +259,12 @@ _CONCLUSION = re.compile(r"(?<![\\A-Za-z])(?:is|are|equals)(?![A-Za-z])|: ?")
 
 
 def _by_prose(ours: str, theirs: str) -> bool | None:
-    """Settle sentences: refused where they say something else of a number, else read for their numbers."""
+    """Settle sentences: refuse those that negate, compare or compute; compare the numbers of all others."""
     if _REFUSED.search(ours) or _REFUSED.search(theirs):
         return False
     (labels, numbers), (gold_labels, golds) = _labelled(ours), _labelled(theirs)
     if not numbers or not golds or not (labels or gold_labels):
-        # letters times zero are zero
+        # a parser would read letters times zero, which is zero
         return False if _WORD_TIMES.match(ours) and golds and golds[0].value == 0 else None
     if len(golds) == 1 and len(numbers) > 1 and len(parts := _CONCLUSION.split(ours)) == 2:
         numbers = _labelled(parts[1])[1]  # "The sum of 3 and 4 is 7"
@@ -281,7 +280,7 @@ def _by_prose(ours: str, theirs: str) -> bool | None:
 
 
 def _labelled(text: str) -> tuple[list[str], list[PlainNumber]]:
-    """Read the numbers of a sentence and the words that go with each; no words for a plain list, nothing for formulas."""
+    """Return the words beside each number of a sentence, and the numbers; no words for lists, nothing for formulas."""
     words: list[list[str]] = [[]]
     numbers: list[PlainNumber | None] = []
     for token in _TOKEN.finditer(text):

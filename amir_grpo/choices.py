@@ -1,6 +1,6 @@
-"""The lists of valid names, each in one place, and the refusal of all others.
+"""Lists of valid names, each in one place, and checks that refuse all others.
 
-Only the standard library is imported: the command line and the figures read these lists without waiting for torch.
+Only the standard library is imported, so that the command line and the figures do not wait for torch.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ if typing.TYPE_CHECKING:
 
 METHODS = ("grpo", "amir_grpo")
 POLICIES = ("base", *METHODS)
-# What tables, figures, reports and model cards call them.
+# Their names in tables, figures, reports and model cards.
 POLICY_NAMES = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 
 # Policies that are made on the spot, and the training sets made for them.
 SANDBOXES = (SANDBOX, SANDBOX_MEDIUM, SANDBOX_LARGE) = ("sandbox", "sandbox-medium", "sandbox-large")
-PARAMETERS = {SANDBOX: "0.1M", SANDBOX_MEDIUM: "1M", SANDBOX_LARGE: "26M"}  # of the policies
-BASE_POLICIES = 6  # of the first, that come with the package
+PARAMETERS = {SANDBOX: "0.1M", SANDBOX_MEDIUM: "1M", SANDBOX_LARGE: "26M"}  # sizes of the policies
+BASE_POLICIES = 6  # base policies of the first, numbered from 0, in the package; a study may add more
 SMOLLM2 = "smollm2"  # a language model of 135M parameters, from the package index
 STORIES = "stories"  # the training set made for it
 
-# The studies behind the claims: exploratory runs, the runs of the frozen tests, and those of a second frozen plan, with base
-# policies that nobody selected; of the method's relatives; of a language model, three times. "…pilot" is exploratory.
+# The studies behind the claims: exploratory runs, runs of the frozen tests, runs of a second frozen plan with base
+# policies that nobody selected, related methods, and a language model, three times. "…pilot" is exploratory.
 STUDIES = ("pilot", "confirmation", "fresh", "family", "language", "language-2", "language-3")
 
 # the preference term
 PAIR_MINING = ("all", "topk", "permuted")
-# "logistic" is the paper's; those from "group_pairs" on are `amir_grpo.family`'s
+# "logistic" is the paper's; "group_pairs" and all below are in `amir_grpo.family`
 PAIR_LOSSES = (
     "logistic",
     "linear",
@@ -46,16 +46,16 @@ PAIR_LOSSES = (
 )
 LAMBDA_SCHEDULES = ("constant", "published", "share", "mixture")
 
-# GRPO, by TRL's names; the loss types are those for which the preference term's factor is known
+# GRPO, with TRL's names; LOSS_TYPES are those with a known factor for the preference term
 LOSS_TYPES = ("grpo", "sapo", "dr_grpo", "bnpo", "dapo", "cispo", "vespo", "luspo")
 SCALE_REWARDS = ("group", "batch", "none")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 
-# what the reward of a run holds beside the published functions
+# the study's changes to the reward
 NUISANCES = ("none", "noise", "outliers", "format", "partial")
 REWARD_TERMS = ("all", "correctness")
 
-# the machinery
+# backends and hardware
 BACKENDS = ("auto", "unsloth", "transformers")
 ENGINES = ("transformers", "vllm")
 EVAL_ENGINES = ("auto", *ENGINES)
@@ -65,20 +65,20 @@ DEVICES = ("auto", "cpu")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-# The significance level of every test whose result is called clear.
+# The significance level at which results are called clear.
 SIGNIFICANCE = 0.05
 
-_CLOSEST = 4  # names that a message gives in place of a long list
+_CLOSEST = 4  # names that a message shows instead of a long list
 
 
 def check_names(kind: str, names: Iterable[str], valid: Iterable[str], listed: str = "") -> None:
     """Refuse invalid names; the message suggests the closest valid one, and lists all or says where they are listed.
 
     Args:
-        kind: What they name, for the message: "profile", "benchmark", "loss_type".
+        kind: Kind of the names, for the message: "profile", "benchmark", "loss_type".
         names: The names to check.
         valid: The valid names.
-        listed: Where all are listed, if they are too many for a message, which then gives the closest few.
+        listed: Where the valid names are listed, if they are too many for a message, which then gives the closest few.
 
     Raises:
         ValueError: If one of `names` is not in `valid`.
@@ -99,22 +99,22 @@ def _valid(name: str, valid: list[str], listed: str) -> str:
 
 
 def names_of(kind: Any) -> list[str]:
-    """Return the names that a Literal allows, or a union with one; none for other types."""
+    """Return the names that a Literal, or a union with one, allows; no names for other types."""
     literals = (each for each in (kind, *typing.get_args(kind)) if typing.get_origin(each) is typing.Literal)
     return [name for each in literals for name in typing.get_args(each)]
 
 
 def refusal(error: ValidationError, given: Mapping[str, Any], annotation_of: Callable[[str], Any]) -> ValueError:
-    """Say pydantic's first complaint by name and value.
+    """Turn pydantic's first error into one that gives the name and value of the setting.
 
     Args:
-        error: About settings.
+        error: An error about settings.
         given: Their values by name.
-        annotation_of: The type of a setting by its name.
+        annotation_of: Returns the type of a setting by its name.
     """
     first = error.errors(include_url=False)[0]
     name = next((part for part in first["loc"] if part in given), None)
-    if name is None:  # settings that do not go together
+    if name is None:  # incompatible settings
         return ValueError(str(first["ctx"]["error"]))
     if first["type"] == "literal_error":
         check_names(name, [given[name]], names_of(annotation_of(name)))

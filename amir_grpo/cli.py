@@ -1,8 +1,8 @@
-"""The command line: the same functions as the notebooks.
+"""Train, evaluate and compare policies, with the same functions as the notebooks.
 
-A command is a function here: its parameters are the options, its docstring is the help. One with `**settings` also takes
-every setting of a run, and every other option of TRL's GRPOConfig; what is not given comes from the run folder, or from
-the profile where that is new.
+Each command is a function: its parameters are the options, its docstring is the help. One with `**settings` also takes
+every setting of a run and every other option of TRL's GRPOConfig. What is not given comes from the run folder, or from
+the profile if the folder is new.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Workers = Annotated[int, Field(ge=0)]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit code 2, and a message of a few lines, for what the user can mend."""
+    """Run a command; errors that the user can fix end in exit code 2 and a short message."""
     arguments = sys.argv[1:] if arguments is None else arguments
     top = argparse.ArgumentParser(prog="amir_grpo", description=__doc__.splitlines()[0])
     names = top.add_subparsers(dest="command", required=True, metavar="command")
@@ -56,11 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
 def reproduce(
     cluster: ClusterOptions, profile: str | None = None, run_dir: str | None = None, **settings: Any
 ) -> None:
-    """Run the whole experiment by executing the notebooks: train both methods, evaluate, draw.
+    """Run the whole experiment by executing the notebooks: train both methods, evaluate them, draw the figures.
 
     Args:
-        profile: Where the settings of a new run start from: {profiles}, or auto, by the GPU. Default: sandbox.
-        run_dir: Run folder; one that exists has its own profile and settings. Default: runs/<profile>.
+        profile: Profile that a new run starts from: {profiles}, or auto, which goes by the GPU. Default: sandbox.
+        run_dir: Run folder; an existing one keeps its profile and settings. Default: runs/<profile>.
     """
     from amir_grpo.runs.reproduce import NotebookError, reproduce_run
     from amir_grpo.runs.run import open_run
@@ -76,7 +76,7 @@ def plan(profile: str = "colab-t4", **settings: Any) -> None:
     """Estimate the GPU memory of a training, without a GPU.
 
     Args:
-        profile: Where the settings start from: {profiles}, or auto, by the GPU. Default: colab-t4.
+        profile: Profile that the settings start from: {profiles}, or auto, which goes by the GPU. Default: colab-t4.
     """
     from amir_grpo.policies.plan import planned
     from amir_grpo.runs.run import resolve_profile
@@ -98,12 +98,12 @@ def train(
     """Train one method into the run folder.
 
     Args:
-        profile: Where the settings of a new run start from: {profiles}, or auto, by the GPU. Default: sandbox.
-        run_dir: Run folder; one that exists has its own profile and settings. Default: runs/<profile>.
-        method: What to train by. Default: amir_grpo.
+        profile: Profile that a new run starts from: {profiles}, or auto, which goes by the GPU. Default: sandbox.
+        run_dir: Run folder; an existing one keeps its profile and settings. Default: runs/<profile>.
+        method: Method to train with. Default: amir_grpo.
         model_dir: Also save the trained adapter here.
         trainer_type: The published command's name for method.
-        wandb_api_key: With report_to=wandb; goes to the environment's WANDB_API_KEY, and is not kept.
+        wandb_api_key: Key for report_to=wandb; it is set as WANDB_API_KEY and not saved.
     """
     from amir_grpo.policies.backend import import_early
 
@@ -113,7 +113,7 @@ def train(
         check_folder(adapter, "model_dir")
     if wandb_api_key:
         os.environ["WANDB_API_KEY"] = wandb_api_key
-    import_early(settings.get("backend") or _backend(profile, run_dir))  # Unsloth comes before transformers
+    import_early(settings.get("backend") or _backend(profile, run_dir))  # Unsloth must come before transformers
 
     from amir_grpo.policies.source import copy_policy
     from amir_grpo.results.tables import reward_ends
@@ -137,7 +137,7 @@ def train(
 def _backend(profile: str | None, run_dir: str | None) -> str:
     """Return the backend of the run folder, or of the profile."""
     if run_dir:
-        with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will name the trouble
+        with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will report the error
             return read_config(user_path(run_dir))["settings"]["backend"]
     return PROFILES.get(profile or SANDBOX, {}).get("backend", FIELDS["backend"].default)
 
@@ -152,18 +152,18 @@ def evaluate(
     """Sample, grade, summarise and compare the policies of the run folder, or those in --model_dir.
 
     Args:
-        profile: Where the settings of a new run start from: {profiles}, or auto, by the GPU. Default: sandbox.
-        run_dir: Run folder; one that exists has its own profile and settings. Default: runs/<profile>.
+        profile: Profile that a new run starts from: {profiles}, or auto, which goes by the GPU. Default: sandbox.
+        run_dir: Run folder; an existing one keeps its profile and settings. Default: runs/<profile>.
         model_dir: Evaluate these policies instead of the run's, on the same problems: folders (an adapter or a whole
             model) or Hub ids, as in runs/a/grpo or mine=runs/a/grpo.
-        workers: Processes that draw. Default: one per visible GPU, or else one.
+        workers: Number of processes that sample. Default: one per visible GPU, or one without a GPU.
     """
     from amir_grpo.policies.source import named_policies
     from amir_grpo.results.tables import comparison_table, policy_summary, rounded, wide_summary
     from amir_grpo.runs.opening import runs_folder
     from amir_grpo.runs.run import open_run
 
-    # as in the published command line, the data set that `evaluate` is given is the one to evaluate on
+    # as in the published command line, dataset_name names the benchmark here
     benchmark = settings.pop("dataset_name", None)
     sources = named_policies(model_dir or ())
     if sources and not run_dir:
@@ -184,9 +184,9 @@ def evaluate(
         for name, table in tables.items():
             run.save_table(table, name)
     print(wide_summary(tables["policies"]).reset_index().to_string(index=False))
-    print("\nIn brackets: 95 % intervals over problems. tokens: mean of a completion; all else in percent.")
+    print("\nIn brackets: 95 % intervals over problems. tokens: mean per completion; all other rows in percent.")
     if rows := len(tables["comparisons"]):
-        print(f"\nEvery two policies, paired by problem; p_holm is corrected over these {rows} rows:\n")
+        print(f"\nEach pair of policies, compared by problem; p_holm is corrected over these {rows} rows:\n")
         shown = ["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high", "p_holm"]
         print(rounded(tables["comparisons"][shown]).to_string(index=False))
     print(f"\nCompletions: {run.folder / 'samples'}")
@@ -204,17 +204,17 @@ def evidence(
     workers: Workers = 0,
     **settings: Any,
 ) -> None:
-    """Make the runs of the study behind the claims that are not kept yet, and print what they say.
+    """Make the missing runs of a study behind the claims, and print its results.
 
     Args:
-        study: Which study of the plan. Default: pilot.
+        study: Study of the plan. Default: pilot.
         profile: One of sandbox, sandbox-medium, sandbox-large. Default: the plan's.
-        arms: Only these, as regime/arm, and the base policies. Default: all of the study.
-        seeds: Only runs with these seeds. Default: all.
-        only: Make this one run again, as regime/arm/seed, and compare it with what is kept of it.
-        folder: Holds the run folders. Default: runs/<study>.
-        results: Gets the results, a file per run. Default: data/results/<study>.
-        workers: Runs side by side. Default: one per visible GPU, or else one per core.
+        arms: Make only these arms, as regime/arm, and the base policies. Default: all arms of the study.
+        seeds: Make only runs with these seeds. Default: all.
+        only: Make this run again, as regime/arm/seed, and compare it with its kept results.
+        folder: Folder of the run folders. Default: runs/<study>.
+        results: Folder of the results, one file per run. Default: data/results/<study>.
+        workers: Number of parallel runs. Default: one per visible GPU, or one per core without a GPU.
     """
     from amir_grpo.runs.opening import project_root, runs_folder
     from amir_grpo.study.claims import study_report
@@ -226,7 +226,7 @@ def evidence(
     check_names("sandbox profile", [profile or SANDBOX], choices.SANDBOXES)
     changed = [*settings, *(["profile"] if profile not in (None, plan.profile) else [])]
     if changed and not results:
-        raise ValueError(f"With another {', '.join(changed)}, results do not belong to the kept ones: give --results.")
+        raise ValueError(f"Results with another {', '.join(changed)} are kept apart from the others: give --results.")
     runs_in = user_path(folder or runs_folder() / study)
     kept_in = user_path(results or project_root() / "data" / "results" / study)
     check_folder(runs_in, "folder")
@@ -254,16 +254,16 @@ def export(
     merged: bool = False,
     results: str | None = None,
 ) -> None:
-    """Save a trained policy with a model card, or with --results all completions, into a folder.
+    """Save a trained policy with a model card into a folder, or all completions with --results.
 
     Args:
-        profile: Where run_dir is not given: the run in runs/<profile>. Default: sandbox.
+        profile: Without run_dir, use the run in runs/<profile>. Default: sandbox.
         run_dir: Run folder. Default: runs/<profile>.
-        method: Whose policy. Default: amir_grpo.
-        out: Folder to make. Default: in the run, export/<method> or <method>-merged.
+        method: Method whose policy is saved. Default: amir_grpo.
+        out: Folder to create. Default: export/<method> or export/<method>-merged in the run folder.
         merged: Export the whole policy in float32 instead of the adapter.
-        results: Folder to make for the run's results, in place of a policy: a row per completion as Parquet, with a data
-            card, and samples in the form of lm-evaluation-harness.
+        results: Folder to create for the run's results instead of a policy: a row per completion as Parquet, a data
+            card, and samples in the format of lm-evaluation-harness.
     """
     from amir_grpo.runs.export import export_policy, export_results
 
@@ -273,17 +273,17 @@ def export(
     if results:
         folder = export_results(run, user_path(results))
     else:
-        own = run.folder / "export" / (f"{method}-merged" if merged else method)  # made anew
+        own = run.folder / "export" / (f"{method}-merged" if merged else method)  # replaced if it exists
         folder = export_policy(run, method, user_path(out) if out else own, merged, replace_old=not out)
     kind = " --repo-type dataset" if results else ""
     print(f"Saved: {folder}\nTo upload it to the Hub: hf upload --private{kind} me/name {folder}")
 
 
 def _existing(profile: str | None, run_dir: str | None) -> Run:
-    """Open the run that is there, with its own settings; a command that reads starts none.
+    """Open an existing run with its own settings; never start one.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the run does not exist.
     """
     from amir_grpo.runs.opening import resolve_profile, runs_folder
     from amir_grpo.runs.run import open_run
@@ -311,13 +311,13 @@ def verify(first: str, second: str) -> None:
 
 
 def compare(first: str, second: str, html: str | None = None, json: str | None = None) -> None:
-    """Say whether one set of results is better than another: its gain, paired by problem, and what would decide it.
+    """Compare two sets of results by problem: the gain with its interval, and how much data would decide it.
 
     Args:
         first: New results: samples of lm-evaluation-harness, details of lighteval, a run, an export or a CSV (PATH:POLICY).
-        second: What they are compared with, likewise; gains are first - second.
+        second: Old results, in any of these forms; gains are first - second.
         html: Write a page with the figure here.
-        json: Write the rows for machines here.
+        json: Write the rows as JSON here.
     """
     from amir_grpo.compare import compare_results, read_results, shown_table, to_html, to_json
 
@@ -362,7 +362,7 @@ def notebooks(folder: str) -> None:
     found = sorted(shipped("notebooks").glob("*.ipynb"))
     there = [path.name for path in found if (place / path.name).exists()]
     if there:
-        raise FileExistsError(f"{place} holds {there[0]} already, which may have been changed: give another folder.")
+        raise FileExistsError(f"{place} already holds {there[0]}, which may have been changed: give another folder.")
     for path in found:
         atomic_write(place / path.name, partial(shutil.copy2, path))
     print(f"{len(found)} notebooks written. Open them: jupyter lab {place}")

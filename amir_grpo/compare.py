@@ -1,10 +1,10 @@
-"""Is one set of results better than another? Logs of other tools and of this package, paired by problem.
+"""Compare two sets of results, of this package or of other tools, paired by problem.
 
     python -m amir_grpo compare A B [--html FILE] [--json FILE]
 
-A and B are what people have: `samples_*.jsonl` of lm-evaluation-harness (`--log_samples`), details of lighteval
-(Parquet), a run folder or an export of this package (`runs/sandbox:grpo` names a policy), or a CSV with the columns
-problem and right, and optionally benchmark, n, seed and policy.
+A and B are `samples_*.jsonl` of lm-evaluation-harness (`--log_samples`), details of lighteval (Parquet), a run folder
+or an export of this package (`runs/sandbox:grpo` names a policy), or a CSV with the columns problem and right, and
+optionally benchmark, n, seed and policy.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from amir_grpo.metrics import compare, holm
 
 # One row per benchmark, reading, seed and problem: `right` of `n` samples.
 COLUMNS = ["benchmark", "reading", "seed", "problem", "right", "n"]
-_DATE = re.compile(r"_\d{4}-\d\d-\d\dT.*$")  # with which lm-evaluation-harness and lighteval end the names of files
+_DATE = re.compile(r"_\d{4}-\d\d-\d\dT.*$")  # at the end of file names of lm-evaluation-harness and lighteval
 _METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "extractive_match", "math_verify")
 
 
 def read_results(place: str) -> pd.DataFrame:
-    """Return the results at a place, one row per benchmark, reading, seed and problem (`COLUMNS`).
+    """Read results, one row per benchmark, reading, seed and problem (`COLUMNS`).
 
-    A reading is how answers were taken from the completions, such as strict-match and flexible-extract in
-    lm-evaluation-harness. A problem is a hash of its text, or its id where the log has no text.
+    A reading is a way to extract answers from completions, such as strict-match or flexible-extract in
+    lm-evaluation-harness. A problem is named by a hash of its text, or by its id if the log has no text.
 
     Args:
         place: A file or folder; `PATH:POLICY` names one of several policies.
 
     Raises:
-        FileNotFoundError: If there is nothing, or nothing that can be read.
+        FileNotFoundError: If the path does not exist or holds no readable results.
         ValueError: If a file is damaged or ambiguous.
     """
     path, policy = Path(place).expanduser(), ""
@@ -66,7 +66,7 @@ def read_results(place: str) -> pd.DataFrame:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
             raise ValueError(
                 f"{file} cannot be read as results: {type(error).__name__}: {str(error).splitlines()[0][:120]}\n"
-                "Is it whole, and the file that its name says?"
+                "Check that it is complete and what its name says."
             ) from error
     return _checked(_one_policy(pd.concat(tables, ignore_index=True), policy, place), place)
 
@@ -106,7 +106,7 @@ def _checked(table: pd.DataFrame, place: str) -> pd.DataFrame:
     return table.assign(right=right, n=n).reset_index(drop=True)
 
 
-# --- readers: a file to rows of COLUMNS, and policy where the file has several ---------------------------------------
+# --- readers: from a file to rows of COLUMNS, with a column policy if the file has several ---------------------------
 
 
 def _harness(file: Path) -> pd.DataFrame:
@@ -131,13 +131,13 @@ def _lighteval(file: Path) -> pd.DataFrame:
         values = {name: value for name, value in values.items() if value is not None}
         text = (document.get("query") or document.get("id")) if isinstance(document, dict) else document
         name = next((name for key in _METRICS for name in values if name.startswith(key)), next(iter(values)))
-        # a mean over samples of a problem is a share of one
+        # a mean over the samples of a problem counts as a share of one sample
         rows.append({"problem": _hash(text), "reading": name, "right": float(values[name]), "n": 1})
     return pd.DataFrame(rows).assign(benchmark=_DATE.sub("", file.stem.removeprefix("details_")))
 
 
 def _completions(file: Path) -> pd.DataFrame:
-    """Completions of this package: samples/<policy>/<benchmark>.parquet of a run, completions.parquet of an export."""
+    """Read completions: samples/<policy>/<benchmark>.parquet of a run, completions.parquet of an export."""
     samples = pd.read_parquet(file, columns=["policy", "benchmark", "problem_id", "correct", "formatted"])
     readings = {"extracted": samples["correct"], "strict-format": samples["correct"] & samples["formatted"]}
     rows = pd.concat(
@@ -151,7 +151,7 @@ def _completions(file: Path) -> pd.DataFrame:
 def _table(file: Path) -> pd.DataFrame:
     table = pd.read_csv(file)
     if missing := {"problem", "right"} - set(table):
-        raise ValueError(f"no column {' or '.join(sorted(missing))}, but {', '.join(map(str, table.columns))}")
+        raise ValueError(f"no column {' or '.join(sorted(missing))}; it has {', '.join(map(str, table.columns))}")
     return table.assign(problem=table["problem"].astype(str))
 
 
@@ -175,15 +175,15 @@ _POINTS = ["new", "old", "gain", "low", "high", "detectable"]  # columns in poin
 
 
 def compare_results(new: pd.DataFrame, old: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Compare two sets of results benchmark by benchmark, and say what could not be paired.
+    """Compare two sets of results by benchmark, and note what could not be paired.
 
     Args:
         new: From `read_results`.
         old: From `read_results`; gains are new - old.
 
     Returns:
-        One row per benchmark and reading, gains in points of the pass rate, with `p_holm` over the
-        benchmarks of a reading; and remarks.
+        One row per benchmark and reading, with gains in points of the pass rate and `p_holm` corrected over strict
+        readings, and over all others; and remarks.
 
     Raises:
         ValueError: If the two have no problem in common.
@@ -218,12 +218,12 @@ def compare_results(new: pd.DataFrame, old: pd.DataFrame) -> tuple[pd.DataFrame,
             table = table[~strict].reset_index(drop=True)
     table["p_holm"] = table.groupby(table["reading"].str.contains("strict"))["p"].transform(holm)
     if only := sorted({*new["benchmark"], *old["benchmark"]} - set(table["benchmark"])):
-        remarks.append(f"In one of the two only, and left out: {', '.join(only)}.")
+        remarks.append(f"Only in one of the two, and left out: {', '.join(only)}.")
     return table, list(dict.fromkeys([*remarks, *_remarks(table)]))
 
 
 def _by_problem(part: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Share of right samples, problems × seeds, of the problems that every seed has, and their least number of samples."""
+    """Return shares of right samples, problems × seeds, for problems that every seed has, and their fewest samples."""
     part = part.assign(share=part["right"] / part["n"])
     shares = part.pivot_table(index="problem", columns="seed", values="share").dropna()
     return shares, part.groupby("problem")["n"].min().loc[shares.index]
@@ -234,8 +234,8 @@ def _remarks(table: pd.DataFrame) -> list[str]:
     said = []
     if (table["unit"] == "problem").any():
         said.append(
-            "One seed of each: intervals are for other problems and samples. Another training seed may change more; "
-            "give several seeds, in a CSV with a column seed, to include it."
+            "One seed each: intervals cover other problems and samples, not other training seeds, which may change "
+            "more. To include them, give several seeds in a CSV with a column seed."
         )
     for benchmark, rows in table.groupby("benchmark", sort=False):
         lenient = rows[rows["reading"].str.contains("flexible|lenient|extracted")]
@@ -255,14 +255,14 @@ def _remarks(table: pd.DataFrame) -> list[str]:
     return said
 
 
-# --- what is shown --------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 _FORMATS = {"new": "{:.1f}", "old": "{:.1f}", "gain": "{:+.2f}", "low": "{:+.2f}", "high": "{:+.2f}"}
 _FORMATS |= {"p_holm": "{:.2g}", "detectable": "{:.2f}"}
 
 
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Format the columns that are shown: `new` and `old` in percent, gains in points with a 95 % interval."""
+    """Format the columns to show: `new` and `old` in percent, gains in points with a 95 % interval."""
     names = ["benchmark", *(["reading"] if table["reading"].any() else []), "problems", "seeds", *_FORMATS]
     return table[names].apply(lambda c: c.map(_FORMATS.get(str(c.name), "{}").format)).replace("nan", "–")
 
@@ -274,7 +274,7 @@ def to_json(table: pd.DataFrame, remarks: list[str], names: tuple[str, str]) -> 
 
 
 def to_html(table: pd.DataFrame, remarks: list[str], names: tuple[str, str]) -> str:
-    """One page with the figure, the table and the remarks; needs no network."""
+    """Return a page with the figure, the table and the remarks; it needs no network."""
     title = f"{names[0]} against {names[1]}"
     lines = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
     return (
@@ -306,4 +306,4 @@ def _figure_svg(table: pd.DataFrame) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     picture = buffer.getvalue()
-    return picture[picture.index("<svg") :]  # a page wants no XML declaration
+    return picture[picture.index("<svg") :]  # HTML has no XML declaration

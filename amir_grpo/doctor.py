@@ -1,7 +1,7 @@
 """Read the log of a GRPO or AMIR-GRPO training and name what keeps it from learning.
 
-The log is a table with one row per logged step and TRL's own column names, as `log.csv` of a run, or the `log_history` of
-the `trainer_state.json` that transformers writes into every checkpoint. See docs/reading-your-log.md for each symptom.
+The log has one row per logged step and TRL's column names: `log.csv` of a run, or `log_history` in the
+`trainer_state.json` that transformers writes into every checkpoint. docs/reading-your-log.md explains each symptom.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-LEAST_STEPS = 8  # fewer say nothing about a training
+LEAST_STEPS = 8  # a shorter log is not judged
 
 
 class Finding(NamedTuple):
-    """A symptom in a log, by its name in docs/reading-your-log.md, with its cause and the setting to change."""
+    """A symptom in a log, named as in docs/reading-your-log.md, with its cause and the setting to change."""
 
     name: str
     symptom: str
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
     @property
     def stops(self) -> bool:
-        """Whether a training is warned of it while it runs: nothing is learned, or what was learned is lost."""
+        """Whether a running training warns of it: nothing is learned, or what was learned is lost."""
         return self.name in ("cut-off", "uniform", "no-pairs", "entropy", "falling")
 
     def __str__(self) -> str:
@@ -34,14 +34,14 @@ class Finding(NamedTuple):
 
 
 def read_log(path: str | Path) -> dict[str, pd.DataFrame]:
-    """Return the logs at a path, by the name of what was trained.
+    """Return the logs at a path, by the name of their folder, such as the method.
 
     Args:
         path: A run folder (its methods' `log.csv`), a checkpoint or output folder of transformers (the latest
             `trainer_state.json` in it), or one of these files.
 
     Raises:
-        FileNotFoundError: If there is no log.
+        FileNotFoundError: If the path holds no log.
         ValueError: If a file is not a training log.
     """
     path = Path(path)
@@ -70,10 +70,10 @@ def _read(file: Path) -> pd.DataFrame:
 
 
 def diagnose(log: pd.DataFrame) -> list[Finding]:
-    """Return what a log shows that keeps a training from learning; an empty list for a healthy one.
+    """Return the symptoms in a log that keep a training from learning; an empty list if it is healthy.
 
     Args:
-        log: One row per logged step, with TRL's columns. What was not logged is NaN here, and no comparison with it holds.
+        log: One row per logged step, with TRL's columns. A value that was not logged causes no finding.
     """
     if len(log) < LEAST_STEPS:
         return []
@@ -108,7 +108,7 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
             "no-pairs",
             "No two completions of a group form a pair, though rewards differ "
             f"(standard deviation {last.get('reward_std', 0):.2g}).",
-            "The margin is as large as the differences of the rewards, or larger: the preference term is always 0.",
+            "The margin is at least as large as the differences of the rewards: the preference term is always 0.",
             "Lower reward_margin below the difference between a right and a wrong completion.",
         ),
         (
@@ -121,9 +121,9 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
         (
             form and right and last[form] > max(0.8 * most[form], 2 * first[form]) > 0 and last[right] < 0.05,
             "format",
-            f"The format reward has risen to {last.get(form, 0):.2f} and the correctness reward stays below 0.05.",
+            f"The format reward has risen to {last.get(form, 0):.2f}, but the correctness reward stays below 0.05.",
             "The policy has learned the form and earns nothing for the answer: all pairs are about the form.",
-            "Weigh correctness more (reward_weights), give easier problems, or look whether the grader reads the answers.",
+            "Weigh correctness more (reward_weights), use easier problems, or check that the grader reads answers.",
         ),
         (
             last.get("entropy", 1) < 0.1 * first.get("entropy", 0),
@@ -143,8 +143,8 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
             abs(gain) <= errors,
             "flat",
             f"The reward went {rewards}, within two standard errors ({errors:.3f}).",
-            "Nothing is learned, or the reward is at its maximum. A loss near 0 is not the fault: on-policy it always is.",
-            "Mend what is named above first; then raise learning_rate, or train for longer.",
+            "Nothing is learned, or the reward is at its maximum. A loss near 0 is no fault: on-policy it always is.",
+            "First fix what is named above, if anything; then raise learning_rate, or train longer.",
         ),
     )
     return [Finding(*texts) for shown, *texts in symptoms if shown]

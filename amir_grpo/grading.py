@@ -1,8 +1,8 @@
-r"""Grades completions: math-verify behind one function, and untrusted text in processes that can be killed.
+r"""Grade completions: one function around math-verify, which reads untrusted text in processes that can be killed.
 
-`answers.extract_answer` finds the answer, and `answers.decide` settles what needs no symbolic parser. What is left goes
-to math-verify in a worker process (`amir_grpo._grading_worker`) under limits of time and memory; a comparison that hits
-a limit counts as wrong and is reported. Workers are started when first needed and are reused.
+`answers.extract_answer` finds the answer, and `answers.decide` settles cases that need no symbolic parser. The rest go
+to math-verify in a worker process (`amir_grpo._grading_worker`) with limits on time and memory; a comparison that hits
+a limit counts as wrong and is reported. Workers start when first needed and are reused.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 Limit = Literal["length", "time", "memory", "crash"]
 
-# The longest gold of the benchmarks has 224 characters.
+# The longest gold answer of the benchmarks has 224 characters.
 MAX_ANSWER_CHARACTERS = 2_000
-CPU_SECONDS = 2  # of one comparison; the slowest gold against itself takes 0.3 s
+CPU_SECONDS = 2  # per comparison; the slowest gold answer takes 0.3 s against itself
 # for systems without CPU timers and for a worker that sleeps; generous, so that a busy machine changes no verdict
 WALL_SECONDS = 10 * CPU_SECONDS
 MEMORY_BYTES = 1 << 30
@@ -45,8 +45,8 @@ _REMEMBERED = 10_000
 class Grade:
     """The verdict on one completion; it is true if the completion is right.
 
-    `answer`: the text that was graded, None if the completion holds none. `limit`: the limit that the comparison hit,
-    None if it ended by itself.
+    `answer`: the text that was graded, None if the completion gives none. `limit`: the limit that the comparison hit,
+    None if it hit none.
     """
 
     answer: str | None
@@ -58,10 +58,10 @@ class Grade:
 
 
 class Grader(contextlib.AbstractContextManager):
-    """Grades completions with a pool of worker processes; a context manager, safe to share between threads.
+    """A pool of worker processes that grades completions; a context manager, safe to share between threads.
 
-    Workers are started at the first comparison that needs one, and again after one was killed. A copy of a grader in
-    a forked process starts its own.
+    A worker starts at the first comparison that needs it, and again after it was killed. A copy of a grader in a
+    forked process starts its own workers.
 
     Args:
         workers: Number of worker processes, at least one.
@@ -77,14 +77,14 @@ class Grader(contextlib.AbstractContextManager):
         self.close()
 
     def grade(self, completions: Sequence[str], answers: Sequence[str | Sequence[str]]) -> list[Grade]:
-        """Grade each completion; a grade is true where the completion is right.
+        """Grade each completion; a grade is true if the completion is right.
 
         Args:
-            completions: What a policy wrote after the prompt.
-            answers: The gold answer of each, a text or a number, or several of which any will do.
+            completions: The texts that a policy wrote after the prompt.
+            answers: For each completion, its gold answer (a text or a number), or several, any of which is right.
 
         Raises:
-            ValueError: If there are not as many answers as completions.
+            ValueError: If the numbers of answers and completions differ.
             TypeError: If an answer is neither text nor number.
             RuntimeError: If a worker cannot be started.
         """
@@ -93,7 +93,7 @@ class Grader(contextlib.AbstractContextManager):
         golds = [tuple(gold_answers(answer)) for answer in answers]
         pairs = list(zip(map(extract_answer, completions), golds, strict=True))
         verdicts = {pair: _settle(*pair) for pair in dict.fromkeys(pairs)}
-        # a gold that the answer certainly is not goes to no parser, which might decide otherwise
+        # gold answers that are already ruled out go to no parser, which might decide otherwise
         left_open = {pair: (pair[0], verdict) for pair, verdict in verdicts.items() if isinstance(verdict, tuple)}
         if left_open:
             verdicts.update(zip(left_open, self._compare(list(left_open.values())), strict=True))
@@ -105,8 +105,8 @@ class Grader(contextlib.AbstractContextManager):
         return [Grade(answer, end is True, end if isinstance(end, str) else None) for answer, end in ends]
 
     def close(self) -> None:
-        """End the workers. The grader may be used again: it starts new ones."""
-        if self._pid == os.getpid():  # not the parent's
+        """End the workers. The grader starts new ones when it is used again."""
+        if self._pid == os.getpid():  # the workers are not a parent process's
             with self._lock:
                 for worker in self._idle:
                     worker.kill()
@@ -132,12 +132,12 @@ class Grader(contextlib.AbstractContextManager):
 
 
 def grade_many(completions: Sequence[str], answers: Sequence[str | Sequence[str]], workers: int = 2) -> list[Grade]:
-    """Grade many completions in parallel with the grader that this process shares; see `Grader.grade`."""
+    """Grade many completions in parallel with the shared grader of this process; see `Grader.grade`."""
     return _shared_grader(workers).grade(completions, answers)
 
 
 def is_correct(completion: str, answer: str | Sequence[str]) -> bool:
-    """Say whether a completion gives the gold answer, or one of several; see `grade_many`."""
+    """Return whether a completion gives the gold answer, or one of several; see `grade_many`."""
     return grade_many([completion], [answer])[0].correct
 
 
@@ -149,7 +149,7 @@ def _shared_grader(workers: int) -> Grader:
 
 
 def _settle(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | tuple[str, ...]:
-    """Give the verdict, or the golds that only math-verify can compare with the answer."""
+    """Return the verdict, or the gold answers that only math-verify can compare with the answer."""
     if answer is None:
         return False
     if len(answer) > MAX_ANSWER_CHARACTERS:
@@ -161,7 +161,7 @@ def _settle(answer: str | None, golds: tuple[str, ...]) -> bool | Limit | tuple[
 
 
 class _Worker:
-    """The parent's side of one worker: a process, started when it is needed and again after it has ended."""
+    """The parent's side of one worker: a process that starts when needed, and again after it has ended."""
 
     _process: subprocess.Popen[bytes] | None = None
 
@@ -169,25 +169,25 @@ class _Worker:
         if self._process is None or self._process.poll() is not None:
             self._start()
         began = time.monotonic()
-        with contextlib.suppress(OSError):  # it has just ended, and will not reply
-            self._process.stdin.write(json.dumps([answer, golds]).encode() + b"\n")  # ASCII: any character survives
+        with contextlib.suppress(OSError):  # the process has just ended and will not reply
+            self._process.stdin.write(json.dumps([answer, golds]).encode() + b"\n")  # ASCII keeps every character
             self._process.stdin.flush()
         if reply := self._read(WALL_SECONDS):
             return json.loads(reply)
         code = self._process.wait()
         self.kill()
-        # nothing here sends SIGKILL: the system was short of memory; MemoryError is all that a worker does not catch
+        # SIGKILL before the timeout comes from a system without memory; a worker fails (1) only on MemoryError
         causes = {-getattr(signal, "SIGPROF", 0): "time", -getattr(signal, "SIGKILL", 0): "memory", 1: "memory"}
         return "time" if time.monotonic() - began >= WALL_SECONDS else causes.get(code, "crash")
 
     def kill(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(OSError), self._process:  # which closes the pipes and waits
+            with contextlib.suppress(OSError), self._process:  # exiting closes the pipes and waits
                 self._process.kill()
 
     def _start(self) -> None:
         # A fresh interpreter, not a fork: the parent may hold a GPU, threads and gigabytes. -P keeps modules of the
-        # working directory out; the package is found where this one was.
+        # working directory out; the package is imported from where this one was.
         root = str(Path(__file__).resolve().parents[1])
         arguments = (CPU_SECONDS, MEMORY_BYTES, *(path for path in sys.path if path and path != root))
         program = f"import sys; sys.path[:] = [{root!r}, *sys.argv[3:]]; "
@@ -196,8 +196,8 @@ class _Worker:
             [sys.executable, "-P", "-B", "-c", program, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy's order of terms must not vary from run to run
-            start_new_session=True,  # Ctrl-C in the terminal is for the parent
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy's order of terms must not vary between runs
+            start_new_session=True,  # Ctrl-C in the terminal must only reach the parent
         )
         if not self._read(_START_SECONDS):
             self.kill()
@@ -205,7 +205,7 @@ class _Worker:
             raise RuntimeError(f"A grading worker could not be started.\n{why}")
 
     def _read(self, seconds: float) -> bytes:
-        """Read a line; it is empty where the process ended, or was ended after so many seconds."""
+        """Read a line; it is empty if the process ends, or is killed after `seconds`."""
         timer = threading.Timer(seconds, self._process.kill)
         timer.start()
         try:

@@ -1,8 +1,8 @@
 """Pass@k, margins, intervals and paired tests: pure functions on plain NumPy arrays.
 
-The unit of every interval and test is the problem: its samples tell how well its own pass rate is known, but only
-another problem tells how the benchmark's mean would move. Every function that draws random numbers takes
-`seed` (an int or a NumPy Generator) and gives the same answer for the same int.
+The unit of every interval and test is the problem: more samples only sharpen its own pass rate, while more problems
+show how the benchmark's mean varies. Every function that draws random numbers takes `seed` (an int or a NumPy
+Generator) and returns the same result for the same int.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-# The ends of every interval as quantiles: 95 %. A test holds them and `choices.SIGNIFICANCE` together.
+# The ends of every 95 % interval as quantiles. A test checks that they match `choices.SIGNIFICANCE`.
 INTERVAL_ENDS = (0.025, 0.975)
 RESAMPLES = 10_000
-# Up to this many non-zero differences all 2^m sign patterns are enumerated; above it they are drawn.
+# Up to this many non-zero differences, all 2^m sign patterns are enumerated; beyond, they are drawn.
 EXACT_SIGN_FLIPS = 16
-# Below this many changed problems Student's t covers too rarely (measured: down to 76 %), see `paired_gain`.
+# With fewer changed problems, Student's t covers too rarely (measured: down to 76 %); see `paired_gain`.
 MIN_CHANGED = 8
 BINS = 10  # of stated confidence
 
@@ -27,7 +27,7 @@ Bounds = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its 95 % interval; ends are NaN where the data say nothing about them."""
+    """An estimate and the ends of its 95 % interval, which are NaN if the data say nothing about them."""
 
     estimate: float
     low: float
@@ -51,12 +51,12 @@ class Gain(Interval):
 
 @dataclass(frozen=True)
 class Comparison(Gain):
-    """A gain, and what it would take to be certain of it.
+    """A gain, and how much data it would take to be certain of it.
 
     `unit`: what the interval generalises to, "problem" or "seed". `problems`, `seeds`: how many were compared.
     `detectable`: the smallest gain that a test at 5 % finds with a chance of 80 %. `units_needed`, `samples_needed`: how
-    many units, or samples per problem, would find a true gain of the estimated size with that chance; infinite where
-    no number would, NaN where the data do not tell.
+    many units, or samples per problem, would find a true gain of the estimated size with that chance; infinite if no
+    number would, NaN if the data do not tell.
     """
 
     problems: int
@@ -68,11 +68,11 @@ class Comparison(Gain):
 
 
 def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Unbiased estimate of the chance that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k).
+    """Estimate without bias the chance that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k).
 
     `correct`: correct samples c of each problem, any shape. `n`: samples drawn, an int or one for each problem.
-    Returns fractions in the shape of `correct`: the share of the k-subsets of the n samples that hold a correct one
-    (Chen et al. 2021, arXiv 2107.03374). Raises ValueError where k < 1, k > n, c < 0, c > n, or one is no whole number.
+    Returns fractions in the shape of `correct`: the share of k-subsets of the n samples that hold a correct one (Chen
+    et al. 2021, arXiv 2107.03374). Raises ValueError if k < 1, k > n, c < 0, c > n, or one is not a whole number.
     """
     correct, n = np.asarray(correct), np.asarray(n)
     for name, counts in (("c", correct), ("n", n), ("k", np.asarray(k))):
@@ -94,7 +94,7 @@ def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
         )
     none_correct = np.ones(np.broadcast_shapes(correct.shape, n.shape))
     for j in range(k):  # a product of ratios, which does not overflow
-        # the factor is 0 at j = n - c, and stays 0 from there on: every k-subset holds a correct sample
+        # the factor is 0 from j = n - c on: every k-subset then holds a correct sample
         none_correct = none_correct * np.maximum(n - correct - j, 0) / (n - j)
     return 1.0 - none_correct
 
@@ -102,17 +102,18 @@ def pass_at_k(correct: ArrayLike, n: ArrayLike, k: int) -> NDArray[np.float64]:
 def mean_interval(
     values: ArrayLike, bounds: Bounds = (0.0, 1.0), seed: Seed = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """95 % interval of the mean over problems, as if the problems were drawn from many like them.
+    """Return the mean over problems and its 95 % interval, as if the problems were drawn from many like them.
 
     `values`: one number per problem, (problems,). `bounds`: the least and greatest value that a problem can have, or
-    None where there are none.
+    None if it has none.
 
-    With bounds: Bayesian bootstrap over problems (Rubin 1981: Dirichlet weights) with half an unseen problem at the
-    lower bound for the lower end, half at the upper bound for the upper end. A benchmark at 0 % or 100 % gets the width
-    that its size allows: with 30 problems all wrong the upper end is about 8 %. Measured on beta-binomial benchmarks
-    (n = 8; k = 1, 2, 4; 30 to 200 problems): it covers 93.6 to 99.2 %, where percentile and BCa intervals fall to 66 %.
+    With bounds, the interval is a Bayesian bootstrap over problems (Rubin 1981: Dirichlet weights) with half an unseen
+    problem at the lower bound for the lower end, half at the upper bound for the upper end. A benchmark at 0 % or
+    100 % gets the width that its size allows: with 30 problems, all wrong, the upper end is about 8 %. Measured on
+    beta-binomial benchmarks (n = 8; k = 1, 2, 4; 30 to 200 problems), it covers 93.6 to 99.2 %; percentile and BCa
+    intervals fall to 66 %.
 
-    Without bounds: Student's t; the ends are NaN for fewer than two problems or no variance, as nothing is known then.
+    Without bounds, it is Student's t; the ends are NaN for fewer than two problems or without variance.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1:
@@ -146,13 +147,13 @@ def _bounded_ends(
         np.quantile((weighted + unseen * bound) / (total + unseen), end)
         for bound, end in zip(bounds, INTERVAL_ENDS, strict=True)
     )
-    # rounding may not push an end past the mean where all values are equal
+    # rounding must not push an end past the mean if all values are equal
     mean = values.mean()
     return float(min(max(low, bounds[0]), mean)), float(max(min(high, bounds[1]), mean))
 
 
 def _blocks(resamples: int) -> Iterator[int]:
-    """Share resamples out to blocks, so that memory does not grow with the benchmark."""
+    """Yield the sizes of blocks of resamples, so that memory does not grow with their number."""
     for start in range(0, resamples, 1000):
         yield min(1000, resamples - start)
 
@@ -160,14 +161,13 @@ def _blocks(resamples: int) -> Iterator[int]:
 def paired_gain(
     new: ArrayLike, old: ArrayLike, bounds: Bounds = (-1.0, 1.0), seed: Seed = 0, resamples: int = RESAMPLES
 ) -> Gain:
-    """Mean of `new - old` over the same problems, its 95 % interval, and a sign-flip permutation p-value.
+    """Return the mean of `new - old` over the same problems, its 95 % interval, and a sign-flip permutation p-value.
 
     `new`, `old`: one number per problem, (problems,), same order. `bounds`: of a difference (None: unbounded).
-    The interval is Student's t on the differences; where fewer than 8 problems changed, the bootstrap of
-    `mean_interval` within the bounds, since then most of what could change was not seen. Measured on pairs of such
-    policies as there: it covers 95.4 % on average, 87 % at worst (a gain in the few hard problems of an easy benchmark).
-    The p-value is that of `sign_flip_p_value`; it and the interval may disagree at the edge.
-    Raises ValueError where the shapes differ.
+    The interval is Student's t on the differences. If fewer than 8 problems changed, most of what could change was not
+    seen, and it is the bootstrap of `mean_interval` within the bounds. Measured on pairs of such policies as there, it
+    covers 95.4 % on average, 87 % at worst (a gain in the few hard problems of an easy benchmark). The p-value is that
+    of `sign_flip_p_value`, which may disagree with the interval at the edge. Raises ValueError if the shapes differ.
     """
     new, old = np.asarray(new, dtype=float), np.asarray(old, dtype=float)
     if new.shape != old.shape or new.ndim != 1:
@@ -188,22 +188,22 @@ def paired_gain(
 
 
 def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), seed: Seed = 0) -> Comparison:
-    """Compare two policies on the same problems, and say what it would take to be certain.
+    """Compare two policies on the same problems, and estimate how much data it would take to be certain.
 
     `new`, `old`: share of right samples of each problem, (problems,), or (seeds, problems) with a row per training seed.
     `samples`: samples per problem behind the shares of `new` and of `old`.
 
-    With two seeds or more on both sides the unit is the seed: Welch's t-test on their means over problems, which have the
-    seeds' own noise in them. Otherwise the unit is the problem (`paired_gain`), and another seed is not covered.
-    Raises ValueError where the numbers of problems differ or shares leave [0, 1].
+    With two or more seeds on both sides, the unit is the seed: Welch's t-test on their means over problems, which
+    include the noise of the seeds. Otherwise the unit is the problem (`paired_gain`), and other seeds are not covered.
+    Raises ValueError if the numbers of problems differ or shares leave [0, 1].
     """
     arrays = [np.atleast_2d(np.asarray(shares, dtype=float)) for shares in (new, old)]
     if arrays[0].shape[-1] != arrays[1].shape[-1]:
         raise ValueError(
-            f"{arrays[0].shape[-1]} and {arrays[1].shape[-1]} problems: compare the same problems, in one order."
+            f"{arrays[0].shape[-1]} and {arrays[1].shape[-1]} problems: compare the same problems, in the same order."
         )
     if not all(((shares >= 0) & (shares <= 1)).all() for shares in arrays):
-        raise ValueError("Shares of right samples lie in [0, 1]; give fractions, not percent or counts.")
+        raise ValueError("Shares of right samples must lie in [0, 1]; give fractions, not percent or counts.")
     seeds, problems = min(len(shares) for shares in arrays), arrays[0].shape[-1]
     means = [shares.mean(axis=0) for shares in arrays]
     if seeds > 1:
@@ -216,8 +216,8 @@ def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), s
         unit, units = "problem", problems
         gain = paired_gain(*means, seed=seed)
         freedom = problems - 1.0
-    # from the interval rather than the spread, which says nothing where hardly a problem changed
-    quantile, of_power = (float(stats.t.ppf(p, freedom)) for p in (INTERVAL_ENDS[1], 0.8))  # NaN without a degree
+    # from the interval, since the spread says nothing if hardly a problem changed; NaN without a degree of freedom
+    quantile, of_power = (float(stats.t.ppf(p, freedom)) for p in (INTERVAL_ENDS[1], 0.8))
     error = (gain.high - gain.low) / 2 / quantile
     detectable, size = (quantile + of_power) * error, abs(gain.estimate)
     units_needed = np.ceil(units * (detectable / size) ** 2) if size > 0 else np.inf
@@ -231,10 +231,10 @@ def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), s
 
 
 def sign_flip_p_value(difference: ArrayLike, seed: Seed = 0, resamples: int = RESAMPLES) -> float:
-    """Two-sided p-value of "the two policies are exchangeable on every problem", by flipping the differences' signs.
+    """Return the two-sided p-value of "the two policies are exchangeable on every problem", by flipping signs.
 
-    Exact, by enumeration, for up to 16 non-zero differences; else the seeded Monte Carlo estimate
-    (1 + as extreme) / (1 + resamples), which is a valid p-value itself (Phipson and Smyth 2010). 1 where all are zero.
+    It is exact, by enumeration, for up to 16 non-zero differences, and 1 without any. For more, it is the seeded Monte
+    Carlo estimate (1 + as extreme) / (1 + resamples), itself a valid p-value (Phipson and Smyth 2010).
     """
     magnitude = np.abs(np.asarray(difference, dtype=float))
     observed = abs(float(np.sum(difference)))
@@ -256,13 +256,13 @@ def sign_flip_p_value(difference: ArrayLike, seed: Seed = 0, resamples: int = RE
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """P-values adjusted for testing all of them, after Holm (1979), in the given order; NaN stays NaN and is no test.
+    """Adjust p-values for testing all of them, after Holm (1979), in the given order; NaN stays NaN and is no test.
 
-    Rejecting where the result is <= 0.05 keeps the chance of any false rejection at 5 %, however the tests depend.
+    Rejecting if the result is <= 0.05 keeps the chance of any false rejection at 5 %, however the tests depend.
     """
     p_values = np.asarray(p_values, dtype=float)
     if np.any((p_values < 0) | (p_values > 1)):
-        raise ValueError(f"p-values from {np.nanmin(p_values):g} to {np.nanmax(p_values):g}: they lie in [0, 1].")
+        raise ValueError(f"p-values from {np.nanmin(p_values):g} to {np.nanmax(p_values):g}: they must lie in [0, 1].")
     tests = np.count_nonzero(~np.isnan(p_values))
     order = np.argsort(p_values, kind="stable")[:tests]  # NaN come last
     adjusted = np.full(p_values.shape, np.nan)
@@ -273,12 +273,12 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 def margins(
     problem: ArrayLike, logp_per_token: ArrayLike, correct: ArrayLike
 ) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-    """Length-normalised log-probability margin of every problem that has right and wrong completions.
+    """Return the length-normalised log-probability margin of each problem that has right and wrong completions.
 
-    Arguments: one entry per completion, (completions,): which problem, the sum of its tokens' log-probabilities divided
-    by their number (nats per token), whether it is correct. Returns the problems, sorted, and their margins: mean over
-    the correct minus mean over the incorrect completions (arXiv 2601.03661, Figure 4). Both are empty where no problem
-    has both. Raises ValueError where the lengths differ or a log-probability is not finite.
+    Arguments have one entry per completion, (completions,): its problem, the sum of its tokens' log-probabilities
+    divided by their number (nats per token), whether it is correct. Returns the problems, sorted, and their margins:
+    the mean over correct minus the mean over incorrect completions (arXiv 2601.03661, Figure 4). Both are empty if no
+    problem has both. Raises ValueError if the lengths differ or a log-probability is not finite.
     """
     problem, correct = np.asarray(problem), np.asarray(correct, dtype=bool)
     logp_per_token = np.asarray(logp_per_token, dtype=float)
@@ -310,9 +310,9 @@ def calibration_error(
     """Return the expected calibration error over ten equal bins (Guo et al. 2017, arXiv 1706.04599), with an interval.
 
     `problem`, `confidence` (in [0, 1]), `correct`: one entry per completion, (completions,). The error is the mean over
-    completions of |mean confidence - share right| of their bin. The interval is SciPy's percentile bootstrap over
-    problems. Noise in a bin can only raise the error, so that it and its interval lie too high where a bin holds few
-    completions. NaN without a completion, ends NaN with fewer than two problems.
+    completions of |mean confidence - share right| in their bin. The interval is SciPy's percentile bootstrap over
+    problems. Noise in a bin can only raise the error, so the error and its interval are too high if a bin holds few
+    completions. The error is NaN without completions, and its ends with fewer than two problems.
     """
     confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     if confidence.size == 0:

@@ -1,6 +1,6 @@
-r"""One notation: what people and models type, in Unicode, Markdown, plain text or decorated LaTeX, as plain LaTeX.
+r"""Rewrite what people and models type, in Unicode, Markdown, plain text or decorated LaTeX, as plain LaTeX.
 
-Pure functions on untrusted text; `amir_grpo.answers` compares what they return.
+Pure functions on untrusted text; `amir_grpo.answers` compares their results.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FUNCTION = r"(arcsin|arccos|arctan|sin|cos|tan|cot|ln|log|exp)(?=\s*[(^_\\{\d]|
 
 
 def _scaled(match: re.Match[str]) -> str:
-    """Rewrite 12 million as 12000000; behind anything but a plain number, the scale becomes a factor."""
+    """Rewrite 12 million as 12000000; after anything other than a plain number, the scale becomes a factor."""
     number = match["number"]
     value = Fraction(number if number[:1].isdigit() or number[:1] == "." else 1)
     for word in re.findall(SCALE, match["scale"]):
@@ -51,14 +51,14 @@ def _written(value: Fraction) -> str:
     return str(value) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-# In this order. Each row: a pattern, and what stands in its place.
+# Patterns and their replacements, applied in this order.
 _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     # Markdown, quotation marks, and the words before an answer
     (r"```\w*\n?|`|[\"“”]", ""),
     (r"(?<![\w)}\]*])(\*{1,3}|_{1,3})(?=[^\s*_])(.+?)(?<=\S)\1(?![\w({\[*])", r"\2"),
     (r"^\s*(?i:minus|negative)\s+(?=\d)", "-"),
     (r"^\s*(?i:(?:so )?(?:the )?(?:final |correct )?answer(?: is|\s*:)+)\s*", ""),
-    # delimiters, spaces, currencies, and commands that change the look alone
+    # delimiters, spaces, currencies, and commands that only change the look
     (r"(?<!\\)\\(?:[()\[\];:>\s]|q?quad(?![A-Za-z]))|(?<![~\\])~(?![~=])|\s+", " "),
     (r"\$\s*([,;])\s*\$", r"\1 "),
     (r"\\?\$|(?<![A-Za-z])Rs\b\.?\s*|[€£₹¥]", ""),
@@ -66,7 +66,7 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (rf"{_DECORATION}\{{([^{{}}]*)\}}", r"\1"),
     (rf"{_DECORATION}\{{([^{{}}]*)\}}", r"\1"),
     (rf"{_DECORATION}(?=\{{)", ""),
-    # commas: in 1,234 and 11,\!111 they belong to the number; in brackets or before a space they part items
+    # commas: in 1,234 and 11,\!111 they belong to the number; in brackets or before a space they separate items
     (r",\s*\\!\s*|\{,\}", ","),
     (r"(?<![A-Za-z\d])(?:\(|\[|\\\{)[-+\d.,\s]*\d\s*\\?[)\]}]", lambda match: match.group().replace(",", ", ")),
     (r"(?<![\d.])(?<!\d,)[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)", lambda match: match.group().replace(",", "")),
@@ -119,12 +119,12 @@ _TYPESETTING = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,]")
 _TEXT_COMMAND = re.compile(_TEXT + r"([^{}\\]*)\}")
 _SPACES = re.compile(r"\s+")
 _GROUP = re.compile(r"\{([^{}]*)\}")
-# A space between two letters or digits parts words or numbers; every other one is typesetting.
+# A space between two letters or digits separates words or numbers; any other space is typesetting.
 _SPACE_BETWEEN_SIGNS = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
 
 
 def plain_text(answer: str) -> str:
-    """Strip an answer of the typesetting that does not change its meaning; two that are then equal are the same."""
+    """Remove typesetting that does not change the meaning of an answer; answers with equal results are the same."""
     text = _TYPESETTING.sub(" ", notation(answer)).replace("\\%", "%")
     text = _TEXT_COMMAND.sub(r" \1 ", text)
     text = _SPACE_BETWEEN_SIGNS.sub("", _SPACES.sub(" ", text).strip())
@@ -149,7 +149,7 @@ _FRACTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PlainNumber:
-    """A number as it was written: its exact value, and whether it was a decimal, a fraction or a percentage."""
+    """The exact value of a number, and whether it was written as an integer, a decimal, a fraction or a percentage."""
 
     value: Fraction
     form: Literal["integer", "decimal", "fraction"]
@@ -157,7 +157,7 @@ class PlainNumber:
 
 
 def plain_number(text: str) -> PlainNumber | None:
-    r"""Read an integer, a decimal, a fraction, a mixed number or a power of ten times one; None for anything else.
+    r"""Read an integer, a decimal, a fraction, a mixed number, or a number times a power of ten; None for other text.
 
     Args:
         text: An answer as `plain_text` returns it.

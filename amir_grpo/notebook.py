@@ -1,4 +1,4 @@
-"""For notebooks: install what the package needs, as on Colab, with the standard library; show tables and figures."""
+"""Helpers for notebooks: install what the package needs, as on Colab; show tables and figures; check exercises."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
-# Kept where their versions are within the package's bounds: what is large and built for the machine's driver, ...
+# Kept if their versions are within the package's bounds: large packages, built for the machine's driver, ...
 _TORCH = ("torch", "torchvision", "torchaudio", "triton")
-# ... and what the running kernel speaks through, or is likely to have imported.
+# ... and packages that the running kernel works with or has probably imported.
 _KERNEL = ("ipykernel", "ipython", "jupyter-client", "tornado", "pyzmq", "numpy", "pandas")
 
-# All notebooks of a profile, one after the other. Only the sandbox's time was measured.
+# Times of all notebooks of a profile, one after the other. Only the sandbox's was measured.
 _EXPECTED = """
   sandbox   needs no GPU; all notebooks together take about 6 minutes on 2 cores
-  colab-t4  Qwen2.5-0.5B on GSM8K, on a T4; by arithmetic 2 to 4 hours, and not tried on a T4 yet
-Each notebook has a machine of its own: mount your Drive (folder icon) in each, or 02 to 05 train all over."""
+  colab-t4  Qwen2.5-0.5B on GSM8K, on a T4; an estimated 2 to 4 hours, not tried on a T4 yet
+Each notebook has its own machine: mount your Drive (folder icon) in each, or 02 to 05 train again."""
 
 
 def set_up() -> None:
-    """Install what the package needs, unless it is there; on Colab, say which device there is and how long profiles take."""
+    """Install what the package needs if it is missing; on Colab, print the device and how long the profiles take."""
     if importlib.util.find_spec("trl") is None:
         install()
     if "google.colab" in sys.modules:
@@ -45,15 +45,15 @@ def set_up() -> None:
 
 
 def install() -> None:
-    """Install what the package needs, with the extra gpu where there is an NVIDIA GPU; restart the kernel only if needed.
+    """Install what the package needs, with the extra gpu on an NVIDIA GPU; restart the kernel only if needed.
 
     Raises:
-        subprocess.CalledProcessError: If the installation fails; its output is above.
-        SystemExit: If a package that this kernel has imported was replaced, after the kernel was told to restart.
+        subprocess.CalledProcessError: If the installation fails; its output is printed.
+        SystemExit: If a package that this kernel has imported was replaced, after asking the kernel to restart.
     """
     gpu = _gpu()
     print(f"Installing what amir-grpo needs, about {3 if gpu else 1} minutes …", flush=True)
-    # uv, which Colab brings, needs a fraction of pip's time
+    # uv, which Colab has, takes a fraction of pip's time
     uv = shutil.which("uv")
     tool = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,13 +71,13 @@ def install() -> None:
 
 
 def requirements(extra: str = "") -> list[str]:
-    """List the declared dependencies of the package, or of one of its extras as well, in the form that pip takes."""
+    """List the declared dependencies of the package, and of an extra if one is given, in pip's form."""
     declared = map(Requirement, importlib.metadata.requires("amir-grpo") or [])
     return [f"{r.name}{r.specifier}" for r in declared if r.marker is None or r.marker.evaluate({"extra": extra})]
 
 
 def kept(installed: dict[str, str]) -> list[str]:
-    """Return constraints that keep torch's and the kernel's installed versions where they are within the bounds."""
+    """Return constraints that keep torch's and the kernel's installed versions if they are within the bounds."""
     bounds = {r.name: r.specifier for r in map(Requirement, requirements())}
     there = {name: installed[name] for name in (*_TORCH, *_KERNEL) if name in installed}
     fit = {name: version for name, version in there.items() if version in bounds.get(name, SpecifierSet())}
@@ -85,7 +85,7 @@ def kept(installed: dict[str, str]) -> list[str]:
 
 
 def imported_before() -> list[str]:
-    """List packages that this kernel has imported in a version other than the one installed now."""
+    """List packages that this kernel has imported in another version than is now installed."""
     now, found = _installed(), []
     for name, module in sorted(sys.modules.items()):
         before, there = getattr(module, "__dict__", {}).get("__version__"), now.get(name.replace("_", "-"))
@@ -95,7 +95,7 @@ def imported_before() -> list[str]:
 
 
 def _installed() -> dict[str, str]:
-    """Versions by package, with - in their names."""
+    """Return the installed versions by package, with - in its name."""
     return {re.sub("[-_.]+", "-", d.name).lower(): d.version for d in importlib.metadata.distributions() if d.name}
 
 
@@ -108,7 +108,7 @@ def _gpu() -> str | None:
         return None
 
 
-# --- what a cell shows --------------------------------------------------------------------------------------------
+# --- output of cells ----------------------------------------------------------------------------------------------
 
 
 def show(figure: Figure, width: int = 680) -> Image:
@@ -123,7 +123,7 @@ def show(figure: Figure, width: int = 680) -> Image:
 def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Styler:
     """Show a table as the output of a cell: policies by name, numbers rounded, p-values as text.
 
-    Texts and caption may be untrusted: they are escaped, no mathematics is typeset in them, and their lines are kept.
+    Texts and caption may be untrusted: they are escaped, their mathematics is not typeset, and line breaks are kept.
     """
     from amir_grpo.results.style import p_text
     from amir_grpo.results.tables import named
@@ -140,12 +140,12 @@ def show_table(table: pd.DataFrame, caption: str = "", digits: int = 2) -> Style
 
 
 def check(answer: Any, right: Any, hint: str) -> None:
-    """Say whether the answer to an exercise is right, to one percent; else give a hint. No answer stops a notebook.
+    """Print whether the answer to an exercise is right, to one percent, or else a hint. No answer stops a notebook.
 
     Args:
-        answer: A number or several, None or ... where there is none yet; or a function that returns it.
-        right: What it has to be.
-        hint: What helps.
+        answer: A number or several, None or ... if there is none yet; or a function that returns it.
+        right: The right answer.
+        hint: The hint.
     """
     import numpy as np
 
@@ -158,11 +158,11 @@ def check(answer: Any, right: Any, hint: str) -> None:
             return
         else:
             said = f"{given} is not it."
-    except Exception as error:  # of the reader's code
+    except Exception as error:  # raised by the reader's code
         said = f"Your code fails: {type(error).__name__}: {error}."
     print(f"{said} Hint: {hint}")
 
 
 def visible(text: str) -> str:
-    """Untrusted text with its control characters (ANSI codes, NULs) and lone surrogates made visible; lines stay lines."""
+    """Make control characters (ANSI codes, NULs) and lone surrogates of untrusted text visible; keep line breaks."""
     return "".join(c if c.isprintable() or c in "\n\t\u00a0" else "\ufffd" for c in text)

@@ -1,7 +1,7 @@
-"""The options of a command: the parameters of its function, with the help of its docstring, and the settings of a run.
+"""The options of a command: the parameters of its function, with help from its docstring, and the settings of a run.
 
-They are added to argparse in a loop. The libraries that make a command line from declarations do not read the published
-command: tyro takes no `0` for False, jsonargparse neither that nor a bare `--calibration`, pydantic-settings no `None`.
+A loop adds them to argparse. Libraries that build a command line from declarations cannot read the published command:
+tyro takes no `0` for False, jsonargparse neither that nor a bare `--calibration`, and pydantic-settings no `None`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from amir_grpo.trl_options import trainer_options
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Refuse an argument without repeating the usage, which is pages long."""
+        """Raise an error instead of printing the usage, which is pages long."""
         raise ValueError(message)
 
 
 def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse what a command is called with: its own options and, where it takes `**settings`, the settings given.
+    """Parse the arguments of a command: its own options and, if it takes `**settings`, the given settings.
 
     Args:
-        name: Of the command.
-        command: A parameter without a default is an argument without a name; a dataclass stands for its fields.
+        name: Name of the command.
+        command: Its function. A parameter without a default is positional; a dataclass stands for its fields.
         arguments: The words of the command line after the name.
 
     Raises:
-        ValueError: If something is no option of the command, with the nearest ones, or a value is not of its type.
-        SystemExit: For help.
+        ValueError: If an option is unknown (the message names the nearest) or a value has the wrong type.
+        SystemExit: After printing help.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
     takes_settings = "settings" in parameters
@@ -55,7 +55,7 @@ def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> 
         else:
             parser.add_argument(f"--{option}", **_declared(kind, helps[option]))
     if takes_settings:
-        settings = parser.add_argument_group("settings, with their published values (but claims)")
+        settings = parser.add_argument_group("settings, with their published values (except for claims)")
         for option, field in FIELDS.items():
             shown = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
             settings.add_argument(f"--{option}", **_declared(field.annotation, f"{help_of(option)} ({shown})"))
@@ -67,9 +67,8 @@ def parse(name: str, command: Callable[..., None], arguments: Sequence[str]) -> 
         listed = f"python -m amir_grpo {name} --help" if takes_settings else ""
         check_names("setting" if takes_settings else "option", strange, sorted(valid), listed)
     chosen = {option: _value(own[option][0], words) for option, words in given.items() if option in own}
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
-    ):  # pydantic has a method json, compare an option
+    # compare's option json hides a method of pydantic's models, which warn of it
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         declared = create_model("Options", __config__=RUNTIME_CONFIG, **own)
     try:
         options = dict(declared.model_validate(chosen))
@@ -86,7 +85,7 @@ def about(command: Callable[..., None]) -> str:
 
 
 def _own_options(parameters: Sequence[inspect.Parameter]) -> tuple[dict[str, tuple[Any, Any]], dict[str, type]]:
-    """Types and defaults of a command's own options, and the dataclasses that some of them are fields of."""
+    """Return the types and defaults of a command's own options, and the dataclasses that some of them belong to."""
     own: dict[str, tuple[Any, Any]] = {}
     groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     for p in parameters:
@@ -99,13 +98,13 @@ def _own_options(parameters: Sequence[inspect.Parameter]) -> tuple[dict[str, tup
 
 
 def _helps(command: Callable) -> dict[str, str]:
-    """Return the meanings in a docstring's Args, by name."""
+    """Return the help of each argument in a docstring, by name."""
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(command), re.MULTILINE)
     return {name: " ".join(text.split()).replace("{profiles}", ", ".join(PROFILES)) for name, text in found}
 
 
 def _list_in(kind: Any) -> Any:
-    """Return the list type that a type is or may be; None if there is none."""
+    """Return a list type, or the list type in a union; None for other types."""
     return next((each for each in (kind, *typing.get_args(kind)) if typing.get_origin(each) is list), None)
 
 
@@ -125,7 +124,7 @@ def _underscored(word: str) -> str:
 
 
 def _by_name(words: Sequence[str]) -> dict[str, str]:
-    """Return what argparse did not know, such as ["--temperature", "0.7"], by option name."""
+    """Return words that argparse did not know, such as ["--temperature", "0.7"], by option name."""
     found: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--") or not found:
@@ -141,7 +140,7 @@ def _setting(name: str, words: str | list[str]) -> Any:
 
 
 def _value(kind: Any, words: str | list[str]) -> Any:
-    """Convert words to a value; words not of the type stay as they are, to be refused where values are checked."""
+    """Convert words to a value; words of another type are returned unchanged, and a later check refuses them."""
     if isinstance(words, list):
         (item,) = typing.get_args(_list_in(kind))
         return [_value(item, word) for word in words]

@@ -1,13 +1,13 @@
-"""The preferences that the rewards inside a rollout group imply: pairs, their loss, and the loss as an advantage.
+"""The preferences implied by the rewards inside a rollout group: pairs, their loss, and the loss as an advantage.
 
-Pure functions on tensors. With N completions in groups of G that answer the same prompt (rows of a group adjacent),
-rewards r (N,) and length-normalised sequence log-probabilities ℓ (N,), AMIR-GRPO (arXiv 2601.03661) adds to GRPO
+Pure functions on tensors. For N completions in groups of G that answer the same prompt (adjacent rows), with rewards
+r (N,) and length-normalised sequence log-probabilities ℓ (N,), AMIR-GRPO (arXiv 2601.03661) adds to GRPO
 
     L_pref = -1/|S| Σ_(i,j)∈S log σ(z_ij),    z_ij = β [(ℓ_i - ℓ_i^ref) - (ℓ_j - ℓ_j^ref)],
     S = {(i, j): same group, r_i - r_j > δ}.
 
-Its gradient is -Σ_i w_i ∇ℓ_i with weights w that sum to 0 in each group: the regulariser is an advantage, and that is
-how `amir_grpo.trainer` applies it. See docs/method.md for the derivation.
+Its gradient is -Σ_i w_i ∇ℓ_i with weights w that sum to 0 in each group: the loss is an advantage, and
+`amir_grpo.trainer` applies it as one. See docs/method.md for the derivation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ STRATEGIES = ("all", "topk")
 
 
 class Pairs(NamedTuple):
-    """Preference pairs as row indices into the rollout batch, (K,) int64 each: the completion with the higher reward, and
-    the one with the lower reward, of the same group."""
+    """K preference pairs as row indices into the rollout batch, (K,) int64 each: of two completions of a group,
+    `chosen` has the higher reward and `rejected` the lower."""
 
     chosen: Tensor
     rejected: Tensor
@@ -47,11 +47,11 @@ def mine_pairs(
         max_pairs_per_group: Keep only the pairs with the largest reward gaps; ties go to the lower row indices.
 
     Returns:
-        `Pairs`, ordered by group; within a group by row indices, or by falling gap where there is a cap.
+        `Pairs`, ordered by group; within a group by row indices, or by decreasing gap if there is a cap.
 
     Raises:
-        ValueError: If N is no multiple of `group_size`, the strategy is unknown, the margin is negative or the cap is
-            less than 1.
+        ValueError: If N is not a multiple of `group_size`, the strategy is unknown, the margin is negative or the cap
+            is less than 1.
     """
     if group_size < 1 or rewards.numel() % group_size:
         raise ValueError(f"{rewards.numel()} rewards do not divide into groups of {group_size}.")
@@ -85,16 +85,16 @@ def pair_logits(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Ten
     Args:
         seq_logps: (N,) ℓ, the mean log-probability of a completion's tokens, in nats per token.
         pairs, beta: K pairs of rows; the inverse temperature of the preference.
-        ref_seq_logps: (N,) ℓ^ref under the reference policy; None is the reference-free form, ℓ^ref = 0.
+        ref_seq_logps: (N,) ℓ^ref under the reference policy; None for the reference-free form, ℓ^ref = 0.
     """
     score = seq_logps if ref_seq_logps is None else seq_logps - ref_seq_logps
     return beta * (score[pairs.chosen] - score[pairs.rejected])
 
 
 def preference_loss(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_logps: Tensor | None = None) -> Tensor:
-    """Return L_pref = -1/|S| Σ_S log σ(z_ij), a scalar; 0 where there is no pair. Arguments as in `pair_logits`."""
+    """Return L_pref = -1/|S| Σ_S log σ(z_ij), a scalar; 0 without pairs. Arguments as in `pair_logits`."""
     if pairs.chosen.numel() == 0:
-        return seq_logps.sum() * 0.0  # keeps the graph, so that an all-equal batch can still be differentiated
+        return seq_logps.sum() * 0.0  # keeps the graph, so that a batch without pairs can still be differentiated
     return -logsigmoid(pair_logits(seq_logps, pairs, beta, ref_seq_logps)).mean()
 
 
@@ -102,12 +102,12 @@ def preference_weights(seq_logps: Tensor, pairs: Pairs, beta: float, ref_seq_log
     """Return w with ∇L_pref = -Σ_i w_i ∇ℓ_i: wins minus losses, each weighted by how wrong the policy is about the pair.
 
     w_i = (β/|S|) [Σ_{j:(i,j)∈S} σ(-z_ij) - Σ_{j:(j,i)∈S} σ(-z_ji)], (N,) without gradient; it sums to 0 in each group,
-    and is 0 where there is no pair. Arguments as in `pair_logits`.
+    and is 0 for a completion without pairs. Arguments as in `pair_logits`.
     """
     logits = pair_logits(seq_logps.detach(), pairs, beta, ref_seq_logps)
     return net_pull(seq_logps, pairs, torch.sigmoid(-logits) * (beta / max(logits.numel(), 1)))
 
 
 def net_pull(rows: Tensor, pairs: Pairs, pull: Tensor) -> Tensor:
-    """Return (N,) sums of `pull` (K,) over the pairs that a row wins, minus those that it loses; `rows` (N,) gives N."""
+    """Return (N,), the shape of `rows`: the sum of `pull` (K,) over the pairs that a row wins minus those it loses."""
     return torch.zeros_like(rows).index_add(0, pairs.chosen, pull).index_add(0, pairs.rejected, -pull)

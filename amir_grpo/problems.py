@@ -4,15 +4,15 @@ Every problem has the columns
 
 - ``id``: string, unique in its set and stable from load to load,
 - ``question``: string,
-- ``answer``: list of strings, any of which is right; one element where one answer is right,
+- ``answer``: list of strings, any of which is right,
 - ``prompt``: list of chat messages, the system prompt and the question.
 
-``answer`` is a list even where there is one answer, so that the column has one Arrow type in every set. A problem that
-wants several values at once has them in one string, such as ``"3, 5"``.
+``answer`` is a list even for a single answer, so that the column has the same Arrow type in every set. If a problem
+asks for several values at once, one string holds them, such as ``"3, 5"``.
 
-Revisions are pinned to commits, so that a later change of a data set changes nothing here; LiveMathBench alone,
-whose commit is not known to us, is read at ``"main"``. Give `load_problems` a ``revision`` for another one, and record
-`fingerprint`, which depends on the problems alone.
+Revisions are pinned to commits, so that later changes of a data set have no effect here; only LiveMathBench, whose
+commit we do not know, is read at ``"main"``. To read another revision, give `load_problems` a ``revision``, and record
+`fingerprint`, which depends only on the problems.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ Row = Mapping[str, Any]
 class ProblemSet:
     """A set of problems on the Hub, and how to read its rows.
 
-    `name`: in this registry, and of the folder in a mirror. `config`: None for the repository's only one. `revision`:
-    commit, tag or branch. `split`: the one used unless another is asked for. `question` and `answers` read a row; empty
-    strings and an empty list mean that it has no answer.
+    `name`: its name in this registry and its folder in a mirror. `config`: None if the repository has only one.
+    `revision`: commit, tag or branch. `split`: the default split. `question` and `answers` read a row; empty strings
+    or an empty list mean that it has no answer.
     """
 
     name: str
@@ -91,26 +91,27 @@ def load_problems(
     mirror: Path | None = None,
     revision: str | None = None,
 ) -> Dataset:
-    """Load a benchmark or training set, in the record shape that the module describes.
+    """Load a benchmark or training set, with the columns that the module describes.
 
     Args:
-        name: A name in `BENCHMARKS` or `TRAINING_SETS`, or one of the sandbox's. ``"gsm8k"`` is both, and by default the
+        name: A name in `BENCHMARKS` or `TRAINING_SETS`, or one of the sandbox. ``"gsm8k"`` is both, and by default the
             benchmark.
-        split: Split of the set, by default the one that the registry names.
-        limit: Number of problems to take from its beginning, by default all; the sandbox's are drawn.
+        split: Split of the set, by default the registry's.
+        limit: Number of problems to take from the start of the set, by default all. The sandbox draws them, by default
+            as many as its profile has.
         calibration: Whether the prompt asks for a stated confidence.
-        seed: Which problems of the sandbox; the others are what they are.
-        shots: Worked examples that each prompt of the sandbox's begins with; the others have none.
-        mirror: Folder with ``<name>/<split>.jsonl``, or ``.jsonl.gz``, in the Hub's columns. By default what the
-            environment variable ``AMIR_GRPO_DATA`` names; without either, the Hub.
+        seed: Seed of the sandbox's problems; other sets ignore it.
+        shots: Number of worked examples at the start of each prompt, for the sandbox only.
+        mirror: Folder with ``<name>/<split>.jsonl``, or ``.jsonl.gz``, with the Hub's columns. By default the folder
+            that the environment variable ``AMIR_GRPO_DATA`` names; without either, the Hub.
         revision: Commit, tag or branch on the Hub, by default the registry's.
 
     Returns:
-        The problems; ``info.description`` says where they came from, with the commit where the Hub told it.
+        The problems; ``info.description`` says where they came from, with the commit if the Hub gives it.
 
     Raises:
-        ValueError: If there is no such set, it is empty, the limit is not positive, a row has no question or no answer,
-            or what is asked for does not exist in the sandbox.
+        ValueError: If the set is unknown or empty, the limit is not positive, a row has no question or no answer, or
+            the set has no such split, prompt or worked examples.
         FileNotFoundError: If the mirror does not hold the split.
         ConnectionError: If the Hub cannot be reached or does not hold the set.
     """
@@ -122,7 +123,7 @@ def load_problems(
             raise ValueError(f"{name!r} is made on the spot: it has no splits and no calibrated prompt.")
         return load_sandbox(name, limit, seed, shots)
     if shots:
-        raise ValueError(f"shots is {shots}, and {name} has no worked examples: set shots to 0, or take stories.")
+        raise ValueError(f"shots is {shots}, and {name} has no worked examples: set shots to 0, or use stories.")
     entry = BENCHMARKS.get(name) or TRAINING_SETS[name]
     entry = replace(entry, revision=revision or entry.revision, split=split or entry.split)
     rows, source = _rows(entry, mirror or os.environ.get(MIRROR_VARIABLE))
@@ -135,7 +136,7 @@ def load_problems(
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Hash the problems, 16 hexadecimal digits: the same from the Hub and from a mirror, on every machine."""
+    """Hash the problems into 16 hexadecimal digits: the same from the Hub and from a mirror, on every machine."""
     digest = hashlib.sha256()
     for row in dataset:
         record = [row[column] for column in _FEATURES]
@@ -147,7 +148,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def _rows(entry: ProblemSet, folder: str | Path | None) -> tuple[Iterable[Row], str]:
-    """Return the rows of a set, and where they come from: a mirror in a folder, else the Hub."""
+    """Return the rows of a set and their source: a mirror in `folder` if one is given, else the Hub."""
     if not folder:
         return _hub_rows(entry)
     path = Path(folder) / entry.name / f"{entry.split}.jsonl"
@@ -157,7 +158,7 @@ def _rows(entry: ProblemSet, folder: str | Path | None) -> tuple[Iterable[Row], 
     arguments = ", ".join(repr(part) for part in (entry.hub_id, entry.config) if part)
     raise FileNotFoundError(
         f"The mirror has no {path}.\n"
-        f"Write it where there is a network: load_dataset({arguments}, split={entry.split!r}).to_json(...),\n"
+        f"Write it on a machine with a network: load_dataset({arguments}, split={entry.split!r}).to_json(...),\n"
         f"or unset {MIRROR_VARIABLE} to load from the Hub."
     )
 
@@ -173,7 +174,7 @@ def _hub_rows(entry: ProblemSet) -> tuple[Iterable[Row], str]:
             f"{where} could not be loaded from the Hub: {cause}\n"
             f"Without a network, set {MIRROR_VARIABLE} to a folder that holds {entry.name}/{entry.split}.jsonl."
         ) from error
-    # the URLs of what was downloaded name it, such as hf://datasets/a/b@<commit>/…
+    # the URLs of downloaded files name the commit, as in hf://datasets/a/b@<commit>/…
     commits = set(re.findall(r"@([0-9a-f]{40})/", " ".join(map(str, rows.info.download_checksums or ()))))
     return rows, f"{where}, commit {commits.pop()}" if len(commits) == 1 else where
 
@@ -220,7 +221,7 @@ def _text(column: str) -> Callable[[Row], str]:
 
 
 def _one(column: str) -> Callable[[Row], list[str]]:
-    """Read a text or a number; a list is refused, since nobody can tell whether all of it is wanted or any."""
+    """Read a text or a number; refuse a list, since it is unclear whether all or any of its items are wanted."""
 
     def read(row: Row) -> list[str]:
         if isinstance(row[column], Sequence) and not isinstance(row[column], str):
@@ -231,7 +232,7 @@ def _one(column: str) -> Callable[[Row], list[str]]:
 
 
 def _after_hashes(row: Row) -> list[str]:
-    """Read the answer of GSM8K: what follows ``####``, without thousands separators."""
+    """Read the answer of GSM8K: the text after ``####``, without thousands separators."""
     _, hashes, answer = row["answer"].rpartition("####")
     return [answer.replace(",", "")] if hashes else []
 
@@ -241,7 +242,7 @@ def _without_dollars(row: Row) -> list[str]:
 
 
 def _boxed(row: Row) -> list[str]:
-    r"""Read the answer of MATH: the last ``\boxed{...}`` or ``\fbox{...}`` of the solution; one token after it will do."""
+    r"""Read the answer of MATH: the last ``\boxed{...}`` or ``\fbox{...}`` of the solution, or one without braces."""
     solution = row["solution"].replace("\\fbox", "\\boxed")
     _, command, after = solution.rpartition("\\boxed")
     if not command:
@@ -277,7 +278,7 @@ def _letter_and_value(row: Row) -> list[str]:
 
 # --- the registry -------------------------------------------------------------------------------------------------
 
-# Copies of competition_math with all 12,500 problems in one split hold MATH-500; this one's train split does not.
+# Copies of competition_math with all 12,500 problems in one split include MATH-500; this train split does not.
 _SETS = """
 gsm8k          openai/gsm8k                      main                 740312add88f781978c0658806c59bc2815b9866  test
 math500        HuggingFaceH4/MATH-500            -                    6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be  test
@@ -290,7 +291,7 @@ livemathbench  opencompass/LiveMathBench         v202412_AMC_en       main      
 math           DigitalLearningGmbH/MATH-lighteval default             0530c78699ea5e8eb5530600900e1f328b48acad  train
 dapo_math      open-r1/DAPO-Math-17k-Processed   en                   31dd309567e3da778038cc87d868b6097a3ccf68  train
 """
-# How the question and the right answers are read from a row, where not from columns of these names.
+# How to read the question and the right answers if they are not in the columns question and answer.
 _QUESTIONS = {name: _text("problem") for name in ("math500", "aime25", "math")}
 _QUESTIONS |= {"aquarat": _with_options, "dapo_math": _text("prompt")}
 _ANSWERS = {"gsm8k": _after_hashes, "aquarat": _letter_and_value, "livemathbench": _without_dollars, "math": _boxed}

@@ -1,14 +1,14 @@
-r"""Reward functions in the form that TRL calls: completions and columns in, a list of floats out.
+r"""Reward functions as TRL calls them: completions and columns in, a list of floats out.
 
 The format is ``<think>…</think><answer>…</answer>``, with calibration followed by
 ``<analysis>…</analysis><confidence>0.8</confidence>``; white space around the tags is free.
 
 `docs/published-code.md` says where the published rewards differ.
 
-The margin. Without calibration, completions that differ in correctness alone differ by 2.0, and the published δ = 2.0 is
-strict: TRL's sum in float32 is 2.0, or a rounding error below it, and the pair is lost. With calibration the difference
-is 2.0 + 2p - 1 where both state the confidence p. All rewards but correctness span 1.4 without calibration: a margin
-from 1.4 to just under 2.0 pairs right with wrong only and loses no pair that is alike.
+The margin. Without calibration, a right and a wrong completion that are otherwise alike differ by 2.0. The published
+δ = 2.0 is strict, and TRL's sum in float32 is 2.0 or a rounding error below it, so the pair is lost. With calibration,
+they differ by 2.0 + 2p - 1 if both state the confidence p. Without calibration, all rewards except correctness span
+1.4: a margin from 1.4 to just under 2.0 pairs only right with wrong completions and loses no such pair.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def reward_functions(calibration: bool = False, claims: bool = True) -> list[Rew
     """List the reward functions of a run; their names are TRL's log keys.
 
     Args:
-        calibration: Whether completions are to state their confidence; the format, the tags and the Brier score
-            change together.
-        claims: Whether true claims of arithmetic are paid. The published lists, with calibration and without, have
+        calibration: Whether completions must state their confidence, which changes the format and the tags, and adds
+            the Brier score.
+        claims: Whether true claims of arithmetic are rewarded. The published lists, with and without calibration, have
             that function commented out.
     """
     functions = [correctness, integer_answer, *_format_rewards(calibration)]
@@ -52,25 +52,25 @@ def reward_functions(calibration: bool = False, claims: bool = True) -> list[Rew
 
 
 def correctness(completions: Sequence[Completion], answer: Sequence[Any], **columns: object) -> list[float]:
-    """2.0 for a completion that is right by `amir_grpo.grading`, which evaluation uses, too."""
+    """Return 2.0 for a completion that is right by `amir_grpo.grading`, which the evaluation also uses."""
     return [2.0 if grade else 0.0 for grade in grade_many(completion_texts(completions), answer)]
 
 
 def integer_answer(completions: Sequence[Completion], **columns: object) -> list[float]:
-    """0.2 for a completion whose answer is an integer, right or wrong, such as ``-7``, ``1,250`` or ``3.0``."""
+    """Return 0.2 for a completion whose answer is an integer, right or wrong, such as ``-7``, ``1,250`` or ``3.0``."""
     return [0.2 if _is_integer(extract_answer(text)) else 0.0 for text in completion_texts(completions)]
 
 
 def _format_rewards(calibration: bool) -> tuple[RewardFunction, RewardFunction]:
-    # not by an argument of theirs: TRL passes every column of a data set as one
+    # closures instead of an argument, since TRL passes every column of a data set as an argument
     tags = CALIBRATION_TAGS if calibration else TAGS
 
     def strict_format(completions: Sequence[Completion], **columns: object) -> list[float]:
-        """0.5 for a completion that follows the format exactly; see `has_format`."""
+        """Return 0.5 for a completion that follows the format exactly; see `has_format`."""
         return [0.5 if has_format(text, calibration) else 0.0 for text in completion_texts(completions)]
 
     def xml_tags(completions: Sequence[Completion], **columns: object) -> list[float]:
-        """0.025 for each opening and closing tag that is there once, minus 0.001 per character after them, at most 0.1."""
+        """Return 0.025 per opening or closing tag that occurs once, less 0.001 per character after them, up to 0.1."""
         return [_tag_score(text, tags) for text in completion_texts(completions)]
 
     return strict_format, xml_tags
@@ -80,17 +80,17 @@ strict_format, xml_tags = _format_rewards(calibration=False)
 
 
 def arithmetic_claims(completions: Sequence[Completion], **columns: object) -> list[float]:
-    """0.1 for each different true claim of arithmetic, such as ``3+4=7``, at most `MAX_CLAIMS` of them.
+    """Return 0.1 for each distinct true claim of arithmetic, such as ``3+4=7``, for at most `MAX_CLAIMS` of them.
 
-    Without the bound, and without counting a claim once, a completion would earn more by claims than by being right.
+    Without the limit, or if claims could be repeated, a completion would earn more by claims than by being right.
     """
     return [0.1 * count_true_claims(text, MAX_CLAIMS) for text in completion_texts(completions)]
 
 
 def brier(completions: Sequence[Completion], answer: Sequence[Any], **columns: object) -> list[float]:
-    """1 - (p - a)², with the stated confidence p and a = 1 for right, 0 for wrong; 0.0 where none is stated.
+    """Return 1 - (p - a)² for a stated confidence p, with a = 1 for right and 0 for wrong; 0.0 without a confidence.
 
-    Silence earns what the worst statement earns, so that it never pays to leave the confidence out.
+    A missing confidence earns as little as the worst one, so that leaving it out never pays.
     """
     texts = completion_texts(completions)
     stated = zip(map(stated_confidence, texts), grade_many(texts, answer), strict=True)
@@ -98,15 +98,15 @@ def brier(completions: Sequence[Completion], answer: Sequence[Any], **columns: o
 
 
 def check_answers(dataset: Dataset) -> None:
-    """Refuse a data set, before a training on it, in which a row has no answer that `correctness` could compare with.
+    """Refuse a data set in which a row has no answer that `correctness` can compare with.
 
-    `AmirGRPOTrainer` calls the ``check_dataset`` of every reward function that has one.
+    `AmirGRPOTrainer` calls the ``check_dataset`` of every reward function that has one, before the training.
 
     Raises:
         ValueError: If there is no column ``answer``, or a row of it holds a boolean, None, NaN, an object or nothing.
     """
     if not hasattr(dataset, "__len__"):
-        return  # it streams: its rows are seen as they come
+        return  # a stream's rows are only seen during the training
     if "answer" not in dataset.column_names:
         raise ValueError(f"No column 'answer' to judge completions by; there are {dataset.column_names}.")
     for row, value in enumerate(dataset["answer"]):
@@ -122,9 +122,9 @@ correctness.check_dataset = brier.check_dataset = check_answers
 
 
 def has_format(completion: str, calibration: bool = False) -> bool:
-    """Say whether a completion is exactly its tags in order, each once, with an answer and, if wanted, a confidence.
+    """Return whether a completion has exactly its tags in order, each once, with an answer and any wanted confidence.
 
-    White space around the tags is free. Linear in the completion.
+    White space around the tags is free. The time is linear in the completion.
     """
     tags = CALIBRATION_TAGS if calibration else TAGS
     if _marks_once(completion, tags) < 2 * len(tags):
@@ -140,7 +140,7 @@ _CONFIDENCE = re.compile(r"<confidence>\s*(\d*\.?\d+)\s*</confidence>")
 
 
 def stated_confidence(completion: str) -> float | None:
-    """Read the confidence in the last confidence block, None where there is none or it is no number from 0 to 1."""
+    """Return the confidence in the last confidence block; None without one, or if it is not a number from 0 to 1."""
     start = completion.rfind("<confidence>")
     match = _CONFIDENCE.match(completion, start, start + 100) if start >= 0 else None
     confidence = float(match[1]) if match else math.nan
@@ -151,7 +151,7 @@ def stated_confidence(completion: str) -> float | None:
 
 
 def completion_texts(completions: Sequence[Completion]) -> list[str]:
-    """Take the text of each completion: of a conversation, its last message, unless that is a tool's."""
+    """Return the text of each completion: of a conversation, its last message if that is the assistant's."""
     return [text if isinstance(text, str) else _said(text[-1]) if text else "" for text in completions]
 
 
@@ -169,7 +169,7 @@ def _is_integer(answer: str | None) -> bool:
 
 
 def _marks_once(text: str, tags: Sequence[str]) -> int:
-    """Count the opening and closing tags that a text has exactly once."""
+    """Count the opening and closing tags that occur exactly once in a text."""
     return sum(text.count(mark) == 1 for tag in tags for mark in (f"<{tag}>", f"</{tag}>"))
 
 
@@ -197,11 +197,11 @@ _CLOSE = Fraction(1, 1_000_000)
 
 
 def count_true_claims(text: str, limit: int) -> int:
-    """Count the different true claims that a text makes, up to a limit.
+    """Count the distinct true claims in a text, up to a limit.
 
-    A claim is two expressions of numbers, ``+ - * /`` and brackets with ``=`` between them, the left one with an
-    operator. It is true if they agree to 1e-6. What belongs to a larger formula, as in ``x + 3 + 4 = 7``, is none.
-    Python parses them, and four operations are evaluated here, in exact arithmetic.
+    A claim is two expressions of numbers, ``+ - * /`` and brackets with ``=`` between them; the left one must have an
+    operator. It is true if they agree to 1e-6. A part of a larger formula, as in ``x + 3 + 4 = 7``, is not a claim.
+    Python parses the expressions, and this module evaluates the four operations in exact arithmetic.
     """
     text = _BULLET.sub("", _DOLLAR.sub("", _SYNONYM.sub(lambda match: _SYNONYMS[match.group()], text)))
     claims: set[str] = set()
@@ -228,7 +228,7 @@ def _claims(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _continues(before: str, expression: str) -> bool:
-    """Tell whether the character before an expression belongs to it, as in ``x + 3``, ``2^3 + 1`` or ``x3 + 1``."""
+    """Return whether the character before an expression belongs to it, as in ``x + 3``, ``2^3 + 1`` or ``x3 + 1``."""
     adjacent = not expression.startswith((" ", "\t"))
     operator_first = expression.lstrip()[:1] in ("+", "-", "*", "/")
     if before.isalpha():
@@ -239,7 +239,7 @@ def _continues(before: str, expression: str) -> bool:
 def _is_true(left: str, right: str) -> bool:
     if max(len(left), len(right)) > _MAX_EXPRESSION:
         return False
-    # a bracket around the claim is none of its own
+    # drop a bracket that encloses the whole claim
     if left.count("(") > left.count(")"):
         left = left.removeprefix("(")
     if right.count(")") > right.count("("):
@@ -253,7 +253,7 @@ def _is_true(left: str, right: str) -> bool:
 
 
 def _parsed(expression: str) -> ast.expr:
-    # numbers as strings in brackets: exact, and no two can be run together
+    # numbers become strings in brackets: exact, and two of them cannot run together
     quoted = _NUMBER.sub(lambda number: f"('{number.group().replace(',', '')}')", expression.strip())
     return ast.parse(quoted, mode="eval").body
 

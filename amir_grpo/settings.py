@@ -1,7 +1,7 @@
-"""Every setting of a run, declared once with its type, bounds, meaning and published value; and the profiles.
+"""The settings of a run, each declared once with its type, bounds, help and published value; and the profiles.
 
-In code the settings stand in groups, as in `settings.train.learning_rate`. On the command line, in overrides and in
-config.json they have their name alone, `learning_rate`: no name is in two groups. Nothing here imports torch.
+In code, settings are grouped, as in `settings.train.learning_rate`. On the command line, in overrides and in
+config.json, they have their name alone, `learning_rate`: no name is in two groups. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amir_grpo.trl_options import trainer_options
 
 
 def _as_list(value: Any) -> Any:
-    """Return a list, from text such as "chain3 chain4" or "1,2" or from a single number; anything else as it is."""
+    """Turn text such as "chain3 chain4" or "1,2", or a single number, into a list; return anything else unchanged."""
     if isinstance(value, str):
         return [int(word) if word.isdigit() else word for word in value.replace(",", " ").split()]
     return [value] if isinstance(value, int) else value
@@ -36,53 +36,53 @@ Names = Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_each_onc
 Numbers = Annotated[list[int], BeforeValidator(_as_list), AfterValidator(_each_once)]
 
 
-# Of models that are made while a program runs: no source is read for their help.
+# For models that are made at run time, whose source has no help to read.
 RUNTIME_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Group(BaseModel):
-    """Settings that belong together. They are frozen; `replace` makes others. The text below each is its help."""
+    """A group of settings, frozen (`replace` makes others). The text below each setting is its help."""
 
     model_config = RUNTIME_CONFIG | ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class PolicySettings(Group):
-    """The base policy and its adapter, and how and where its weights are read and computed with."""
+    """The base policy, its adapter, and how and where it is loaded and run."""
 
     model_name: str = "Qwen/Qwen2.5-3B-Instruct"
-    """Base policy: a Hub id, a folder, one of sandbox, sandbox-medium, sandbox-large, or smollm2, which is fetched from
-    the package index (93 MB)."""
+    """Base policy: a Hub id, a folder, sandbox, sandbox-medium, sandbox-large, or smollm2, which is fetched from the
+    package index (93 MB)."""
     lora_rank: int = Field(16, gt=0)
     """Rank of the LoRA adapter."""
     lora_alpha: int = Field(16, gt=0)
-    """Scale of the LoRA adapter is lora_alpha / lora_rank."""
+    """The LoRA adapter is scaled by lora_alpha / lora_rank."""
     lora_targets: Names = list(choices.LORA_TARGETS)
     """Names of the linear projections that get an adapter."""
     max_seq_length: int = Field(2048, gt=0)
-    """Longest prompt and completion together, in tokens."""
+    """Maximum length of a prompt with its completion, in tokens."""
     load_in_4bit: bool = False
     """Quantise the base policy to 4 bits (GPU only)."""
     backend: Literal[choices.BACKENDS] = "auto"
     """Library that loads the policy for training: unsloth, transformers, or auto (Unsloth if installed, with a GPU)."""
     dtype: Literal[choices.DTYPES] = "auto"
-    """Precision that policies compute in. auto: float32 on a CPU, 16 bits on a GPU; bfloat16. float64, for small policies
-    on a CPU, gives the same numbers on every machine."""
+    """Precision that policies compute in: auto (float32 on a CPU, 16 bits on a GPU), bfloat16, or float64, which gives
+    small policies on a CPU the same numbers on every machine."""
     device: Literal[choices.DEVICES] = "auto"
-    """Where policies run: auto, the GPU where there is one, or cpu."""
+    """Where policies run: auto (on the GPU if there is one) or cpu."""
     trust_remote_code: bool = False
     """Run code that comes with a policy from the Hub."""
     safetensors_only: bool = True
     """Refuse pickled weights, which can run code when they are loaded."""
     base_seed: int = Field(0, ge=0)
-    """Which base policy of the sandbox: 0 to 5 come with the package, any other is the seed of the warm-up that makes it."""
+    """Base policy of the sandbox: 0 to 5 come with the package; any other number is the seed of its warm-up."""
     sandbox_warmup_steps: int = Field(4000, gt=0)
     """Steps of supervised training that make the sandbox's base policy."""
     smollm2_warmup_steps: int = Field(30, ge=0)
-    """Steps of supervised training on eight worked stories each, before which smollm2 solves next to none. 0: none."""
+    """Supervised steps, on eight worked stories each, without which smollm2 solves next to none. 0: none."""
 
     @property
     def is_sandbox(self) -> bool:
-        """Tell whether the policy is one of `amir_grpo.sandbox`."""
+        """Whether the policy is one of `amir_grpo.sandbox`."""
         return self.model_name in choices.SANDBOXES
 
 
@@ -90,13 +90,13 @@ class DataSettings(Group):
     """The training set and its prompts."""
 
     dataset_name: str = "gsm8k"
-    """Training set: gsm8k, math, dapo_math, stories, or that of sandbox, sandbox-medium, sandbox-large."""
+    """Training set: gsm8k, math, dapo_math, stories, sandbox, sandbox-medium or sandbox-large."""
     dataset_split: str = "train"
     """Split of the training set."""
     dataset_limit: int | None = Field(None, gt=0)
-    """Use only this many training problems, the first ones. None: all."""
+    """Use only this many training problems, from the start of the set. None: all."""
     shots: int = Field(0, ge=0)
-    """Worked examples that a prompt begins with, as earlier turns; for problems that are made on the spot."""
+    """Worked examples at the start of a prompt, as earlier turns; only for problems that are made on the spot."""
     calibration: bool = False
     """Ask for a stated confidence and reward its Brier score."""
     claims: bool = True
@@ -106,17 +106,17 @@ class DataSettings(Group):
 
 
 class PreferenceTerm(Group):
-    """The settings of the preference term, those of `AmirGRPOConfig`."""
+    """The settings of the preference term, as in `AmirGRPOConfig`."""
 
     lambda_reg: float = Field(0.01, ge=0)
     """Weight λ of the preference loss in L = L_GRPO + λ L_pref. 0 is GRPO."""
     reward_margin: float = Field(2.0, ge=0)
     """δ: completions i and j of a group form a pair if r_i - r_j > δ. In units of reward."""
     beta_dpo: float = Field(0.2, gt=0)
-    """β: inverse temperature of the preference, multiplies the log-probability margin of a pair."""
+    """β: inverse temperature of the preference, which multiplies the log-probability margin of a pair."""
     pair_mining: Literal[choices.PAIR_MINING] = "all"
-    """Which pairs of a group: 'all'; 'topk', the best completion against the rest; or 'permuted', a negative
-    control: all pairs of rewards that were permuted within the group."""
+    """Pairs of a group to use: 'all'; 'topk', the best completion against the rest; or 'permuted', a negative
+    control: all pairs after the rewards are permuted within the group."""
     max_pairs_per_group: int | None = Field(None, ge=1)
     """Keep at most this many pairs per group, those with the largest reward gaps. None: no cap."""
     ref_free: bool = True
@@ -125,7 +125,7 @@ class PreferenceTerm(Group):
 
 
 class TrainSettings(PreferenceTerm):
-    """Options of the trainer's configuration under the same name, including those that are not named here."""
+    """Options of the trainer's configuration under the same names; those not declared here are accepted, too."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -135,10 +135,10 @@ class TrainSettings(PreferenceTerm):
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(0.1, gt=0)
-    """Largest norm of the gradient, which is clipped to it."""
+    """Norm to which the gradient is clipped."""
     per_device_train_batch_size: int = Field(1, gt=0)
-    """Completions per micro-batch on each device. 1 becomes num_generations where a rollout would otherwise not hold
-    whole groups: the published value is 1, and Unsloth makes that of it."""
+    """Completions per micro-batch on each device. The published 1 becomes num_generations, as under Unsloth, if a
+    rollout would not hold whole groups."""
     gradient_accumulation_steps: int = Field(4, gt=0)
     """Micro-batches per optimizer step."""
     steps_per_generation: int | None = Field(None, gt=0)
@@ -149,7 +149,7 @@ class TrainSettings(PreferenceTerm):
     """Seed of everything random."""
     lr_scheduler_type: str = "cosine"
     """Learning-rate schedule, by its name in transformers."""
-    # TRL's name for it is warmup_steps, below 1: not one of those that are handed on as they are
+    # passed on as TRL's warmup_steps, which takes a share below 1
     warmup_ratio: float = Field(0.1, ge=0, lt=1, exclude=True)
     """Share of the steps over which the learning rate warms up."""
     optim: str = "adamw_8bit"
@@ -169,9 +169,9 @@ class TrainSettings(PreferenceTerm):
     vllm_mode: Literal[choices.VLLM_MODES] = "colocate"
     """Where vLLM runs: colocate, on the GPUs that train, or server, started by `vllm serve`."""
     vllm_server_base_url: str | None = None
-    """With vllm_mode=server: its address. None: port 8000 here."""
+    """Address of the server of vllm_mode=server. None: port 8000 on this machine."""
     vllm_gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
-    """With vllm_mode=colocate: vLLM's share of a GPU's memory."""
+    """vLLM's share of a GPU's memory with vllm_mode=colocate."""
     loss_type: Literal[choices.LOSS_TYPES] = "grpo"
     """TRL's loss type."""
     epsilon: float = Field(0.2, gt=0)
@@ -181,7 +181,7 @@ class TrainSettings(PreferenceTerm):
     mask_truncated_completions: bool = False
     """Leave truncated completions out of the loss."""
     scale_rewards: Literal[choices.SCALE_REWARDS] = "group"
-    """What advantages are divided by: the standard deviation of the group's rewards, the batch's, or none."""
+    """Standard deviation that advantages are divided by: of the group's rewards, of the batch's, or none."""
     importance_sampling_level: Literal[choices.IMPORTANCE_SAMPLING_LEVELS] = "token"
     """Importance ratios per token, or per sequence (GSPO)."""
     logging_steps: int = Field(1, gt=0)
@@ -200,26 +200,26 @@ class TrainSettings(PreferenceTerm):
 
     @property
     def micro_batch(self) -> int:
-        """Completions per micro-batch on each device: num_generations where a rollout would not divide into groups."""
+        """Completions per micro-batch on each device; num_generations if a rollout would not divide into groups."""
         whole_groups = self.per_device_train_batch_size * self.micro_batches % self.num_generations == 0
         return self.per_device_train_batch_size if whole_groups else self.num_generations
 
     @property
     def prompts_per_rollout(self) -> int:
-        """Prompts of a rollout on each device; a training set with fewer makes no step."""
+        """Prompts per rollout on each device; with fewer training problems, no step is made."""
         return self.micro_batch * self.micro_batches // self.num_generations
 
 
 class EvaluationSettings(Group):
-    """The samples that are drawn from every policy."""
+    """The benchmarks, and how every policy is sampled on them."""
 
     benchmarks: Names = ["gsm8k", "aime25", "olympiadbench", "amc23", "minervamath", "aquarat", "livemathbench"]
     """Benchmarks, in the order of the tables."""
     eval_limit: int | None = Field(None, gt=0)
-    """Use only this many problems of each benchmark, the first ones. None: all; of the sandbox's, its profile's
-    number."""
+    """Use only this many problems of each benchmark, from its start. None: all, or for the sandbox's benchmarks, as
+    many as in its profile."""
     eval_seed: int = Field(0, ge=0)
-    """Which problems, of benchmarks that are made on the spot."""
+    """Seed of the problems of benchmarks that are made on the spot."""
     num_samples: int = Field(8, gt=0)
     """n, completions per problem."""
     ks: Numbers = [1, 2, 4]
@@ -231,7 +231,7 @@ class EvaluationSettings(Group):
     eval_max_new_tokens: int = Field(1024, gt=0)
     """Longest completion of the evaluation, in tokens."""
     eval_token_budget: int = Field(262_144, gt=0)
-    """Tokens per evaluation batch, prompts and completions together; halved where memory runs out."""
+    """Tokens per evaluation batch, prompts and completions together; halved if memory runs out."""
     eval_engine: Literal[choices.EVAL_ENGINES] = "transformers"
     """Engine that samples for the evaluation: transformers, vllm, or auto (vLLM if installed, with a GPU)."""
 
@@ -243,30 +243,30 @@ class StudySettings(Group):
     """'logistic', the paper's -log σ(z) of a pair; 'linear', its tangent at z = 0, plain wins minus losses; or another
     method's (group_pairs, ranks, infonce, listwise, real, grpo, dr_grpo, two), at temperature 1 / beta_dpo."""
     lambda_schedule: Literal[choices.LAMBDA_SCHEDULES] = "constant"
-    """How λ moves: 'constant'; 'published', by the ratio of the two loss values, which drifts to 0.005; 'share', so that
-    the preference term is preference_share of each rollout's update; 'mixture', the same, with the advantages scaled by
-    1 - preference_share, so that the update keeps the size of GRPO's."""
+    """How λ changes: 'constant'; 'published', which follows the ratio of the two losses and drifts to 0.005; 'share',
+    so that the preference term is preference_share of each rollout's update; 'mixture', the same, with advantages
+    scaled by 1 - preference_share, so that the update keeps the size of GRPO's."""
     preference_share: float = Field(0.3, gt=0, le=1)
-    """With lambda_schedule='share' or 'mixture': wanted share of the preference term, λ Σ|κ w| over that plus Σ|A|.
-    1, with 'mixture' alone: the term in the place of the advantages."""
+    """Wanted share of the preference term, λ Σ|κ w| / (Σ|A| + λ Σ|κ w|), with lambda_schedule='share' or 'mixture'.
+    1, only with 'mixture': the term replaces the advantages."""
     nuisance: Literal[choices.NUISANCES] = "none"
-    """An added reward that has nothing to do with correctness: none; noise, uniform in ± nuisance_size; outliers,
+    """An added reward that is unrelated to correctness: none; noise, uniform in ± nuisance_size; outliers,
     nuisance_size for a share of nuisance_rate of the completions; format, nuisance_size for the strict format;
     partial, up to nuisance_size for a number close to the answer."""
     nuisance_size: float = Field(0.45, gt=0)
     """Size of the nuisance, in units of reward."""
     nuisance_rate: float = Field(1 / 16, gt=0, lt=1)
-    """With nuisance=outliers: share of the completions that get it."""
+    """Share of the completions that get nuisance=outliers."""
     reward_clip: float | None = Field(None, gt=0)
     """Rewards above this are clipped to it. None: no clipping."""
     reward_terms: Literal[choices.REWARD_TERMS] = "all"
-    """Which reward functions count: all, or correctness alone."""
+    """Reward functions that count: all, or only correctness."""
     drop_uniform_groups: bool = False
     """Give no advantage to groups that are all right or all wrong."""
 
 
 class RunSettings(Group):
-    """All settings of one run folder, for both methods; the defaults are the published ones for Qwen2.5-3B, but claims."""
+    """All settings of a run folder, for both methods; defaults are those published for Qwen2.5-3B, except claims."""
 
     policy: PolicySettings = PolicySettings()
     data: DataSettings = DataSettings()
@@ -276,12 +276,12 @@ class RunSettings(Group):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Build the settings from values by name; those that are not given are as published.
+        """Build the settings from values by name; the others keep their defaults.
 
-        An option of `AmirGRPOConfig` that is no setting, such as temperature, goes to the trainer as it is.
+        An option of `AmirGRPOConfig` that is not a setting, such as temperature, is passed to the trainer unchanged.
 
         Raises:
-            ValueError: If a name is unknown (with the nearest), or a value is of the wrong type or impossible.
+            ValueError: If a name is unknown (the message gives the nearest), or a value is invalid.
         """
         extras = {name: value for name, value in values.items() if name not in GROUP_OF}
         if extras:
@@ -297,7 +297,7 @@ class RunSettings(Group):
             raise refusal(error, values, annotation_of) from None
 
     def flat(self) -> dict[str, Any]:
-        """Return all settings by name, without groups, as config.json has them."""
+        """Return all settings by name, without groups, as in config.json."""
         return {name: value for _, group in self for name, value in group}
 
     @model_validator(mode="after")
@@ -314,7 +314,7 @@ LISTED = "python -m amir_grpo train --help"
 
 
 def help_of(name: str) -> str:
-    """Return the meaning of a setting, on one line."""
+    """Return the help text of a setting as a single line."""
     return " ".join((FIELDS[name].description or "").split())
 
 
@@ -331,7 +331,7 @@ def settings_of(profile: str, overrides: Mapping[str, Any] | None = None) -> Run
     """Return the settings of a profile with some of them changed.
 
     Raises:
-        ValueError: If the profile or a setting is unknown (with the nearest ones), or a value is not valid.
+        ValueError: If the profile or a setting is unknown (the message gives the nearest), or a value is invalid.
     """
     check_names("profile", [profile], PROFILES)
     return RunSettings.of({**PROFILES[profile], **(overrides or {})})
@@ -345,7 +345,7 @@ def replace(settings: RunSettings, **changes: Any) -> RunSettings:
 def differences(a: RunSettings | Mapping[str, Any], b: RunSettings | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the settings whose values differ: name -> (value in a, value in b).
 
-    A mapping is a run folder's: a setting that did not exist when it was made counts as its default.
+    A mapping comes from a run folder: a setting that did not exist when the folder was made counts as its default.
     """
     defaults = RunSettings().flat()
     a, b = (s.flat() if isinstance(s, RunSettings) else defaults | dict(s) for s in (a, b))
@@ -353,7 +353,7 @@ def differences(a: RunSettings | Mapping[str, Any], b: RunSettings | Mapping[str
 
 
 def _check_relations(settings: RunSettings) -> None:
-    """Refuse values that do not go with those of other settings, or with what reads them."""
+    """Refuse values that are incompatible with those of other settings."""
     policy, data, train, evaluation = settings.policy, settings.data, settings.train, settings.evaluation
     if (policy.dtype, policy.device) != ("auto", "auto"):
         optim = "adamw_torch" if "8bit" in train.optim else train.optim
@@ -368,10 +368,10 @@ def _check_relations(settings: RunSettings) -> None:
                 )
     schedule = settings.study.lambda_schedule
     if settings.study.drop_uniform_groups and schedule in ("share", "mixture"):
-        raise ValueError(f"drop_uniform_groups would change what lambda_schedule={schedule} is a share of.")
+        raise ValueError(f"drop_uniform_groups would change the update that lambda_schedule={schedule} measures.")
     if settings.study.preference_share == 1 and schedule == "share":
         raise ValueError(
-            "preference_share is 1: nothing is left beside it. Lower it, or set lambda_schedule to mixture."
+            "preference_share is 1, which leaves no advantages: lower it, or set lambda_schedule to mixture."
         )
     rollout = train.per_device_train_batch_size * train.micro_batches
     if rollout % train.num_generations and train.per_device_train_batch_size > 1:

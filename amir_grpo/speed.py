@@ -1,7 +1,7 @@
-"""Cheaper steps for GRPO trainers, apart from any method: less padding, and log-probabilities that drawing has computed.
+"""Cheaper steps for any GRPO trainer: less padding, and log-probabilities kept from sampling.
 
-TRL keeps every micro-batch at the width of the whole rollout. Where positions are relative (RoPE, sliding windows), a row's
-log-probabilities do not depend on the padding around it: loss and gradient stay what they were, up to rounding.
+TRL pads every micro-batch to the width of the whole rollout. With relative positions (RoPE, sliding windows), a row's
+log-probabilities do not depend on the padding around it, so loss and gradient stay the same up to rounding.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.trainer.utils import split_tensor_dict
 
-# More slices leave less padding and cost more calls of the policy: four of a quarter of the rows each leave little.
+# More slices leave less padding but take more calls of the policy; four leave little padding.
 _MOST_SLICES = 4
-_SLICE_ROWS = 16  # at least
+_SLICE_ROWS = 16  # rows of a slice, at least
 
 # Settings of `generate` that end a completion, store something, or truncate the distribution after the recorder has seen it.
 _HARMLESS = (
@@ -36,27 +36,27 @@ _NEUTRAL_AT_ONE = (
 
 
 class FasterSteps:
-    """Mixin for `trl.GRPOTrainer` and its subclasses: the same update, with less padding and fewer forward passes.
+    """A mixin for `trl.GRPOTrainer` and its subclasses: the same update, with less padding and fewer forward passes.
 
-    - The rows of an optimizer step (never of several, which would bias each) are sorted by length before they are cut into
-      micro-batches. Left out where the loss depends on which rows share one: loss_type "bnpo", an entropy bonus or
-      quantile, a router's auxiliary loss, and images.
-    - A micro-batch goes through the policy in slices, each trimmed to its own longest prompt and completion; the loss sees
-      the whole. Left out for images and a router's auxiliary loss; under FSDP and DeepSpeed, which want one forward pass
-      for a backward pass, there is one slice.
-    - On one CPU in float32, completions of one prompt share its pass: micro-batches keep groups together then, and the
-      gradient flows into the prompt's keys and values. Rounding apart, nothing changes. Left out with checkpointed layers,
-      dropout, prompt learning, Liger's kernels, and caches that are not plain attention's.
-    - With `record_logps`, transformers' `generate` leaves the log-probabilities of what it draws in `sampled_logps`, where
+    - The rows of an optimizer step (never of several, which would bias each) are sorted by length before they are cut
+      into micro-batches. Nothing is sorted if the loss depends on which rows share a micro-batch: with loss_type
+      "bnpo", an entropy bonus or quantile, a router's auxiliary loss, or images.
+    - A micro-batch goes through the policy in slices, each trimmed to its own longest prompt and completion; the loss
+      sees the whole. There are no slices with images or a router's auxiliary loss, and only one under FSDP and
+      DeepSpeed, which need one forward pass per backward pass.
+    - In one process on a CPU in float32, the completions of a prompt share its forward pass: micro-batches then keep
+      groups together, and the gradient flows into the prompt's keys and values. Only rounding changes. Skipped for
+      checkpointed layers, dropout, prompt learning, Liger's kernels, or caches other than plain attention's.
+    - With `record_logps`, the log-probabilities of what transformers' `generate` draws are kept in `sampled_logps`, if
       they are those of the policy itself.
 
-    Unsloth's trainers do their own trimming, and are left alone.
+    Unsloth's trainers do their own trimming and are left unchanged.
     """
 
-    trim_micro_batches: bool = True  # False leaves all as TRL has it, bit for bit
+    trim_micro_batches: bool = True  # False keeps everything as in TRL, bit for bit
     record_logps: bool = False
-    # (N / processes, T'), of the latest rollout, at the trainer's temperature; None where nothing was recorded. What stands
-    # after the end token does not matter.
+    # (N / processes, T') of the latest rollout, at the trainer's temperature; None if nothing was recorded. Values
+    # after the end token have no meaning.
     sampled_logps: Tensor | None = None
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
@@ -74,14 +74,14 @@ class FasterSteps:
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _may_regroup(self) -> bool:
-        """Tell whether the rows of an optimizer step may change places among its micro-batches."""
+        """Return whether rows of an optimizer step may move between its micro-batches."""
         accumulated, rollout = self.args.gradient_accumulation_steps, self.args.steps_per_generation
         by_micro_batch = (
             self.loss_type == "bnpo"
             or self.top_entropy_quantile < 1.0
             or self._entropy_bonus_enabled
             or self.aux_loss_enabled
-            or "pixel_values" in self._buffered_inputs[0]  # a row for each patch
+            or "pixel_values" in self._buffered_inputs[0]  # has a row per patch
             or any(isinstance(value, list) for value in self._buffered_inputs[0].values())
         )
         aligned = accumulated % rollout == 0 or rollout % accumulated == 0
@@ -91,9 +91,9 @@ class FasterSteps:
         return self.trim_micro_batches and not any(kind.__name__.startswith("Unsloth") for kind in type(self).__mro__)
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        """As TRL's: (N, T) log-probabilities, (N, T) entropies or None, and the auxiliary loss or None."""
+        """Return, as TRL does, (N, T) log-probabilities, (N, T) entropies or None, and the auxiliary loss or None."""
         score = super()._get_per_token_logps_and_entropies
-        if not self._may_trim():  # Unsloth's takes other arguments and returns something else
+        if not self._may_trim():  # Unsloth's method has other arguments and results
             return score(model, *args, **kwargs)
         return self._trimmed_logps(score, model, *args, **kwargs)
 
@@ -123,26 +123,26 @@ class FasterSteps:
         return torch.cat(logps)[back], torch.cat(entropies)[back] if entropies else None, None
 
     def _shares_prompts(self) -> bool:
-        """Tell whether completions of one prompt share its pass; float64 stays bit for bit what it was."""
+        """Return whether completions of a prompt share its forward pass; float64 stays as in TRL, bit for bit."""
         on_cpu = self.model.device.type == "cpu" and self.accelerator.num_processes == 1
         if not on_cpu or self.model.dtype != torch.float32 or not self._keeps_prompts:
             return False
-        # a checkpointed layer takes no cache; a user may have switched that on without the setting
+        # a checkpointed layer takes no cache; a user may have enabled checkpointing without the setting
         return not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
 
     @property
     def _forward_arguments(self) -> Collection[str]:
-        """Arguments of the policy, as TRL 1.14 looks them up; newer versions score another way."""
+        """The policy's arguments, as TRL 1.14 looks them up; none in newer versions, which score differently."""
         return getattr(self, "model_kwarg_keys", ())
 
     @cached_property
     def _cache_name(self) -> str | None:
-        """The policy's argument for keys and values, which newer versions of transformers have renamed; None without one."""
+        """The policy's argument for keys and values, renamed in newer versions of transformers; None without one."""
         return next((name for name in ("cache", "past_key_values") if name in self._forward_arguments), None)
 
     @cached_property
     def _keeps_prompts(self) -> bool:
-        """Whether the policy's cache holds a prompt whole, as plain attention's does, and nothing in the pass is random."""
+        """Whether the policy's cache holds whole prompts, as plain attention's does, and its pass is not random."""
         takes_caches = self._cache_name and {"logits_to_keep", "position_ids"} <= set(self._forward_arguments)
         adapters = getattr(self.model, "peft_config", {}).values()
         if not takes_caches or self.args.use_liger_kernel or any(adapter.is_prompt_learning for adapter in adapters):
@@ -154,7 +154,7 @@ class FasterSteps:
         return all(hasattr(layer, "batch_select_indices") for layer in layers) and not random
 
     def _slices(self, rows: int) -> int:
-        """Return the slices of a batch: by its number of rows alone, so that all processes make as many forward passes."""
+        """Return the number of slices, by the number of rows alone: all processes need equally many forward passes."""
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             return 1
         return min(_MOST_SLICES, max(1, rows // _SLICE_ROWS))
@@ -169,7 +169,7 @@ class FasterSteps:
         return result
 
     def _draws_whole_rollouts(self) -> bool:
-        """Tell whether transformers' `generate` draws the completions of a training, each in one go."""
+        """Return whether transformers' `generate` draws each completion of the training in one call."""
         single_turn = not self.tools and self.environment_factories is None and self.rollout_func is None
         own_engine = not self.use_vllm and not self.use_transformers_continuous_batching
         return self.model.training and single_turn and own_engine
@@ -183,19 +183,19 @@ def _used_columns(attention_mask: Tensor, completion_width: int) -> tuple[int, i
 
 
 class _SharedPrompts:
-    """A policy that is called as TRL calls it for log-probabilities, and runs a prompt once for all its completions."""
+    """A policy that TRL calls for log-probabilities, and that runs a prompt once for all its completions."""
 
     def __init__(self, policy: torch.nn.Module, cache_name: str) -> None:
         self._policy = policy
         self._cache_name = cache_name
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **_: Any) -> SimpleNamespace:
-        """Return what has the logits (N, logits_to_keep, vocabulary) of the last tokens; all but one are completions."""
+        """Return `logits` (N, logits_to_keep, vocabulary) of the completion tokens and of the last prompt token."""
         width = logits_to_keep - 1
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         prompts = torch.cat([input_ids[:, :-width], attention_mask[:, :-width]], dim=1)
         prompts, prompt_of = prompts.unique(dim=0, return_inverse=True)
-        one = prompt_of.new_zeros(len(prompts)).scatter(0, prompt_of, torch.arange(len(input_ids)))  # a row of each
+        one = prompt_of.new_zeros(len(prompts)).scatter(0, prompt_of, torch.arange(len(input_ids)))  # a row per prompt
         cache = DynamicCache(config=self._policy.config.get_text_config())
         common = {self._cache_name: cache, "use_cache": True}
         first = self._policy(
@@ -216,10 +216,9 @@ class _SharedPrompts:
 
 
 def sorted_by_length(batches: list[dict[str, Any]], by_prompt: bool = False) -> list[dict[str, Any]]:
-    """Cut the rows of some micro-batches of equal size anew into as many, so that rows of one length are together, or those
-    of one prompt first.
+    """Redistribute rows among micro-batches of equal size, by length or, with `by_prompt`, first by prompt.
 
-    `batches`, as TRL buffers them, hold tensors with a row for each completion, tensors without dimension that belong to
+    `batches`, as TRL buffers them, hold tensors with a row per completion, tensors without dimension that belong to
     the whole rollout, and None.
     """
     if len(batches) == 1:
@@ -237,7 +236,7 @@ def sorted_by_length(batches: list[dict[str, Any]], by_prompt: bool = False) -> 
 
 
 class LogpRecorder(LogitsProcessor):
-    """Keeps the log-probability of each token that `generate` draws; changes nothing.
+    """A logits processor that records the log-probability of each token that `generate` draws, and changes nothing.
 
     It is called with the logits of the next token, before the temperature; the token itself is known one call later.
     """
@@ -261,18 +260,18 @@ class LogpRecorder(LogitsProcessor):
             self._logits = None
 
     def logps(self) -> Tensor | None:
-        """Return (N, steps), with whatever followed the end token; None if nothing was recorded."""
+        """Return (N, steps), including what follows the end token; None if nothing was recorded."""
         return torch.stack(self._steps, dim=1) if self._steps else None
 
 
 @contextmanager
 def recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[LogpRecorder]:
-    """While the block runs, let a recorder see the logits of `model.generate`: TRL hands on no logits processor.
+    """Record log-probabilities of what `model.generate` draws in the block, as TRL passes on no logits processor.
 
-    Nothing is recorded where settings of the call or of the policy itself change what a token is drawn from.
+    Nothing is recorded if settings of the call or of the policy change the distribution that tokens are drawn from.
     """
     recorder = LogpRecorder(temperature)
-    generate, own = model.generate, vars(model).get("generate")  # Unsloth gives the policy one of its own
+    generate, own = model.generate, vars(model).get("generate")  # Unsloth gives the policy its own
 
     def recording(*args, **kwargs):
         if not shows_own_logits(kwargs.get("generation_config"), model.generation_config):
@@ -291,9 +290,9 @@ def recorded_logps(model: torch.nn.Module, temperature: float) -> Iterator[LogpR
 
 
 def shows_own_logits(asked: GenerationConfig | None, policys: GenerationConfig) -> bool:
-    """Tell whether a logits processor given to `generate` sees the policy's own logits, a token of each row at a time.
+    """Return whether a logits processor of `generate` sees the policy's own logits, one token per row at a time.
 
-    `policys`, the policy's own configuration, fills in what that of the call leaves out.
+    `policys` is the policy's configuration, which fills in what the call's (`asked`) leaves out.
     """
     given = policys.to_dict() | {name: v for name, v in (asked.to_dict() if asked else {}).items() if v is not None}
     return all(

@@ -2,8 +2,8 @@
 
 The preference loss enters as a second advantage (see `amir_grpo.preference`). On-policy, GRPO's own loss on the
 advantages A_i + λ κ_i w_i has exactly the gradient of L_GRPO + λ L_pref, where κ_i undoes what TRL's loss type does to
-the gradient of a sequence. So there is no second set of forward and backward passes over pairs, groups may be cut by
-micro-batches or spread over processes, and every engine that takes advantages works unchanged.
+the gradient of a sequence. So pairs need no forward and backward passes of their own, groups may be split across
+micro-batches or processes, and every engine that takes advantages works unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from amir_grpo.speed import FasterSteps
 __all__ = ["LOSS_TYPES", "AmirGRPOConfig", "AmirGRPOTrainer", "loss_mask", "preference_factor"]
 
 logger = logging.get_logger(__name__)
-# What a forward pass of a vision-language policy needs beside the tokens; TRL keeps them in the rollout batch.
+# Inputs of a vision-language policy other than tokens; TRL keeps them in the rollout batch.
 _MULTIMODAL = (
     "pixel_values image_grid_thw pixel_attention_mask spatial_shapes image_sizes token_type_ids mm_token_type_ids "
     "image_position_ids num_images num_tiles"
@@ -48,7 +48,7 @@ def _setting(name: str) -> Any:
 
 @dataclass
 class AmirGRPOConfig(GRPOConfig):
-    """TRL's `GRPOConfig`, with TRL's defaults under Unsloth too, plus the preference term with its published defaults.
+    """TRL's `GRPOConfig`, with TRL's defaults also under Unsloth, plus the preference term with published defaults.
 
     Raises:
         ValueError: If a setting of the preference term is out of bounds, or another one would change its objective.
@@ -62,8 +62,8 @@ class AmirGRPOConfig(GRPOConfig):
     ref_free: bool = _setting("ref_free")
     trim_micro_batches: bool = _field(
         True,
-        "Sort the rows of an optimizer step by length, without their padding: the same gradient up to rounding, "
-        "for policies with relative positions (RoPE). False leaves micro-batches as TRL makes them, bit for bit.",
+        "Sort the rows of an optimizer step by length and trim their padding: the same gradient up to rounding, "
+        "for policies with relative positions (RoPE). False keeps TRL's micro-batches, bit for bit.",
     )
 
     _pair_minings: ClassVar[tuple[str, ...]] = STRATEGIES
@@ -82,26 +82,26 @@ class AmirGRPOConfig(GRPOConfig):
 class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
     """GRPO plus the preferences that the rewards inside each rollout group imply (AMIR-GRPO, arXiv 2601.03661).
 
-    The constructor is `trl.GRPOTrainer`'s; `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this is `GRPOTrainer`, and
-    with `trim_micro_batches=False` bit for bit.
+    The constructor is that of `trl.GRPOTrainer`, but `args` is an `AmirGRPOConfig`. With `lambda_reg=0` this trainer
+    is `GRPOTrainer`; with `trim_micro_batches=False` as well, bit for bit.
 
-    The preference weights are computed once per rollout on the gathered batch and travel with their rows. They need the
-    log-probability of each completion: TRL's old one, or the one computed while drawing. Only with tools, a rollout
-    function, or settings of `generate` that change what tokens are drawn from (a penalty, suppressed tokens, beams) does
-    that cost a forward pass. Where a batch is reused, the preference term is clipped like the rest of the loss.
+    The preference weights are computed once per rollout on the gathered batch and stay with their rows. They need the
+    log-probability of each completion: TRL's old one, or the one computed while sampling. They take an extra forward
+    pass only with tools, a rollout function, or settings of `generate` that change what tokens are drawn from (a
+    penalty, suppressed tokens, beams). If a batch is reused, the preference term is clipped like the rest of the loss.
 
-    A resumed training ends as an undisturbed one would: later epochs are shuffled as they would have been, and
-    a rollout that was half used is kept with the checkpoint. TRL's trainer does neither.
+    A resumed training ends like an uninterrupted one: later epochs are shuffled in the same way, and a partly used
+    rollout is kept with the checkpoint. TRL's trainer does neither.
 
-    Logged beside TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of the
-    pairs that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats per token), `/share` (how much of the
-    update the preference term is, λ Σ|κ w| / (Σ|A| + λ Σ|κ w|)) and `/lambda`.
+    Logged with TRL's metrics: `preference/loss` (L_pref), `/pairs` (|S| of the rollout), `/accuracy` (share of pairs
+    that the policy ranks right), `/margin` (mean ℓ_chosen - ℓ_rejected, nats per token), `/share` (share of the
+    preference term in the update, λ Σ|κ w| / (Σ|A| + λ Σ|κ w|)) and `/lambda`.
 
     Raises:
         TypeError: If `args` is not an `AmirGRPOConfig`.
     """
 
-    # what model cards say; TRL's own attributes
+    # TRL's attributes for model cards
     _tag_names = ["trl", "grpo", "amir-grpo"]  # noqa: RUF012
     _name = "AMIR-GRPO"
     _paper = {  # noqa: RUF012
@@ -116,7 +116,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
 }""",
     }
 
-    # reward_funcs may be left out where an environment gives the reward
+    # reward_funcs may be left out if an environment gives the reward
     def __init__(self, model, reward_funcs=None, args: AmirGRPOConfig | None = None, *rest, **kwargs):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -124,7 +124,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         if not isinstance(args, AmirGRPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; AmirGRPOTrainer needs an AmirGRPOConfig.")
         use_one_gpu(args)
-        # TRL keeps a reference policy only where a KL term (beta) asks for one, so the preference asks in its place
+        # TRL keeps a reference policy only for a KL term (beta), so set beta if only the preference needs one
         beta = args.beta
         if args.lambda_reg > 0 and not args.ref_free and beta == 0.0:
             args.beta = 1.0
@@ -133,7 +133,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         finally:
             args.beta = beta
         for function in self.reward_funcs:
-            if check := getattr(function, "check_dataset", None):  # before the first step, and all rows
+            if check := getattr(function, "check_dataset", None):  # all rows, before the first step
                 check(self.train_dataset)
         self.beta = beta
         self.lambda_reg = args.lambda_reg  # λ of the next step
@@ -141,8 +141,8 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         self.record_logps = args.lambda_reg > 0
         self._rewards: Tensor | None = None  # (N,) of the latest rollout, over all processes
         self._sums = torch.zeros(2, dtype=torch.float64)  # |λ κ w| and |A| of the update's micro-batches so far
-        self._seen: dict[str, float] = {}  # what is logged of the latest rollout, by every step that uses it
-        self._sampler = None  # of the training set, where it can be indexed
+        self._seen: dict[str, float] = {}  # metrics of the latest rollout, logged by every step that uses it
+        self._sampler = None  # of the training set, if it can be indexed
         self.add_callback(_OrderOfEpochs(self))
 
     # --- from the rewards of a rollout to a weight per completion ---------------------------------------------------
@@ -150,7 +150,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
-        # a completion that no function could score is worth nothing, not 0
+        # a completion that no function could score has no reward, not a reward of 0
         self._rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
         return rewards_per_func
 
@@ -161,7 +161,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         return output
 
     def _score_preferences(self, output: dict[str, Any]) -> Tensor:
-        """Return w_i of this process's rows, (N / processes,), from the pairs of the whole rollout; note what is logged."""
+        """Return w_i of this process's rows, (N / processes,), from pairs of the whole rollout; keep its metrics."""
         mask = loss_mask(output)
         seq_logps = sequence_logps(self._known_logps(output), mask)
         columns = [seq_logps, mask.sum(-1).to(seq_logps.dtype)]
@@ -178,7 +178,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         return weights[self.accelerator.process_index * len(mask) :][: len(mask)]
 
     def _pairs(self, tokens: Tensor) -> Pairs:
-        """Return the pairs of the rollout; a completion without one of its `tokens` (N,) in the loss forms none."""
+        """Return the pairs of the rollout; a completion with 0 `tokens` (N,) in the loss forms none."""
         rewards, args = self._rewards.masked_fill(tokens == 0, torch.nan), self.args
         return mine_pairs(
             rewards, self.num_generations, args.reward_margin, args.pair_mining, args.max_pairs_per_group
@@ -196,7 +196,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         if self.sampled_logps is None:
             return self._logps(self.model, output)
         length = output["completion_ids"].size(1)
-        return torch.nn.functional.pad(self.sampled_logps, (0, length - self.sampled_logps.size(1)))  # or cut
+        return torch.nn.functional.pad(self.sampled_logps, (0, length - self.sampled_logps.size(1)))  # or truncate
 
     def _logps(self, model, output: dict[str, Any]) -> Tensor:
         """Return per-token log-probabilities of the rollout's completions under `model`, (N, T), without gradient."""
@@ -212,7 +212,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         return completion_columns(logps, output)
 
     def _reference_logps(self, output: dict[str, Any]) -> Tensor:
-        """Return the same under the reference policy; shared with the KL term where there is one."""
+        """Return the same under the reference policy, from the KL term if it has them."""
         if "ref_per_token_logps" in output:
             return completion_columns(output["ref_per_token_logps"], output)
         if self.ref_model is not None:
@@ -233,7 +233,7 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
         bonus = self.lambda_reg * factor * inputs["preference_weights"]
         sums = torch.stack([bonus.abs().sum(), inputs["advantages"].abs().sum()])
         self._sums += self.accelerator.reduce(sums).cpu().double()  # Apple's GPU has no float64
-        # without a pair there is no accuracy or margin, and no share without an update: NaN, which TRL's averages leave out
+        # accuracy and margin are NaN without a pair, and share without an update; TRL's averages leave NaN out
         seen = {**self._seen, "lambda": self.lambda_reg}
         if self.accelerator.sync_gradients:  # the last micro-batch of the update
             preference, whole = self._sums[0].item(), self._sums.sum().item()
@@ -251,11 +251,11 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
 
     def _save_checkpoint(self, model, trial):
         file = self.checkpoint_folder(trial) / self._rollout_file()
-        file.unlink(missing_ok=True)  # of an earlier training into the same folder
-        if self._step % (self.args.steps_per_generation * self.num_iterations):  # the rollout is used further
+        file.unlink(missing_ok=True)  # of an earlier training in the same folder
+        if self._step % (self.args.steps_per_generation * self.num_iterations):  # the rollout will be used again
             file.parent.mkdir(parents=True, exist_ok=True)
             rollout = {"step": self._step, "inputs": self._buffered_inputs, "seen": self._seen}
-            torch.save(rollout, file)  # before trainer_state.json, with which the checkpoint is whole
+            torch.save(rollout, file)  # before trainer_state.json, which completes a checkpoint
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -266,18 +266,18 @@ class AmirGRPOTrainer(FasterSteps, GRPOTrainer):
                 self._step, self._buffered_inputs, self._seen = rollout["step"], rollout["inputs"], rollout["seen"]
 
     def _rollout_file(self) -> str:
-        """Name of the file of this process's part of a rollout; another number of processes does not take it for its own."""
+        """Return the file name of this process's part of a rollout; another number of processes ignores the file."""
         return f"rollout_{self.accelerator.process_index}_of_{self.accelerator.num_processes}.pt"
 
     def checkpoint_folder(self, trial) -> Path:
-        """Return the folder of the checkpoint of this step."""
+        """Return the checkpoint folder of this step."""
         return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
 
 class _OrderOfEpochs(TrainerCallback):
-    """Shuffles each epoch as an uninterrupted training would, also after a checkpoint.
+    """A callback that shuffles each epoch as in an uninterrupted training, even after a resumption.
 
-    TRL draws the orders of all epochs from one stream, which starts afresh whenever a training is resumed.
+    TRL draws the orders of all epochs from one stream, which restarts whenever a training is resumed.
     """
 
     def __init__(self, trainer: AmirGRPOTrainer) -> None:
@@ -297,7 +297,7 @@ class _OrderOfEpochs(TrainerCallback):
 
 
 def use_one_gpu(args: TrainingArguments) -> None:
-    """Keep a process to one GPU: with nn.DataParallel batches would be larger than the configuration says, and κ wrong."""
+    """Limit a process to one GPU: nn.DataParallel would make batches larger than configured, and κ wrong."""
     if args.n_gpu > 1:
         logger.warning(
             "%d GPUs are visible; this process trains on the first. To train on all: accelerate launch.", args.n_gpu
@@ -306,7 +306,7 @@ def use_one_gpu(args: TrainingArguments) -> None:
 
 
 def preference_factor(trainer: GRPOTrainer, inputs: dict[str, Any]) -> Tensor:
-    """Return κ_i, (M,): what turns the weight of ∇ℓ_i in L_pref into an advantage under the trainer's loss type.
+    """Return κ_i, (M,), which turns the weight of ∇ℓ_i in L_pref into an advantage under the trainer's loss type.
 
     TRL's losses give a sequence of the micro-batch the gradient A_i ∇ℓ_i times 1/M (grpo, sapo), |o_i|/(M L_max)
     (dr_grpo), |o_i|/T_micro (bnpo), |o_i| P/T_gen for P processes and micro-batches (dapo, cispo, vespo) or
@@ -340,10 +340,10 @@ def loss_mask(batch: dict[str, Any]) -> Tensor:
 
 
 def completion_columns(per_token: Tensor, batch: dict[str, Any]) -> Tensor:
-    """Return (N, T): what belongs to the completions of a rollout, of (N, T), or of (N, T + p) by Unsloth.
+    """Return the columns of the completions, (N, T), of values (N, T), or (N, T + p) from Unsloth.
 
-    Unsloth moves the padding on the left of a prompt to the right, for the p columns of the shortest prompt's padding: a
-    completion begins as many columns early as its own prompt was padded.
+    Unsloth moves the padding of prompts from left to right, and p is the padding of the shortest prompt: a completion
+    begins as many columns early as its own prompt was padded.
     """
     width = batch["completion_ids"].size(1)
     longest = per_token.size(1) - width
@@ -354,5 +354,5 @@ def completion_columns(per_token: Tensor, batch: dict[str, Any]) -> Tensor:
 
 
 def sequence_logps(per_token_logps: Tensor, mask: Tensor) -> Tensor:
-    """Return ℓ (N,): mean log-probability over the tokens of `mask`; 0 for a row without one."""
+    """Return ℓ (N,): the mean log-probability over the tokens of `mask`; 0 for a row without any."""
     return per_token_logps.where(mask.bool(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)

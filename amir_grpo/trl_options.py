@@ -1,6 +1,6 @@
 """The options of the trainer's configuration that are not settings of a run, such as temperature or top_k.
 
-They are read from the source of TRL and transformers: importing them takes seconds, and has to wait for Unsloth.
+They are read from the source of TRL and transformers, since importing these takes seconds and must wait for Unsloth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KINDS = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "N
 
 @functools.cache
 def trainer_options() -> dict[str, Any]:
-    """Return the types of `AmirGRPOConfig`'s options, TRL's included, by name; Any for a class of a library."""
+    """Return the types of `AmirGRPOConfig`'s options by name, including TRL's; Any for a library's class."""
     options: dict[str, Any] = {}
     for class_name, (package, module) in _SOURCES.items():
         source = Path(importlib.util.find_spec(package).origin).parent / module

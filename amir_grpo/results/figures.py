@@ -1,4 +1,4 @@
-"""The figures of an evaluation, one function each: a table and a title, the finding, in; a matplotlib Figure out."""
+"""The figures of an evaluation. Each function takes a table and a title, the finding, and returns a Figure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,14 +22,14 @@ from amir_grpo.results.style import (
     styled,
 )
 
-READINGS = {"own": "own completions", "shared": "same completions"}  # that a method scores
-_GREY_TEXT = "#555555"  # as grey as can be read
+READINGS = {"own": "own completions", "shared": "same completions"}  # what a method scores
+_GREY_TEXT = "#555555"  # the lightest readable grey
 _GREY = f"A gain is grey unless p < {SIGNIFICANCE} after Holm's correction."
 
 
 @styled
 def main_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """pass@k of the three policies as dumbbells, and AMIR-GRPO's gain over GRPO on an axis of its own; pass@1 first.
+    """Draw pass@k of the three policies as dumbbells, and AMIR-GRPO's gain over GRPO on its own axis; pass@1 first.
 
     Args:
         table: Columns benchmark, k, base, grpo, amir_grpo (percent), gain, gain_low, gain_high (points), p_holm, problems.
@@ -59,7 +59,7 @@ def main_figure(table: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def pairwise_figure(comparisons: pd.DataFrame, title: str = "") -> Figure:
-    """Gains of every policy over every other: a panel for each two on one axis, black where p_holm < 0.05, else grey.
+    """Draw the gain of each policy over each other one, a panel per pair, black if p_holm < 0.05, else grey.
 
     Args:
         comparisons: Columns benchmark, quantity, new, old, gain, gain_low, gain_high (points) and p_holm.
@@ -101,7 +101,7 @@ def published_figure(cells: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
-    """Problems that only one of the two methods solves, as facing bars; hatched: the base policy solves them as well.
+    """Draw the problems that only one of the two methods solves, as facing bars, hatched if the base policy does too.
 
     Args:
         table: Columns base, grpo, amir_grpo (0 or 1) and problems: a row for each of the eight patterns.
@@ -110,7 +110,7 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
     figure = new_figure(6.0, 1.75)
     axes = figure.subplots()
     sides = {"grpo": (-1, (0, 1, 0), (1, 1, 0)), "amir_grpo": (1, (0, 0, 1), (1, 0, 1))}
-    most = 10  # one problem looks like one problem
+    most = 10  # so that a bar of one problem stays small
     for method, (side, new, known) in sides.items():
         colour, total = COLOURS[method], patterns[new] + patterns[known]
         most = max(most, total)
@@ -134,7 +134,7 @@ def coverage_figure(table: pd.DataFrame, title: str = "") -> Figure:
 
 @styled
 def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame, title: str = "") -> Figure:
-    """Margins of GRPO and AMIR-GRPO in each reading, on one axis: means with intervals, and the middle half of the problems.
+    """Draw the margins of both methods in each reading on one axis: means, intervals and the middle half of problems.
 
     Args:
         margins: Columns reading, method and margin (nats per token), one row per problem.
@@ -168,7 +168,7 @@ def margin_figure(margins: pd.DataFrame, summary: pd.DataFrame, title: str = "")
 
 
 def _places(heads: list[str], axes: Axes) -> list[float]:
-    """Return the height of each row, with room above the first of each head, which is written there, left of `axes`."""
+    """Return the height of each row, after writing each head left of `axes`, above its rows."""
     places, place = [], 0.0
     for index, head in enumerate(heads):
         if index == 0 or head != heads[index - 1]:
@@ -186,7 +186,7 @@ def _interval(axes: Axes, y: float, estimate: float, low: float, high: float, co
 
 
 def _panels(titles: Sequence[str], width: float, height: float, xlabel: str) -> tuple[Figure, Sequence[Axes]]:
-    """Make a figure of a panel per title, side by side on the same axes, with a line at 0."""
+    """Make a figure with a panel per title, side by side with shared axes, and with a line at 0."""
     figure = new_figure(width, height)
     panels = figure.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
     for panel, title in zip(panels, titles, strict=True):
@@ -205,7 +205,7 @@ def _finished(
     note: str,
     below: float = 0.6,
 ) -> Figure:
-    """Label the rows, take the vertical axes away, put lines behind the horizontal ticks, and add title and footnote."""
+    """Label the rows, remove the vertical axes, draw grid lines at horizontal ticks, and add title and footnote."""
     panels[0].set_yticks(rows, list(labels))
     panels[0].set_ylim(max(rows, default=0) + below, -0.6)
     for axes in panels:

@@ -1,4 +1,4 @@
-"""The look of every figure and number; figures are written so that the same one gives the same bytes."""
+"""The style of figures and numbers; equal figures are written as equal bytes."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -15,10 +15,10 @@ from amir_grpo.choices import POLICY_NAMES, SIGNIFICANCE
 from amir_grpo.system.files import atomic_write
 from amir_grpo.system.provenance import commit
 
-# Okabe and Ito's palette: told apart by every common kind of colour vision, and of three different grey values
+# Based on Okabe and Ito's palette: distinct in every common kind of colour vision, and in grey
 COLOURS = {"base": "#7a7a7a", "grpo": "#e69f00", "amir_grpo": "#0a4f8f"}
-NEUTRAL = "#8a8a8a"  # of a difference that is not significant, and of what belongs to no method
-# A ring and a dot: both are seen where they coincide, and without colour.
+NEUTRAL = "#8a8a8a"  # for differences that are not significant, and for what belongs to no method
+# A ring and a dot: both remain visible if they coincide, even without colour.
 MARKS = {
     "base": {"marker": "|", "ms": 8, "mew": 1.6, "color": COLOURS["base"]},
     "grpo": {"marker": "o", "ms": 8, "mew": 1.8, "color": COLOURS["grpo"], "mfc": "white"},
@@ -51,12 +51,12 @@ STYLE = {
 }
 
 
-# Decorates what draws or writes a figure: from matplotlib's defaults and STYLE only, whatever a reader has set.
+# Decorates functions that draw or write a figure: they use matplotlib's defaults and STYLE, whatever a reader has set.
 styled = matplotlib.style.context(STYLE, after_reset=True)
 
 
 class _SteadyLayout(ConstrainedLayoutEngine):
-    """Lays a figure out once and rounds, as the solver's last bits depend on where its variables lie in memory."""
+    """A layout engine that runs once and rounds, since the solver's last bits depend on addresses in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class _SteadyLayout(ConstrainedLayoutEngine):
         super().execute(fig)
         for axes in fig.axes:
             axes.set_position([round(edge, 12) for edge in axes.get_position(original=True).bounds], which="original")
-            axes.set_in_layout(True)  # set_position takes them out of it
+            axes.set_in_layout(True)  # set_position removes them from it
         self._laid_out = True
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make a figure of `width` by `height` inches that pyplot does not know: nothing to close, and no window."""
+    """Make a figure of `width` by `height` inches outside pyplot: nothing to close, and no window."""
     figure = Figure(figsize=(width, height), layout=_SteadyLayout())
     FigureCanvasAgg(figure)
     return figure
@@ -92,15 +92,15 @@ def add_footnote(figure: Figure, text: str) -> None:
 
 
 def gain_marker(gain: float, p_value: float) -> str:
-    """Choose the colour of AMIR-GRPO's gain over GRPO: that of the method ahead, grey where p says it may be neither."""
+    """Return the colour of AMIR-GRPO's gain over GRPO: that of the better method, or grey if it is not significant."""
     if not p_value < SIGNIFICANCE:
         return NEUTRAL
     return COLOURS["amir_grpo"] if gain > 0 else COLOURS["grpo"]
 
 
 def arm_colours(labels: Iterable[str]) -> dict[str, str]:
-    """Choose a colour for each arm of a study by its label: AMIR-GRPO is dark blue, or light blue where the label has a
-    percentage of the update; GRPO and the base policy have their own, and the others follow in order."""
+    """Return a colour for each arm of a study by its label: AMIR-GRPO is dark blue, or light blue if the label has a
+    percentage of the update; GRPO and the base policy have their own colours, and the others follow in order."""
     colours = {"base policy": COLOURS["base"], POLICY_NAMES["grpo"]: COLOURS["grpo"]}
     others = ("#009e73", "#cc79a7", "#000000")
     labels = list(dict.fromkeys(labels))
@@ -132,14 +132,14 @@ def with_interval(row: Mapping[str, float], digits: int = 2) -> str:
 
 @styled
 def save_figure(figure: Figure, path_stem: Path | str, command: str = "make figures") -> tuple[Path, Path]:
-    """Write `path_stem`.png (200 dpi) and .svg atomically. Returns both paths.
+    """Write `path_stem`.png (200 dpi) and .svg atomically, and return both paths.
 
-    The PNG holds the command that draws it and the commit that it was drawn at; at one commit, the same figure gives the
-    same bytes.
+    The PNG holds the command that draws it and the commit that it was drawn at; at one commit, equal figures give
+    equal bytes.
     """
     stem, paths = Path(path_stem), []
     source = f"{command} (commit {commit() or 'unknown'})"
-    # no dates and no versions in the files: they would differ where the figure does not
+    # no dates or versions in the files, which would differ between equal figures
     for kind, metadata in (("png", {"Software": None, "Source": source}), ("svg", {"Date": None, "Creator": None})):
         write = partial(figure.savefig, format=kind, dpi=200, metadata=metadata)
         paths.append(atomic_write(stem.with_name(f"{stem.name}.{kind}"), write))

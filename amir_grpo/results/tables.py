@@ -1,8 +1,8 @@
-"""Tables of an evaluation, from its completions: what each policy reaches, every two side by side; and the paper's tables.
+"""Tables of an evaluation, from its completions: each policy's results, each pair compared; and the paper's tables.
 
 A table of samples has one row per completion, with columns policy, benchmark, problem_id, sample (0 to n-1), tokens,
-finish_reason (stop, length), correct and, where they are known, formatted and confidence. Shares and pass rates are in
-percent, gains in percentage points.
+finish_reason (stop, length), correct and, if known, formatted and confidence. Shares and pass rates are in percent,
+gains in percentage points.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from amir_grpo.choices import POLICY_NAMES, check_names
 from amir_grpo.results.style import p_text
 from amir_grpo.system.files import shipped
 
-UNSCALED = ("tokens", "brier", "ece")  # quantities that are no shares
+UNSCALED = ("tokens", "brier", "ece")  # quantities that are not shares
 
 
 def per_problem(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Tabulate how policies do on each problem, a table per quantity: rows (benchmark, problem_id), a column per policy.
+    """Tabulate results by problem, a table per quantity: rows (benchmark, problem_id), a column per policy.
 
-    Quantities: pass@k for each k; greedy (1 where the greedy completion is right), where those are given; means over the
-    problem's completions of tokens, truncated (ended for length), formatted, stated (states a confidence) and brier
-    (squared difference of stated confidence and success, NaN without one). What is no column of `samples` is left out.
+    Quantities: pass@k for each k; greedy (1 if the greedy completion is right), if given; means over the problem's
+    completions of tokens, truncated (ended for length), formatted, stated (states a confidence) and brier (squared
+    difference of stated confidence and success, NaN without one). Quantities without a column are left out.
 
     Raises:
-        ValueError: If a completion is there twice, or the policies were not sampled alike.
+        ValueError: If a completion appears twice, or the policies were not sampled alike.
     """
     samples = samples.assign(correct=samples["correct"].astype(float), truncated=samples["finish_reason"] == "length")
     if (twice := samples.duplicated(["policy", "benchmark", "problem_id", "sample"])).any():
@@ -61,10 +61,10 @@ def _pivot(completions: pd.DataFrame, value: str, by: str = "mean") -> pd.DataFr
 def policy_summary(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Mean of each quantity of `per_problem` for each policy and benchmark, with its 95 % interval over problems.
+    """Return the mean of each quantity of `per_problem` by policy and benchmark, with its 95 % interval over problems.
 
-    Columns policy, benchmark, quantity, estimate, estimate_low, estimate_high, problems and samples (per problem). With
-    stated confidence there is also ece, the expected calibration error (`metrics.calibration_error`).
+    Columns policy, benchmark, quantity, estimate, estimate_low, estimate_high, problems and samples (per problem). If
+    confidence is stated, ece is added, the expected calibration error (`metrics.calibration_error`).
     """
     found, rows = per_problem(samples, ks, greedy), []
     n = int(samples["sample"].max()) + 1
@@ -94,7 +94,7 @@ COMPARISON_COLUMNS = (
 def comparison_table(
     samples: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), greedy: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Every two policies, paired by problem, in pass@k and greedy: columns `COMPARISON_COLUMNS`.
+    """Compare each pair of policies by problem, in pass@k and greedy: columns `COMPARISON_COLUMNS`.
 
     The later policy of the samples is `new`. The gain and its interval are in percentage points (`metrics.paired_gain`);
     p_holm is corrected over all rows.
@@ -116,9 +116,9 @@ def comparison_table(
 
 
 def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """Success by stated confidence, a row for each policy and bin of ten; completions that state none are left out.
+    """Return success by stated confidence, a row per policy and bin (of ten), without completions that state none.
 
-    Columns policy, low and high (ends of the bin), confidence (mean of what is stated), right (share that is right, by
+    Columns policy, low and high (ends of the bin), confidence (mean of those stated), right (share that is right, by
     problem), right_low and right_high (its 95 % interval over problems), completions.
     """
     stated = samples[samples["confidence"].notna()]
@@ -134,9 +134,9 @@ def reliability_table(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_table(name: str) -> pd.DataFrame:
-    """One of the paper's tables (arXiv 2601.03661): "table1", "coverage" or "margin"; or the "sizes" of its benchmarks.
+    """Return a table of the paper (arXiv 2601.03661), "table1", "coverage" or "margin", or its benchmarks' "sizes".
 
-    What their columns are is said in data/published/README.md. Raises ValueError for another name.
+    data/published/README.md explains the columns. Raises ValueError for another name.
     """
     check_names("published table", [name], ("table1", "coverage", "margin", "sizes"))
     return pd.read_csv(shipped("data/published") / f"{name}.csv")
@@ -146,7 +146,7 @@ def published_table(name: str) -> pd.DataFrame:
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with the policies' display names, in its heads and in the columns that name a policy."""
+    """Return a table with the policies' display names, in its headings and in the columns that name a policy."""
     columns = [column for column in ("policy", "method", "new", "old") if column in table]
     names = {column: table[column].map(lambda name: POLICY_NAMES.get(name, name)) for column in columns}
     return table.assign(**names).rename(columns=POLICY_NAMES)
@@ -178,7 +178,7 @@ def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def reward_ends(log: pd.DataFrame) -> tuple[float, float, int]:
-    """Mean reward of the first and of the last tenth of a training's steps, and how many steps that is, at least one.
+    """Return the mean reward of the first and of the last tenth of a training's steps, and their number, at least one.
 
     Args:
         log: A row per step; a step that reuses a rollout has no reward of its own (NaN) and is left out.

@@ -1,10 +1,10 @@
-"""The sandbox's base policies: some come with the package, all others are made on the spot and cached.
+"""The sandbox's base policies: some come with the package, the others are made when first needed, and cached.
 
     base_policies/<number>/ a policy in float32 with its tokenizer, and recipe.json: what it was made from and with, and
                             the SHA-256 of its files
 
-Those of the package give the same numbers on every machine; any other warm-up depends on the processor and on the
-versions of the libraries. `python -m amir_grpo.sandbox.base` makes the package's anew: minutes each, on two cores.
+The package's policies give the same numbers on every machine; any other warm-up depends on the processor and the
+versions of libraries. `python -m amir_grpo.sandbox.base` remakes the package's, in minutes each on two cores.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from amir_grpo.system.processes import run_alone, world_size
 from amir_grpo.system.provenance import provenance, read_json, to_json
 
 PACKAGED = Path(__file__).with_name("base_policies")
-# The seeds of their warm-ups, by number. How far a warm-up gets with arithmetic is chance, and GRPO ends about where the
-# careful solutions of its base are. Of the seeds 0 to 8 these are the six whose bases are right least often on the
-# lengths of the training (15 to 20 %; the others 22 to 24 %): they are alike and leave room. None was chosen by what a
-# training made of it.
+# The seeds of their warm-ups, by number. How much arithmetic a warm-up learns is chance, and GRPO ends about where the
+# careful solutions of its base policy are. Of the seeds 0 to 8, these six give the base policies that are right least
+# often on the lengths of the training (15 to 20 %; the others 22 to 24 %): they are alike and leave room for a gain.
+# None was chosen by the outcome of a training.
 WARMUP_SEEDS = (1, 2, 3, 4, 6, 8)
 _RECIPE = "recipe.json"
 
@@ -33,16 +33,16 @@ _RECIPE = "recipe.json"
 def warmup_seed(base_seed: int) -> int:
     """Return the seed of the warm-up that makes a base policy: one of `WARMUP_SEEDS`, or else the number itself.
 
-    Those from 9 on belong to the second plan of the study, and come with the package as they are made.
+    Base policies from 9 on belong to the study's second plan, and are added to the package as they are made.
     """
     return WARMUP_SEEDS[base_seed] if base_seed < len(WARMUP_SEEDS) else base_seed
 
 
 def base_policy(spec: SandboxSpec, cache: Path) -> Path:
-    """Folder of the base policy of `spec`: the package's own, or the one in `cache`, made now unless it is there.
+    """Return the folder of a base policy: the package's own, or the one in `cache`, which is made if it is missing.
 
     Raises:
-        ValueError: If a file of the package's own is not the one that was published.
+        ValueError: If a file of the package's own is not the published one.
     """
     number = WARMUP_SEEDS.index(spec.seed) if spec.seed in WARMUP_SEEDS else spec.seed
     packaged = PACKAGED / str(number)
@@ -52,13 +52,13 @@ def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     folder = cache / f"base-{spec.fingerprint()}"
     if world_size() == 1:
         made_once(folder, lambda beside: make_base_policy(spec, beside))
-    elif not folder.exists():  # where its training would wait for the other processes
+    elif not folder.exists():  # here, its training would wait for the other processes
         run_alone("amir_grpo.sandbox.base", _json(spec), str(cache))
     return folder
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have `make` fill a folder, unless it is there and its files are whole."""
+    """Let `make` fill a folder, unless it exists and its files are intact."""
     damaged = first_damaged(folder)
     if folder.exists() and not damaged:
         return
@@ -70,7 +70,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def make_packaged(spec: SandboxSpec, out: Path = PACKAGED, seeds: Sequence[int] = WARMUP_SEEDS) -> None:
-    """Make the base policies of the package, with their recipes beside them; those that are there are replaced."""
+    """Make the base policies of the package with their recipes, replacing existing ones."""
     for number, seed in enumerate(seeds):
         own = replace(spec, seed=seed)
         with atomic_folder(out / str(number), replace=True) as beside:
@@ -100,7 +100,7 @@ def _json(spec: SandboxSpec) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Make the package's base policies; with a spec (JSON) and a cache, the one of that spec, as `base_policy` does."""
+    """Make the package's base policies; given a spec (JSON) and a cache, make only that one, as `base_policy` does."""
     if not arguments:
         make_packaged(SPECS[SANDBOX])
         return

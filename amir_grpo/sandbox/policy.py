@@ -1,10 +1,10 @@
 """The sandbox's policies: their shape, their tokenizer, and the supervised warm-up that makes a base policy.
 
 The base policy of `sandbox` is a causal LM of 0.1M parameters that was shown careful, hasty and rambling solutions of
-arithmetic chains. It is right some of the time, and there is something for a policy-gradient method to choose between:
-how to work, and whether to keep to the format. `sandbox-medium` is the same with 1M parameters, which no package brings:
-to see whether a finding depends on the size. `sandbox-large` is for a GPU: a policy of 26M parameters, longer chains, and
-chains told as word problems.
+arithmetic chains. It is right some of the time, and leaves a policy-gradient method something to choose: how to work,
+and whether to keep to the format. `sandbox-medium` is the same with 1M parameters, to see whether a finding depends on
+the size; it does not come with the package. `sandbox-large` is for a GPU: a policy of 26M parameters, longer chains,
+and chains told as word problems.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Examples = list[dict[str, list[int]]]
 
 @dataclass(frozen=True)
 class SandboxSpec(Habits):
-    """Everything that a base policy is made from, beside the habits of the solutions that it is shown.
+    """Everything that a base policy is made from, including the habits of the solutions that it is shown.
 
     Attributes:
-        shown: Families of the warm-up: those of the training, two easier ones, and the longer one that is reported apart.
+        shown: Families of the warm-up: those of the training, two easier ones, and a longer one, reported separately.
         seed: Seed of the weights, of the solutions shown and of their order.
-        warmup_chains: Distinct chains of the warm-up.
-        careful_first: Share of the warm-up, at its start, that shows careful solutions only. Arithmetic is learnt
-            there; the mixture that follows teaches the other habits.
+        warmup_chains: Number of distinct chains in the warm-up.
+        careful_first: Share of the warm-up, at its start, that shows only careful solutions, which teach arithmetic;
+            the mixture that follows teaches the other habits.
     """
 
     shown: tuple[str, ...] = ("chain4", "chain5", *TRAINED_ON[SANDBOX], "chain8")
@@ -55,7 +55,7 @@ class SandboxSpec(Habits):
     careful_first: float = 0.4
 
     def fingerprint(self) -> str:
-        """Hash of the settings and of the code that uses them: 12 hexadecimal digits."""
+        """Hash the settings and the code that uses them into 12 hexadecimal digits."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
         for path in (__file__, problems.__file__):
             digest.update(Path(path).read_bytes())
@@ -63,11 +63,11 @@ class SandboxSpec(Habits):
 
     @property
     def words(self) -> bool:
-        """Tell whether problems are told in words, too."""
+        """Whether some problems are told in words."""
         return any(ALL_FAMILIES[name].words for name in self.shown)
 
 
-# By the name that settings give as model_name and dataset_name.
+# By the value of model_name and dataset_name.
 SPECS: dict[str, SandboxSpec] = {
     SANDBOX: SandboxSpec(),
     SANDBOX_MEDIUM: SandboxSpec(
@@ -100,12 +100,12 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer(words: bool = False) -> PreTrainedTokenizerBase:
-    """Build a tokenizer of one token per character, per tag, and per word of `word_problem` where `words`; with a chat
-    template. Text survives the round trip."""
+    """Build a tokenizer with a chat template and one token per character, two-digit number and tag, and per word of
+    `word_problem` if `words`. Text survives the round trip."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # the longest first: a pattern takes the first alternative that fits
+    # the longest first, since a pattern takes the first alternative that matches
     units = [*_UNITS, *(sorted(WORDS, key=len, reverse=True) if words else ())]
     tokens = [*_SPECIAL, *_UNITS, *_CHARACTERS, *map(str, range(10, 100)), *(WORDS if words else ())]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -128,7 +128,7 @@ def build_tokenizer(words: bool = False) -> PreTrainedTokenizerBase:
 
 def untrained_config(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     """Return the architecture and size of a base policy."""
-    # Llama, not Qwen2: AutoTokenizer replaces the tokenizer of a folder whose config says qwen2 by Qwen2's own.
+    # Llama, not Qwen2: if a folder's config says qwen2, AutoTokenizer replaces its tokenizer by Qwen2's own.
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -150,7 +150,7 @@ def untrained_config(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> L
 
 
 def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """Return tokenised chains with solutions, in the order of the warm-up; labels on the solutions only."""
+    """Return tokenised chains with solutions, in the order of the warm-up, with labels only on the solutions."""
     rng = random.Random(f"warm-up/{spec.seed}")
     shown = list(islice(problems.named_chains(spec.shown, held_out=False, seed=spec.seed), spec.warmup_chains))
     sequences = spec.warmup_steps * spec.warmup_batch_size
@@ -163,7 +163,7 @@ def warmup_examples(spec: SandboxSpec, tokenizer: PreTrainedTokenizerBase) -> Ex
 
 
 def example(tokenizer: PreTrainedTokenizerBase, prompt: problems.Messages, completion: str) -> dict[str, list[int]]:
-    """Return a completion after its prompt, as token ids, with labels on the completion and its end alone."""
+    """Return a prompt with its completion as token ids, with labels only on the completion and its end token."""
     posed = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
     ids = [*tokenizer.encode(completion), tokenizer.eos_token_id]
     return {"input_ids": posed + ids, "labels": [-100] * len(posed) + ids}
@@ -183,8 +183,8 @@ def warm_up(
     """Fine-tune all weights of a policy on the examples, once and in their order.
 
     Args:
-        learning_rate: Its peak; it falls along a cosine.
-        threads: How sums are rounded depends on how many threads share them.
+        learning_rate: Peak learning rate, which falls along a cosine.
+        threads: Number of threads, on which the rounding of sums depends.
     """
     import torch
     from datasets import Dataset
@@ -221,14 +221,14 @@ def warm_up(
 
 
 def make_base_policy(spec: SandboxSpec, folder: Path) -> None:
-    """Warm up a base policy by supervised learning and save it, in float32, with its tokenizer into `folder`."""
+    """Warm up a base policy by supervised learning, and save it in float32 with its tokenizer."""
     import torch
     from transformers import LlamaForCausalLM, set_seed
 
     set_seed(spec.seed)
     tokenizer = build_tokenizer(spec.words)
     policy = LlamaForCausalLM(untrained_config(spec, tokenizer))
-    small = spec.hidden_size <= 256  # a GPU would be slower, and another machine's weights differ
+    small = spec.hidden_size <= 256  # a GPU would be slower, and its weights would vary by machine
     warm_up(
         policy,
         tokenizer,

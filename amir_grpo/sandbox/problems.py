@@ -1,8 +1,8 @@
 r"""Problems that are made on the spot: arithmetic chains in figures, in a few words, or as stories in plain English.
 
-A chain is a sum such as ``7+8-5``, worked from left to right; its answer is wanted in the paper's format,
-``<think>7+8=15\n15-5=10</think><answer>\boxed{10}</answer>``. Stories have products, too, and are for language models.
-Everything follows from a seed.
+A chain is a sum such as ``7+8-5``, worked from left to right; its answer is expected in the paper's format,
+``<think>7+8=15\n15-5=10</think><answer>\boxed{10}</answer>``. Stories also have products, and are for language models.
+A seed determines everything.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Messages = list[dict[str, str]]
 
 
 class Family(NamedTuple):
-    """Arithmetic chains of some numbers. In words no partial result is below 0; a story has larger numbers and products,
-    too, and partial results from 1 to 99."""
+    """Arithmetic chains of a given length. In words, no partial result is below 0; a story also has products, larger
+    numbers, and partial results from 1 to 99."""
 
     numbers: int
     words: bool = False
@@ -40,31 +40,31 @@ ALL_FAMILIES: dict[str, Family] = (
     | {f"words{numbers}": Family(numbers, words=True) for numbers in (3, 4, 6)}
     | {f"story{steps}": Family(steps + 1, words=True, story=True) for steps in (1, 2, 3)}
 )
-# The families of each training set, by the name that settings give as dataset_name. What is longer is evaluated only.
+# The families of each training set, by the value of dataset_name. Longer ones are only evaluated.
 TRAINED_ON: dict[str, tuple[str, ...]] = {
     SANDBOX: ("chain6", "chain7"),
     SANDBOX_MEDIUM: ("chain6", "chain7"),
     SANDBOX_LARGE: ("chain5", "chain7", "words3", "words4"),
     STORIES: ("story1", "story2"),
 }
-# A quarter of all chains is kept for evaluation: no warm-up and no rollout ever sees one of them.
+# A quarter of all chains is kept for evaluation: no warm-up or rollout ever sees one.
 _HELD_OUT_ONE_IN = 4
 
 
 def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int = 0) -> Dataset:
-    """Load a family as a benchmark, or a training set over the families that are trained on.
+    """Load a family as a benchmark, or a training set of several families.
 
     Args:
         name: One of `ALL_FAMILIES` or of `TRAINED_ON`.
-        limit: Number of problems, all distinct; None for as many as the profile sandbox has. A small family may have fewer.
-        seed: Which problems.
-        shots: Worked examples that each prompt begins with, as earlier turns of the conversation.
+        limit: Number of problems, all distinct; None for as many as in profile sandbox. A small family may have fewer.
+        seed: Seed of the problems.
+        shots: Number of worked examples at the start of each prompt, as earlier turns of the conversation.
 
     Returns:
         The record shape of `amir_grpo.problems`: id, question, answer (list of strings), prompt (chat messages).
 
     Raises:
-        ValueError: If the name is neither.
+        ValueError: If the name is unknown.
     """
     from datasets import Dataset
 
@@ -72,7 +72,7 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int 
     training = name in TRAINED_ON
     limit = limit or PROFILES[SANDBOX]["dataset_limit" if training else "eval_limit"]
     names = TRAINED_ON[name] if training else (name,)
-    # of another seed than any training's: no example is a problem that is trained on, but for one drawn twice
+    # a seed that no training has: an example is trained on only if it is drawn twice
     examples = list(islice(named_chains(names, held_out=False, seed=-1), shots))
     chains = islice(named_chains(names, held_out=not training, seed=seed), limit)
     rows = [
@@ -84,8 +84,8 @@ def load_sandbox(name: str, limit: int | None = None, seed: int = 0, shots: int 
 
 
 def prompt_of(chain: str, name: str, examples: Sequence[tuple[str, str]] = ()) -> Messages:
-    """Return the chat messages that pose a chain of a family, after worked examples, which are (family, chain) pairs."""
-    # a system message of any kind keeps a chat template from writing a longer one of its own
+    """Return chat messages that pose a chain of a family, after worked examples given as (family, chain) pairs."""
+    # any system message keeps a chat template from writing its own, longer one
     messages = [{"role": "system", "content": "Solve."}] if ALL_FAMILIES[name].story else []
     for family, example in examples:
         messages.append({"role": "user", "content": question_of(example, family)})
@@ -106,7 +106,7 @@ def chain_answer(chain: str) -> int:
 def named_chains(names: tuple[str, ...], held_out: bool, seed: int) -> Iterator[tuple[str, str]]:
     """Yield distinct random (family, chain) pairs of the named families in turn, until no new one is found.
 
-    `held_out`: whether they are of those kept for evaluation; a chain is held out in words and in figures alike.
+    `held_out`: whether to yield the chains kept for evaluation, which are the same in words and in figures.
     """
     rng = random.Random(f"{'-'.join(names)}/{held_out}/{seed}")
     seen: set[str] = set()
@@ -157,12 +157,12 @@ WORDS = (*_NAMES, *_ITEMS, *_MORE, *"loses sells gives away has more How many do
 
 
 def question_of(chain: str, name: str) -> str:
-    """Return a chain as the question of a family: itself, or told in words."""
+    """Return a chain as the question of a family: unchanged, or told in words."""
     return word_problem(chain) if ALL_FAMILIES[name].words else chain
 
 
 def word_problem(chain: str) -> str:
-    """Tell a chain in words, always the same ones: ``7+8-5`` as "Mia has 7 apples. Mia buys 8 more. …"."""
+    """Tell a chain in words, the same each time: ``7+8-5`` as "Mia has 7 apples. Mia buys 8 more. …"."""
     rng = random.Random(f"words/{chain}")
     name, item = rng.choice(_NAMES), rng.choice(_ITEMS)
     first, *rest = _TERMS.findall(chain)
@@ -211,7 +211,7 @@ def solution(chain: str, rng: random.Random, habits: Habits) -> str:
     if kind == "hasty":
         guess = value if rng.random() < habits.hasty_right else _off(rng, value)
         return f"<think>{chain}={guess}</think>{_answer_block(guess)}"
-    # Rambling: partial sums with slips that later lines build on, each line said once or twice.
+    # Rambling: partial sums with slips that later lines build on, each line written once or twice.
     first, *rest = _TERMS.findall(chain)
     total, lines = int(first), []
     for term in rest:
