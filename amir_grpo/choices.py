@@ -20,8 +20,6 @@ POLICY_NAMES = {"base": "Base", "grpo": "GRPO", "amir_grpo": "AMIR-GRPO"}
 
 # Policies that are made on the spot, and the training sets made for them.
 SANDBOXES = (SANDBOX, SANDBOX_MEDIUM, SANDBOX_LARGE) = ("sandbox", "sandbox-medium", "sandbox-large")
-PARAMETERS = {SANDBOX: "0.1M", SANDBOX_MEDIUM: "1M", SANDBOX_LARGE: "26M"}  # sizes of the policies
-BASE_POLICIES = 6  # base policies of the first, numbered from 0, in the package; a study may add more
 SMOLLM2 = "smollm2"  # a language model of 135M parameters, from the package index
 STORIES = "stories"  # the training set made for it
 

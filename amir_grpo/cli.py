@@ -79,7 +79,7 @@ def plan(profile: str = "colab-t4", **settings: Any) -> None:
         profile: Profile that the settings start from: {profiles}, or auto, which goes by the GPU. Default: colab-t4.
     """
     from amir_grpo.policies.plan import planned
-    from amir_grpo.runs.run import resolve_profile
+    from amir_grpo.runs.opening import resolve_profile
 
     profile = resolve_profile(profile)
     chosen = settings_of(profile, settings)
@@ -135,10 +135,11 @@ def train(
 
 
 def _backend(profile: str | None, run_dir: str | None) -> str:
-    """Return the backend of the run folder, or of the profile."""
-    if run_dir:
-        with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will report the error
-            return read_config(user_path(run_dir))["settings"]["backend"]
+    """Return the backend of the run folder if it exists, else of the profile."""
+    from amir_grpo.runs.opening import runs_folder
+
+    with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will report the error
+        return read_config(user_path(run_dir or runs_folder() / (profile or SANDBOX)))["settings"]["backend"]
     return PROFILES.get(profile or SANDBOX, {}).get("backend", FIELDS["backend"].default)
 
 

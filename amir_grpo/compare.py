@@ -161,8 +161,8 @@ def _hash(document: Any) -> str:
 
 
 _READERS: list[tuple[str, Callable[[Path], pd.DataFrame]]] = [
+    ("samples/*/*.parquet", _completions),  # first, as a run may hold an export of earlier samples
     ("completions.parquet", _completions),
-    ("samples/*/*.parquet", _completions),
     ("samples_*.jsonl", _harness),
     ("details_*.parquet", _lighteval),
     ("*.csv", _table),

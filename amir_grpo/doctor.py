@@ -104,7 +104,7 @@ def diagnose(log: pd.DataFrame) -> list[Finding]:
             "Choose problems that the policy solves sometimes; raise num_generations or temperature.",
         ),
         (
-            last.get("preference/pairs", 1) < 1 and last.get("reward_std", 0) > 0 and weight > 0,
+            numbers.tail(part).max().get("preference/pairs", 1) == 0 and last.get("reward_std", 0) > 0 and weight > 0,
             "no-pairs",
             "No two completions of a group form a pair, though rewards differ "
             f"(standard deviation {last.get('reward_std', 0):.2g}).",

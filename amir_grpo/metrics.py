@@ -220,7 +220,8 @@ def compare(new: ArrayLike, old: ArrayLike, samples: tuple[int, int] = (1, 1), s
     quantile, of_power = (float(stats.t.ppf(p, freedom)) for p in (INTERVAL_ENDS[1], 0.8))
     error = (gain.high - gain.low) / 2 / quantile
     detectable, size = (quantile + of_power) * error, abs(gain.estimate)
-    units_needed = np.ceil(units * (detectable / size) ** 2) if size > 0 else np.inf
+    needed = np.ceil(units * (detectable / size) ** 2) if size > 0 else np.inf
+    units_needed = needed if np.isfinite(detectable) else np.nan
     samples_needed = np.nan
     if unit == "problem" and min(samples) > 1 and size > 0 and np.count_nonzero(means[0] - means[1]) >= MIN_CHANGED:
         # the part of the variance that further samples of the same problems would average out

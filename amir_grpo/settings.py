@@ -285,7 +285,7 @@ class RunSettings(Group):
         """
         extras = {name: value for name, value in values.items() if name not in GROUP_OF}
         if extras:
-            check_names("setting", extras, {**GROUP_OF, **trainer_options()}, LISTED)
+            check_names("setting", extras, {**GROUP_OF, **trainer_options()}, "python -m amir_grpo train --help")
         groups: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             groups.setdefault(GROUP_OF.get(name, "train"), {})[name] = value
@@ -310,7 +310,6 @@ GROUPS: dict[str, type[Group]] = {name: field.annotation for name, field in RunS
 # By the name of a setting: its group; its type, default and help.
 GROUP_OF = {name: group for group, model in GROUPS.items() for name in model.model_fields}
 FIELDS = {name: GROUPS[group].model_fields[name] for name, group in GROUP_OF.items()}
-LISTED = "python -m amir_grpo train --help"
 
 
 def help_of(name: str) -> str:

@@ -44,6 +44,11 @@ FAULTS = {
 }
 
 
+def test_a_pair_now_and_then_is_no_lack_of_pairs():
+    seldom = np.where(np.arange(40) % 10 == 9, 4.0, 0.0)
+    assert diagnose(log(**NO_PAIRS | {"preference/pairs": seldom})) == []
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_and_nothing_else(name):
     found = diagnose(log(**FAULTS[name]))

@@ -16,7 +16,7 @@ from amir_grpo.results.style import (
     NEUTRAL,
     add_footnote,
     add_title,
-    gain_marker,
+    gain_colour,
     new_figure,
     signed,
     styled,
@@ -43,7 +43,7 @@ def main_figure(table: pd.DataFrame, title: str = "") -> Figure:
         levels.plot([min(shown), max(shown)], [y, y], color="#cccccc", linewidth=2, zorder=1)
         for policy, level in zip(POLICY_NAMES, shown, strict=True):
             levels.plot(level, y, **MARKS[policy], linestyle="", zorder=3)
-        colour = gain_marker(row["gain"], row["p_holm"])
+        colour = gain_colour(row["gain"], row["p_holm"])
         _interval(gains, y, row["gain"], row["gain_low"], row["gain_high"], colour)
         gains.annotate(signed(row["gain"]), (1.02, y), xycoords=("axes fraction", "data"), va="center",
                        color=_GREY_TEXT if colour == NEUTRAL else colour, annotation_clip=False)  # fmt: skip
@@ -92,7 +92,7 @@ def published_figure(cells: pd.DataFrame, title: str = "") -> Figure:
     for panel, model in zip(panels, models, strict=True):
         for y, row in enumerate(cells[cells["model"] == model].to_dict("records")):
             reach = 1.96 * row["standard_error"]
-            colour = gain_marker(row["gain"], row["p_holm"])
+            colour = gain_colour(row["gain"], row["p_holm"])
             _interval(panel, y, row["gain"], row["gain"] - reach, row["gain"] + reach, colour)
     note = "Bars: ±1.96 standard errors of drawing 8 completions per problem, the same problems; training seeds are in none"
     names = [f"{row.benchmark} ({row.problems})" for row in labels.itertuples()]

@@ -91,7 +91,7 @@ def add_footnote(figure: Figure, text: str) -> None:
     figure.supxlabel(fill(text, int(20 * figure.get_figwidth())), x=0.01, ha="left", **SMALL_PRINT)
 
 
-def gain_marker(gain: float, p_value: float) -> str:
+def gain_colour(gain: float, p_value: float) -> str:
     """Return the colour of AMIR-GRPO's gain over GRPO: that of the better method, or grey if it is not significant."""
     if not p_value < SIGNIFICANCE:
         return NEUTRAL

@@ -170,11 +170,8 @@ def wide_summary(summary: pd.DataFrame) -> pd.DataFrame:
         return f"{estimate} [{ends[0]},\u00a0{ends[1]}]" if known else estimate.replace("nan", "–")
 
     summary = named(summary).assign(text=summary.apply(text, axis=1))
-    order = summary.drop_duplicates(["benchmark", "policy"])[["benchmark", "policy"]]
-    places = {name: place for place, name in enumerate(order["benchmark"].unique())}
-    order = order.sort_values("benchmark", key=lambda column: column.map(places), kind="stable")
-    wide = summary.pivot_table("text", ["benchmark", "policy"], "quantity", "first")
-    return wide.loc[list(order.itertuples(index=False, name=None)), list(summary["quantity"].unique())]
+    wide = summary.pivot_table("text", ["benchmark", "policy"], "quantity", "first", sort=False)
+    return wide.reindex(summary["benchmark"].unique(), level="benchmark")
 
 
 def reward_ends(log: pd.DataFrame) -> tuple[float, float, int]:

@@ -38,14 +38,18 @@ def warmup_seed(base_seed: int) -> int:
     return WARMUP_SEEDS[base_seed] if base_seed < len(WARMUP_SEEDS) else base_seed
 
 
+def _number(seed: int) -> int:
+    """Return the base policy that a warm-up seed makes, as `warmup_seed` does the other way."""
+    return WARMUP_SEEDS.index(seed) if seed in WARMUP_SEEDS else seed
+
+
 def base_policy(spec: SandboxSpec, cache: Path) -> Path:
     """Return the folder of a base policy: the package's own, or the one in `cache`, which is made if it is missing.
 
     Raises:
         ValueError: If a file of the package's own is not the published one.
     """
-    number = WARMUP_SEEDS.index(spec.seed) if spec.seed in WARMUP_SEEDS else spec.seed
-    packaged = PACKAGED / str(number)
+    packaged = PACKAGED / str(_number(spec.seed))
     if (packaged / _RECIPE).is_file() and read_json(packaged / _RECIPE)["spec"] == json.loads(_json(spec)):
         check_files(packaged)
         return packaged
@@ -71,9 +75,9 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 def make_packaged(spec: SandboxSpec, out: Path = PACKAGED, seeds: Sequence[int] = WARMUP_SEEDS) -> None:
     """Make the base policies of the package with their recipes, replacing existing ones."""
-    for number, seed in enumerate(seeds):
+    for seed in seeds:
         own = replace(spec, seed=seed)
-        with atomic_folder(out / str(number), replace=True) as beside:
+        with atomic_folder(out / str(_number(seed)), replace=True) as beside:
             make_base_policy(own, beside)
             record = {"spec": asdict(own), "sha256": hashes(beside.iterdir()), "provenance": provenance()}
             write_text(beside / _RECIPE, to_json(record))
