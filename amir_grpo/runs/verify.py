@@ -33,9 +33,9 @@ _TIMES = ["step_time", "train_runtime", "train_samples_per_second", "train_steps
 def first_difference(a: Path, b: Path) -> str | None:
     """Name the first difference between two run folders; None if everything that is compared is equal.
 
-    They are compared in the order in which they are made: settings, problems, base policy, rollouts, logs and adapters
-    of the training, completions, scores, tables, figures. Numbers in the log and in the record of the rollouts (rewards,
-    advantages, losses, gradient norms) may differ by 1e-10, relative or absolute; everything else must match exactly.
+    The order is that of a run: settings, problems, base policy, rollouts, logs and adapters of the training,
+    completions, scores, tables, figures. Numbers in the log and in the record of the rollouts (rewards, advantages,
+    losses, gradient norms) may differ by 1e-10, relative or absolute; everything else must match exactly.
     Times, provenance and pages are not compared.
 
     Raises:
