@@ -29,7 +29,7 @@ class Backend:
 
 
 def start_backend(wanted: str) -> Backend:
-    """Choose the backend and, for Unsloth, import it: this must happen before TRL, whose classes it rewrites.
+    """Choose the backend, and import Unsloth if chosen: it must come before TRL, whose classes it rewrites.
 
     Args:
         wanted: unsloth, transformers or auto: Unsloth if it is installed, a GPU is visible and one process trains.

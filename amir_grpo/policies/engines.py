@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm import LLM, CompletionOutput
 
 
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM's kernels support
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM's kernels support
 # Finished completions stay in the batch until they exceed this share of it, because removing rows has a cost.
 _CARRIED = 0.1
 

@@ -96,7 +96,7 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
     """Plan the memory of training one method; both methods take the same.
 
     Args:
-        settings: Settings of the run. A policy whose shape is not known offline is looked up, on the Hub or in its folder.
+        settings: Settings of the run. A policy of unknown shape is looked up, on the Hub or in its folder.
         bits: Bits per number in computation; 32 on a CPU.
         backend: transformers or unsloth, which keep different parts of the logits. Unsloth also moves activations to
             the CPU's memory, which the plan ignores: it is an upper bound.

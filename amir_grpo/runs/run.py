@@ -228,7 +228,7 @@ class Run:
         Returns:
             One row per completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
             logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed; with calibration also
-            confidence (NaN where none is stated).
+            confidence (NaN if none is stated).
         """
         check_names("policy", policies := list(policies), POLICIES)
         benchmarks = list(benchmarks or self.settings.evaluation.benchmarks)
@@ -264,7 +264,7 @@ class Run:
         """Return log-probabilities under GRPO and AMIR-GRPO: both score their own and the base policy's completions.
 
         Returns:
-            One row per completion and scorer: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
+            A row per scorer and completion: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
         """
         samples = self.samples()
         frames = []

@@ -92,12 +92,12 @@ class StudyTrainer(AmirGRPOTrainer):
     # --- rollouts ------------------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list):
-        """Tokenize prompts; longer ones than `max_prompt_length` lose their beginning, as formerly in TRL."""
+        """Tokenize prompts, cutting the beginning of those longer than `max_prompt_length`, as TRL once did."""
         prompt_ids, *rest = super()._tokenize_prompts(prompts)
         return [ids[-self.args.max_prompt_length :] for ids in prompt_ids], *rest
 
     def _draws(self) -> bool:
-        """Return whether the package's own engine draws: only with temperature and top_p, and no sharded policy."""
+        """Return whether the package's own engine draws: unsharded, and with no options but temperature and top_p."""
         args = self.args
         plain = not args.top_k and not args.min_p and args.repetition_penalty == 1.0 and not args.generation_kwargs
         return args.own_engine and plain and not self.use_vllm and not is_sharded()
@@ -338,7 +338,7 @@ def permuted_within_groups(rewards: Tensor, group_size: int, generator: np.rando
 
 
 def with_regime(functions: Sequence[RewardFunction], args: StudyConfig) -> list[RewardFunction]:
-    """Return the reward functions, the nuisance if any, and if the reward is clipped, the amount that this removes."""
+    """Return the reward functions, then the nuisance, if any, then, if the reward is clipped, what that takes off."""
     functions = list(functions)
     if args.nuisance != "none":
         functions.append(_nuisance(args))
@@ -365,7 +365,7 @@ def _nuisance(args: StudyConfig) -> RewardFunction:
 
 
 def _numbers(seed: int, step: int, ids: Sequence[str]) -> list[float]:
-    """Return a random number in [0, 1) per completion, by problem and place in the group: the same in all arms."""
+    """Return a number in [0, 1) per completion, by its problem and place in the group: equal in all arms of a seed."""
     place: Counter[str] = Counter()
     numbers = []
     for problem in ids:

@@ -140,7 +140,7 @@ def check_adapter(weights: Path, log: pd.DataFrame) -> None:
     raise RuntimeError(f"{weights} is untrained: no step has changed a weight.\n{why}")
 
 
-# --- trainer and policy ------------------------------------------------------------------------------------------------
+# --- trainer and policy -----------------------------------------------------------------------------------------
 
 
 def steps_per_rollout(settings: RunSettings) -> int:
@@ -265,7 +265,7 @@ class _Steps(TrainerCallback):
                 print(f"After {len(log)} logged steps: {finding.symptom} {finding.remedy}", flush=True)
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------
 
 
 def last_whole_checkpoint(checkpoints: Path) -> Path | None:

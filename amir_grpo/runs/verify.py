@@ -60,7 +60,7 @@ def first_difference(a: Path, b: Path) -> str | None:
 
 
 def keep_results(run: Run, folder: Path) -> None:
-    """Write what the package keeps of a complete run: its tables, a digest of its completions, logs, and provenance."""
+    """Write what the package keeps of a complete run: tables, a digest of the completions, logs, and provenance."""
     for name, table in _results(run).items():
         atomic_write(folder / f"{name}.csv", partial(table.to_csv, index=False))
     write_text(folder / "provenance.json", to_json(record_of(run.folder)))
@@ -145,7 +145,7 @@ def _results(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def _explanation(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name the differences between two provenances that may change numbers; if there are none, blame the code."""
+    """Name the differences between two provenances that may change numbers; if there are none, the two commits."""
     there, here = (
         p["packages"] | {"Python": p["python"], "platform": p["platform"], "CPU": p.get("cpu")} for p in (old, new)
     )

@@ -1,4 +1,4 @@
-"""The arms of the study: what is trained, under which rewards, as changes of settings, and what theory predicts of it.
+"""The arms of the study, as changes of settings: what is trained, under which rewards, and what theory predicts.
 
 With `lambda_schedule="share"` the preference term is added to GRPO's advantages, so that at a share of 0.6 the update
 is up to 2.5 times GRPO's, and a gain could come from the larger step. The arms of the tests are therefore mixtures,
@@ -60,11 +60,11 @@ _DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)  # values of λ
 # The largest reward that a completion can earn without a nuisance; in practice one would know this bound, too.
 _CLIPPED = {"reward_clip": 3.3}
-# The simulation of the sandbox without a nuisance; the last four numbers are those of GRPO's rollouts.
+# The simulation of the sandbox without a nuisance; the last four numbers are from GRPO's rollouts.
 _PROMPTS = 16  # prompts per rollout
 _SCALE_EPSILON = 1e-4  # TRL adds it to a group's standard deviation
 _CORRECT, _PLAIN = 2.0, 0.8  # rewards for being right, and for tags and an integer answer, which every completion has
-_STYLE = 0.5  # what a careful solution earns more than a careless one, for its format and its claims of arithmetic
+_STYLE = 0.5  # what a careful solution earns beyond a careless one, for its format and its claims of arithmetic
 _CAREFUL = 0.9, 0.35  # shares of the right and of the wrong completions that are careful
 _ALIKE = 8.0  # pass rates of problems are Beta-distributed with this sum of both parameters
 
@@ -233,7 +233,7 @@ def group_advantages(reward: NDArray[np.float64], scaled: bool) -> NDArray[np.fl
 
 
 def wins_minus_losses(reward: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
-    """Return wins minus losses of each completion in its group (the last axis); they must exceed the margin."""
+    """Return each completion's wins minus losses in its group (last axis); a win is by more than the margin."""
     gap = reward[..., :, None] - reward[..., None, :]
     return (gap > margin).sum(axis=-1) - (gap < -margin).sum(axis=-1).astype(float)
 

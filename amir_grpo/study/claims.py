@@ -117,7 +117,7 @@ def plan_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
 
 
 def hypotheses(plan: Plan) -> list[str]:
-    """Label the tests of the plan: number, new arm, > (better than), ≡ (as good as) or ≯ (not better than), old arm."""
+    """Label the plan's tests: number, new arm, > (better than), ≡ (as good as) or ≯ (not better than), old arm."""
     signs = {"greater": ">", "equivalent": "≡", "not greater": "≯"}
     names = [[about(path) for path in test.pair] for test in plan.tests]
     return [f"{n}  {new} {signs[plan.tests[n - 1].hypothesis]} {old}" for n, (new, old) in enumerate(names, 1)]
@@ -126,11 +126,11 @@ def hypotheses(plan: Plan) -> list[str]:
 def gain_table(studies: Studies, pairs: Sequence[Pair], plan: Plan, family: Sequence[Pair] = ()) -> pd.DataFrame:
     """Return gains in pass@1 on the trained lengths, one row per pair that has runs.
 
-    p-values are corrected together (Holm) over the pairs and `family`. A pair that is also a test of the confirmation is
-    not counted, since the sequence corrects it: it keeps its p-value from there, or none if its turn did not come.
+    p-values are corrected together (Holm) over the pairs and `family`. A pair that is also a test of the confirmation
+    is not counted, since the sequence corrects it: it keeps its p-value from there, or none if its turn did not come.
 
-    Columns study, regime, new, old, about, those of `Comparison.columns`, p_holm, and verdict: higher, lower, equivalent,
-    undecided or not tested. `family`: further pairs that are shown elsewhere under the same correction.
+    Columns study, regime, new, old, about, those of `Comparison.columns`, p_holm, and verdict: higher, lower,
+    equivalent, undecided or not tested. `family`: further pairs that are shown elsewhere under the same correction.
     """
     main = studies.main
     tests = [] if is_pilot(main.name) else zip(plan.tests, plan_table(main, plan)["tested"], strict=True)

@@ -76,7 +76,7 @@ class StudyRun:
 
 
 def arms_in_order(plan: Plan, study: str) -> list[str]:
-    """Return a study's trained arms, `regime/arm`: by test, then the plan's others, and a pilot's exploratory ones."""
+    """Return a study's trained arms, `regime/arm`: the plan's, tested ones first, then a pilot's exploratory ones."""
     tested = [path for test in plan.tests for path in reversed(test.pair) if path in plan.planned]
     mine = (arm for arm in ARMS.values() if arm.method != BASE and arm.regime not in OWN_STUDIES)
     explored = [arm.path for arm in mine] if is_pilot(study) else []

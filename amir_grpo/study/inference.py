@@ -90,7 +90,7 @@ class Comparison:
         return self.estimate - half, self.estimate + half
 
     def p_equivalent(self, margin: float) -> float:
-        """Return the p-value of two one-sided tests (Schuirmann 1987), below α if the 1 - 2α interval is in ±margin."""
+        """Return the p-value of two one-sided tests (Schuirmann 1987): < α if the 1 - 2α interval is in ± margin."""
         return max(self._p_above(-margin), self._p_below(margin))
 
     def detectable(self, alpha: float = ALPHA, power: float = POWER) -> float:

@@ -110,7 +110,7 @@ class StudyResults:
         return {name: dict(iter(table.groupby(["regime", "arm"]))) for name, table in self.tables.items()}
 
     def part(self, name: str, path: str) -> pd.DataFrame:
-        """Return the rows of a table that belong to an arm, not to be changed; none if no run has the table."""
+        """Return an arm's rows of a table, none if no run has the table. Do not change them."""
         return self._parts.get(name, {}).get(
             tuple(path.split("/")), pd.DataFrame(columns=[*NAMES, "benchmark", "correct"])
         )
@@ -144,7 +144,7 @@ class Studies:
 
 
 def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
-    """Read the studies kept in data/results, or another folder: the pilot and, before it, the complete arms of the
+    """Read the studies kept in data/results, or another folder: the pilot, preceded by the complete arms of the
     confirmation once a test of the plan has all its runs."""
     folder = results or shipped("data/results")
     pilot = load_study(folder / "pilot")
@@ -190,7 +190,7 @@ def load_study(folder: Path) -> StudyResults:
 
 
 def study_of(kept: Sequence[KeptRun]) -> StudyResults:
-    """Combine the results of a study's runs, all evaluated on the same problems with the same number of completions."""
+    """Combine the results of a study's runs, all evaluated on the same problems with equal numbers of completions."""
     defaults = RunSettings().flat()
     facts = [{**defaults, **run.record["settings"], **run.record} for run in kept]
     for run, fact in zip(kept, facts, strict=True):

@@ -1,7 +1,7 @@
 """The measurements of one run: small tables made from its rollouts, its log and its evaluation.
 
-- *Richness* (claim 1). Within a group, GRPO pushes completion i by its advantage A_i and the preference term by its weight
-  w_i. If w is a multiple of A, the pairs add only size; what else they add is the residual of w regressed on A.
+- *Richness* (claim 1). Within a group, GRPO pushes completion i by its advantage A_i, and the preference term by its
+  weight w_i. If w is a multiple of A, the pairs add only size; what else they add is the residual of w regressed on A.
 - *Boundary* (claim 2). A policy of lower entropy has larger differences of log-probabilities, as a lower temperature
   would also give. So completions that no trained policy wrote are scored at several temperatures.
 """
@@ -80,9 +80,9 @@ def rollout_summary(rollouts: pd.DataFrame, log: pd.DataFrame, steps_per_rollout
 
     Returns:
         Columns rollout (from 1), mixed (share of the groups with right and wrong completions), right (share of the
-        completions), cosine_advantage and cosine_update (of A, and of A plus the preference term, with correctness minus
-        the mean of its group), uniform_share (of the update's L1 norm, in groups that are all right or all wrong), size
-        (mean of |A plus the preference term|), tokens_right, tokens_wrong (mean lengths), and those of the log.
+        completions), cosine_advantage and cosine_update (of A, and of A plus the preference term, with correctness
+        minus its group's mean), uniform_share (of the update's L1 norm, in groups that are all right or all wrong),
+        size (mean of |A plus the preference term|), tokens_right, tokens_wrong (mean lengths), and those of the log.
     """
     rows = rollouts.assign(rollout=(rollouts["step"] - 1) // steps_per_rollout + 1)
     measured = rows.groupby("rollout").apply(_of_rollout, include_groups=False)

@@ -52,8 +52,8 @@ def gains_figure(
     a gain is far beyond the margin, a second panel enlarges the neighbourhood of 0.
 
     Args:
-        table: Columns about (the label of a row), gain, gain_low, gain_high, gain_inner_low, gain_inner_high, verdict; in
-            the order shown. Optional: heading, above the rows that share it; detectable, drawn as a pair of ticks.
+        table: Columns about (the label of a row), gain, gain_low, gain_high, gain_inner_low, gain_inner_high, verdict;
+            in the order shown. Optional: heading, above the rows that share it; detectable, drawn as a pair of ticks.
         title, note: The finding, and further small print.
         margin: Half the width of the shaded band within which two arms count as equivalent.
         unit: Of the gains.
@@ -123,8 +123,8 @@ def _gain(panel: Axes, y: float, row: Mapping, reach: float) -> None:
 def shares_figure(shares: pd.DataFrame, least: float, title: str = "") -> Figure:
     """Draw the parts of an update: one bar from 0 to 100 % per arm, the preference term's part of it in two shades.
 
-    `shares`: columns about, share (of the preference term) and residual_share (the part of it that the advantages do not
-    explain), both in percent of the update; `least`: percent of the update that must be new for the claim.
+    `shares`: columns about, share (of the preference term) and residual_share (the part of it that the advantages do
+    not explain), both in percent of the update; `least`: percent of the update that must be new for the claim.
     """
     figure = new_figure(6.4, 1.3 + 0.42 * len(shares))
     axes = figure.subplots()
@@ -177,7 +177,7 @@ def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Fig
 def cosines_figure(measured: pd.DataFrame, predicted: pd.DataFrame, title: str = "") -> Figure:
     """Draw how much of an update is about correctness by pass rate and regime: theory as lines, rollouts as points.
 
-    `measured` and `predicted`: columns regime, arm (of `arms.ARMS`), pass_rate, cosine; the arms of `predicted` are shown.
+    `measured`, `predicted`: columns regime, arm (of `arms.ARMS`), pass_rate, cosine; those of `predicted` are shown.
     """
     regimes = list(predicted["regime"].unique())
     figure = new_figure(0.8 + 1.75 * len(regimes), 3.2)
@@ -204,7 +204,7 @@ def cosines_figure(measured: pd.DataFrame, predicted: pd.DataFrame, title: str =
 def identity_figure(weights: pd.DataFrame, title: str = "") -> Figure:
     """Draw preference weights against wins minus losses, one panel per β; the line is exact proportionality.
 
-    `weights`: columns beta, wins_minus_losses and weight, one row per completion; a panel is scaled to its largest weight.
+    `weights`: columns beta, wins_minus_losses, weight; a row per completion. A panel is scaled to its largest weight.
     """
     betas = sorted(weights["beta"].unique())
     figure = new_figure(0.6 + 2.0 * len(betas), 2.5)

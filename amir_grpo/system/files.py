@@ -1,4 +1,4 @@
-"""Files: atomic writes, checksums, lines of JSON, and where the files that come with the package are.
+"""Files: atomic writes, checksums, lines of JSON, and the files that come with the package.
 
 A file or folder is written under a temporary name and then renamed, so that it is either complete or missing.
 """
@@ -123,7 +123,7 @@ def _is_full(error: BaseException | None) -> bool:
     return error is not None
 
 
-# --- checksums -----------------------------------------------------------------------------------------------------------
+# --- checksums --------------------------------------------------------------------------------------------------
 
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:

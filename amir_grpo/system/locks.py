@@ -18,7 +18,7 @@ _PATIENCE = 5  # seconds; the notebook of a killed command ends and releases its
 
 
 class Busy(RuntimeError):
-    """The error that another process is doing the same work in the same folder."""
+    """The error raised if another process is doing the same work in the same folder."""
 
 
 @contextmanager

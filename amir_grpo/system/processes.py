@@ -122,7 +122,7 @@ def work_for_parent() -> None:
     os.environ[REPORT_TO] = ""
 
 
-# --- processes that train together ------------------------------------------------------------------------------------
+# --- processes that train together ------------------------------------------------------------------------------
 
 
 def world_size() -> int:
