@@ -1,1 +1,1 @@
-"""Policies: where their weights are, what loads them, and what draws completions from them."""
+"""Policies: where their weights are, how they are loaded, and how completions are drawn from them."""

@@ -1,4 +1,4 @@
-"""The backend that loads and speeds up the policy in training: Unsloth where it runs, else transformers with PEFT."""
+"""The backend that loads the policy and speeds up its training: Unsloth where it runs, else transformers with PEFT."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from amir_grpo.system.files import install_command
 from amir_grpo.system.processes import world_size
 
 _INSTALL = f"{install_command('gpu')} (Linux, NVIDIA GPU)"
-# Unsloth rewrites TRL by regular expressions, another way in each version: 2026.10.7 normalises bnpo as dapo, and breaks
-# an evaluation after a training in one process. The gradient under its trainer is tested for this version alone.
+# Unsloth rewrites TRL with regular expressions, differently in each version: 2026.10.7 normalises bnpo like dapo, and
+# breaks an evaluation that follows a training in one process. Only this version's gradients are tested.
 UNSLOTH_VERSION = "2026.10.9"
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend, unsloth or transformers, and the reason for choosing it in one clause, as a run records them."""
+    """A backend (unsloth or transformers) and, in one clause, the reason for choosing it; a run records both."""
 
     name: str
     why: str
 
 
 def start_backend(wanted: str) -> Backend:
-    """Choose the backend, and import Unsloth if that is the one: it has to come before TRL, whose classes it rewrites.
+    """Choose the backend, and import Unsloth if chosen: it must come before TRL, whose classes it rewrites.
 
     Args:
-        wanted: unsloth, transformers or auto: Unsloth where it is installed, a GPU is there and one process trains.
+        wanted: unsloth, transformers or auto: Unsloth if it is installed, a GPU is visible and one process trains.
 
     Raises:
-        ValueError: If Unsloth is asked for and cannot be used, or transformers in a process that has imported Unsloth.
+        ValueError: If Unsloth is requested and cannot be used, or transformers is chosen after Unsloth was imported.
     """
     obstacle = ("asked for", "") if wanted == "transformers" else _obstacle(wanted) or _import_error()
     if obstacle is None:
@@ -52,21 +52,21 @@ def start_backend(wanted: str) -> Backend:
 
 
 def _has_rewritten_trl() -> bool:
-    """Tell whether TRL's trainer lacks what puts an adapter on the policy, so that all weights would be trained."""
+    """Return whether Unsloth has rewritten TRL, whose trainer then adds no adapter and would train all weights."""
     unsloth = sys.modules.get("unsloth")
-    if unsloth is None:  # Python forgets a package whose import failed half way, but not its modules
+    if unsloth is None:  # after a failed import, Python forgets the package but not its modules
         return any(name.startswith("unsloth.") for name in sys.modules)
-    return getattr(unsloth, "DEVICE_TYPE", "cuda") != "cpu"  # its backend for CPUs leaves TRL as it is
+    return getattr(unsloth, "DEVICE_TYPE", "cuda") != "cpu"  # its CPU backend leaves TRL unchanged
 
 
 def import_early(wanted: str) -> None:
-    """Import Unsloth, before transformers and PEFT, if `start_backend` will choose it; that reports what prevents it."""
+    """Import Unsloth before transformers and PEFT if `start_backend`, which reports any error, will choose it."""
     if wanted != "transformers" and _obstacle(wanted) is None:
         _import_error()
 
 
 def _obstacle(wanted: str) -> tuple[str, str] | None:
-    """Reason why Unsloth cannot be imported, and what would help; None where nothing prevents it."""
+    """Return why Unsloth cannot be imported, and a remedy; None if nothing prevents it."""
     if importlib.util.find_spec("unsloth") is None:
         return "Unsloth is not installed", f"Install it: {_INSTALL}."
     for package in ("unsloth", "unsloth_zoo"):
@@ -98,12 +98,12 @@ def _version(package: str) -> str | None:
 
 
 def _import_error() -> tuple[str, str] | None:
-    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:  # else it writes its code beside the notebook
+    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:  # otherwise it writes its code beside the notebook
         os.environ["UNSLOTH_COMPILE_LOCATION"] = folder = tempfile.mkdtemp(prefix="unsloth_compiled_cache")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         import unsloth  # noqa: F401
-    except Exception as error:  # it runs much code of its own on import, which can fail in many ways
+    except Exception as error:  # the import runs much code, which can fail in many ways
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"importing it failed ({lines[0][:150]})", f"Reinstall it: {_INSTALL}."
     return None

@@ -1,10 +1,10 @@
 """Engines that draw completions from a policy: transformers, or vLLM where it is installed.
 
-Each sample of a problem has a random stream of its own, named by an integer. With transformers a token is the inverse
-of the cumulated distribution at the stream's next number, so that a completion does not depend on the rest of the batch
-but for the rounding of the logits: on a CPU the tests find the same tokens for every batch size; on a GPU in 16 bits,
-kernels round differently for different shapes. vLLM seeds each request by the same integer, and promises equal
-completions for equal seeds only where its batches are equal, too.
+Each sample of a problem has its own random stream, named by an integer. The transformers engine draws a token by
+inverting the cumulative distribution at the stream's next number. So a completion does not depend on the rest of the
+batch, except through the rounding of the logits: on a CPU the tests find the same tokens for every batch size; on a
+GPU in 16 bits, kernels round differently for different shapes. vLLM seeds each request with the same integer, and
+promises equal completions for equal seeds only if its batches are equal, too.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from vllm import LLM, CompletionOutput
 
 
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's kernels have
-# Completions that have ended are carried along until they are more than this share of the batch: cutting has its cost.
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM's kernels support
+# Finished completions stay in the batch until they exceed this share of it, because removing rows has a cost.
 _CARRIED = 0.1
 
 
 @dataclass(frozen=True)
 class Request:
-    """Samples wanted for one prompt: its token ids, and a random stream (non-negative integer) for each sample."""
+    """A request for samples of one prompt: its token ids, and a random stream (a non-negative integer) per sample."""
 
     prompt_ids: Sequence[int]
     streams: Sequence[int]
@@ -54,7 +54,7 @@ class Drawn:
 
     Attributes:
         ids: Its token ids, with the end token if it was reached.
-        ended: Whether it was reached; otherwise the completion was cut.
+        ended: Whether the end token was reached; otherwise the completion was cut off.
         logprobs: Log-probability of each token under the policy, at temperature 1, in nats.
     """
 
@@ -64,15 +64,15 @@ class Drawn:
 
 
 def stream(*names: object) -> int:
-    """Random stream of what these names name, in order: a non-negative integer of 64 bits."""
+    """Return the random stream that belongs to a sequence of names: a non-negative integer of 64 bits."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8], "big")
 
 
 class TransformersEngine:
-    """Draws completions from a transformers policy: decoder-only, with rotary positions.
+    """Engine that draws completions from a decoder-only transformers policy with rotary positions.
 
-    A prompt goes through the policy once, whatever the number of its samples, and completions that have ended leave
-    the batch: transformers' own `generate` carries them along until the longest has ended, and cannot be told not to.
+    A prompt goes through the policy once, however many samples it has, and finished completions leave the batch. The
+    `generate` of transformers keeps them until the longest has finished, and has no option to change that.
     """
 
     name = "transformers"
@@ -81,21 +81,21 @@ class TransformersEngine:
         self.policy = policy
         self.tokenizer = tokenizer
         whole = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-        # newer versions of transformers have renamed the argument
+        # newer versions of transformers renamed the argument
         self._cache_name = "cache" if "cache" in inspect.signature(whole.forward).parameters else "past_key_values"
 
     @torch.no_grad()
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[list[Drawn]]:
-        """Draw the samples of each request, in order. Temperature 0 is greedy: the streams are not used then.
+        """Draw the samples of each request, in order. Temperature 0 is greedy and does not use the streams.
 
         Raises:
             FloatingPointError: If the policy's logits are not numbers.
             torch.OutOfMemoryError: If the requests do not fit into memory together.
         """
         training = self.policy.training
-        self.policy.eval()  # without dropout, and gradient checkpointing, which would switch the cache off
+        self.policy.eval()  # no dropout, and no gradient checkpointing, which would disable the cache
         try:
             with merged_adapters(self.policy):
                 return self._generate(requests, temperature, top_p, max_new_tokens)
@@ -103,7 +103,7 @@ class TransformersEngine:
             self.policy.train(training)
 
     def close(self) -> None:
-        """Give back the memory; the engine draws no more."""
+        """Free the memory; the engine is then unusable."""
         self.policy = None
         free_memory()
 
@@ -155,7 +155,7 @@ class TransformersEngine:
         return [[next(drawn) for _ in request.streams] for request in requests]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits of the token that follows each row of `ids`, (N, vocabulary); the cache grows by `ids`."""
+        """Return the logits of the token after each row of `ids`, (N, vocabulary), and add `ids` to the cache."""
         return self.policy(
             input_ids=ids,
             attention_mask=mask,
@@ -167,10 +167,10 @@ class TransformersEngine:
 
 
 class VLLMEngine:
-    """Draws completions by vLLM from a base policy, with any LoRA adapter of it on top.
+    """Engine that draws completions with vLLM from a base policy, alone or with a LoRA adapter on top.
 
-    Its prefix cache computes a prompt once for all its samples, and its scheduler lets no completion wait for another: give
-    it all requests at once. The engine is built once for a base and adapters up to a rank; `use` changes the adapter.
+    Its prefix cache computes a prompt once for all samples, and its scheduler makes no completion wait for another, so
+    pass all requests at once. The engine is built once for a base and a largest rank; `use` changes the adapter.
     """
 
     name = "vllm"
@@ -182,11 +182,11 @@ class VLLMEngine:
         self.base = base
         self.lora_rank = lora_rank
         self._llm = llm
-        self._adapters: list[Path] = []  # vLLM tells them apart by a number
+        self._adapters: list[Path] = []  # vLLM identifies each by a number
         self.use(adapter)
 
     def use(self, adapter: Path | None) -> None:
-        """Draw from the base with this adapter from now on; None for the base itself."""
+        """Switch to an adapter of the base policy; None selects the base itself."""
         from vllm.lora.request import LoRARequest
 
         _check_adapter(adapter)
@@ -198,10 +198,10 @@ class VLLMEngine:
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, max_new_tokens: int
     ) -> list[list[Drawn]]:
-        """Draw as `TransformersEngine.generate` does; vLLM fits batches to its memory."""
+        """Draw like `TransformersEngine.generate`; vLLM fits batches to its memory."""
         from vllm import SamplingParams
 
-        # logprobs=0 asks for the drawn token's alone; they are raw, so at temperature 1
+        # logprobs=0 asks only for those of the drawn tokens; they are raw, that is, at temperature 1
         same = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, "logprobs": 0}
         each = [(request.prompt_ids, stream) for request in requests for stream in request.streams]
         prompts = [{"prompt_token_ids": list(ids)} for ids, _ in each]
@@ -211,7 +211,7 @@ class VLLMEngine:
         return [[_of_vllm(next(drawn)) for _ in request.streams] for request in requests]
 
     def close(self) -> None:
-        """Give back the memory and end vLLM's processes, which nothing else does for certain; the engine draws no more."""
+        """Free the memory and end vLLM's processes, which nothing else does reliably; the engine is then unusable."""
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         free_memory()
@@ -221,7 +221,7 @@ Engine = TransformersEngine | VLLMEngine
 
 
 def _check_adapter(adapter: Path | None) -> None:
-    """Refuse an adapter of layers that vLLM may share, or leave as they were."""
+    """Refuse an adapter of embedding or output layers, whose weights vLLM may share, or leave unchanged."""
     if adapter is not None and (layers := adapted_embeddings(adapter)):
         raise ValueError(
             f"eval_engine=vllm takes no adapter of {' and '.join(layers)}, as {adapter} is:\n"
@@ -230,7 +230,7 @@ def _check_adapter(adapter: Path | None) -> None:
 
 
 def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int | None) -> LLM:
-    """Build vLLM's own engine; ValueError if it is not installed, takes no such rank, or would read pickled weights."""
+    """Build vLLM's own engine; raise ValueError if it is missing, takes no such rank or would read pickled weights."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             f"eval_engine=vllm needs vLLM, which is not installed: {install_command('vllm')} (Linux, NVIDIA GPU).\n"
@@ -247,7 +247,7 @@ def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int
             f"{base} holds no safetensors, and with 4 bits vLLM would read pickled weights, which can run code.\n"
             "Save it as safetensors, or set safetensors_only to False if you trust it."
         )
-    # here, where no frame refers to an engine of ours: vLLM keeps the frames of an import that fails within its own
+    # here, where no frame refers to an engine of ours: vLLM keeps the frames alive if an import inside it fails
     from vllm import LLM
 
     by_default = "safetensors" if settings.safetensors_only else "auto"
@@ -258,12 +258,12 @@ def _start_vllm(base: str, settings: PolicySettings, lora_rank: int, tokens: int
         quantization="bitsandbytes" if settings.load_in_4bit else None,
         trust_remote_code=settings.trust_remote_code,
         load_format="bitsandbytes" if settings.load_in_4bit else by_default,
-        dtype=str(compute_dtype(settings)).removeprefix("torch."),  # left to itself, vLLM takes bfloat16 on a T4
+        dtype=str(compute_dtype(settings)).removeprefix("torch."),  # by default, vLLM takes bfloat16 on a T4
         max_model_len=tokens,
         enable_prefix_caching=True,
         enable_lora=lora_rank > 0,
         max_lora_rank=next(rank for rank in _VLLM_RANKS if rank >= lora_rank),
-        gpu_memory_utilization=round(0.9 * free / total, 3),  # of what others have left
+        gpu_memory_utilization=round(0.9 * free / total, 3),  # 90 % of the memory that is free
     )
 
 
@@ -274,7 +274,7 @@ def _of_vllm(output: CompletionOutput) -> Drawn:
 
 
 def engine_here(wanted: str, settings: PolicySettings) -> str:
-    """One of `ENGINES`: for auto, vLLM where it is installed and policies run on a GPU, else transformers."""
+    """Return one of `ENGINES`: for auto, vLLM if it is installed and policies run on a GPU, else transformers."""
     if wanted != "auto":
         return wanted
     on_gpu = settings.device != "cpu" and torch.cuda.is_available()
@@ -289,36 +289,36 @@ def load_engine(
     lora_rank: int = 16,
     tokens: int | None = None,
 ) -> Engine:
-    """Load an engine for a policy; arguments as in `load_policy`, and for vLLM what it sets memory aside for.
+    """Load an engine for a policy; `base`, `adapter` and `settings` are as in `load_policy`.
 
     Args:
         name: One of `ENGINES`.
-        lora_rank: Largest rank of an adapter; 0 where none will come.
-        tokens: Longest prompt and completion together; None for all that the policy can take.
+        lora_rank: For vLLM, the largest rank of an adapter that will be used; 0 for none.
+        tokens: For vLLM, the most tokens of a prompt and its completion together; None for the policy's own limit.
 
     Raises:
-        ValueError: If there is no such engine, it is not installed, or the policy cannot be loaded so.
+        ValueError: If the engine is unknown or not installed, or the policy cannot be loaded with it.
     """
     check_names("engine", [name], ENGINES)
     tokenizer = load_tokenizer(base, settings.trust_remote_code)
     if name == "transformers":
         return TransformersEngine(load_policy(base, adapter, settings), tokenizer)
-    _check_adapter(adapter)  # before vLLM is started, which takes minutes
+    _check_adapter(adapter)  # before vLLM starts, which takes minutes
     return VLLMEngine(_start_vllm(base, settings, lora_rank, tokens), tokenizer, base, adapter, lora_rank)
 
 
 def check_finite(logprobs: Tensor, dtype: torch.dtype) -> None:
-    """Raise FloatingPointError if a log-probability is not a number; `dtype` is what the policy computes in."""
+    """Raise FloatingPointError if a log-probability is not a number; `dtype` is the policy's precision."""
     if logprobs.isnan().any():
         name = str(dtype).removeprefix("torch.")
         raise FloatingPointError(
-            f"The policy's logits are not numbers: it computes in {name}, and has overflown, or its weights are damaged.\n"
+            f"The policy's logits are not numbers: it has overflowed in {name}, or its weights are damaged.\n"
             "In float16 take a GPU with bfloat16, or another policy; else train again with a lower learning_rate."
         )
 
 
 class _Draw:
-    """Draws each completion's next token from its own random stream."""
+    """Sampler of each completion's next token from its own random stream."""
 
     def __init__(
         self, streams: Sequence[int], temperature: float, top_p: float, max_new_tokens: int, device: torch.device
@@ -326,7 +326,7 @@ class _Draw:
         self._temperature = temperature
         self._nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
         if temperature > 0:
-            # raw bits of an integer generator, so the same on every platform and by every build of every library
+            # from raw bits of an integer generator, which are the same on every platform and in every library build
             numbers = [np.random.Generator(np.random.PCG64(stream)).random(max_new_tokens) for stream in streams]
             self._numbers = torch.from_numpy(np.stack(numbers)).to(device)  # (N, max_new_tokens) in [0, 1)
 
@@ -336,7 +336,7 @@ class _Draw:
         Returns:
             The tokens and their log-probabilities at temperature 1: (M,) each.
         """
-        # in float64: with 150,000 tokens float32 would lose the last of them
+        # in float64: in a vocabulary of 150,000 tokens, float32 would lose the last ones
         logprobs = logits.double().log_softmax(dim=1)
         if self._temperature == 0:
             token = logprobs.argmax(dim=1, keepdim=True)

@@ -1,8 +1,8 @@
 """Policies that compute in float64 from end to end, and are saved in float32.
 
-Rounding is what differs between processors and builds of the math libraries. In float64 it differs in the 16th digit,
-which changes no token that is drawn, and no weight once that is rounded to float32. But transformers computes norms and
-rotary positions in float32 whatever the policy's dtype, and would bring the difference back to the 7th digit.
+Processors and builds of the math libraries differ in their rounding. In float64 it differs in the 16th digit, which
+changes no drawn token, and no weight once it is rounded to float32. But transformers computes norms and rotary
+positions in float32 whatever the policy's dtype, which would bring the difference back to the 7th digit.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from amir_grpo.system.files import atomic_write
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_KNOWN = ("llama", "qwen2")  # whose norms and rotary positions are those below
+_KNOWN = ("llama", "qwen2")  # architectures whose norms and rotary positions are those below
 
 
 class _Rotary(nn.Module):
-    """Rotary positions in float64, of Llama's kind: the two halves of a head turn together."""
+    """Rotary positions in float64, as in Llama: the two halves of a head rotate together."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
@@ -36,28 +36,28 @@ class _Rotary(nn.Module):
         self.register_buffer("inv_freq", config.rope_parameters["rope_theta"] ** -exponents, persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions (N, T): (N, T, size of a head) each."""
+        """Return cosines and sines of positions (N, T): (N, T, size of a head) each."""
         angles = position_ids[..., None].double() * self.inv_freq
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
 
 def device_for_float64(device: torch.device) -> torch.device:
-    """Return where numbers of `device` are computed with in float64: there, or on the CPU for Apple's GPU, which cannot."""
+    """Return the device to compute on in float64: `device`, or the CPU for Apple's GPU, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def compute_in_float64(policy: PreTrainedModel) -> None:
-    """Make a policy that was loaded in float64 compute in it throughout.
+    """Make a policy that was loaded in float64 compute in float64 throughout.
 
     Raises:
-        ValueError: If it is of an architecture whose parts in float32 are not known here.
+        ValueError: If the parts that its architecture computes in float32 are not known here.
     """
     config = policy.config
     if config.model_type not in _KNOWN or config.rope_parameters["rope_type"] != "default":
         raise ValueError(
-            f"dtype=float64 is for policies of the kinds {' and '.join(_KNOWN)} with plain rotary positions; this one is "
-            f"{config.model_type}, of which transformers computes parts in float32.\nSet dtype to auto."
+            f"dtype=float64 supports policies of type {' and '.join(_KNOWN)} with plain rotary positions; this one is "
+            f"{config.model_type}, parts of which transformers computes in float32.\nSet dtype to auto."
         )
     for name, module in list(policy.named_modules()):
         parent, _, own = name.rpartition(".")
@@ -71,11 +71,10 @@ def compute_in_float64(policy: PreTrainedModel) -> None:
 
 @contextmanager
 def merged_adapters(policy: nn.Module) -> Iterator[None]:
-    """Hold a policy's LoRA adapters in its weights while the block runs: one product per matrix, not three.
+    """Merge a policy's LoRA adapters into its weights during the block: one product per matrix instead of three.
 
-    In float64 the merged policy draws the same tokens, in float32 next to always. In 16 bits most of an adapter would be
-    rounded away: there it stays beside the weights. The weights from before are put back, not computed back, so that
-    nothing drifts.
+    In float64 the merged policy draws the same tokens, in float32 almost always. In 16 bits most of an adapter would
+    be rounded away, so it stays separate. The original weights are put back, not recomputed: nothing drifts.
     """
     owners = Counter(id(weight) for m in policy.modules() for weight in m.parameters(recurse=False))
     layers = [m for m in policy.modules() if isinstance(m, LoraLayer) and not m.merged]
@@ -93,7 +92,7 @@ def merged_adapters(policy: nn.Module) -> Iterator[None]:
 
 
 def round_to_float32(path: Path) -> None:
-    """Round the float64 weights of a safetensors file, in place; other files stay as they are."""
+    """Round the float64 weights of a safetensors file in place; a file without any stays unchanged."""
     weights = load_file(path)
     if any(weight.dtype == torch.float64 for weight in weights.values()):
         rounded = {n: w.float() if w.dtype == torch.float64 else w for n, w in weights.items()}

@@ -1,4 +1,4 @@
-"""Load a policy and its tokenizer: by transformers with PEFT, or by Unsloth for training; in 4 bits where asked for."""
+"""Load a policy and its tokenizer: with transformers and PEFT, or with Unsloth for training; in 4 bits on request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Put before a chat template that takes no system message: the first user's message then begins with it.
+# Prepended to a chat template that takes no system message, which then becomes the start of the first user message.
 _FOLD = (
     "{%- if messages[1:] and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}"
     "{%- set told = messages[0]['content'] + '\\n\\n' + messages[1]['content'] -%}"
@@ -36,9 +36,9 @@ _FOLD = (
 
 @contextmanager
 def explain_loading_error(what: str, name: str) -> Iterator[None]:
-    """Turn the many errors of loading into an OSError that names `what` of which policy, and the way out.
+    """Turn the many errors of loading into an OSError that says what could not be loaded, and how to fix it.
 
-    Without a network it comes within seconds.
+    Without a network, the error comes within seconds.
     """
     try:
         with nullcontext() if Path(name).exists() else hub_or_cache():
@@ -63,17 +63,16 @@ def free_memory() -> None:
 
 
 def device(settings: PolicySettings = PolicySettings()) -> torch.device:
-    """Device that policies run on: this process's GPU, the first unless it is one of several, Apple's, or else the CPU."""
+    """Return the device for policies: this process's GPU (number LOCAL_RANK, or the first), Apple's, or the CPU."""
     if settings.device != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    # Apple's has no float64
+    # Apple's GPU has no float64
     apple = settings.device != "cpu" and settings.dtype == "auto" and torch.backends.mps.is_available()
     return torch.device("mps" if apple else "cpu")
 
 
 def compute_dtype(settings: PolicySettings = PolicySettings()) -> torch.dtype:
-    """Precision of computation: as asked for; for auto bfloat16 on a GPU of NVIDIA that has it, else float16; elsewhere
-    float32."""
+    """Return the precision to compute in: for auto, bfloat16 (float16 if unsupported) on NVIDIA GPUs, else float32."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
     if device(settings).type != "cuda":
@@ -83,10 +82,10 @@ def compute_dtype(settings: PolicySettings = PolicySettings()) -> torch.dtype:
 
 
 def check_hardware(settings: RunSettings, evaluation: bool = False) -> None:
-    """Check, before anything is loaded, that what a training (and its evaluation) needs is there and goes together.
+    """Check, before anything is loaded, the hardware, packages and settings that a training (and evaluation) requires.
 
     Raises:
-        ValueError: If not; the message gives the install command or the setting to change.
+        ValueError: If one is missing, or two conflict; the message gives the install command or the setting to change.
     """
     policy, train = settings.policy, settings.train
     by_vllm = evaluation and settings.evaluation.eval_engine == "vllm"
@@ -127,7 +126,7 @@ def _need(what: str, package: str, extra: str, instead: str) -> None:
 
 
 def _check_sharding(load_in_4bit: bool, optim: str) -> None:
-    """Refuse what cannot be sharded over several GPUs, as `accelerate launch` says that it will be."""
+    """Refuse settings that cannot be sharded over several GPUs in the way that `accelerate launch` has chosen."""
     fsdp, deepspeed = _sharded_by()
     zero3 = deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
     if fsdp and "8bit" in optim:
@@ -143,21 +142,21 @@ def _check_sharding(load_in_4bit: bool, optim: str) -> None:
 
 
 def is_sharded() -> bool:
-    """Tell whether FSDP or DeepSpeed places the weights, according to `accelerate launch`."""
+    """Return whether FSDP or DeepSpeed places the weights, according to `accelerate launch`."""
     return any(_sharded_by())
 
 
 def _sharded_by() -> tuple[bool, bool]:
-    """Tell whether FSDP, and whether DeepSpeed, is in use."""
+    """Return whether FSDP is in use, and whether DeepSpeed is."""
     fsdp, deepspeed = (os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED"))
     return fsdp.lower() == "true", deepspeed.lower() == "true"
 
 
 def explain_invisible_gpu() -> str:
-    """Advice where this machine has an NVIDIA GPU that torch does not see; empty where all is well."""
+    """Return advice if this machine has an NVIDIA GPU that torch does not see, else an empty string."""
     if torch.cuda.is_available() or shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return ""
-    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs alone"
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs only"
     return (
         f"This machine has nvidia-smi, but torch {torch.__version__} sees no GPU, and {built}: the CPU is used. "
         "Install a torch that fits the driver (the first lines of nvidia-smi name its CUDA version)."
@@ -165,14 +164,14 @@ def explain_invisible_gpu() -> str:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a Hub id or folder, padding on the left as generation needs it.
+    """Load the tokenizer of a Hub id or folder, with the padding on the left that generation requires.
 
-    Where its chat template refuses a system message, or leaves it out, the template is changed to put the instructions
-    before the question, in the user's message; `instructions_in` says so, and what is saved has the changed one.
+    If its chat template refuses or drops a system message, the template is changed to put the instructions before the
+    question in the user's message. `instructions_in` reports this, and the tokenizer is saved with the change.
 
     Raises:
         OSError: If it cannot be loaded.
-        ValueError: If its chat template cannot tell a problem: instructions and question.
+        ValueError: If it has no chat template that shows the instructions and the question of a problem.
     """
     from transformers import AutoTokenizer
 
@@ -193,7 +192,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def instructions_in(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Role of the message that tells the policy its instructions: system, or user where there is no system role."""
+    """Return the role of the message with the instructions: system, or user if there is no system role."""
     return "user" if tokenizer.get_chat_template().startswith(_FOLD) else "system"
 
 
@@ -202,7 +201,7 @@ def _tells_instructions(tokenizer: PreTrainedTokenizerBase) -> bool:
     messages = [{"role": role, "content": content} for role, content in parts.items()]
     try:
         told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template is code of its author's, which can fail in many ways
+    except Exception:  # a template is arbitrary code, which can fail in many ways
         return False
     return all(content in told for content in parts.values())
 
@@ -211,28 +210,28 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if completions end with the pad token, which Unsloth's trainer would leave out of the loss."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
-            f"backend=unsloth takes the end token {tokenizer.eos_token!r} for padding, since it is the pad token, too, and "
-            "would not train the end.\nGive the policy's tokenizer a pad_token of its own, or set backend to transformers."
+            f"backend=unsloth would not train the end token {tokenizer.eos_token!r}, since it is also the pad token.\n"
+            "Give the policy's tokenizer a pad_token of its own, or set backend to transformers."
         )
 
 
 def load_policy(
     name: str, adapter: Path | None = None, settings: PolicySettings = PolicySettings()
 ) -> PreTrainedModel:
-    """Load the policy of a Hub id or folder, with a trained LoRA adapter on top where one is given.
+    """Load the policy of a Hub id or folder, with a trained LoRA adapter on top if one is given.
 
-    In float32 and float64 the adapter is merged into the weights. In 16 or 4 bits it stays apart: what training has moved
-    is less than half a step of bfloat16's grid, and merging would round most of it away.
+    In float32 and float64 the adapter is merged into the weights. In 16 or 4 bits it stays separate: its changes are
+    less than half the spacing of bfloat16 numbers, so merging would round most of them away.
 
     Args:
         name: Hub id or folder of the base policy.
         adapter: Folder of a PEFT adapter, saved by either backend.
-        settings: In 4 bits or not, what is trusted, in what precision and where.
+        settings: Quantisation, precision, device, and what is trusted.
 
     Raises:
-        ValueError: If 4 bits are asked for without a GPU or bitsandbytes, or float64 of an architecture that cannot.
+        ValueError: If 4 bits are requested without a GPU or bitsandbytes, or float64 for an unsupported architecture.
         FileNotFoundError: If the adapter folder holds no adapter.
-        OSError: If the policy or its adapter cannot be loaded, such as an adapter of another base.
+        OSError: If the policy or its adapter cannot be loaded, for example an adapter of another base.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -247,7 +246,7 @@ def load_policy(
         )
     wanted = ADAPTER_FILES if adapter is not None else ()
     for part in wanted if settings.safetensors_only else wanted[:1]:
-        if not (Path(adapter) / part).is_file():  # PEFT would take a pickle in place of the latter
+        if not (Path(adapter) / part).is_file():  # without safetensors, PEFT would load a pickle
             raise FileNotFoundError(f"{adapter} holds no {part}: it is not a folder that training has saved.")
     with quiet(), explain_loading_error("policy", name):
         policy = AutoModelForCausalLM.from_pretrained(
@@ -266,20 +265,20 @@ def load_policy(
         with explain_loading_error("adapter", str(adapter)):
             policy = PeftModel.from_pretrained(policy, str(adapter), use_safetensors=settings.safetensors_only or None)
         exact = policy.dtype in (torch.float32, torch.float64)
-        if exact and not settings.load_in_4bit:  # one product instead of three
+        if exact and not settings.load_in_4bit:  # one matrix product instead of three
             _untie(policy.get_base_model())
             policy = policy.merge_and_unload()
     return policy
 
 
 def merged_policy(name: str, adapter: Path, settings: PolicySettings = PolicySettings()) -> PreTrainedModel:
-    """Load a policy with its adapter merged, for an export: in float32, on the CPU. Else as `load_policy`."""
+    """Load a policy with its adapter merged, for an export: like `load_policy`, but in float32 and on the CPU."""
     exact = {"load_in_4bit": False, "dtype": "float32", "device": "cpu"}
     return load_policy(name, adapter, settings.model_copy(update=exact))
 
 
 def _untie(policy: PreTrainedModel) -> None:
-    """Give the output layer weights of its own if it shares the embedding's and an adapter changes one of the two."""
+    """Give the output layer its own weights if it shares the embedding's and an adapter changes one of the two."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -293,11 +292,11 @@ def _untie(policy: PreTrainedModel) -> None:
 
 
 def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing: bool, seed: int) -> PeftModel:
-    """Load a policy with a fresh LoRA adapter, drawn from `seed`, by Unsloth, which `start_backend` has imported.
+    """Load a policy with a fresh LoRA adapter, drawn from `seed`, using Unsloth, which `start_backend` has imported.
 
     Raises:
         OSError: If the policy cannot be loaded.
-        ValueError: If Unsloth cannot do what is asked for, and would do something else.
+        ValueError: If Unsloth would not do what the settings ask for.
     """
     from unsloth import FastLanguageModel
 
@@ -333,12 +332,12 @@ def load_by_unsloth(name: str, settings: PolicySettings, gradient_checkpointing:
         random_state=seed,
         max_seq_length=settings.max_seq_length,
     )
-    policy.generation_config.max_length = None  # Unsloth sets it, and every rollout would warn of two lengths
+    policy.generation_config.max_length = None  # Unsloth sets it; every rollout would warn about two lengths
     return policy
 
 
 def keep_trained_weights_in_float32(policy: torch.nn.Module) -> None:
-    """Cast the trained weights to float32, also where TRL has made them bfloat16, as it does with those of a 4-bit policy.
+    """Cast the trained weights to float32, including those that TRL has made bfloat16, as it does for a 4-bit policy.
 
     In bfloat16 small steps would be rounded away, and float16's loss scaler cannot unscale gradients in 16 bits.
     """

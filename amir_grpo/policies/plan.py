@@ -1,4 +1,4 @@
-"""Memory that a training takes on a GPU, part by part: arithmetic from the shape of the policy."""
+"""An estimate of the GPU memory that a training takes, part by part, from the shape of the policy."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GIB = 2**30
-# What a process can allocate of a card, in GiB.
+# What a process can allocate on a card, in GiB.
 CARDS = {"T4": 14.6, "L4": 22.0, "A100-40GB": 39.4, "A100-80GB": 79.2, "H100": 79.2, "H200": 139.8}
 _CONTEXT = 0.6  # GiB: CUDA's context and the kernels' code and workspaces
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, and a scale for each 64, quantised in turn
-_DRAWN = 2 + 4 * 8  # bytes per logit of a token that is drawn: in 16 bits, and four times in float64
-_UNSLOTH_ROWS = 512  # of logits that Unsloth's fused projection holds at once
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, and a scale per 64 weights, itself quantised
+_DRAWN = 2 + 4 * 8  # bytes per logit of a drawn token: one copy in 16 bits, four in float64
+_UNSLOTH_ROWS = 512  # rows of logits that Unsloth's fused projection holds at once
 
 SHAPES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text())
 
 
 def config_of(settings: RunSettings) -> PretrainedConfig:
-    """Return the configuration of the policy; looked up, on the Hub or in its folder, where it is not known offline."""
+    """Return the configuration of the policy, from the Hub or its folder if it is not known offline."""
     from transformers import AutoConfig
 
     from amir_grpo.policies.loading import explain_loading_error
@@ -48,10 +48,10 @@ class MemoryPlan:
 
     Attributes:
         settings: The settings of the training.
-        parts: GiB on each GPU, by part. Activations and logits as they are at the peak of the training pass; KV cache and
-            generation logits are 0 where vLLM draws.
+        parts: GiB on each GPU, by part. Activations and logits are those at the peak of the training pass; KV cache
+            and generation logits are 0 if vLLM draws.
         training, rollout: GiB at the peak of the training pass, and of a rollout.
-        parameters, trained: Number of parameters of the policy, and of the adapter on top.
+        parameters, trained: Number of parameters of the policy, and of its adapter.
     """
 
     settings: RunSettings
@@ -67,13 +67,13 @@ class MemoryPlan:
         return max(self.training, self.rollout)
 
     def fits(self, memory: float) -> bool:
-        """Tell whether the peak leaves 5 % of a card's memory (GiB) for fragmentation, beside what vLLM sets aside."""
+        """Return whether the peak leaves 5 % of a card's memory (GiB) for fragmentation, besides vLLM's share."""
         train = self.settings.train
         aside = train.vllm_gpu_memory_utilization if train.use_vllm and train.vllm_mode == "colocate" else 0.0
         return self.peak <= (0.95 - aside) * memory
 
     def ways_out(self, memory: float) -> str:
-        """Name the setting to change where a card's memory (GiB) is too small, by its largest part; empty where it fits."""
+        """Name the setting to change if a card's memory (GiB) is too small, by the largest part; empty if it fits."""
         train, in_4bit = self.settings.train, self.settings.policy.load_in_4bit
         smaller = "take a smaller model_name" if in_4bit else "load_in_4bit=True, or take a smaller model_name"
         if self.fits(memory):
@@ -93,13 +93,13 @@ class MemoryPlan:
 
 
 def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -> MemoryPlan:
-    """Plan the training of one method; both take the same.
+    """Plan the memory of training one method; both methods take the same.
 
     Args:
-        settings: Settings of the run. A policy whose shape is not known offline is looked up, on the Hub or in its folder.
+        settings: Settings of the run. A policy of unknown shape is looked up, on the Hub or in its folder.
         bits: Bits per number in computation; 32 on a CPU.
-        backend: What trains, transformers or unsloth: they keep different things of the logits. Unsloth also moves
-            activations to the CPU's memory, which is not counted: its plan is an upper bound.
+        backend: transformers or unsloth, which keep different parts of the logits. Unsloth also moves activations to
+            the CPU's memory, which the plan ignores: it is an upper bound.
 
     Raises:
         OSError: If the shape of the policy cannot be found.
@@ -131,15 +131,15 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
     trained = policy.lora_rank * layers * sum(map(sum, targets))
 
     # For the backward pass a layer keeps the norms' inputs in float32; query, key, value and result of the attention;
-    # three values of the MLP's width; and the adapters' inputs, in 16 bits a float32 copy for each.
+    # three values of the MLP's width; and the adapters' inputs, in 16 bits as separate float32 copies.
     tokens, rows = train.micro_batch * length, train.micro_batch * completion
     normed = 4 * hidden + query + key if gemma else 2 * hidden
     inputs = sum(size for size, _ in targets) if bits == 16 else 2 * hidden + query + wide
     layer = tokens * (4 * normed + width * (4 * query + 3 * wide) + 4 * inputs)
     kept = layers * (tokens * hidden * width if train.gradient_checkpointing else layer)
-    # The peak is at the logits, or within a layer: its gradients, and with checkpointing its values computed again.
+    # The peak is at the logits, or within a layer: its gradients and, with checkpointing, its recomputed values.
     backward = tokens * (6 * wide + 4 * hidden) + (layer if train.gradient_checkpointing else 0)
-    # float32 logits and their gradient, twice without TRL's kernel, which is for GPUs; Unsloth writes one into the other
+    # float32 logits and their gradient, twice that without TRL's kernel for GPUs; in Unsloth one overwrites the other
     logit = 4 * min(_UNSLOTH_ROWS, rows) if backend == "unsloth" else (8 if bits == 16 else 16) * rows
     at_logits = config.vocab_size * logit > backward
     at_once = 0 if train.use_vllm else train.micro_batch * train.micro_batches
@@ -148,7 +148,7 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
     cached = sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
     parts = {
         "weights": linear * _NF4 + (total - linear) * width if policy.load_in_4bit else total * width,
-        "adapters": trained * 4,  # float32, whatever the policy is in
+        "adapters": trained * 4,  # float32, whatever the policy's precision
         "gradients": trained * 4,
         "optimizer": trained * 2 * (1 if "8bit" in train.optim else 4),
         "activations": kept if at_logits else kept + backward,
@@ -164,14 +164,14 @@ def plan(settings: RunSettings, bits: int = 16, backend: str = "transformers") -
 
 
 def card_here() -> dict[str, float]:
-    """Memory of this process's GPU in GiB, by its name; empty without one."""
+    """Return the memory of this process's GPU in GiB, by its name; empty without a GPU."""
     if not torch.cuda.is_available():
         return {}
     return {torch.cuda.get_device_name(): torch.cuda.get_device_properties(0).total_memory / GIB}
 
 
 def profile_for(memory: float) -> str:
-    """Choose the profile for a card by its memory in GiB: the largest of the paper's that fits, colab-t4 for a small one."""
+    """Choose the profile for a card by its memory in GiB: the largest of the paper's that fits, else colab-t4."""
     largest_first = ("paper-qwen7b", "paper-gemma4b", "paper-qwen3b")
     # on a card as small as a T4 the paper's policies would train for days, if they fit
     fitting = (name for name in largest_first if memory > 20 and plan(settings_of(name)).fits(memory))
@@ -179,17 +179,17 @@ def profile_for(memory: float) -> str:
 
 
 def announce(settings: RunSettings, backend: str) -> str:
-    """Compare the plan with the GPU of this process in a line; empty without one, or where there is no plan."""
+    """Compare the plan with this process's GPU in one line; empty without a GPU or a plan."""
     try:
         ((name, memory),) = card_here().items()
         made = plan(settings, backend=backend)
-    except Exception:  # no card, another kind of configuration, no network: a plan is advice, and stops no training
+    except Exception:  # no card, unusual configuration, no network: a plan is advice and must not stop a training
         return ""
     return f"Planned: {made.peak:.1f} of the {memory:.1f} GiB of {name}. {made.ways_out(memory)}".strip()
 
 
 def planned(profile: str, settings: RunSettings, backend: str = "transformers") -> str:
-    """Write a plan as text: the parts, this process's card or all known ones, and what to change where it does not fit."""
+    """Format a plan as text: parts, this process's card or all known ones, and what to change if it does not fit."""
     made = plan(settings, backend=backend)
     parts = [*made.parts.items(), ("peak in training", made.training), ("peak in a rollout", made.rollout)]
     cards = [

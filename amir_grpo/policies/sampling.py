@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Decimal places, in nats: what two machines compute in float64 differs far beyond them.
+# Decimal places, in nats: float64 results of two machines differ only far beyond them.
 LOGPROB_DIGITS = 6
-# Logits that scoring holds at once, 1 GiB in float32: with 150,000 tokens in the vocabulary they outgrow all else.
+# Logits that scoring holds at once, 1 GiB in float32: with a vocabulary of 150,000 tokens they take the most memory.
 _LOGITS = 2**28
 
 
 def draw_completions(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
-    """Draw as `draw_batches` does; one row per completion, in the order of `problems` and of the samples."""
+    """Draw like `draw_batches`, but return one table, in the order of `problems` and of the samples."""
     return in_order(pd.concat(draw_batches(engine, problems, num_samples, **options)), problems)
 
 
 def in_order(rows: pd.DataFrame, problems: Dataset) -> pd.DataFrame:
-    """Sort completions by the order of `problems` and of their samples, with a new index."""
+    """Sort completions by the order of `problems`, then by sample, with a new index."""
     place = rows["problem_id"].map({problem: place for place, problem in enumerate(problems["id"])})
     return rows.assign(_place=place).sort_values(["_place", "sample"], ignore_index=True).drop(columns="_place")
 
@@ -49,19 +49,19 @@ def draw_batches(
     done: Collection[str] = (),
     label: str = "sampling",
 ) -> Iterator[pd.DataFrame]:
-    """Draw `num_samples` completions for each problem, and yield them batch by batch, so that a caller can keep them.
+    """Draw `num_samples` completions for each problem and yield them batch by batch, so that each batch can be saved.
 
     Problems are sorted by prompt length, and a batch holds as many whole problems as `token_budget` tokens of prompt
-    and completion allow, one at least. Where memory runs out the batch is halved, and so are those that follow.
-    Each sample has a random stream of its own, made from the seed, the problem's id and its number.
+    and completion allow, but at least one. If memory runs out, this batch and later ones are halved.
+    Each sample has its own random stream, made from the seed, the problem's id and the sample's number.
 
     Args:
         problems: Columns id and prompt (chat messages).
         num_samples: n, completions per problem.
         temperature: 0 is greedy.
-        max_new_tokens: A completion that reaches it is cut: finish_reason "length".
-        done: Ids of problems that are left out; the batches of the others stay the same.
-        label: Of the progress that is shown.
+        max_new_tokens: A completion that reaches this length is cut off: finish_reason "length".
+        done: Ids of problems to leave out; the batches of the others stay the same.
+        label: Label of the progress bar.
 
     Yields:
         One row per completion: problem_id, sample (0 to n-1), text (without special tokens), completion_ids (with the
@@ -74,7 +74,7 @@ def draw_batches(
     tokenizer = engine.tokenizer
     prompt_ids = tokenize_prompts(tokenizer, problems)
     options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
-    if engine.name == "vllm":  # fits batches to its memory, and lets no completion wait for the longest of a batch
+    if engine.name == "vllm":  # fits batches to its memory, and makes no completion wait for the longest of a batch
         token_budget = sys.maxsize
     batches = _batches(prompt_ids, num_samples, max_new_tokens, token_budget)
     shrink = _Shrinking(engine, options)
@@ -104,7 +104,7 @@ def draw_batches(
 
 
 class _Shrinking:
-    """Generates with at most as many completions at once as have fitted into memory so far."""
+    """A wrapper of `generate` that halves the number of completions drawn at once whenever memory runs out."""
 
     def __init__(self, engine: Engine, options: dict[str, Any]) -> None:
         self._engine = engine
@@ -134,7 +134,7 @@ class _Shrinking:
 
 
 def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, problems: Dataset) -> dict[str, list[int]]:
-    """Tokenize each problem's prompt up to where the completion begins: token ids by problem id."""
+    """Tokenize each problem's prompt up to where the completion begins; return token ids by problem id."""
     prompts = tokenizer.apply_chat_template(list(problems["prompt"]), add_generation_prompt=True, return_dict=True)
     return dict(zip(problems["id"], prompts["input_ids"], strict=True))
 
@@ -150,8 +150,8 @@ def sequence_logprobs(
     """Sum the log-probabilities of each completion's tokens given its prompt, at temperature 1, in nats.
 
     Args:
-        prompt_ids, completion_ids: One list of token ids per completion, of equal number.
-        token_budget: Tokens that go through the policy at once; fewer where the vocabulary is large.
+        prompt_ids, completion_ids: One list of token ids per completion.
+        token_budget: Tokens that go through the policy at once; fewer if the vocabulary is large.
 
     Raises:
         FloatingPointError: If the policy's logits are not numbers.
@@ -185,7 +185,7 @@ def sequence_logprobs(
 def _batches(
     prompt_ids: dict[str, list[int]], num_samples: int, max_new_tokens: int, token_budget: int
 ) -> Iterator[list[str]]:
-    """Cut problem ids into batches of similar prompt length, each within the token budget (one problem at least)."""
+    """Split problem ids into batches of similar prompt length, each within the token budget (at least one problem)."""
     waiting = sorted(prompt_ids, key=lambda problem: (len(prompt_ids[problem]), problem))
     while waiting:
         longest = len(prompt_ids[waiting[-1]]) + max_new_tokens

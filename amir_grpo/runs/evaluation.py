@@ -1,4 +1,4 @@
-"""The completions of policies on a run's benchmarks, graded, and their log-probabilities: drawn once, then read back."""
+"""Graded completions of policies on a run's benchmarks, and their log-probabilities: drawn once, then read back."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from amir_grpo.policies.engines import Engine
 
-_POLICY = "policy.json"  # beside the samples: what drew them
-_DRAWN_COLUMNS = ("problem_id", "sample", "text")  # what tells a table of completions from something else
+_POLICY = "policy.json"  # beside the samples: the policy and engine that drew them
+_DRAWN_COLUMNS = ("problem_id", "sample", "text")  # every table of completions has them
 _SAMPLE_COLUMNS = ("policy", "benchmark", *_DRAWN_COLUMNS, "correct")
 
 
 class Evaluation:
-    """Draws, grades and scores completions, and keeps them in a run folder; `problems` gives a benchmark's by its name."""
+    """Drawing, grading and scoring of completions, kept in a run folder; `problems` loads a benchmark by its name."""
 
     def __init__(self, folder: Path, settings: RunSettings, problems: Callable[[str], Dataset]) -> None:
         self.folder = folder
@@ -44,41 +44,41 @@ class Evaluation:
         self._lora_rank = settings.policy.lora_rank
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}  # an engine does not travel to a worker process
+        return self.__dict__ | {"_loaded": None}  # an engine cannot be sent to a worker process
 
     def close(self) -> None:
-        """Give back the memory of the engine that drew last; the next one is loaded when it is needed."""
+        """Free the memory of the engine used last; another is loaded when it is needed."""
         if self._loaded:
             self._loaded[1].close()
             self._loaded = None
 
     def expect(self, sources: Iterable[PolicySource]) -> None:
-        """Build the engine so that it takes each of these policies, which will be evaluated in turn."""
+        """Prepare for policies that will be evaluated in turn: the engine must accept the adapter of each."""
         self._lora_rank = max(source.lora_rank() for source in sources)
 
     def is_complete(self, name: str, benchmark: str) -> bool:
-        """Tell whether the samples and the greedy completions of a policy on a benchmark are there."""
+        """Return whether the samples and the greedy completions of a policy on a benchmark exist."""
         return all(self._path(name, benchmark, greedy).exists() for greedy in (False, True))
 
     def check_weights(self, name: str, source: PolicySource) -> None:
-        """Refuse completions of a policy that has been trained anew since they were drawn.
+        """Refuse kept completions of a policy that has been retrained since they were drawn.
 
         Raises:
-            ValueError: If other weights have drawn those that are there.
+            ValueError: If they were drawn with other weights.
         """
         path = self.folder / "samples" / name / _POLICY
         if path.exists() and read_json(path).get("weights") not in (None, source.weights_hash()):
             raise ValueError(
-                f"{path.parent} holds completions of another {name} than {source.adapter}, trained anew since.\n"
+                f"{path.parent} holds completions of another {name} than {source.adapter}, which was retrained.\n"
                 f"Results would mix. Delete {path.parent} and {self.folder / 'scores'}: they are made again."
             )
 
     def completions(self, name: str, benchmark: str, source: PolicySource, greedy: bool = False) -> pd.DataFrame:
-        """Graded completions of a policy on one benchmark; columns as in `amir_grpo.runs.run.Run.samples`.
+        """Return graded completions of a policy on one benchmark; columns as in `amir_grpo.runs.run.Run.samples`.
 
-        Samples and greedy completions are drawn together, so that each policy is loaded once. Every batch is written
-        when it is drawn: what is killed continues where it stopped. `name` is what the column policy and the folder under
-        samples/ say; `greedy` returns the one greedy completion of each problem instead of its n samples.
+        Samples and greedy completions are drawn together, so that each policy is loaded once. Every batch is saved
+        when it is drawn, so that a killed evaluation continues where it stopped. `name` names the policy in its column
+        and the folder under samples/; `greedy` returns each problem's one greedy completion instead of its n samples.
         """
         for each in (False, True):
             path = self._path(name, benchmark, each)
@@ -91,10 +91,10 @@ class Evaluation:
     def all_completions(
         self, sources: Mapping[str, PolicySource], benchmarks: Sequence[str], greedy: bool = False, workers: int = 0
     ) -> pd.DataFrame:
-        """Graded completions of several policies, by the names that `completions` takes, one below the other.
+        """Return graded completions of several policies, given by the names that `completions` takes, in one table.
 
-        Of `workers` processes each draws the completions of a policy on a benchmark; 0: one per visible GPU, or else this
-        one. The results are the same: a completion depends on its policy, its problem and its own random stream alone.
+        Each of `workers` processes draws for one policy and benchmark at a time; 0: one per visible GPU, or this one.
+        The results are the same: a completion depends only on its policy, its problem and its own random stream.
         """
         pairs = list(product(sources, benchmarks))
         missing = [pair for pair in pairs if not self.is_complete(*pair)]
@@ -111,7 +111,7 @@ class Evaluation:
         return pd.concat(frames, ignore_index=True)
 
     def logprobs(self, source: PolicySource, completions: pd.DataFrame) -> list[float]:
-        """Log-probability of each completion under a policy, at temperature 1, in nats: of problem_id and completion_ids."""
+        """Return each completion's log-probability at temperature 1, in nats, from problem_id and completion_ids."""
         from amir_grpo.policies.loading import load_policy, load_tokenizer
         from amir_grpo.policies.sampling import sequence_logprobs, tokenize_prompts
 
@@ -143,7 +143,7 @@ class Evaluation:
         shutil.rmtree(parts, ignore_errors=True)
 
     def _record_policy(self, folder: Path, source: PolicySource) -> None:
-        """Record beside the samples what drew them."""
+        """Record beside the samples which policy and engine drew them."""
         from amir_grpo.policies.loading import instructions_in, load_tokenizer
 
         if not (folder / _POLICY).exists():
@@ -158,7 +158,7 @@ class Evaluation:
             write_text(folder / _POLICY, to_json(record | {"provenance": provenance()}))
 
     def _drawn(self, parts: Path, name: str, benchmark: str, source: PolicySource, greedy: bool) -> pd.DataFrame:
-        """All completions of a benchmark: the batches in `parts`, and those that are drawn and put there now."""
+        """Return all completions of a benchmark: the batches in `parts`, and those drawn and saved there now."""
         from amir_grpo.policies.sampling import draw_batches, in_order
 
         s = self.settings
@@ -204,7 +204,7 @@ class Evaluation:
             last = self._loaded[1] if self._loaded else None
             rank = source.lora_rank()
             if last is not None and last.name == "vllm" and last.base == source.base and rank <= last.lora_rank:
-                last.use(source.adapter)  # building it takes minutes
+                last.use(source.adapter)  # building an engine takes minutes
                 self._loaded = source, last
             else:
                 self.close()
@@ -214,7 +214,7 @@ class Evaluation:
         return self._loaded[1]
 
     def _room(self, base: str, rank: int) -> tuple[int, int]:
-        """Return the largest rank of this adapter and those to come, and the most tokens of prompt and completion."""
+        """Return the largest rank of this and later adapters, and the most tokens of a prompt and its completion."""
         from amir_grpo.policies.loading import load_tokenizer
         from amir_grpo.policies.sampling import tokenize_prompts
 
@@ -224,7 +224,7 @@ class Evaluation:
         return max(rank, self._lora_rank), longest + self.settings.evaluation.eval_max_new_tokens
 
     def engine_name(self) -> str:
-        """Name the engine; for auto the one that drew what is there, since engines differ and policies are compared."""
+        """Name the engine; for auto it is the one of existing samples, so that compared policies share an engine."""
         from amir_grpo.policies.engines import engine_here
 
         if self.settings.evaluation.eval_engine == "auto":
@@ -242,12 +242,12 @@ def _draw(job: SimpleNamespace) -> None:
 
 
 def use_one_thread(settings: RunSettings) -> None:
-    """Keep small policies on one thread, where results do not depend on the number of cores.
+    """Keep small policies on one thread, so that results do not depend on the number of cores.
 
-    The sandbox's is no slower for it, and two trainings of smollm2 side by side are not either.
+    This slows down neither the sandbox's policy nor two trainings of smollm2 side by side.
     """
     if settings.policy.model_name in (SANDBOX, SMOLLM2):
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-        else:  # who only reads results need not wait for torch
+        else:  # reading results should not wait for torch
             os.environ.setdefault("OMP_NUM_THREADS", "1")

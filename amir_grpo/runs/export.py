@@ -1,4 +1,4 @@
-"""Export what a run has made into a folder: a trained policy, or everything that its policies answered."""
+"""Export a trained policy, or all completions, of a run into a folder."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
     """Save a trained policy with its tokenizer and a model card into a folder.
 
     Args:
-        run: It has trained `method`.
+        run: A run that has trained `method`.
         method: grpo or amir_grpo.
-        folder: Where to; it must not exist, unless `replace_old`.
-        merged: The whole policy in float32, which needs no PEFT to load; else the adapter. In 16 bits much of what was
-            trained would be rounded away.
-        replace_old: Replace a folder that is there, once the new one is complete.
+        folder: The folder to write, which must not exist unless `replace_old`.
+        merged: Save the whole policy in float32, which loads without PEFT, instead of the adapter. In 16 bits much of
+            the training would be rounded away.
+        replace_old: Replace an existing folder once the new one is complete.
 
     Raises:
-        FileExistsError: If the folder is there.
-        ValueError: If the method has not been trained, a file of it is damaged, or an adapter alone could not be loaded
+        FileExistsError: If the folder exists.
+        ValueError: If the method has not been trained, one of its files is damaged, or the adapter could not be loaded
             elsewhere.
     """
     _check_new(folder, "out", replace_old)
@@ -82,7 +82,7 @@ def export_policy(run: Run, method: str, folder: Path, merged: bool = False, rep
 
 
 def model_card(run: Run, method: str, merged: bool = False) -> str:
-    """Describe a trained policy in Markdown: metadata for the Hub, results where it was evaluated, settings, provenance."""
+    """Describe a trained policy in Markdown: metadata for the Hub, any results, settings and provenance."""
     from huggingface_hub import ModelCardData
 
     s, known = run.settings, _public_name(run)
@@ -112,18 +112,18 @@ def model_card(run: Run, method: str, merged: bool = False) -> str:
 
 
 def export_results(run: Run, folder: Path) -> Path:
-    """Save the completions of a run that has been evaluated into a new folder.
+    """Save the completions of an evaluated run into a new folder.
 
         README.md            the data card
-        completions.parquet  a row for each completion
-        lm_eval/             the same as the lm-evaluation-harness logs samples, a file per policy and benchmark
+        completions.parquet  one row per completion
+        lm_eval/             the same in the format of lm-evaluation-harness, one file per policy and benchmark
 
     Args:
-        run: All its policies have been evaluated on all its benchmarks.
-        folder: Must not exist.
+        run: A run whose policies have been evaluated on all its benchmarks.
+        folder: The folder to write, which must not exist.
 
     Raises:
-        FileExistsError: If the folder is there.
+        FileExistsError: If the folder exists.
         ValueError: If a policy has not been evaluated.
     """
     _check_new(folder, "results")
@@ -143,9 +143,9 @@ def export_results(run: Run, folder: Path) -> Path:
     card = _CARD.format(
         metadata=DatasetCardData(configs=files, tags=["amir-grpo", "grpo", "evaluation"]).to_yaml(),
         title=f"What {names} answered",
-        about="One training of each method: another seed gives others. `logprob` is a sum over tokens, in nats, at "
-        "temperature 1; `correct` is math-verify's. `lm_eval/` holds the same, with questions and answers, which are "
-        "under the benchmarks' own licences.",
+        about="One training of each method; another seed gives other completions. `logprob` is a sum over tokens, in "
+        "nats, at temperature 1; `correct` is math-verify's. `lm_eval/` holds the same, with questions and answers, "
+        "which are under the benchmarks' own licences.",
         levels="pass@1 in percent:\n\n" + _markdown(["benchmark", *levels.columns], levels.itertuples()),
         record=_record(run),
     )
@@ -164,13 +164,13 @@ def _check_new(folder: Path, option: str, may_exist: bool = False) -> None:
 
 
 def _public_name(run: Run) -> str:
-    """Return the base policy's id on the Hub, or the last part of its name, which says nothing about this machine."""
+    """Return the base policy's id on the Hub, or the last part of its path, which tells nothing about this machine."""
     name = run.settings.policy.model_name
     return Path(name).name if Path(name).is_dir() else name
 
 
 def _record(run: Run, **more: Any) -> str:
-    """Return what a card says of a run's settings and provenance, as JSON."""
+    """Return a run's settings and provenance for a card, as JSON."""
     record = record_of(run.folder)
     settings = record["settings"] | {"model_name": _public_name(run)}
     kept = {name: record[name] for name in ("profile", "problems", "provenance")}
@@ -190,17 +190,17 @@ def harness_samples(
     generation: Mapping[str, Any],
     ks: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Write completions of one policy on one benchmark as the lm-evaluation-harness (0.4.13) logs samples.
+    """Convert completions of one policy on one benchmark to the sample format of lm-evaluation-harness 0.4.13.
 
     Args:
         completions: n rows per problem: columns problem_id, sample, text and correct.
         problems: id, question and answer of each, in the benchmark's order.
         prompts: The text that the policy continued, by problem id.
-        generation: What the completions were drawn with, such as temperature.
+        generation: Settings that the completions were drawn with, such as temperature.
         ks: The k of the metrics pass@k.
 
     Returns:
-        An entry per problem.
+        One entry per problem.
     """
     by_problem = {problem: rows.sort_values("sample") for problem, rows in completions.groupby("problem_id")}
     entries = []
@@ -228,7 +228,7 @@ def harness_samples(
 
 
 def _harness_files(run: Run, samples: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the path of each file of samples, as the harness names it, and its entries."""
+    """Yield each file of samples: its path, named as the harness does, and its entries."""
     from amir_grpo.policies.loading import load_tokenizer
 
     e = run.settings.evaluation

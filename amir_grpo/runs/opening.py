@@ -1,4 +1,4 @@
-"""The places of run folders, and their configuration: read, compared with what is asked for, and written under a lock."""
+"""Where run folders are, and their configuration: read, compared with the requested one, and written under a lock."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from amir_grpo.trl_options import trainer_options
 
 _DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts it
 _OPENING = "opening"
-_LEAST_DISK = 50e6  # of the smallest run, with its base policy
-# Consent that a folder cannot give on behalf of the person who opens it.
+_LEAST_DISK = 50e6  # bytes for the smallest run, with its base policy
+# Consent that only the person who opens a folder can give, not the folder.
 CONSENTS = ("trust_remote_code", "safetensors_only")
 # Settings that change neither a completion nor a number.
 NO_EFFECT = ("report_to", "save_steps", "save_total_limit", *CONSENTS)
 
 
 def project_root() -> Path:
-    """Return the clone that contains the working directory (its root, notebooks/, …), else the working directory."""
+    """Return the root of the clone that contains the working directory, else the working directory."""
     here = Path.cwd().resolve()
     clones = (folder for folder in (here, *here.parents) if (folder / "amir_grpo" / "runs" / "run.py").is_file())
     return next(clones, here)
 
 
 def runs_folder() -> Path:
-    """Return the folder of run folders: runs/ of the project, or on a mounted Drive, which outlives a Colab session."""
+    """Return the folder of run folders: runs/ in the project, or on a mounted Drive, which outlives Colab sessions."""
     return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
 
 
 def overrides_of(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """Return settings that differ from a profile's, from a mapping or from JSON text, as `papermill -p overrides` gives it.
+    """Return the settings to override, from a mapping or from JSON text, which `papermill -p overrides` passes.
 
     Raises:
         ValueError: If it is neither.
@@ -58,37 +58,38 @@ def overrides_of(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
 def configure(
     folder: Path, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
 ) -> tuple[str, RunSettings]:
-    """Settle the profile and the settings of a run folder, and write them where it is new or holds no results yet.
+    """Determine the profile and settings of a run folder, and write them if it is new or holds no results yet.
 
-    An existing folder supplies its own settings, except the two that consent to reading untrusted weights. Only what is
-    given anew is compared with them: the overrides, and a profile other than the folder's. A new one gets `new_profile`.
+    An existing folder supplies its own settings, except the two that consent to reading untrusted weights. They are
+    compared only with what is given now: the overrides, and a profile other than the folder's. A new folder gets
+    `new_profile`.
 
     Raises:
-        ValueError: If a name or value is not valid, or the folder holds results of other settings.
+        ValueError: If a name or value is not valid, or the folder holds results made with other settings.
         OSError: If the folder cannot be written to, or its disk is full.
     """
     while True:
         stored = _read(folder)
-        name, settings = _merged(stored, profile, new_profile, overrides)  # refused before anything is written
+        name, settings = _merged(stored, profile, new_profile, overrides)  # raises before anything is written
         check_folder(folder, "run_dir", _LEAST_DISK)
         differing = {} if stored is None else _differing(stored, settings)
         if stored is not None and not differing:
             return stored["profile"], settings
         config = {"profile": name, "settings": settings.flat(), "provenance": provenance()}
         with _lock(folder, _OPENING):
-            if _read(folder) != stored:  # another process has settled it in the meantime
+            if _read(folder) != stored:  # another process has changed it in the meantime
                 continue
             if differing and (_holds_results(folder, differing) or in_progress(folder, but=_OPENING)):
                 raise _mixing(folder, differing)
             if is_main():
-                for record in (folder / "problems").glob("*.json"):  # of other settings, under which nothing was made
+                for record in (folder / "problems").glob("*.json"):  # of other settings, with which no result was made
                     record.unlink()
                 write_text(folder / CONFIG, to_json(config))
         return name, settings
 
 
 def resolve_profile(profile: str) -> str:
-    """Return the profile itself; for auto, the one that `amir_grpo.policies.plan` finds for the GPU of this process.
+    """Return the profile itself; for auto, the one that `amir_grpo.policies.plan` chooses for this process's GPU.
 
     Raises:
         ValueError: If the name is unknown.
@@ -106,12 +107,12 @@ def resolve_profile(profile: str) -> str:
 
 @contextmanager
 def stage_lock(folder: Path, settings: RunSettings, work: str) -> Iterator[None]:
-    """Hold the lock of a stage, such as "training grpo", while the block runs, with the folder configured as it expects.
+    """Hold the lock of a stage, such as "training grpo", while the block runs, after checking the folder's settings.
 
     Raises:
-        Busy: If another process does the same work.
+        Busy: If another process is doing the same work.
         OSError: If the disk is full.
-        ValueError: If another process has given the folder other settings since it was opened.
+        ValueError: If another process has changed the folder's settings since it was opened.
     """
     with explain_full_disk(folder), _lock(folder, work):
         with _lock(folder, _OPENING):
@@ -123,7 +124,7 @@ def stage_lock(folder: Path, settings: RunSettings, work: str) -> Iterator[None]
 
 @contextmanager
 def _lock(folder: Path, work: str) -> Iterator[None]:
-    """Hold the lock of some work, which the main process of several holds for all."""
+    """Hold the lock of some work; of several training processes, the main one holds it for all."""
     if not is_main():
         yield
         return
@@ -146,12 +147,12 @@ def _mixing(folder: Path, differing: Mapping[str, tuple[Any, Any]]) -> ValueErro
 def _merged(
     stored: Mapping[str, Any] | None, profile: str | None, new_profile: str, overrides: Mapping[str, Any]
 ) -> tuple[str, RunSettings]:
-    """Merge the profile and the settings: the folder's own where there are some, and what is given anew."""
+    """Merge the folder's own profile and settings, if it has any, with what is given now."""
     if stored is None:
         name, settings = new_profile, settings_of(new_profile, overrides)
     elif profile in (None, stored["profile"]):
         name = stored["profile"] if stored["profile"] in PROFILES else "sandbox"
-        # the comparison reports an option that a later version of TRL no longer has
+        # an option that a later version of TRL has dropped is left out here; the comparison reports it
         known = FIELDS if set(stored["settings"]) <= set(FIELDS) else {**FIELDS, **trainer_options()}
         own = {k: v for k, v in stored["settings"].items() if k in known and k not in CONSENTS}
         settings = settings_of(name, own | dict(overrides))
@@ -177,12 +178,12 @@ def _check(settings: RunSettings) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration of a run folder; None where there is none."""
+    """Return the configuration of a run folder; None if it has none."""
     return read_config(folder) if (folder / CONFIG).exists() else None
 
 
 def _holds_results(folder: Path, differing: Iterable[str]) -> bool:
-    """Tell whether something in a run folder was made under the settings that differ: a checkpoint, samples, the base."""
+    """Return whether a run folder holds anything made with the differing settings: a checkpoint, samples, the base."""
     parts = ["*/checkpoints/*", "*/stage.json", "samples/**/*.parquet", "scores/*.parquet"]
     if not {"model_name", "base_seed", "sandbox_warmup_steps"}.isdisjoint(differing):
         parts.append("base")

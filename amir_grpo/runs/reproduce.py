@@ -22,7 +22,7 @@ from amir_grpo.system.files import shipped, write_text
 from amir_grpo.system.locks import Busy, locked
 from amir_grpo.system.progress import REPORT_TO, reports_shown
 
-# (notebook, parameters); those of one line may run side by side
+# (notebook, parameters); those on one line may run side by side
 _STAGES: list[list[tuple[str, dict[str, Any]]]] = [
     [("00_base_policy", {})],
     [("01_train", {"method": method}) for method in METHODS],
@@ -30,7 +30,7 @@ _STAGES: list[list[tuple[str, dict[str, Any]]]] = [
     [("03_main_figure", {}), ("04_coverage", {})],
     [("05_margin", {})],
 ]
-# Jupyter chooses a kernel's ports before the kernel opens them, and another program may be quicker: nothing has run then.
+# Jupyter chooses a kernel's ports before the kernel opens them; if another program takes one first, nothing has run.
 _KERNEL_STARTS = 3
 _NOT_STARTED = "Kernel died before replying to kernel_info"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -38,24 +38,24 @@ _REPORTS = ".progress"  # in the run folder: a file for each notebook that is be
 
 
 class NotebookError(RuntimeError):
-    """A notebook has failed by an error of its own; the message is that of the error, and where it stands."""
+    """The failure of a notebook, with the message of its error and the file to look into."""
 
 
 def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | None = None) -> None:
     """Execute the notebooks into the run folder, with progress, write their page, and print the main table.
 
-    What is complete in the run folder is read, not repeated. Notebooks that do not need one another run side by side: on a
-    CPU, on GPUs of their own where there are several, or as jobs of a cluster. It ends by saying whether the results equal
-    those that the package keeps of this profile, if the settings do.
+    Complete stages of the run folder are read, not repeated. Independent notebooks run side by side: on a CPU, on
+    separate GPUs if there are several, or as jobs of a cluster. Finally, the results are compared with those that the
+    package keeps for this profile, if the settings are the same.
 
     Args:
         run: The run.
-        overrides: Settings that were given; the folder holds them, except those that it cannot consent to.
-        cluster: Executes each notebook as a job; None: this machine does.
+        overrides: Settings that were given. The folder has them all, except consents, which are passed on from here.
+        cluster: Executes each notebook as a job; None for this machine.
 
     Raises:
-        ValueError, OSError: If a stage lacks what it needs, before the first begins, or a notebook refuses its input.
-        NotebookError: If a notebook fails otherwise.
+        ValueError, OSError: If a stage lacks a requirement (before the first begins), or a notebook rejects its input.
+        NotebookError: If a notebook fails for another reason.
         Busy: If another process reproduces into the same folder.
     """
     folder, started = shipped("notebooks"), time.perf_counter()
@@ -97,7 +97,7 @@ def reproduce_run(run: Run, overrides: Mapping[str, Any], cluster: Cluster | Non
 
 
 def write_page(folder: Path, labels: Iterable[str]) -> Path:
-    """Write the executed notebooks of a run folder, in the order of their labels, into one HTML page; returns its path."""
+    """Combine the executed notebooks of a run folder, in the order of `labels`, into an HTML page; return its path."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -117,7 +117,7 @@ def write_page(folder: Path, labels: Iterable[str]) -> Path:
 
 @dataclass(frozen=True)
 class _Notebook:
-    """A notebook to be executed with papermill's parameters, on its GPUs or on all: it travels to other processes."""
+    """A notebook to execute, with papermill's parameters and its GPUs (none: all); other processes can receive it."""
 
     path: Path
     run_folder: Path
@@ -131,7 +131,7 @@ class _Notebook:
 
 
 def _execute(notebook: _Notebook) -> float:
-    """Execute a notebook, again where its kernel has not started; returns the seconds that it took."""
+    """Execute a notebook, again if its kernel has not started, and return the seconds that it took."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -154,7 +154,7 @@ def _execute(notebook: _Notebook) -> float:
             except PapermillExecutionError as error:
                 lines = [line for line in error.evalue.splitlines() if line.strip()][:2] or [error.ename]
                 kind = Busy if error.ename == "Busy" else getattr(builtins, error.ename, RuntimeError)
-                refused = issubclass(kind, (ValueError, OSError, MemoryError, Busy))  # by which input is refused
+                refused = issubclass(kind, (ValueError, OSError, MemoryError, Busy))  # raised for rejected input
                 raise (ValueError if refused else NotebookError)("\n".join([*lines, f"See {out}."])) from None
             except RuntimeError as error:
                 if _NOT_STARTED not in str(error) or start == _KERNEL_STARTS - 1:
@@ -166,7 +166,7 @@ def _execute(notebook: _Notebook) -> float:
 
 @contextmanager
 def _reporting(notebook: _Notebook, log: Path) -> Iterator[None]:
-    """Give the notebook's kernel its GPUs and a file for its progress, and have what it says beside its cells logged."""
+    """Give the notebook's kernel its GPUs and a file for its progress, and log what it writes outside its cells."""
     report = notebook.run_folder / _REPORTS / notebook.label
     write_text(report, "")
     os.environ[REPORT_TO] = str(report)

@@ -7,11 +7,11 @@
       problems/<set>.json      where the problems came from, and their fingerprint
       samples/<policy>/<benchmark>.parquet, <benchmark>.greedy.parquet, each with a .stage.json; policy.json
       scores/<policy>.parquet  log-probabilities of shared and own completions under a policy
-      tables/<name>.csv, and <name>.json with what it was made with
+      tables/<name>.csv, and <name>.json with how it was made
       figures/, notebooks/, run.html
 
-A complete stage is read back, not repeated. Every stage runs the stages that it needs, so that each notebook can be
-run on its own.
+A complete stage is read back, not repeated. Every stage first runs the stages that it depends on, so that each
+notebook can be run on its own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SCORE_COLUMNS = ("scorer", "sampler", "benchmark", "problem_id", "sample", "tok
 
 
 class Run:
-    """A run folder, the profile that its settings started from, the settings, and the evaluation of policies into it."""
+    """A run folder, its settings, the profile that they started from, and the evaluation of policies into it."""
 
     def __init__(self, folder: Path, profile: str, settings: RunSettings) -> None:
         self.folder = folder
@@ -64,7 +64,7 @@ class Run:
         self.evaluation = Evaluation(folder, settings, self.problems)
 
     def check(self) -> None:
-        """Refuse a whole run before it begins where a stage lacks what it needs: GPU and packages, problems, tokenizer."""
+        """Check, before a whole run begins, that no stage lacks a requirement: GPU, packages, problems, tokenizer."""
         from amir_grpo.policies.loading import check_hardware, load_tokenizer
 
         s = self.settings
@@ -79,7 +79,7 @@ class Run:
     # --- problems -----------------------------------------------------------------------------------------------
 
     def training_problems(self) -> Dataset:
-        """Load the training set; one smaller than a rollout, or another than the run has used before, is refused."""
+        """Load the training set; refuse one that is smaller than a rollout or differs from the one used before."""
         data, train = self.settings.data, self.settings.train
         name, split, calibration = data.dataset_name, data.dataset_split, data.calibration
         problems = load_problems(name, split, data.dataset_limit, calibration, seed=train.seed, shots=data.shots)
@@ -93,7 +93,7 @@ class Run:
         return problems
 
     def problems(self, benchmark: str) -> Dataset:
-        """Load the problems of one benchmark of the run; others than the run has used before are refused."""
+        """Load the problems of one benchmark of the run; refuse any that differ from those it used before."""
         limit, seed = self.settings.evaluation.eval_limit, self.settings.evaluation.eval_seed
         data = self.settings.data
         problems = load_problems(benchmark, None, limit, data.calibration, seed=seed, shots=data.shots)
@@ -101,7 +101,7 @@ class Run:
         return problems
 
     def _check_problems(self, names: Iterable[str], benchmarks: Iterable[str]) -> None:
-        """Load the problems of every incomplete benchmark, so that errors show before hours are spent on another one."""
+        """Load the problems of every incomplete benchmark, to see errors before hours are spent on another one."""
         for benchmark in benchmarks:
             if not all(self.evaluation.is_complete(name, benchmark) for name in names):
                 self.problems(benchmark)
@@ -125,7 +125,7 @@ class Run:
     # --- policies -----------------------------------------------------------------------------------------------
 
     def base(self) -> str:
-        """Folder or Hub id of the base policy; the sandbox's and smollm2's are made now unless they are there."""
+        """Return the folder or Hub id of the base policy; those of the sandbox and smollm2 are made now if missing."""
         policy = self.settings.policy
         if policy.model_name == SMOLLM2:
             return str(smollm2.base_policy(policy.smollm2_warmup_steps, warmup_seed(policy.base_seed)))
@@ -143,7 +143,7 @@ class Run:
         return str(folder)
 
     def train(self, method: str) -> pd.DataFrame:
-        """Train one method, unless that is complete, and return its log: see `amir_grpo.runs.training.train`."""
+        """Train one method, unless it is trained already, and return its log: see `amir_grpo.runs.training.train`."""
         check_names("method", [method], METHODS)
         folder = self.folder / method
         log_path = folder / "log.csv"
@@ -174,7 +174,7 @@ class Run:
         return read_table(log_path, numbers=("step", "reward"))
 
     def _watched_problems(self) -> Dataset | None:
-        """Return the first 8 problems of each benchmark, where `eval_steps` asks to watch a training on them."""
+        """Return the first 8 problems of each benchmark if `eval_steps` asks to watch the training on them."""
         if not (self.settings.train.model_extra or {}).get("eval_steps"):
             return None
         from datasets import concatenate_datasets
@@ -186,24 +186,24 @@ class Run:
         return stage_lock(self.folder, self.settings, work)
 
     def _start_training(self) -> Backend:
-        """Check that the hardware can do what the settings ask for, and start the backend."""
+        """Check that the hardware supports the settings, and start the backend."""
         from amir_grpo.policies.loading import check_hardware
 
         s = self.settings
         check_hardware(s)
         backend = start_backend(s.policy.backend)
-        from amir_grpo.policies.plan import announce  # imports transformers, which Unsloth speeds up
+        from amir_grpo.policies.plan import announce  # imports transformers, so Unsloth comes first
 
         if is_main() and s.policy.device == "auto" and (line := announce(s, backend.name)):
             print(line)
         return backend
 
     def logs(self) -> pd.DataFrame:
-        """Return the training logs of both methods, one below the other."""
+        """Return the training logs of both methods in one table."""
         return pd.concat([self.train(method) for method in METHODS], ignore_index=True)
 
     def is_trained(self, method: str) -> bool:
-        """Tell whether the training of a method is complete."""
+        """Return whether the training of a method is complete."""
         return (self.folder / method / "stage.json").exists()
 
     # --- evaluation ---------------------------------------------------------------------------------------------
@@ -215,20 +215,20 @@ class Run:
         greedy: bool = False,
         workers: int = 0,
     ) -> pd.DataFrame:
-        """Graded completions of the run's policies, drawn now where they are not there yet.
+        """Return graded completions of the run's policies, drawing those that are missing.
 
         Samples and greedy completions are drawn together, so that each policy is loaded once.
 
         Args:
-            policies: Of base, grpo and amir_grpo.
-            benchmarks: Of the run's; None for all.
+            policies: Any of base, grpo and amir_grpo.
+            benchmarks: Any of the run's; None for all.
             greedy: Return the one greedy completion of each problem instead of its n samples.
-            workers: Processes that draw, a policy on a benchmark each. 0: one per visible GPU, or else this one.
+            workers: Processes, each drawing for one policy and benchmark. 0: one per visible GPU, or this one.
 
         Returns:
             One row per completion: policy, benchmark, problem_id, sample, text, completion_ids, tokens, finish_reason,
             logprob (sum under the sampling policy, at temperature 1), correct, formatted, seed; with calibration also
-            confidence (NaN where none is stated).
+            confidence (NaN if none is stated).
         """
         check_names("policy", policies := list(policies), POLICIES)
         benchmarks = list(benchmarks or self.settings.evaluation.benchmarks)
@@ -248,9 +248,9 @@ class Run:
         greedy: bool = False,
         workers: int = 0,
     ) -> pd.DataFrame:
-        """Graded completions of other policies, by the names that the column policy shows, otherwise as in `samples`.
+        """Return graded completions of other policies, given by name for the column policy; the rest as in `samples`.
 
-        They lie in samples/<name>-<hash of the weights>, apart from the run's own and from those of other policies.
+        They are kept in samples/<name>-<hash of the weights>, apart from those of the run and of other policies.
         """
         benchmarks = list(benchmarks or self.settings.evaluation.benchmarks)
         folders = {name: f"{name}-{source.weights_hash()}" for name, source in sources.items()}
@@ -261,10 +261,10 @@ class Run:
         return completions.assign(policy=completions["policy"].map({folder: name for name, folder in folders.items()}))
 
     def scores(self) -> pd.DataFrame:
-        """Log-probabilities under GRPO and AMIR-GRPO of the base policy's completions, which both score, and their own.
+        """Return log-probabilities under GRPO and AMIR-GRPO: both score their own and the base policy's completions.
 
         Returns:
-            One row per completion and scorer: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
+            A row per scorer and completion: scorer, sampler, benchmark, problem_id, sample, tokens, correct, logprob.
         """
         samples = self.samples()
         frames = []
@@ -284,10 +284,10 @@ class Run:
             frames.append(read_table(path))
         return pd.concat(frames, ignore_index=True)
 
-    # --- what is shown ------------------------------------------------------------------------------------------
+    # --- tables and figures -------------------------------------------------------------------------------------
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
-        """Write a table to tables/<name>.csv, and beside it, in <name>.json, what it was made with."""
+        """Write a table to tables/<name>.csv, and how it was made to <name>.json beside it."""
         record = {"table": name, "made": now(), **record_of(self.folder)}
         write_text(self.folder / "tables" / f"{name}.json", to_json(record))
         return atomic_write(self.folder / "tables" / f"{name}.csv", lambda part: table.to_csv(part, index=False))
@@ -309,19 +309,18 @@ def open_run(
 ) -> Run:
     """Open a run folder, or start one.
 
-    A folder that exists needs no profile: it supplies its own settings, and only what is given anew is compared with
-    them. Where the package's defaults have changed since, one line says so.
+    An existing folder needs no profile: it supplies its own settings, which are compared only with what is given now.
 
     Args:
-        profile: One of `amir_grpo.settings.PROFILES`, or auto: the largest that fits the GPU, sandbox without one. None
-            for the folder's own, or for sandbox where it is new; auto, too, leaves an existing folder its own.
-        run_dir: The folder; None is runs/<profile> in the project, or on Google Drive where Colab has mounted it.
+        profile: One of `amir_grpo.settings.PROFILES`, or auto: the largest that fits the GPU, or sandbox without one.
+            None and auto keep an existing folder's own; None gives a new folder sandbox.
+        run_dir: The folder; None for runs/<profile> in the project, or on Google Drive if Colab has mounted it.
         overrides: Settings that differ from the profile's: a mapping, or JSON text.
 
     Raises:
-        ValueError: If a name or value is not valid, or the folder holds results of other settings.
+        ValueError: If a name or value is not valid, or the folder holds results made with other settings.
         OSError: If the folder cannot be written to, or its disk is full.
-        Busy: If another process keeps its configuration.
+        Busy: If another process holds the lock of its configuration.
     """
     new_profile = resolve_profile(profile or "sandbox")
     folder = user_path(run_dir or runs_folder() / new_profile)

@@ -1,4 +1,4 @@
-"""The files of a stage in a run folder, and beside them when and with what they were made, and their checksums."""
+"""The files of a stage in a run folder, with records of when and how they were made, and their checksums."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read_table(path: Path, columns: Iterable[str] = (), numbers: Iterable[str] =
 
     Args:
         path: The file.
-        columns: Those that it must have.
-        numbers: Those that it must have and that hold numbers.
+        columns: Columns that it must have.
+        numbers: Columns that it must have and that must hold numbers.
 
     Raises:
         ValueError: If it cannot be read or lacks a column: something other than this package has changed it.
@@ -35,18 +35,18 @@ def read_table(path: Path, columns: Iterable[str] = (), numbers: Iterable[str] =
     except (ValueError, TypeError, OSError, ArrowException) as error:
         cause = str(error).strip().splitlines()[0][:150]
         raise ValueError(
-            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; all else that is complete is kept."
+            f"{path} cannot be read ({cause}).\nDelete it, and it is made again; other complete results are kept."
         ) from error
     return table
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a Parquet file of a run folder, with checksums by which `read_table` finds that a byte has changed."""
+    """Write a Parquet file of a run folder, with checksums by which `read_table` detects changed bytes."""
     atomic_write(path, lambda part: table.to_parquet(part, write_page_checksum=True))
 
 
 def write_stage(path: Path, started: str, **more: Any) -> None:
-    """Record when a result was made and with what; written before the result, so that none is without its record.
+    """Record when and how a result was made; call it before writing the result, so that none lacks its record.
 
     Args:
         path: The record, JSON.
@@ -57,10 +57,10 @@ def write_stage(path: Path, started: str, **more: Any) -> None:
 
 
 def check_trained(folder: Path) -> None:
-    """Refuse a training of which a file has changed since it was complete.
+    """Check that no file of a complete training has changed.
 
     Raises:
-        ValueError: With how to have it made again.
+        ValueError: If one has; the message says how to repair it.
     """
     stage = folder / "stage.json"
     recorded = read_json(stage).get("sha256") if stage.exists() else None

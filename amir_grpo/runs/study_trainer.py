@@ -1,11 +1,11 @@
-"""The trainer of all runs: AMIR-GRPO, or GRPO where λ is 0, with what the study turns and what a run keeps.
+"""The trainer of all runs: AMIR-GRPO, or GRPO if λ is 0, with the variants of the study and the records of a run.
 
-- Rollouts are drawn by the package's own engine, one random stream per completion, and every completion that the loss has
-  used is recorded with what the update made of it.
-- The study's rivals: λ that keeps a share of the update or follows the published code, the linear pair loss, pairs of
-  permuted rewards, and no advantage for uniform groups.
-- Reward regimes. A nuisance is a part of the reward that says nothing about correctness, as a noisy reward model or a
-  weighty style would add it. It is a reward function of its own, so that TRL logs it in a column of its own
+- Rollouts are drawn by the package's own engine, with one random stream per completion. Every completion that the loss
+  has used is recorded with its weight in the update.
+- Variants: a λ that keeps a share of the update or follows the published code, the linear pair loss, pairs of permuted
+  rewards, and no advantage for uniform groups.
+- Reward regimes. A nuisance is a part of the reward that says nothing about correctness, such as a noisy reward model
+  or a large reward for style would add. It is a separate reward function, so that TRL logs it in its own column
   (`rewards/nuisance/mean`).
 """
 
@@ -46,7 +46,7 @@ _CREDIT_RANGE = 10  # how far off an answer may be to earn partial credit
 
 @dataclass
 class StudyConfig(AmirGRPOConfig):
-    """Configuration of `StudyTrainer`; `amir_grpo.settings` explains its settings and checks them."""
+    """Configuration of `StudyTrainer`; `amir_grpo.settings` explains and checks its settings."""
 
     max_prompt_length: int = 1024
     own_engine: bool = True  # False: TRL draws
@@ -60,20 +60,20 @@ class StudyConfig(AmirGRPOConfig):
     reward_terms: str = "all"
     drop_uniform_groups: bool = False
 
-    # "permuted" is a negative control: all pairs of rewards permuted within the group
+    # "permuted" is a negative control: all pairs, from rewards permuted within the group
     _pair_minings: ClassVar[tuple[str, ...]] = (*STRATEGIES, "permuted")
 
 
 class StudyTrainer(AmirGRPOTrainer):
-    """AMIR-GRPO in a run; `reward_funcs` is a list of functions, one of them named "correctness".
+    """Trainer of a run; `reward_funcs` is a list of functions, one of them named "correctness".
 
-    `rollouts()` has one row per completion that the loss has used: step (of the optimizer), group (a number of its own in
-    the run for the completions drawn together from one prompt), tokens (that the loss sees), reward, correct (1 or 0),
-    advantage (A_i), bonus (λ κ_i w_i, 0 for GRPO) and token_weight, what stands before the gradient of each token's
+    `rollouts()` has one row per completion that the loss has used: step (of the optimizer), group (a number, unique
+    in the run, for the completions drawn together from one prompt), tokens (that the loss sees), reward, correct (1 or
+    0), advantage (A_i), bonus (λ κ_i w_i, 0 for GRPO) and token_weight, the factor of the gradient of each token's
     log-probability in the update: (A_i + λ κ_i w_i) / (κ_i |o_i|), before clipping.
 
-    With TRL's `eval_dataset` and `eval_steps`, `watched` has one row per completion of these problems: step, problem_id,
-    question, text and correct. Each step draws them by the same random numbers, and the training does not notice.
+    With TRL's `eval_dataset` and `eval_steps`, `watched` has one row per completion of these problems: step,
+    problem_id, question, text and correct. All steps draw with the same random numbers; the training is not affected.
     """
 
     args: StudyConfig
@@ -87,29 +87,29 @@ class StudyTrainer(AmirGRPOTrainer):
         self._scores: Tensor | None = None  # (N, functions) of the latest rollout, over all processes
         self._rows: list[np.ndarray] = []
         self.watched: list[dict[str, Any]] = []
-        self._rollout = (-1, 0)  # the optimizer step of the latest one drawn, and its number within that step
+        self._rollout = (-1, 0)  # optimizer step of the latest rollout, and its number within that step
 
-    # --- rollouts -----------------------------------------------------------------------------------------------------
+    # --- rollouts ------------------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list):
-        """As TRL's former `max_prompt_length`: a longer prompt loses its beginning."""
+        """Tokenize prompts, cutting the beginning of those longer than `max_prompt_length`, as TRL once did."""
         prompt_ids, *rest = super()._tokenize_prompts(prompts)
         return [ids[-self.args.max_prompt_length :] for ids in prompt_ids], *rest
 
     def _draws(self) -> bool:
-        """Tell whether the package's own engine draws: by temperature and top_p, from a policy that is here as a whole."""
+        """Return whether the package's own engine draws: unsharded, and with no options but temperature and top_p."""
         args = self.args
         plain = not args.top_k and not args.min_p and args.repetition_penalty == 1.0 and not args.generation_kwargs
         return args.own_engine and plain and not self.use_vllm and not is_sharded()
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *rest):
-        """Draw by one random stream per completion, or let TRL draw.
+        """Draw with one random stream per completion, or let TRL draw.
 
-        A stream is named by the seed, the optimizer step, the rollout within that step, the prompt's place in the rollout
-        and the completion's place in its group; in an evaluation by the prompt, whatever the step. So neither an
-        interruption nor the number of processes changes what is drawn, and both methods draw the same from the same policy.
-        Each prompt goes through the policy once, and at temperature 1 the log-probabilities of the completions are known
-        without a further forward pass.
+        A stream is named by the seed, the optimizer step, the rollout within that step, the prompt's place in the
+        rollout and the completion's place in its group; in an evaluation, the prompt replaces step, rollout and place.
+        So neither an interruption nor the number of processes changes what is drawn, and both methods draw the same
+        from the same policy. Each prompt goes through the policy once, and at temperature 1 the log-probabilities of
+        the completions are known without a further forward pass.
         """
         if not self._draws():
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *rest)
@@ -128,14 +128,14 @@ class StudyTrainer(AmirGRPOTrainer):
             engine = TransformersEngine(policy, self._tokenizer)
             drawn = engine.generate(requests, self.temperature, self.args.top_p, self.max_completion_length)
         completions = [completion for group in drawn for completion in group]
-        dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32  # as TRL's own are
+        dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32  # as in TRL
         logprobs = [torch.tensor(completion.logprobs, dtype=dtype) for completion in completions]
         padded = torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True).to(self.accelerator.device)
         self.sampled_logps = padded if self.temperature == 1.0 else None  # the engine's are at temperature 1
         return [completion.ids for completion in completions], None
 
     def _calculate_rewards(self, *args, **kwargs):
-        """Return the rewards in float64 where the policy computes in it, for means and deviations; pairs use float32."""
+        """Return the rewards, in float64 if the policy computes in it, for means and deviations; pairs use float32."""
         scores = super()._calculate_rewards(*args, **kwargs)
         self._scores = scores.to(torch.promote_types(torch.float32, self.model.dtype))
         return self._scores
@@ -152,7 +152,7 @@ class StudyTrainer(AmirGRPOTrainer):
                 output["advantages"] = torch.where(mixed[mine], output["advantages"], 0.0)
             output["reward"] = (self._scores * self.reward_weights.to(correct.device)).nansum(dim=1)[mine]
             output["correct"] = correct[mine]
-            # micro-batches so far, of this and earlier steps: the number of the first that uses this rollout, times its rows
+            # number the groups by the first micro-batch that uses this rollout, counted over all steps
             accumulated = self.args.gradient_accumulation_steps
             begun = self.state.global_step * accumulated + self._step % max(1, accumulated)
             row = begun * len(correct) + first + torch.arange(len(inputs), device=correct.device)
@@ -160,7 +160,7 @@ class StudyTrainer(AmirGRPOTrainer):
         return output
 
     def prediction_step(self, model, inputs, *args, **kwargs):
-        """Draw, grade and keep a batch of an evaluation; its loss would say nothing, and cost a forward pass."""
+        """Draw, grade and record a batch of an evaluation; its loss would cost a forward pass and say nothing."""
         completions = self._prepare_inputs(inputs)["completion_ids"]
         texts = self.processing_class.batch_decode(completions, skip_special_tokens=True)
         correct = self._scores[self.accelerator.process_index * len(inputs) :, self._correctness] > 0
@@ -177,10 +177,10 @@ class StudyTrainer(AmirGRPOTrainer):
         self.watched += gather_object(rows)
         return None, None, None
 
-    # --- what the study turns -----------------------------------------------------------------------------------------
+    # --- variants of the study -----------------------------------------------------------------------------------
 
     def _pairs(self, tokens: Tensor) -> Pairs:
-        """Return the pairs of the rollout; for pair_mining "permuted" all those of rewards permuted within each group."""
+        """Return the pairs of the rollout; for pair_mining "permuted", all pairs of rewards permuted within groups."""
         if self.args.pair_mining != "permuted":
             return super()._pairs(tokens)
         numbers = np.random.default_rng([self.args.seed, self.state.global_step])
@@ -190,7 +190,7 @@ class StudyTrainer(AmirGRPOTrainer):
         return mine_pairs(rewards, self.num_generations, self.args.reward_margin, "all", self.args.max_pairs_per_group)
 
     def _weigh(self, seq_logps, pairs, ref_seq_logps=None):
-        """Return weights and loss of the paper's pair loss, of the linear one, or the weights of another method."""
+        """Return weights and loss of the paper's or the linear pair loss, or weights of another method and NaN."""
         args = self.args
         if args.pair_loss == "linear":
             return linear_pair_loss(seq_logps, pairs, args.beta_dpo, ref_seq_logps)
@@ -198,7 +198,7 @@ class StudyTrainer(AmirGRPOTrainer):
             return super()._weigh(seq_logps, pairs, ref_seq_logps)
         scores = seq_logps if ref_seq_logps is None else seq_logps - ref_seq_logps
         groups = self._rewards.view(-1, self.num_generations)
-        # what nothing could score counts as average
+        # a completion that nothing could score counts as average
         rewards = torch.where(groups.isnan(), groups.nanmean(dim=1, keepdim=True), groups).nan_to_num().flatten()
         weights = family_weights(
             args.pair_loss, rewards, scores, self.num_generations, args.reward_margin, 1 / args.beta_dpo
@@ -206,7 +206,7 @@ class StudyTrainer(AmirGRPOTrainer):
         return weights, seq_logps.new_tensor(torch.nan)
 
     def _score_preferences(self, output: dict[str, Any]) -> Tensor:
-        """Return the weights; for the schedules "share" and "mixture" set λ by the rollout, and scale its advantages."""
+        """Return the weights; the schedules "share" and "mixture" also set λ, and "mixture" scales the advantages."""
         weights, schedule = super()._score_preferences(output), self.args.lambda_schedule
         if schedule not in ("share", "mixture") or not self._seen["pairs"]:
             return weights
@@ -216,7 +216,7 @@ class StudyTrainer(AmirGRPOTrainer):
         share = self.args.preference_share
         if schedule == "share":  # λ Σ|κ w| = share (Σ|A| + λ Σ|κ w|)
             self.lambda_reg = share / (1 - share) * advantage_sum / weight_sum
-        else:  # (1 - share) times the update at that share, so that it keeps the size of GRPO's
+        else:  # (1 - share) times the update at that share, so that it stays as large as GRPO's
             self.lambda_reg = share * advantage_sum / weight_sum
             output["advantages"] = (1 - share) * output["advantages"]
         return weights
@@ -237,7 +237,7 @@ class StudyTrainer(AmirGRPOTrainer):
         return loss
 
     def _move_lambda(self, loss: Tensor, weights: Tensor) -> None:
-        """Move λ as the published code does: by GRPO's loss on the first micro-batch of each optimizer step.
+        """Change λ as the published code does: from GRPO's loss on the first micro-batch of each optimizer step.
 
         On-policy, the bonus adds -(N/M) λ Σ w to the value of a micro-batch's loss, whatever the loss type.
         """
@@ -248,7 +248,7 @@ class StudyTrainer(AmirGRPOTrainer):
         if self.accelerator.sync_gradients:
             self.lambda_reg = published_lambda(self.lambda_reg, self._seen["loss"], self._grpo_loss)
 
-    # --- what a run keeps ---------------------------------------------------------------------------------------------
+    # --- records of a run ----------------------------------------------------------------------------------------
 
     def _with_bonus(self, inputs: dict[str, Any], factor: Tensor) -> dict[str, Any]:
         whole = super()._with_bonus(inputs, factor)
@@ -256,7 +256,7 @@ class StudyTrainer(AmirGRPOTrainer):
         return whole
 
     def _record(self, inputs: dict[str, Any], factor: Tensor, bonus: Tensor) -> None:
-        """Keep the rows of a micro-batch, whose κ_i is `factor` (M,) and λ κ_i w_i `bonus` (M,)."""
+        """Record the rows of a micro-batch; `factor` (M,) is κ_i, and `bonus` (M,) is λ κ_i w_i."""
         tokens, advantage = loss_mask(inputs).sum(-1), inputs["advantages"]
         weight = (advantage + bonus) / (factor * tokens.clamp(min=1))
         step = torch.full_like(advantage, self.state.global_step + 1)
@@ -278,11 +278,11 @@ class StudyTrainer(AmirGRPOTrainer):
             folder = self.checkpoint_folder(trial)
             if self.args.lambda_schedule != "constant":
                 (folder / _STATE_FILE).write_text(json.dumps({"lambda": self.lambda_reg}))
-            self.write_records(folder)  # the checkpoint is whole
+            self.write_records(folder)  # with them, the checkpoint counts as whole
             write_checksums(folder)
 
     def write_records(self, folder: Path) -> None:
-        """Write what is recorded of the training so far: rollouts, and the completions that were watched, if any."""
+        """Write the records of the training so far: rollouts, and watched completions if there are any."""
         if self.watched:
             atomic_write(folder / WATCHED_FILE, pd.DataFrame(self.watched).to_parquet)
         atomic_write(folder / ROLLOUTS_FILE, self.rollouts().to_parquet)
@@ -297,14 +297,14 @@ class StudyTrainer(AmirGRPOTrainer):
             self.watched = pd.read_parquet(file).to_dict("records")
 
 
-# --- λ and pairs -------------------------------------------------------------------------------------------------------
+# --- λ and pairs ------------------------------------------------------------------------------------------------
 
 
 def published_lambda(lambda_reg: float, preference_loss: float, grpo_loss: float) -> float:
     """Return λ of the next step by the rule of the published code, which compares the values of the two losses.
 
     ratio = λ L_pref / max(1e-9, L_GRPO): below 0.3, λ ← min(0.05, 1.25 λ); above 0.7, λ ← max(0.005, 0.8 λ). On-policy
-    the value of L_GRPO is about 0, since advantages add up to 0, so that the ratio follows its rounding and its sign.
+    the value of L_GRPO is about 0, since advantages add up to 0, so the ratio depends on its rounding and its sign.
     """
     ratio = lambda_reg * preference_loss / max(1e-9, grpo_loss)
     if ratio < 0.3:
@@ -319,8 +319,8 @@ def linear_pair_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return weights (N,) and value of the pair loss log 2 - z/2, the tangent of -log σ(z) at z = 0.
 
-    The z of length-normalised log-probabilities are small, so that the paper's loss is nearly this one, whose weights
-    β/(2|S|) (wins - losses) do not depend on the policy. Arguments as in `amir_grpo.preference.preference_weights`.
+    With length-normalised log-probabilities z is small, so the paper's loss is nearly this one. Its weights,
+    β/(2|S|) (wins - losses), do not depend on the policy. Arguments as in `amir_grpo.preference.preference_weights`.
     """
     logits = pair_logits(seq_logps, pairs, beta, ref_seq_logps)
     pull = torch.full_like(logits.detach(), 0.5) * (beta / max(logits.numel(), 1))
@@ -329,16 +329,16 @@ def linear_pair_loss(
 
 
 def permuted_within_groups(rewards: Tensor, group_size: int, generator: np.random.Generator) -> Tensor:
-    """Return rewards (N,) shuffled inside each group of `group_size` adjacent rows: what pairs they imply is chance."""
+    """Return rewards (N,) shuffled within each group of `group_size` adjacent rows, so that their pairs are random."""
     order = [start + generator.permutation(group_size) for start in range(0, rewards.numel(), group_size)]
     return rewards[torch.from_numpy(np.concatenate(order)).to(rewards.device)]
 
 
-# --- reward regimes ----------------------------------------------------------------------------------------------------
+# --- reward regimes ---------------------------------------------------------------------------------------------
 
 
 def with_regime(functions: Sequence[RewardFunction], args: StudyConfig) -> list[RewardFunction]:
-    """Return the reward functions with the nuisance, and after it, where the reward is clipped, what that takes off."""
+    """Return the reward functions, then the nuisance, if any, then, if the reward is clipped, what that takes off."""
     functions = list(functions)
     if args.nuisance != "none":
         functions.append(_nuisance(args))
@@ -365,7 +365,7 @@ def _nuisance(args: StudyConfig) -> RewardFunction:
 
 
 def _numbers(seed: int, step: int, ids: Sequence[str]) -> list[float]:
-    """Return a number in [0, 1) per completion, by its problem and its place in the group: equal for all arms of a seed."""
+    """Return a number in [0, 1) per completion, by its problem and place in the group: equal in all arms of a seed."""
     place: Counter[str] = Counter()
     numbers = []
     for problem in ids:
@@ -376,7 +376,7 @@ def _numbers(seed: int, step: int, ids: Sequence[str]) -> list[float]:
 
 
 def _closeness(text: str, golds: str | Sequence[str]) -> float:
-    """Return 1 for the answer itself, falling to 0 at `_CREDIT_RANGE` off; 0 where either is no number."""
+    """Return 1 for the right answer, falling to 0 at a distance of `_CREDIT_RANGE`; 0 if either is not a number."""
     answer = extract_answer(text)
     number = plain_number(plain_text(answer)) if answer else None
     gold = plain_number(plain_text(golds if isinstance(golds, str) else golds[0]))

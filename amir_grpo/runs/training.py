@@ -1,4 +1,4 @@
-"""Train a policy by GRPO or AMIR-GRPO from the settings of a run: the two differ in λ alone."""
+"""Train a policy with GRPO or AMIR-GRPO from the settings of a run; the two differ only in λ."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def train(
     backend: Backend,
     watched: Dataset | None = None,
 ) -> pd.DataFrame:
-    """Train a LoRA adapter on `base` and save it into `folder`; continue from its last checkpoint where there is one.
+    """Train a LoRA adapter on `base` and save it into `folder`, continuing from its last checkpoint if there is one.
 
     Args:
         method: "grpo" or "amir_grpo".
         base: Hub id or folder of the base policy.
         problems: Columns prompt (chat messages) and answer.
         folder: Gets the adapter, rollouts.parquet (see `StudyTrainer.rollouts`), and checkpoints under checkpoints/.
-        backend: What loads the policy; it has been started.
-        watched: With eval_steps: problems whose completions are drawn every so many steps, into watched.parquet.
+        backend: The backend that loads the policy, already started.
+        watched: Problems whose completions are drawn every `eval_steps` steps, into watched.parquet; None for none.
 
     Raises:
-        MemoryError: If the GPU's memory runs out; checkpoints stay.
+        MemoryError: If the GPU's memory runs out; checkpoints are kept.
         RuntimeError: If no step has changed the adapter.
 
     Returns:
@@ -78,19 +78,19 @@ def train(
     config = trainer_config(method, settings, checkpoints, backend.name)
     last = last_whole_checkpoint(checkpoints)
     state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
-    if state and state.global_step >= config.max_steps:  # transformers would train a step more
+    if state and state.global_step >= config.max_steps:  # transformers would train one more step
         if is_main():
             copy_policy(last, folder)
             round_to_float32(folder / WEIGHTS)
             watched_file = [WATCHED_FILE] if (last / WATCHED_FILE).exists() else []
-            for name in ("README.md", "training_args.bin", ROLLOUTS_FILE, *watched_file):  # as the end of a training
+            for name in ("README.md", "training_args.bin", ROLLOUTS_FILE, *watched_file):  # as after a training
                 shutil.copy2(last / name, folder / name)
     else:
         trainer = run_trainer(settings, config, base, problems, backend, watched)
         state = _train_to_the_end(trainer, method, folder, last)
         del trainer
-        free_memory()  # a trainer refers to itself, and would keep its policy until Python happens to look
-    # by name: a resumed training reads its rows back from a checkpoint, in another order
+        free_memory()  # a trainer refers to itself, and would keep its policy until the garbage is collected
+    # columns sorted by name: a resumed training reads them from a checkpoint in another order
     log = pd.DataFrame([row for row in state.log_history if "loss" in row]).sort_index(axis=1)
     log.insert(0, "completions", config.generation_batch_size)
     log.insert(0, "step", log.pop("step"))
@@ -104,8 +104,8 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
     """Train from the base, or from checkpoint `last`, and save adapter and rollouts into `folder`."""
     args, done = trainer.args, int(last.name.rpartition("-")[2]) if last else 0
     args.eval_on_start = args.eval_on_start and not last
-    if args.device.type == "cpu":  # of several processes: accelerate numbers it, and torch.load knows no "cpu:0"
-        args.__dict__["_setup_devices"] = torch.device("cpu")  # where the configuration keeps it
+    if args.device.type == "cpu":  # with several processes accelerate makes it "cpu:0", which torch.load refuses
+        args.__dict__["_setup_devices"] = torch.device("cpu")  # where it is cached
     shown = stage(f"training {method}", args.max_steps, done) if is_main() else nullcontext(lambda **shown: None)
     try:
         with shown as tick:
@@ -118,33 +118,33 @@ def _train_to_the_end(trainer: StudyTrainer, method: str, folder: Path, last: Pa
         ) from error
     if steps.skipped and is_main():
         print(f"The loss scaler of float16 has skipped {steps.skipped} of {args.max_steps - done} steps.", flush=True)
-    trainer.processing_class.padding_side = "left"  # Unsloth has changed it, and what is saved goes with the policy
+    trainer.processing_class.padding_side = "left"  # Unsloth has changed it, and it is saved with the policy
     trainer.save_model(str(folder))
     if is_main():
-        round_to_float32(folder / WEIGHTS)  # checkpoints are not rounded: a resumed training has lost no digit
+        round_to_float32(folder / WEIGHTS)  # checkpoints are not rounded, so that a resumed training loses no digit
         trainer.write_records(folder)
     return trainer.state
 
 
 def check_adapter(weights: Path, log: pd.DataFrame) -> None:
-    """Refuse an adapter that is still its start, where the second matrix of each pair is zero.
+    """Refuse an untrained adapter, in which the second matrix of each pair is still zero.
 
     Raises:
-        RuntimeError: If no step has changed one.
+        RuntimeError: If no step has changed a weight.
     """
     if any(weight.any() for name, weight in load_file(weights).items() if "lora_B" in name):
         return
     why = "Gradients that are not finite in float16, or a tiny learning rate: take bfloat16, or raise learning_rate."
     if (log["frac_reward_zero_std"] == 1).all():
         why = "No group had unequal rewards: take problems that the policy gets right now and then."
-    raise RuntimeError(f"{weights} is still its start: no step has changed a weight.\n{why}")
+    raise RuntimeError(f"{weights} is untrained: no step has changed a weight.\n{why}")
 
 
-# --- trainer and policy ------------------------------------------------------------------------------------------------
+# --- trainer and policy -----------------------------------------------------------------------------------------
 
 
 def steps_per_rollout(settings: RunSettings) -> int:
-    """Return the optimizer steps after which a rollout and a step end together."""
+    """Return the number of optimizer steps after which a rollout and a step end together."""
     accumulated = settings.train.gradient_accumulation_steps
     return math.lcm(settings.train.micro_batches, accumulated) // accumulated
 
@@ -167,21 +167,21 @@ def trainer_config(method: str, settings: RunSettings, folder: Path, backend: st
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "save_strategy": "steps" if train.save_steps else "no",
-        "save_steps": -(-train.save_steps // steps) * steps or 500,  # where a rollout ends: none is kept half used
+        "save_steps": -(-train.save_steps // steps) * steps or 500,  # at the end of a rollout: none is half used
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
         "ddp_find_unused_parameters": False,  # every weight of the adapter is used
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if train.gradient_checkpointing else None,
-        # TRL's own mode multiplies all tokens of a completion by one ratio, without bound from below, and drops those
-        # above 3: the weights of a group's preferences would no longer sum to 0
+        # TRL's default mode multiplies all tokens of a completion by one ratio without a lower bound, and drops those
+        # above 3: the preference weights of a group would no longer sum to 0
         "vllm_importance_sampling_correction": True,
         "vllm_importance_sampling_mode": "token_truncate",
         "max_prompt_length": settings.data.max_prompt_length,
-        "own_engine": backend == "transformers",  # Unsloth has ways of its own
+        "own_engine": backend == "transformers",  # Unsloth generates in its own way
     }
     if method == "grpo":
         derived["lambda_reg"] = 0.0
-    given = train.model_extra or {}  # options of TRL by their name, which overrule what a run would choose
+    given = train.model_extra or {}  # TRL's options by name, which override a run's choices
     if given.get("eval_steps"):
         whole_groups = max(train.micro_batch // train.num_generations, 1) * train.num_generations
         derived |= {"eval_strategy": "steps", "eval_on_start": True, "per_device_eval_batch_size": whole_groups}
@@ -198,7 +198,7 @@ def run_trainer(
 ) -> StudyTrainer:
     """Return the trainer of a run, with the policy and a fresh adapter loaded; arguments as in `train`."""
     set_seed(settings.train.seed)  # before the adapter is drawn, so that both methods start from the same one
-    tokenizer = load_tokenizer(base, settings.policy.trust_remote_code)  # small, and tells what cannot be trained
+    tokenizer = load_tokenizer(base, settings.policy.trust_remote_code)  # small, and may refuse the policy
     if by_unsloth := backend.name == "unsloth":
         check_padding(tokenizer)
         train = settings.train
@@ -224,23 +224,23 @@ def run_trainer(
 
 @torch.no_grad()
 def draw_adapter(policy: torch.nn.Module, seed: int) -> None:
-    """Draw the first weights of a LoRA adapter again: PEFT's distribution, by numbers that no library rounds.
+    """Redraw the initial weights of a LoRA adapter: PEFT's distribution, from numbers that are the same everywhere.
 
-    torch draws other numbers in another precision, and may in another build. Weights that another process holds (on the
-    meta device, or cut by ZeRO-3) stay as they are.
+    torch draws other numbers in another precision, and possibly in another build. Weights that another process holds
+    (on the meta device, or split by ZeRO-3) stay as they are.
     """
     for name, weight in policy.named_parameters():
         if ".lora_A." in name and not weight.is_meta and not hasattr(weight, "ds_id"):
-            # as kaiming_uniform_ with a = √5, without a multiplication that could be fused with an addition
+            # like kaiming_uniform_ with a = √5, but without a multiplication that could be fused with an addition
             numbers = np.random.Generator(np.random.PCG64(stream(seed, "adapter", name))).random(tuple(weight.shape))
             drawn = (numbers * 2 - 1) / np.sqrt(weight.shape[1])
             weight.copy_(torch.from_numpy(drawn.astype(np.float32)))
 
 
 class _Steps(TrainerCallback):
-    """Shows each step, with the latest reward, and counts those that the loss scaler of float16 has skipped.
+    """Callback that shows each step with the latest reward, and counts steps skipped by the loss scaler of float16.
 
-    It warns once of each symptom that keeps a training from learning (`amir_grpo.doctor`).
+    It warns once about each symptom that keeps a training from learning (`amir_grpo.doctor`).
     """
 
     def __init__(self, trainer: StudyTrainer, tick: Callable[..., None]) -> None:
@@ -265,13 +265,13 @@ class _Steps(TrainerCallback):
                 print(f"After {len(log)} logged steps: {finding.symptom} {finding.remedy}", flush=True)
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------
 
 
 def last_whole_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the latest checkpoint that was written to its end and is as it was written.
+    """Return the latest checkpoint that is complete and undamaged; None if there is none.
 
-    Those that were cut off are removed; so are damaged ones, which are named.
+    Incomplete checkpoints are removed, and so are damaged ones, with a message.
     """
     if not checkpoints.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""Compare the results of two runs, or of a run and what the package keeps, from cause to effect."""
+"""Compare the results of two runs, or of a run with those that the package keeps, from cause to effect."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from amir_grpo.system.provenance import read_config, read_json, record_of, to_js
 if TYPE_CHECKING:
     from amir_grpo.runs.run import Run
 
-# Numbers of a training and of a table that differ by less, relative or absolute, count as the same: another processor
-# rounds so in float64.
+# Numbers of a training or a table that differ by less, relative or absolute, count as equal: processors round
+# differently in float64, but by less than this.
 TOLERANCE = 1e-10
 TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
 LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
-# Of the log: how long something took, or how much memory it had.
+# Columns of the log that hold durations.
 _TIMES = ["step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"]
 
 
 def first_difference(a: Path, b: Path) -> str | None:
     """Name the first difference between two run folders; None if everything that is compared is equal.
 
-    In the order in which they are made: settings, problems, base policy, rollouts, logs and adapters of the training,
-    completions, scores, tables, figures. The numbers in the log and in the record of the rollouts (rewards, advantages,
-    losses, gradients' norms) may differ by 1e-10, relative or absolute; everything else must match exactly. Times,
-    provenance and pages are not compared.
+    The order is that of a run: settings, problems, base policy, rollouts, logs and adapters of the training,
+    completions, scores, tables, figures. Numbers in the log and in the record of the rollouts (rewards, advantages,
+    losses, gradient norms) may differ by 1e-10, relative or absolute; everything else must match exactly.
+    Times, provenance and pages are not compared.
 
     Raises:
         FileNotFoundError: If one of them is not a run folder, or neither holds a result.
@@ -60,17 +60,17 @@ def first_difference(a: Path, b: Path) -> str | None:
 
 
 def keep_results(run: Run, folder: Path) -> None:
-    """Write what the package keeps of a complete run: its tables, a digest of its completions, logs, and provenance."""
+    """Write what the package keeps of a complete run: tables, a digest of the completions, logs, and provenance."""
     for name, table in _results(run).items():
         atomic_write(folder / f"{name}.csv", partial(table.to_csv, index=False))
     write_text(folder / "provenance.json", to_json(record_of(run.folder)))
 
 
 def compared_with_kept(run: Run, kept: Path) -> str | None:
-    """Say in a line or two whether a complete run gives the results that `keep_results` has kept of its profile in a folder.
+    """Say in a line or two whether a complete run gives the results that `keep_results` has kept for its profile.
 
     Returns:
-        None where nothing is kept of the profile.
+        None if nothing is kept for the profile.
     """
     if not (kept / "provenance.json").is_file():
         return None
@@ -104,8 +104,8 @@ def compared_with_kept(run: Run, kept: Path) -> str | None:
 def completion_digests(run: Run) -> pd.DataFrame:
     """Digest the completions of a run: columns policy, benchmark, completions, sha256.
 
-    The digest goes over the samples in their order, then the greedy completions: of each the number of its tokens, their
-    ids, and whether it is correct.
+    The digest covers the samples in order, then the greedy completions: for each, the number of its tokens, their ids,
+    and whether it is correct.
     """
     drawn = pd.concat([run.samples(), run.samples(greedy=True)])
     rows = []
@@ -119,11 +119,11 @@ def completion_digests(run: Run) -> pd.DataFrame:
 
 
 def table_difference(a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 0.0) -> str | None:
-    """Say what differs first between two tables; None where nothing does. Times and the order of columns do not count.
+    """Describe the first difference between two tables; None if there is none. Times and column order do not count.
 
     Args:
         a, b: The tables.
-        tolerance: Numbers that differ by less, relative or absolute, are the same.
+        tolerance: Numbers that differ by less, relative or absolute, count as equal.
     """
     a, b = (table.drop(columns=_TIMES, errors="ignore") for table in (a, b))
     if set(a.columns) != set(b.columns):
@@ -138,14 +138,14 @@ def table_difference(a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 0.0) -
 
 
 def _results(run: Run) -> dict[str, pd.DataFrame]:
-    """Everything that is compared with what is kept, from the cause to the effect."""
+    """Return the tables that are compared with the kept ones, from cause to effect."""
     tables = {name: pd.read_csv(run.folder / "tables" / f"{name}.csv") for name in TABLES}
     tables["margins"] = tables["margins"].round(6)
     return {"log": run.logs()[LOG_COLUMNS], "completions": completion_digests(run)} | tables
 
 
 def _explanation(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name what differs between two provenances and may change numbers; where nothing does, the code is what is left."""
+    """Name the differences between two provenances that may change numbers; if there are none, the two commits."""
     there, here = (
         p["packages"] | {"Python": p["python"], "platform": p["platform"], "CPU": p.get("cpu")} for p in (old, new)
     )
@@ -173,7 +173,7 @@ def _same_table(a: Path, b: Path, tolerance: float = 0.0) -> str | None:
 _almost_same_table = partial(_same_table, tolerance=TOLERANCE)
 
 
-# Patterns of files, and what compares two of them: None where they are the same. In the order in which they are made.
+# Patterns of files in the order in which they are made, and the function that compares two: None if they are equal.
 _PARTS: tuple[tuple[str, Callable[[Path, Path], str | None]], ...] = (
     ("problems/*.json", _same_problems),
     ("base/*.safetensors", _same_bytes),
@@ -183,5 +183,5 @@ _PARTS: tuple[tuple[str, Callable[[Path, Path], str | None]], ...] = (
     ("samples/*/*.parquet", _same_table),
     ("scores/*.parquet", _same_table),
     ("tables/*.csv", _same_table),
-    ("figures/[!.]*.svg", _same_bytes),  # PNGs name their commit; files that begin with a dot are left over from kills
+    ("figures/[!.]*.svg", _same_bytes),  # PNGs name their commit; files that start with a dot are left by killed runs
 )

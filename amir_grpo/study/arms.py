@@ -1,7 +1,7 @@
-"""The arms of the study: what is trained under which rewards, as the settings that change, and what theory predicts of it.
+"""The arms of the study, as changes of settings: what is trained, under which rewards, and what theory predicts.
 
-Under `lambda_schedule="share"` the preference term comes on top of GRPO's advantages, so that at a share of 0.6 the update
-is up to 2.5 times GRPO's, and a gain could be that of a larger step. The arms of the tests are therefore mixtures,
+With `lambda_schedule="share"` the preference term is added to GRPO's advantages, so that at a share of 0.6 the update
+is up to 2.5 times GRPO's, and a gain could come from the larger step. The arms of the tests are therefore mixtures,
 (1 - s) A + s ŵ with ŵ scaled to the L1 norm of A: the objective of the same share, at the size of GRPO's update.
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from amir_grpo.settings import settings_of
 
-PROFILE = "sandbox"  # that the arms change
-# The rewards of a regime; the first is without a nuisance.
+PROFILE = "sandbox"  # the profile that the arms change
+# Settings of the rewards in each regime; the first has no nuisance.
 REGIMES: dict[str, dict[str, Any]] = {
     "clean": {},
     "nuisance": {"nuisance": "noise", "nuisance_size": 0.45, "reward_margin": 1.0},
@@ -42,14 +42,14 @@ TITLES = {
     "plain-stories": "stories",
 }
 BASE = "base"
-# Regimes that are studies of their own: the head-to-head of AMIR-GRPO's relatives, and a language model.
+# Regimes that are separate studies: the comparison of methods related to AMIR-GRPO, and a language model.
 OWN_STUDIES = ("correctness", "stories", "plain-stories")
 
 _MIXTURE = {"lambda_schedule": "mixture", "preference_share": 0.6}
 _PERMUTED = {"pair_mining": "permuted"}
 # The paper's λ, β and δ; the rewards are this package's.
 _PUBLISHED = {"lambda_reg": 0.01, "beta_dpo": 0.2, "reward_margin": 2.0}
-# Two optimizer steps per rollout, so that importance ratios leave 1: with one, every clipping rule and GSPO are GRPO.
+# Two optimizer steps per rollout, so that importance ratios leave 1: with one, GSPO and all clipping rules are GRPO.
 _TWO_STEPS = {
     "per_device_train_batch_size": 64,
     "gradient_accumulation_steps": 1,
@@ -58,25 +58,25 @@ _TWO_STEPS = {
 }
 _DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)  # values of λ
-# The largest reward that a completion can earn without a nuisance; in practice, too, one would know where to clip.
+# The largest reward that a completion can earn without a nuisance; in practice one would know this bound, too.
 _CLIPPED = {"reward_clip": 3.3}
-# The sandbox without a nuisance, as simulated; the last four numbers are those of GRPO's rollouts.
-_PROMPTS = 16  # of a rollout
-_SCALE_EPSILON = 1e-4  # that TRL adds to a group's standard deviation
-_CORRECT, _PLAIN = 2.0, 0.8  # reward of a right completion; of every one, for its tags and its integer answer
-_STYLE = 0.5  # what a careful solution earns over a careless one, with its format and its claims of arithmetic
-_CAREFUL = 0.9, 0.35  # how many of the right and of the wrong completions are careful
+# The simulation of the sandbox without a nuisance; the last four numbers are from GRPO's rollouts.
+_PROMPTS = 16  # prompts per rollout
+_SCALE_EPSILON = 1e-4  # TRL adds it to a group's standard deviation
+_CORRECT, _PLAIN = 2.0, 0.8  # rewards for being right, and for tags and an integer answer, which every completion has
+_STYLE = 0.5  # what a careful solution earns beyond a careless one, for its format and its claims of arithmetic
+_CAREFUL = 0.9, 0.35  # shares of the right and of the wrong completions that are careful
 _ALIKE = 8.0  # pass rates of problems are Beta-distributed with this sum of both parameters
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm: what is trained under the rewards of a regime. Its runs differ in the seed and the base policy.
+    """One way of training under the rewards of a regime. Its runs differ in the seed and the base policy.
 
     Attributes:
         method: grpo or amir_grpo; base for the policy before training, which is only evaluated.
-        about: What it is, for tables and figures; a percentage is the preference term's part of the update.
-        changes: Settings that differ from the profile's, those of the regime included.
+        about: Description for tables and figures; a percentage is the preference term's part of the update.
+        changes: Settings that differ from the profile's, including those of the regime.
     """
 
     regime: str
@@ -105,7 +105,7 @@ def _mixture(regime: str) -> Arm:
 
 
 def _variant(name: str, about: str, **changes: Any) -> list[Arm]:
-    """Return the arms of a variant, two optimizer steps per rollout: without the term, as published, as a mixture."""
+    """Return the arms of a variant with two optimizer steps per rollout: no term, the published one, a mixture."""
     loss, path = _TWO_STEPS | changes, f"clean/two-step-{name}"
     return [
         _grpo(path, f"{about}, two steps", loss),
@@ -115,14 +115,14 @@ def _variant(name: str, about: str, **changes: Any) -> list[Arm]:
 
 
 def _relative(name: str, about: str, beta: float) -> Arm:
-    """Return the arm of a loss of `amir_grpo.family` in the place of GRPO's advantages, at the size of GRPO's update."""
+    """Return the arm in which a loss of `amir_grpo.family` replaces GRPO's advantages, at the same size of update."""
     alone = {"lambda_schedule": "mixture", "preference_share": 1.0, "beta_dpo": beta}
     loss = {} if name == "amir" else {"pair_loss": name}
     return _amir(f"correctness/{name}", about, alone, loss)
 
 
 def _sweep(regime: str) -> list[Arm]:
-    """Return arms that differ in λ alone, from ten to a thousand times the published one."""
+    """Return arms that differ only in λ, from ten to a thousand times the published one."""
     return [_amir(f"{regime}/lambda-{value:g}", f"λ = {value:g}", {"lambda_reg": value}) for value in SWEEP]
 
 
@@ -142,7 +142,7 @@ def _stories(regime: str, published: Mapping[str, Any]) -> list[Arm]:
     ]
 
 
-# In the order in which they are worth their time, after those that the tests of the plan need.
+# First the arms of the plan's tests, then the others in the order in which they are worth their time.
 _ALL = [
     _grpo(f"clean/{BASE}", "base policy", method=BASE),
     _grpo("clean/grpo"),
@@ -166,7 +166,7 @@ _ALL = [
     _amir("clean/mixture-0.6-linear", "60 %, linear pairs", _MIXTURE, {"pair_loss": "linear"}),
     _group_size(4),
     _group_size(16),
-    # where λ begins to matter; a clipped reward, and the term, in every combination; learning rates, and more steps
+    # where λ begins to matter; a clipped reward and the term in all combinations; learning rates; more steps
     *_sweep("clean"),
     _grpo("outliers/grpo-clipped", "GRPO, clipped reward", _CLIPPED),
     _amir("outliers/mixture-0.6-clipped", "60 %, clipped reward", _MIXTURE, _CLIPPED),
@@ -179,7 +179,7 @@ _ALL = [
     _amir("clean/mixture-0.6-lr-x8", "60 %, learning rate × 8", _MIXTURE, {"learning_rate": 8e-3}),
     _grpo("clean/steps-x4", "GRPO, steps × 4", {"max_steps": 240}),
     *(arm for regime in ("format", "partial") for arm in (_grpo(f"{regime}/grpo"), _mixture(regime))),
-    # the relatives of AMIR-GRPO, where correctness is the only reward: right or wrong
+    # methods related to AMIR-GRPO, with correctness as the only reward
     _grpo(f"correctness/{BASE}", "base policy", method=BASE),
     _grpo("correctness/grpo"),
     _grpo("correctness/two-step-grpo", "GRPO, two steps", _TWO_STEPS),
@@ -189,7 +189,7 @@ _ALL = [
     _relative("dr_grpo", "Dr. GRPO", 1.0),
     *_stories("stories", _PUBLISHED),
     _amir("stories/mixture-0.6-permuted", "60 %, rewards permuted", _MIXTURE, _PERMUTED),
-    # without claims a right answer is worth 2.0 more than a wrong one, which δ = 2 does not see
+    # without claims a right answer is worth 2.0 more than a wrong one, which does not exceed δ = 2
     *_stories("plain-stories", {**_PUBLISHED, "reward_margin": 1.5}),
 ]
 ARMS: dict[str, Arm] = {arm.path: arm for arm in _ALL}
@@ -201,15 +201,15 @@ def about(path: str) -> str:
 
 
 # --- what theory predicts of them -----------------------------------------------------------------------------------
-# How much of an update is about correctness? Its cosine with correctness centred in each group, the advantage of Dr. GRPO
-# for rewards that are nothing else. A nuisance lowers it: group normalisation blows it up in groups that are all right or
-# all wrong; pairs with a margin above the nuisance do not see it; a clipped reward bounds it.
+# How much of an update is about correctness? Its cosine with correctness centred in each group, which is Dr. GRPO's
+# advantage if correctness is the only reward. A nuisance lowers it: group normalisation amplifies the nuisance in
+# groups that are all right or all wrong; pairs with a larger margin do not see it; a clipped reward bounds it.
 
 
 def simulated_rewards(
     settings: Mapping[str, Any], pass_rate: float, rollouts: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Correctness (0 or 1) and reward of simulated completions: (rollouts, prompts, G) each; `settings`: flat, of a run."""
+    """Simulate correctness (0 or 1) and rewards, (rollouts, prompts, G) each; `settings` are those of a run, flat."""
     shape = (rollouts, _PROMPTS, settings["num_generations"])
     rates = generator.beta(pass_rate * _ALIKE, (1 - pass_rate) * _ALIKE, shape[:2])
     correct = (generator.random(shape) < rates[..., None]).astype(float)
@@ -227,13 +227,13 @@ def simulated_rewards(
 
 
 def group_advantages(reward: NDArray[np.float64], scaled: bool) -> NDArray[np.float64]:
-    """GRPO's advantages over the last axis, or Dr. GRPO's where they are not scaled by the standard deviation."""
+    """Return GRPO's advantages over the last axis, or Dr. GRPO's if not scaled by the standard deviation."""
     deviation = reward - reward.mean(axis=-1, keepdims=True)
     return deviation / (reward.std(axis=-1, ddof=1, keepdims=True) + _SCALE_EPSILON) if scaled else deviation
 
 
 def wins_minus_losses(reward: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
-    """Count what each completion of a group beats by more than the margin, minus what beats it; last axis: group."""
+    """Return each completion's wins minus losses in its group (last axis); a win is by more than the margin."""
     gap = reward[..., :, None] - reward[..., None, :]
     return (gap > margin).sum(axis=-1) - (gap < -margin).sum(axis=-1).astype(float)
 
@@ -241,7 +241,7 @@ def wins_minus_losses(reward: NDArray[np.float64], margin: float) -> NDArray[np.
 def simulated_update(
     settings: Mapping[str, Any], reward: NDArray[np.float64], preference: bool
 ) -> NDArray[np.float64]:
-    """Advantages, mixed with linear pairs at their share where `preference`; rollouts on the first axis."""
+    """Return advantages, mixed with linear pairs at their share if `preference`; rollouts are on the first axis."""
     advantage = group_advantages(reward, settings["scale_rewards"] == "group")
     if not preference:
         return advantage
@@ -252,9 +252,9 @@ def simulated_update(
 
 
 def predicted_cosine(path: str, pass_rate: float, rollouts: int = 400, seed: int = 0) -> float:
-    """Mean over simulated rollouts of the cosine of an arm's update with centred correctness, without a policy.
+    """Return the mean cosine of an arm's update with centred correctness over simulated rollouts, without a policy.
 
-    `path`: GRPO or a mixture, under rewards whose nuisance does not depend on what a completion says.
+    `path`: GRPO or a mixture, with a nuisance that does not depend on the text of a completion.
     """
     settings = settings_of(PROFILE, ARMS[path].changes).flat()
     correct, reward = simulated_rewards(settings, pass_rate, rollouts, np.random.default_rng(seed))

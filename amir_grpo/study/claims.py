@@ -1,7 +1,7 @@
-"""Tables of the study: gains of arms over others, the tests of the plan, and the paper's five claims with their verdicts.
+"""Tables of the study: gains of one arm over another, the plan's tests, and the paper's five claims with verdicts.
 
-Every interval is for new base policies and seeds (`amir_grpo.study.inference`). A claim is tested at two strengths of the
-preference term; above 0 is what the claim says.
+Every interval is for new base policies and seeds (`amir_grpo.study.inference`). A claim is tested at two strengths of
+the preference term; differences above 0 support it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLAIMS = (
     "Gains for every variant",
 )
 
-# Settings of the term and of GRPO, each against the arm that it changes: exploratory, but for tests of the plan.
+# Settings of the term and of GRPO, each against the arm that it changes: exploratory, except for tests of the plan.
 KNOBS: list[Pair] = [
     ("clean/published-schedule", GRPO),
     ("clean/mixture-0.6", GRPO),
@@ -40,7 +40,7 @@ KNOBS: list[Pair] = [
     ("clean/group-16", GRPO),
     ("clean/lr-x2", GRPO),
 ]
-# Under each kind of reward: the term, and the simpler remedies, against GRPO with the same rewards.
+# For each kind of reward: the term and simpler remedies, against GRPO with the same rewards.
 REGIME_GAINS: list[Pair] = [
     ("nuisance/mixture-0.6", "nuisance/grpo"),
     ("nuisance/dr_grpo", "nuisance/grpo"),
@@ -54,7 +54,7 @@ REGIME_GAINS: list[Pair] = [
     ("format/mixture-0.6", "format/grpo"),
     ("partial/mixture-0.6", "partial/grpo"),
 ]
-# The term against what is simpler and may do the same.
+# The term against simpler methods that may do the same.
 RIVALS: list[Pair] = [
     ("nuisance/mixture-0.6", "nuisance/dr_grpo"),
     ("nuisance/mixture-0.6", "nuisance/correctness-only"),
@@ -66,13 +66,13 @@ VARIANTS: dict[str, list[Pair]] = {
     strength: [(f"clean/two-step-{name}-{kind}", f"clean/two-step-{name}") for name in _VARIANTS]
     for strength, kind in zip(STRENGTHS, ("published", "mixture"), strict=True)
 }
-RICHER, RICHER_MARGIN = 5.0, 1.0  # percent of the update that has to be new for claim 1: a threshold of this study
+RICHER, RICHER_MARGIN = 5.0, 1.0  # percent of the update that must be new for claim 1: a threshold of this study
 # Claim 2: what is compared at equal entropy -> (column, scale, unit).
 BOUNDARY = {"margin": ("margin", 1000.0, "10⁻³ nats per token"), "pair accuracy": ("accuracy", 100.0, "points")}
-MARGIN_SHARE, ACCURACY_MARGIN = 0.01, 0.5  # of the old arm's margin; points
+MARGIN_SHARE, ACCURACY_MARGIN = 0.01, 0.5  # share of the old arm's margin; points
 LENGTH_MARGIN = 0.5  # tokens
 SAMPLES = 8  # per problem; coverage takes all of them
-# How many tests of claims there are, those without runs included, so that no verdict changes when others get theirs.
+# The number of tests of claims, including those without runs, so that no verdict changes when others get their runs.
 DECLARED = len(STRENGTHS) * (3 + len(BOUNDARY)) + sum(map(len, VARIANTS.values()))
 Solved = dict[Run, NDArray[np.float64]]  # one chance per problem
 _DIRECTIONS = {Verdict.SUPPORTED: "higher", Verdict.REFUTED: "lower"}
@@ -84,10 +84,10 @@ _DIRECTIONS = {Verdict.SUPPORTED: "higher", Verdict.REFUTED: "lower"}
 def gain(study: StudyResults, new: str, old: str, group: str = TRAINED, k: int = 1) -> Comparison:
     """Return the gain of one arm over another in pass@k over a group of benchmarks, in points.
 
-    Over `base`, it is that of every run over the base policy that it began with.
+    If the old arm is `base`, each run is compared with the base policy that it started from.
     """
     ours, theirs = study.solved(new, group, k), study.solved(old, group, k)
-    if old.endswith(f"/{BASE}"):  # evaluated once, not once a run
+    if old.endswith(f"/{BASE}"):  # evaluated once, not once per run
         bases = {base: solved for (base, _), solved in theirs.items()}
         theirs = {run: bases[run[0]] for run in ours if run[0] in bases}
     return compared(ours, theirs).scaled(100.0)
@@ -96,8 +96,8 @@ def gain(study: StudyResults, new: str, old: str, group: str = TRAINED, k: int =
 def hard_gain(study: StudyResults, new: str, old: str) -> Comparison:
     """Return how much larger a gain in pass@1 is on hard problems than on easy ones, in points.
 
-    Hard: problems of the trained lengths that the base policy of a run never solves; easy: those that it solves in two
-    samples or more.
+    Of the trained lengths, the problems that a run's base policy never solves are hard, and those that it solves in
+    two samples or more are easy.
     """
     regime = new.partition("/")[0]
     bases = {base: solved * study.samples for (base, _), solved in study.solved(f"{regime}/{BASE}").items()}
@@ -117,20 +117,20 @@ def plan_table(study: StudyResults, plan: Plan) -> pd.DataFrame:
 
 
 def hypotheses(plan: Plan) -> list[str]:
-    """Label the tests of the plan: number, new arm, > (better than), ≡ (as good as) or ≯ (not better than), old arm."""
+    """Label the plan's tests: number, new arm, > (better than), ≡ (as good as) or ≯ (not better than), old arm."""
     signs = {"greater": ">", "equivalent": "≡", "not greater": "≯"}
     names = [[about(path) for path in test.pair] for test in plan.tests]
     return [f"{n}  {new} {signs[plan.tests[n - 1].hypothesis]} {old}" for n, (new, old) in enumerate(names, 1)]
 
 
 def gain_table(studies: Studies, pairs: Sequence[Pair], plan: Plan, family: Sequence[Pair] = ()) -> pd.DataFrame:
-    """Gains in pass@1 on the trained lengths, one row per pair that has runs.
+    """Return gains in pass@1 on the trained lengths, one row per pair that has runs.
 
-    p-values are corrected together (Holm) over the pairs and `family`. A pair that is also a test of the confirmation is
-    corrected by the sequence: it keeps its p-value from there, none where its turn did not come, and is not counted.
+    p-values are corrected together (Holm) over the pairs and `family`. A pair that is also a test of the confirmation
+    is not counted, since the sequence corrects it: it keeps its p-value from there, or none if its turn did not come.
 
-    Columns study, regime, new, old, about, those of `Comparison.columns`, p_holm, and verdict: higher, lower, equivalent,
-    undecided or not tested. `family`: further pairs that are shown elsewhere under the same correction.
+    Columns study, regime, new, old, about, those of `Comparison.columns`, p_holm, and verdict: higher, lower,
+    equivalent, undecided or not tested. `family`: further pairs that are shown elsewhere under the same correction.
     """
     main = studies.main
     tests = [] if is_pilot(main.name) else zip(plan.tests, plan_table(main, plan)["tested"], strict=True)
@@ -158,7 +158,7 @@ def gain_table(studies: Studies, pairs: Sequence[Pair], plan: Plan, family: Sequ
 
 
 def exploratory_gains(studies: Studies, pairs: Sequence[Pair], plan: Plan) -> pd.DataFrame:
-    """`gain_table` of some of the exploratory pairs, under one correction for all that notebooks 07 and 08 show."""
+    """Return the `gain_table` of exploratory pairs, with one correction for all that notebooks 07 and 08 show."""
     return gain_table(studies, pairs, plan, family=[*KNOBS, *REGIME_GAINS, *RIVALS])
 
 
@@ -166,15 +166,15 @@ def exploratory_gains(studies: Studies, pairs: Sequence[Pair], plan: Plan) -> pd
 
 
 def supervision(study: StudyResults, arm: str, quantity: str) -> Comparison:
-    """Claim 1: a column of `measures.richness` over the training, in percent, the mean of the runs."""
+    """Return, for claim 1, a column of `measures.richness` over the training: the mean of the runs, in percent."""
     return level({run: 100 * float(rows[quantity].mean()) for run, rows in study.by_run("richness", arm).items()})
 
 
 def boundary_gain(study: StudyResults, new: str, old: str, quantity: str) -> tuple[Comparison, float]:
-    """Claim 2: the difference at the end of the training on the base policy's completions, and the smallest of interest.
+    """Return, for claim 2, the final difference on the base policy's completions, and the smallest one of interest.
 
-    The new policy is taken at the temperature at which its entropy is the old one's, interpolated between those measured:
-    a policy that is more certain of everything has larger margins, as a colder temperature gives them.
+    The new policy is scored at the temperature at which its entropy equals the old one's, by interpolation: a policy
+    that is more certain of everything has larger margins, just as a lower temperature makes them larger.
     """
     column, scale, _ = BOUNDARY[quantity]
     tables = study.by_run("boundary", new), study.by_run("boundary", old)
@@ -192,9 +192,9 @@ def boundary_gain(study: StudyResults, new: str, old: str, quantity: str) -> tup
 
 
 def wrong_length_gain(study: StudyResults, new: str, old: str) -> Comparison:
-    """Claim 3: tokens by which the old arm's wrong completions are longer than the new one's; above 0, they became shorter.
+    """Return, for claim 3, by how many tokens the new arm's wrong completions are shorter than the old arm's.
 
-    On problems of the trained lengths that both policies of a run answer wrong at least once, so that difficulty is fixed.
+    Only problems of the trained lengths that both policies of a run get wrong at least once count, to fix difficulty.
     """
     tables = study.by_run("problems", new), study.by_run("problems", old)
     ours, theirs = {}, {}
@@ -209,10 +209,10 @@ def wrong_length_gain(study: StudyResults, new: str, old: str) -> Comparison:
 
 
 def solved_alone(study: StudyResults, arm: str, k: int = SAMPLES) -> tuple[Solved, Solved]:
-    """Claim 4: the chance, by run and problem, that the arm, and that GRPO, solves what GRPO of another seed does not.
+    """Return, for claim 4, the chances that the arm and that GRPO solve what GRPO of another seed does not.
 
-    Any two trainings solve some problems that the other does not: GRPO's own is the null. The other seed is the next one of
-    the base policy; runs without one are left out.
+    Of any two trainings, each solves some problems that the other does not: GRPO's chance is the null. The other seed
+    is the next one of the base policy; runs without one are left out. Both chances are by run and problem.
     """
     grpo, other = study.solved(GRPO, k=k), {}
     for base, seed in grpo:
@@ -227,7 +227,7 @@ def solved_alone(study: StudyResults, arm: str, k: int = SAMPLES) -> tuple[Solve
 
 
 def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
-    """Every test of the claims that has runs, with its verdict at the plan's α / `DECLARED`: one correction for all.
+    """Return every test of the claims that has runs, with its verdict at the plan's α / `DECLARED`: one correction.
 
     Columns claim, test, strength, study, unit, those of `Comparison.columns` (intervals at the plan's α, detectable at
     that of the verdicts), and verdict.
@@ -242,7 +242,7 @@ def claims_table(studies: Studies, plan: Plan) -> pd.DataFrame:
 
 
 def _claim_tests(studies: Studies, plan: Plan) -> Iterator[tuple[str, str, str, StudyResults, str, Comparison, float]]:
-    """Claim, test, strength of the term, study, unit, comparison and the smallest difference of interest, claim by claim."""
+    """Yield claim, test, strength of the term, study, unit, comparison and the smallest difference of interest."""
     has = [(s, arm, study) for s, arm in STRENGTHS.items() if (study := studies.first(arm, GRPO)) is not None]
     test = f"part of the update that the advantages do not have, beyond {RICHER:g} %"
     for strength, arm, study in has:
@@ -270,7 +270,7 @@ def _claim_tests(studies: Studies, plan: Plan) -> Iterator[tuple[str, str, str, 
 def study_report(study: StudyResults, plan: Plan) -> str:
     """Return the tests of the plan and of the claims in one study, as two tables for the terminal."""
     if not len(study.runs):
-        return "No arm has all the runs yet that the plan gives it, and nothing is read before."
+        return "No arm has all its planned runs yet, and nothing is read before."
     tests, claims = plan_table(study, plan), claims_table(Studies((study,)), plan)
     columns = ["gain", "gain_low", "gain_high", "p_value", "detectable", "runs", "verdict"]
     tables = tests[["test", *columns, "why"]], claims[["claim", "test", "strength", "unit", *columns]]

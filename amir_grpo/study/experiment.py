@@ -1,4 +1,4 @@
-"""The runs of a study: their order, and making them: train, evaluate, measure, keep the small results, delete the rest."""
+"""The runs of a study, and how each is made: train, evaluate, measure, keep the small results, delete the rest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROBLEMS = 400  # per benchmark
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run of a study as a value that travels to a worker process.
+    """One run of a study, as a value that can be sent to a worker process.
 
     `base` is the number of the base policy, `folder` holds the run folders, and `overrides` are changes to all runs.
     """
@@ -50,12 +50,12 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        """`<regime>.<arm>.seed<k>`, of its folder and of the file with its results."""
+        """`<regime>.<arm>.seed<k>`, which names its folder and the file with its results."""
         return f"{self.arm.regime}.{self.arm.name}.seed{self.seed}"
 
     @property
     def label(self) -> str:
-        """Name of the run for people."""
+        """Name of the run in messages."""
         return f"{self.arm.path}, seed {self.seed}"
 
     def kept_in(self, results: Path) -> Path:
@@ -64,20 +64,19 @@ class StudyRun:
 
     @property
     def settings(self) -> RunSettings:
-        """All settings of the run; it keeps a checkpoint where half of the training is done."""
+        """All settings of the run; it keeps a checkpoint half way through the training."""
         seeds = {"seed": self.seed, "base_seed": self.base, "eval_limit": PROBLEMS}
         changes = {**seeds, **self.arm.changes, **self.overrides}
         half = -(-settings_of(self.profile, changes).train.max_steps // 2)
         return settings_of(self.profile, changes | {"save_steps": half, "save_total_limit": None})
 
     def open(self) -> Run:
-        """Open the run folder, with every setting given, so that none is taken from what is there."""
+        """Open the run folder, passing every setting, so that none comes from an existing folder."""
         return open_run(self.profile, self.folder / self.name, self.settings.flat())
 
 
 def arms_in_order(plan: Plan, study: str) -> list[str]:
-    """Return the trained arms of a study as `regime/arm`: what each test of the plan needs, test by test, then the plan's
-    other arms, and in a pilot the exploratory ones."""
+    """Return a study's trained arms, `regime/arm`: the plan's, tested ones first, then a pilot's exploratory ones."""
     tested = [path for test in plan.tests for path in reversed(test.pair) if path in plan.planned]
     mine = (arm for arm in ARMS.values() if arm.method != BASE and arm.regime not in OWN_STUDIES)
     explored = [arm.path for arm in mine] if is_pilot(study) else []
@@ -93,15 +92,17 @@ def runs_in_order(
     overrides: Mapping[str, Any] | None = None,
     profile: str | None = None,
 ) -> list[StudyRun]:
-    """Every run of a study: the base policies, then seed by seed all arms, so that wherever a study is stopped all arms have
-    the same runs, but for one seed. Each base policy comes once, with the first seed that is its own.
+    """Return every run of a study: the base policies, then seed by seed all arms.
+
+    So wherever a study is stopped, all arms have the same runs, except for one seed. Each base policy comes once, with
+    its first seed.
 
     Args:
         arms, seeds: Only these, and the base policies that they need. Empty: all.
         overrides, profile: On top of the plan's settings, and in place of its profile.
 
     Raises:
-        ValueError: If an arm or a seed is none of the study's, with all that are.
+        ValueError: If the study has no such arm or seed; lists those that it has.
     """
     check_names("study", [study], plan.runs.first_seed)
     untrained = f"{plan.regimes[0].name}/{BASE}"
@@ -119,7 +120,7 @@ def runs_in_order(
 
 
 def single_run(runs: Sequence[StudyRun], name: str) -> StudyRun:
-    """Return the run with a name, `regime/arm/seed`, among those of a study.
+    """Return the run of a study with the name `regime/arm/seed`.
 
     Raises:
         ValueError: If there is none.
@@ -137,17 +138,16 @@ def single_run(runs: Sequence[StudyRun], name: str) -> StudyRun:
 def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 0) -> None:
     """Make every run whose results are not kept yet, in order, with progress and time left.
 
-    A run that is interrupted goes on where it stopped. Its folder is deleted when its results are kept, but for those of the
-    base policies, since other runs are measured on their completions, and for completions, rollouts and adapters of a study
-    that confirms.
+    An interrupted run continues where it stopped. Its folder is deleted once its results are kept, except for base
+    policies, on whose completions other runs are measured, and completions, rollouts and adapters of a confirmation.
 
     Args:
-        runs: Of one study and one folder, in the order of `runs_in_order`.
-        results: Gets one file per run.
-        workers: Processes; 0: one per GPU that the runs may use, or else per core, 1: this one. Or a cluster: a job per run.
+        runs: Runs of one study and one folder, in the order of `runs_in_order`.
+        results: Folder for the results, one file per run.
+        workers: Processes; 0: one per usable GPU, or else per core; 1: this one. Or a cluster, for a job per run.
 
     Raises:
-        ValueError: If results are kept that were made with other settings.
+        ValueError: If kept results were made with other settings.
     """
     for run in runs:
         check_kept(run, results)
@@ -166,7 +166,7 @@ def make_runs(runs: Sequence[StudyRun], results: Path, workers: int | Cluster = 
 
 @dataclass(frozen=True)
 class _Make:
-    """Makes a run and keeps its results; a value that travels to a worker process."""
+    """A function that makes a run and keeps its results, as a value that can be sent to a worker process."""
 
     results: Path
     bases: Mapping[int, StudyRun] = field(default_factory=dict)
@@ -181,7 +181,7 @@ class _Make:
 
 
 def _delete_folder(run: StudyRun) -> None:
-    """Delete the folder of a training in a pilot; of one that confirms, all but what a release holds (`make asset`)."""
+    """Delete the folder of a training in a pilot; in a confirmation, keep what a release holds (`make asset`)."""
     if run.arm.method != BASE:
         folder = run.folder / run.name
         parts = [folder] if is_pilot(run.study) else [folder / "base", folder / run.arm.method / "checkpoints"]
@@ -190,7 +190,7 @@ def _delete_folder(run: StudyRun) -> None:
 
 
 def check_kept(run: StudyRun, results: Path) -> None:
-    """Check that kept results of a run, if there are any, were made with its settings.
+    """Check that the kept results of a run, if any, were made with its settings.
 
     Raises:
         ValueError: If they were not.
@@ -209,10 +209,10 @@ def check_kept(run: StudyRun, results: Path) -> None:
 
 
 def _train_and_draw(run: StudyRun) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str], dict[str, float]]:
-    """Train one run and draw its completions, or read what is complete of it.
+    """Train one run and draw its completions, reading the parts that are complete.
 
     Returns:
-        Samples, greedy completions, the digests of completions and weights, and seconds of CPU time by what they went into.
+        Samples, greedy completions, the digests of completions and weights, and seconds of CPU time by activity.
     """
     opened, method = run.open(), run.arm.method
     times = [time.process_time()]
@@ -227,17 +227,17 @@ def _train_and_draw(run: StudyRun) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
 
 
 def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
-    """Train and evaluate one run, or read what is complete of it, and measure it.
+    """Train, evaluate and measure one run, reading the parts that are complete.
 
     Args:
-        base: The run of its base policy, whose completions it is measured on; None for that run itself.
+        base: The run of its base policy, on whose completions it is measured; None for that run itself.
     """
     samples, greedy, digests, seconds = _train_and_draw(run)
     opened, method, before = run.open(), run.arm.method, time.process_time()
     tables = {"problems": measures.problem_counts(samples, greedy)}
     if opened.settings.policy.is_sandbox:
         tables["boundary"] = _boundary(opened, method, (base or run).open())
-    else:  # drawing them again takes too long, and they can be read
+    else:  # drawing them again takes too long, and people can read them
         tables["completions"] = samples[["benchmark", "problem_id", "sample", "correct", "tokens", "text"]]
     if method != BASE:
         from amir_grpo.runs.training import steps_per_rollout  # imports TRL, which has to come after the backend
@@ -256,11 +256,10 @@ def make_run(run: StudyRun, base: StudyRun | None = None) -> KeptRun:
 
 
 def compare_with_kept(run: StudyRun, results: Path) -> list[str]:
-    """Make one run again, in a temporary folder, and name what differs from its kept results: completions (the samples,
-    token by token), weights (of the policy), or nothing.
+    """Make one run again in a temporary folder; return which of completions and weights differ from the kept ones.
 
     Raises:
-        FileNotFoundError: If nothing is kept of it.
+        FileNotFoundError: If no results of it are kept.
         ValueError: If the kept results were made with other settings.
     """
     path = run.kept_in(results)
@@ -272,13 +271,13 @@ def compare_with_kept(run: StudyRun, results: Path) -> list[str]:
 
 
 def _differing(path: Path, run: StudyRun) -> list[str]:
-    """Train and draw a run, and name the digests that differ from the kept ones."""
+    """Train a run and draw its completions, and name the digests that differ from the kept ones."""
     kept = read_run(path).record["digests"]
     return [name for name, digest in _train_and_draw(run)[2].items() if kept[name] != digest]
 
 
 def _boundary(opened: Run, method: str, base: Run) -> pd.DataFrame:
-    """`boundary_scores` of the base policy (step 0), or of the checkpoint half way and the end of a training."""
+    """Return `boundary_scores` of the base policy (step 0), or of a training half way and at its end."""
     from amir_grpo.policies.loading import load_policy, load_tokenizer
     from amir_grpo.policies.sampling import tokenize_prompts
 

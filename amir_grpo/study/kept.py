@@ -1,4 +1,4 @@
-"""The kept results of a study: one small file per run, read back and laid out for `inference.compare`."""
+"""The kept results of a study: one small file per run, read back and arranged for `inference.compare`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TABLES = ("problems", "rollouts", "richness", "boundary", "completions")
 TRAINED, LONGER = "trained lengths", "longer problems"
 NAMES = ["regime", "arm", "seed", "base"]
 Run = tuple[int, int]  # base policy and seed
-Scores = Mapping[Run, NDArray[np.float64] | float]  # of each run, one number per problem, or a single one
+Scores = Mapping[Run, NDArray[np.float64] | float]  # for each run, one number per problem, or a single one
 _RECORD = "run.json"
-_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that bytes depend on results alone
+_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that bytes depend only on the results
 # What all runs of a study share: its name, the profile, and what they are evaluated on.
 _SHARED = ("study", "profile", "model_name", "benchmarks", "eval_limit", "eval_seed", "num_samples")
 _PROBLEM = ["benchmark", "problem"]
@@ -38,8 +38,8 @@ _PROBLEM = ["benchmark", "problem"]
 
 @dataclass(frozen=True)
 class KeptRun:
-    """The kept results of one run: what was run (study, regime, arm, method, seed, base, profile, all settings, digests,
-    seconds of CPU time, provenance), and its tables by name, of `TABLES`; the base policy has fewer."""
+    """The kept results of one run: its record (study, regime, arm, method, seed, base, profile, all settings, digests,
+    seconds of CPU time, provenance), and its tables by their names in `TABLES`; the base policy has fewer."""
 
     record: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
@@ -85,8 +85,8 @@ class StudyResults:
 
     Attributes:
         runs: One row per run: regime, arm, method, seed, base, path.
-        tables: By name, of `TABLES`: the runs' tables one below the other, with the columns `NAMES` in front. The same
-            problems in the same order for every run.
+        tables: By their names in `TABLES`: the tables of all runs in one, with the columns `NAMES` in front. Every run
+            has the same problems in the same order.
         benchmarks: Names of the benchmarks by group, `TRAINED` or `LONGER`.
         samples: Completions per problem.
     """
@@ -98,7 +98,7 @@ class StudyResults:
     samples: int
 
     def has(self, *paths: str) -> bool:
-        """Tell whether the arms, given as `regime/arm`, have a run of the same base policy and seed."""
+        """Return whether the arms, given as `regime/arm`, have a run of the same base policy and seed."""
         return bool(set.intersection(*(self._runs_of.get(path, set()) for path in paths)))
 
     @cached_property
@@ -110,7 +110,7 @@ class StudyResults:
         return {name: dict(iter(table.groupby(["regime", "arm"]))) for name, table in self.tables.items()}
 
     def part(self, name: str, path: str) -> pd.DataFrame:
-        """Return the rows of a table that belong to an arm; none where no run has the table. Do not change them."""
+        """Return an arm's rows of a table, none if no run has the table. Do not change them."""
         return self._parts.get(name, {}).get(
             tuple(path.split("/")), pd.DataFrame(columns=[*NAMES, "benchmark", "correct"])
         )
@@ -120,7 +120,7 @@ class StudyResults:
         return dict(iter(self.part(name, path).groupby(["base", "seed"])))
 
     def solved(self, path: str, group: str = TRAINED, k: int = 1) -> dict[Run, NDArray[np.float64]]:
-        """pass@k of every problem of a group of benchmarks, as fractions, by (base, seed)."""
+        """Return pass@k of every problem of a group of benchmarks, as fractions, by (base, seed)."""
         table = self.part("problems", path)
         table = table[table["benchmark"].isin(self.benchmarks[group])]
         runs = table["correct"].groupby([table["base"], table["seed"]])
@@ -129,23 +129,23 @@ class StudyResults:
 
 @dataclass(frozen=True)
 class Studies:
-    """The studies at hand, the one that counts first; two arms are compared in the first that has both."""
+    """The available studies, in order of precedence; two arms are compared in the first that has both."""
 
     ordered: tuple[StudyResults, ...]
 
     @property
     def main(self) -> StudyResults:
-        """The one that counts first."""
+        """The first study, which takes precedence."""
         return self.ordered[0]
 
     def first(self, *paths: str) -> StudyResults | None:
-        """Return the first study that has the arms; None where none has."""
+        """Return the first study that has the arms; None if none has."""
         return next((study for study in self.ordered if study.has(*paths)), None)
 
 
 def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
-    """Read the studies whose results are kept in data/results, or another folder: the confirmation's complete arms, once a
-    test of the plan has all its runs, and the pilot."""
+    """Read the studies kept in data/results, or another folder: the pilot, preceded by the complete arms of the
+    confirmation once a test of the plan has all its runs."""
     folder = results or shipped("data/results")
     pilot = load_study(folder / "pilot")
     if not any((folder / "confirmation").glob("*.zip")):
@@ -155,7 +155,7 @@ def kept_studies(plan: Plan, results: Path | None = None) -> Studies:
 
 
 def studies_in(folder: Path, plan: Plan) -> Studies:
-    """Read the study of one folder, as the only one."""
+    """Read one folder's study as the only one."""
     study = complete_arms(load_study(folder), plan)
     if not len(study.runs):
         raise ValueError(f"No arm of the confirmation in {folder} has all its runs yet, and nothing is read before.")
@@ -163,7 +163,7 @@ def studies_in(folder: Path, plan: Plan) -> Studies:
 
 
 def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
-    """Return a confirmation without the arms that lack some of the runs in its frozen plan; a pilot as it is."""
+    """Return a confirmation without the arms that lack runs of its frozen plan; return a pilot as it is."""
     if is_pilot(study.name):
         return study
     check_frozen(plan)
@@ -180,7 +180,7 @@ def complete_arms(study: StudyResults, plan: Plan) -> StudyResults:
 
 
 def load_study(folder: Path) -> StudyResults:
-    """Read the results in a folder, one file per run, of one study."""
+    """Read the results of one study in a folder, one file per run."""
     kept = [read_run(path) for path in sorted(folder.glob("*.zip"))]
     if not kept:
         raise FileNotFoundError(
@@ -190,7 +190,7 @@ def load_study(folder: Path) -> StudyResults:
 
 
 def study_of(kept: Sequence[KeptRun]) -> StudyResults:
-    """Combine the results of a study's runs, all evaluated on the same problems with the same number of completions."""
+    """Combine the results of a study's runs, all evaluated on the same problems with equal numbers of completions."""
     defaults = RunSettings().flat()
     facts = [{**defaults, **run.record["settings"], **run.record} for run in kept]
     for run, fact in zip(kept, facts, strict=True):
@@ -220,7 +220,7 @@ def shared_runs(*arms: Collection[Run]) -> list[Run]:
 
 
 def compared(new: Scores, old: Scores) -> Comparison:
-    """`compare` two arms on the runs that both have."""
+    """Compare two arms, by `compare`, on the runs that both have."""
     keys = shared_runs(new, old)
     if not keys:
         raise ValueError("The two arms have no run of the same base policy and seed: make more runs.")

@@ -1,9 +1,9 @@
 """The measurements of one run: small tables made from its rollouts, its log and its evaluation.
 
-- *Richness* (claim 1). Within a group, GRPO pushes completion i by its advantage A_i and the preference term by its weight
-  w_i. Where w is a multiple of A the pairs add nothing but size; what they add is what a regression of w on A leaves over.
-- *Boundary* (claim 2). A policy of lower entropy has larger differences of log-probabilities, as a colder temperature would
-  give it. So completions that no trained policy wrote are scored at several temperatures.
+- *Richness* (claim 1). Within a group, GRPO pushes completion i by its advantage A_i, and the preference term by its
+  weight w_i. If w is a multiple of A, the pairs add only size; what else they add is the residual of w regressed on A.
+- *Boundary* (claim 2). A policy of lower entropy has larger differences of log-probabilities, as a lower temperature
+  would also give. So completions that no trained policy wrote are scored at several temperatures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 MIXED_PROBLEMS = 100  # per benchmark: the first with right and wrong completions of the base policy
 WINDOWS = 10  # parts of a training
-_TOKENS = 16_384  # that go through the policy at once
+_TOKENS = 16_384  # tokens that go through the policy at once
 # Columns of the training log that are kept, and their names in tables.
 _LOG = {
     "reward": "reward",
@@ -44,8 +44,8 @@ _LOG = {
 
 
 def problem_counts(samples: pd.DataFrame, greedy: pd.DataFrame) -> pd.DataFrame:
-    """One row per problem of the evaluation: benchmark, problem (its number), correct (of the n samples), greedy (0 or 1),
-    tokens_right and tokens_wrong (tokens of all right and all wrong samples together).
+    """Count right completions and tokens in one row per problem: benchmark, problem (its number), correct (of the n
+    samples), greedy (0 or 1), tokens_right and tokens_wrong (tokens of all right and all wrong samples together).
 
     Args:
         samples, greedy: Columns benchmark, problem_id, correct, tokens; n rows and one row per problem.
@@ -62,7 +62,7 @@ def problem_counts(samples: pd.DataFrame, greedy: pd.DataFrame) -> pd.DataFrame:
 
 
 def digest_of(samples: pd.DataFrame) -> str:
-    """Digest of the completions, token by token: 16 hexadecimal digits, equal on every machine that draws the same."""
+    """Digest completions token by token: 16 hexadecimal digits, equal on every machine that draws the same."""
     digest = hashlib.sha256()
     columns = (samples[name] for name in ("benchmark", "problem_id", "sample", "completion_ids"))
     for benchmark, problem, sample, ids in zip(*columns, strict=True):
@@ -71,7 +71,7 @@ def digest_of(samples: pd.DataFrame) -> str:
 
 
 def rollout_summary(rollouts: pd.DataFrame, log: pd.DataFrame, steps_per_rollout: int = 1) -> pd.DataFrame:
-    """One row per rollout: its rewards, its update and its log.
+    """Summarise each rollout in one row: its rewards, its update and its log.
 
     Args:
         rollouts: The record of a training, `StudyTrainer.rollouts()`.
@@ -80,9 +80,9 @@ def rollout_summary(rollouts: pd.DataFrame, log: pd.DataFrame, steps_per_rollout
 
     Returns:
         Columns rollout (from 1), mixed (share of the groups with right and wrong completions), right (share of the
-        completions), cosine_advantage and cosine_update (of A, and of A plus the preference term, with correctness minus
-        the mean of its group), uniform_share (of the update's L1 norm, in groups that are all right or all wrong), size
-        (mean of |A plus the preference term|), tokens_right, tokens_wrong (mean lengths), and those of the log.
+        completions), cosine_advantage and cosine_update (of A, and of A plus the preference term, with correctness
+        minus its group's mean), uniform_share (of the update's L1 norm, in groups that are all right or all wrong),
+        size (mean of |A plus the preference term|), tokens_right, tokens_wrong (mean lengths), and those of the log.
     """
     rows = rollouts.assign(rollout=(rollouts["step"] - 1) // steps_per_rollout + 1)
     measured = rows.groupby("rollout").apply(_of_rollout, include_groups=False)
@@ -111,7 +111,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def centred(values: NDArray[np.float64], index: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Values minus the mean of their group; groups are numbered 0, 1, ... What rounding leaves of equal values is 0."""
+    """Return values minus their group's mean; groups are numbered 0, 1, ... Rounding errors of equal values are 0."""
     sizes = np.maximum(np.bincount(index), 1)
     left = values - (np.bincount(index, values) / sizes)[index]
     largest = np.zeros(len(sizes))
@@ -125,7 +125,7 @@ RICHNESS = ("groups", "explained", "explained_at_one_slope", "share", "residual_
 
 
 def richness(advantages: ArrayLike, weights: ArrayLike, group: ArrayLike) -> dict[str, float]:
-    """Return the part of `weights` that the advantages of the same group do not explain; arrays of one entry per completion.
+    """Return the part of `weights` that the group's advantages do not explain; arrays have an entry per completion.
 
     Args:
         advantages: A_i of GRPO, without the preference term.
@@ -133,9 +133,9 @@ def richness(advantages: ArrayLike, weights: ArrayLike, group: ArrayLike) -> dic
         group: Label of the group; labels must tell steps apart.
 
     Returns:
-        groups (those in which both differ), explained (R² of w on A with an intercept and a slope for each group, pooled;
-        NaN without such a group), explained_at_one_slope (the same with one slope for all), share (Σ|w| / (Σ|A| + Σ|w|)) and
-        residual_share (Σ|residual| over the same sum); the shares of an update of nothing are 0.
+        groups (number of those in which both vary), explained (R² of w on A with an intercept and a slope for each
+        group, pooled; NaN without such a group), explained_at_one_slope (the same with one slope for all), share
+        (Σ|w| / (Σ|A| + Σ|w|)) and residual_share (Σ|residual| over the same sum); the shares of a zero update are 0.
     """
     a, w = np.asarray(advantages, dtype=float), np.asarray(weights, dtype=float)
     share = np.abs(w).sum()
@@ -154,7 +154,7 @@ def richness(advantages: ArrayLike, weights: ArrayLike, group: ArrayLike) -> dic
 
 
 def richness_by_window(rollouts: pd.DataFrame, steps_per_rollout: int = 1) -> pd.DataFrame:
-    """`richness` over `WINDOWS` parts of a training, with a column window (from 1); no row without the preference term."""
+    """Return `richness` in `WINDOWS` parts of a training, with a column window (from 1); no row without the term."""
     if not rollouts["bonus"].any():
         return pd.DataFrame(columns=["window", *RICHNESS])
     number = (rollouts["step"] - 1) // steps_per_rollout
@@ -178,7 +178,7 @@ def mixed_completions(samples: pd.DataFrame, problems: int = MIXED_PROBLEMS) -> 
 def tempered_scores(
     policy: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean log-probability and mean entropy per token of each completion, in nats: (`TEMPERATURES`, completions) each."""
+    """Return each completion's mean log-probability and entropy per token in nats: (`TEMPERATURES`, completions)."""
     import torch
 
     policy.eval()
@@ -210,10 +210,11 @@ def tempered_scores(
 
 
 def boundary_scores(completions: pd.DataFrame, logps: np.ndarray, entropies: np.ndarray) -> pd.DataFrame:
-    """Per benchmark and temperature: margin (mean log-probability per token of a problem's right completions minus that of
-    the wrong ones), accuracy (share of its right/wrong pairs that are ranked right), entropy, logprob; means over problems.
+    """Return means over problems, by benchmark and temperature, of margin, accuracy, entropy and logprob.
 
-    `completions`: columns benchmark, problem_id, correct, in the order of `tempered_scores`; each problem has both kinds.
+    The margin is the mean log-probability per token of a problem's right completions minus that of its wrong ones;
+    accuracy is the share of its right/wrong pairs that are ranked right. `completions`: columns benchmark, problem_id,
+    correct, in the order of `tempered_scores`; each problem has both kinds.
     """
     rows = []
     for place, temperature in enumerate(TEMPERATURES):

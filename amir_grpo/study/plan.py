@@ -1,8 +1,8 @@
 """A plan of the study, read from a TOML file beside this module, and the fixed sequence of its tests.
 
-In a fixed sequence every test has the whole level α, and the first that does not show its hypothesis ends it: those after
-it are not tested. That keeps the chance that anything false is shown at α without a correction. The gate comes first: where
-the positive control is not shown, no absence of a difference is interpreted.
+In a fixed sequence every test has the whole level α, and the first that does not show its hypothesis ends it: later
+ones are not tested. That keeps the chance of showing anything false at α without a correction. The gate comes first:
+if the positive control is not shown, no absence of a difference is interpreted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from amir_grpo.study.inference import COLUMNS, Comparison, Hypothesis, verdict
 from amir_grpo.system.provenance import file_at
 
 PLAN = Path(__file__).with_name("plan.toml")
-# Of each study, the file with its plan.
+# The file with the plan of each study.
 PLANS = {
     "pilot": PLAN,
     "confirmation": PLAN,
@@ -32,13 +32,13 @@ PLANS = {
     "language-2": PLAN.with_name("plan_language_2.toml"),
     "language-3": PLAN.with_name("plan_language_3.toml"),
 }
-# What a test compares: pass@1, or how much more of a gain is on hard problems than on easy ones (`claims.hard_gain`).
+# What a test compares: pass@1, or how much larger a gain is on hard problems than on easy ones (`claims.hard_gain`).
 QUANTITIES = ("pass@1", "hard minus easy")
-_FREEZE = {"frozen", "commit", "date", "path"}  # what freezing itself changes, and where the plan stands
+_FREEZE = {"frozen", "commit", "date", "path"}  # what freezing itself changes, and where the plan is
 
 
 def is_pilot(study: str) -> bool:
-    """Tell whether a study is exploratory, and so bound by no frozen plan."""
+    """Return whether a study is exploratory, and so not bound by a frozen plan."""
     return study.endswith("pilot")
 
 
@@ -49,15 +49,15 @@ class Entry(BaseModel):
 
 
 class Endpoint(Entry):
-    """What every test compares, unless it says otherwise, and over which group of benchmarks."""
+    """What every test compares, unless it names another quantity, and over which group of benchmarks."""
 
     quantity: str
     benchmarks: str
 
 
 class Runs(Entry):
-    """The runs: base policies, numbered from `first_base` (the setting base_seed), the seed of the first run by study, and
-    the runs of each arm in the pilot, 0 without one."""
+    """The number of base policies, which are numbered from `first_base` (the setting base_seed), the seed of each
+    study's first run, and the runs of each arm in the pilot, 0 without one."""
 
     base_policies: PositiveInt
     first_base: int = 0
@@ -66,7 +66,7 @@ class Runs(Entry):
 
 
 class Regime(Entry):
-    """A kind of reward, and the arms that are trained with it: how many runs of each the confirmation has, by name."""
+    """A kind of reward, and the arms that are trained with it: the number of runs in the confirmation, by name."""
 
     name: str
     about: str
@@ -74,7 +74,7 @@ class Regime(Entry):
 
 
 class Test(Entry):
-    """One comparison of the sequence: arm `new` against arm `old` in a regime, what is to be shown, of which quantity."""
+    """One test of the sequence: arm `new` against arm `old` in a regime, the hypothesis, and the quantity compared."""
 
     name: str
     about: str
@@ -85,7 +85,7 @@ class Test(Entry):
     gate: bool = False
     quantity: Literal[QUANTITIES] = QUANTITIES[0]
 
-    __test__ = False  # no test case of pytest
+    __test__ = False  # not a test case of pytest
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -94,9 +94,9 @@ class Test(Entry):
 
 
 class Plan(Entry):
-    """The contents of a plan's file, checked. Margin and gains are in percentage points.
+    """The checked contents of a plan's file. Margin and gains are in percentage points.
 
-    `profile` and `settings` are what every run starts from, and the settings that all of them change.
+    Every run starts from `profile` and changes `settings`.
     """
 
     frozen: bool
@@ -115,15 +115,15 @@ class Plan(Entry):
 
     @property
     def planned(self) -> dict[str, int]:
-        """Runs of the confirmation by arm, as `regime/arm`."""
+        """Number of runs of the confirmation by arm, `regime/arm`."""
         return {f"{regime.name}/{arm}": runs for regime in self.regimes for arm, runs in regime.arms.items()}
 
     def run_grid(self, study: str, path: str) -> list[tuple[int, int]]:
-        """Return the (base policy, seed) of the runs of an arm: seeds go round the base policies.
+        """Return (base policy, seed) of the runs of an arm; consecutive seeds take the base policies in turn.
 
         Args:
-            study: One of those that the plan has.
-            path: The arm, as `regime/arm`. One that the plan does not have is in the pilot alone.
+            study: A study of the plan.
+            path: The arm, as `regime/arm`. An arm that is not in the plan has runs only in the pilot.
         """
         count = self.runs.pilot if is_pilot(study) else self.planned.get(path, 0)
         bases, base, seed = self.runs.base_policies, self.runs.first_base, self.runs.first_seed[study]
@@ -131,7 +131,7 @@ class Plan(Entry):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """Refuse what contradicts itself."""
+        """Refuse contradictions."""
         if {self.frozen} != {bool(self.commit), bool(self.date)}:
             raise ValueError("commit and date belong to a plan that is frozen, and to no other.")
         for what, count in {"the pilot": self.runs.pilot, **self.planned}.items():
@@ -140,7 +140,7 @@ class Plan(Entry):
         seeds = [{seed for path in self.planned for _, seed in self.run_grid(s, path)} for s in self.runs.first_seed]
         if sum(map(len, seeds)) > len(set().union(*seeds)):
             raise ValueError("a seed is one of the pilot and of the confirmation: they are kept apart.")
-        for test in self.tests:  # the base policies have their runs with the first regime
+        for test in self.tests:  # the base policies belong to the first regime
             if unknown := set(test.pair) - {*self.planned, f"{self.regimes[0].name}/{BASE}"}:
                 raise ValueError(f"test {test.name!r}: no arm {min(unknown)}; there are {', '.join(self.planned)}.")
         if [test.gate for test in self.tests] != [True] + [False] * (len(self.tests) - 1):
@@ -152,7 +152,7 @@ def read_plan(path: Path = PLAN) -> Plan:
     """Read the plan in a TOML file, and check it.
 
     Raises:
-        ValueError: If something is missing, unknown or contradicts itself, with the entry's name.
+        ValueError: If an entry is missing, unknown or contradictory; names it.
     """
     try:
         return Plan(**tomllib.loads(path.read_text(encoding="utf-8")), path=path)
@@ -161,12 +161,12 @@ def read_plan(path: Path = PLAN) -> Plan:
 
 
 def check_frozen(plan: Plan) -> None:
-    """Check that a plan is frozen and is as it was at the commit that it names.
+    """Check that a plan is frozen and has not changed since the commit that it names.
 
-    Where git does not know that commit, as outside a clone, the latter cannot be told and is not checked.
+    If git does not know that commit, for example outside a clone, changes cannot be detected.
 
     Raises:
-        ValueError: If it is not frozen, or was changed since.
+        ValueError: If it is not frozen, or has changed.
     """
     if not plan.frozen:
         raise ValueError(f"The confirmation begins when the plan is frozen: see {plan.path}.")
@@ -181,12 +181,12 @@ def judged(plan: Plan, comparisons: Mapping[str, Comparison], in_sequence: bool 
 
     Args:
         comparisons: By name of the test, in percentage points; a test without one is not shown.
-        in_sequence: False judges each test by itself, as a pilot is read: nothing is confirmed, and no test ends another.
+        in_sequence: False judges each test by itself, as in a pilot: nothing is confirmed, and no test ends another.
 
     Returns:
         One row per test: number (from 1), test, about, regime, new, old, hypothesis, `Comparison.columns` (NaN without
-        runs), tested, verdict ("not tested" where its turn did not come; its comparison then describes and decides nothing),
-        and why: the reason for a verdict that the interval does not explain.
+        runs), tested, verdict ("not tested" if its turn did not come; its comparison is then only descriptive), and
+        why: the reason for a verdict that the interval does not explain.
     """
     rows, ended = [], ""
     for number, test in enumerate(plan.tests, 1):

@@ -1,6 +1,6 @@
-"""The figures of the study, one function each: tables of `amir_grpo.study.claims` in, a matplotlib Figure out.
+"""The figures of the study: each function turns tables of `amir_grpo.study.claims` into a matplotlib Figure.
 
-Titles are given by whoever draws: they are written by hand, beside the finding that they state.
+Titles come from the caller: they are written by hand, beside the finding that they state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from amir_grpo.results.style import (
 )
 from amir_grpo.study.arms import TITLES, about
 
-# The colour of a verdict; every other is grey.
+# The colours of verdicts; all others are grey.
 VERDICTS = {
     "supported": "#0a4f8f",
     "higher": "#0a4f8f",
@@ -35,10 +35,10 @@ VERDICTS = {
     "equivalent": "#00795a",
 }
 _UNDECIDED = "#6b6b6b"
-_NEAR = 3.0  # margins: the half width of the panel that shows small gains where others are far out
-_FAR = 4 * _NEAR  # margins from which on there are two panels
+_NEAR = 3.0  # in margins: half the width of the panel that shows small gains if others are far out
+_FAR = 4 * _NEAR  # in margins: beyond this there are two panels
 _BAND = "#ececec"
-# What an update consists of: what the term adds, what of it the advantages hold already, and the advantages.
+# The parts of an update: the part of the term that is new, the part that the advantages contain, and the advantages.
 _TERM_NEW, _TERM_KNOWN, _ADVANTAGES = COLOURS["amir_grpo"], "#9db7d8", "#f6d79a"
 
 
@@ -46,14 +46,14 @@ _TERM_NEW, _TERM_KNOWN, _ADVANTAGES = COLOURS["amir_grpo"], "#9db7d8", "#f6d79a"
 def gains_figure(
     table: pd.DataFrame, title: str = "", margin: float = 0.5, note: str = "", unit: str = "points"
 ) -> Figure:
-    """Gains with their intervals, one row per comparison, coloured by verdict.
+    """Draw gains with their intervals, one row per comparison, coloured by verdict.
 
-    The thin bar is the 95 % interval, the thick one the 90 % interval, which a verdict about the margin rests on. Where a
-    gain is far beyond the margin, a second panel shows the neighbourhood of 0 at a scale of its own.
+    The thin bar is the 95 % interval, the thick one the 90 % interval, on which a verdict about the margin rests. If
+    a gain is far beyond the margin, a second panel enlarges the neighbourhood of 0.
 
     Args:
-        table: Columns about (the label of a row), gain, gain_low, gain_high, gain_inner_low, gain_inner_high, verdict; in
-            the order shown. Optional: heading, above the rows that share it; detectable, drawn as a pair of ticks.
+        table: Columns about (the label of a row), gain, gain_low, gain_high, gain_inner_low, gain_inner_high, verdict;
+            in the order shown. Optional: heading, above the rows that share it; detectable, drawn as a pair of ticks.
         title, note: The finding, and further small print.
         margin: Half the width of the shaded band within which two arms count as equivalent.
         unit: Of the gains.
@@ -92,7 +92,7 @@ def gains_figure(
 
 
 def _places(rows: list[dict]) -> tuple[list[float], dict[float, str]]:
-    """Return the height of each row, and above the first row of each heading the heading's own."""
+    """Return the height of each row, and the headings by height, each above its first row."""
     places, heads, place = [], {}, 0.0
     for index, row in enumerate(rows):
         if "heading" in row and (index == 0 or row["heading"] != rows[index - 1]["heading"]):
@@ -104,7 +104,7 @@ def _places(rows: list[dict]) -> tuple[list[float], dict[float, str]]:
 
 
 def _gain(panel: Axes, y: float, row: Mapping, reach: float) -> None:
-    """One gain with its bars; an arrow at the edge of a panel that it lies outside of."""
+    """Draw one gain with its bars, or an arrow at the edge of the panel if it lies outside."""
     if not np.isfinite(row["gain"]):
         return
     colour = VERDICTS.get(row["verdict"], NEUTRAL)
@@ -123,8 +123,8 @@ def _gain(panel: Axes, y: float, row: Mapping, reach: float) -> None:
 def shares_figure(shares: pd.DataFrame, least: float, title: str = "") -> Figure:
     """Draw the parts of an update: one bar from 0 to 100 % per arm, the preference term's part of it in two shades.
 
-    `shares`: columns about, share (of the preference term) and residual_share (the part of it that the advantages do not
-    explain), both in percent of the update; `least`: percent of the update that has to be new for the claim.
+    `shares`: columns about, share (of the preference term) and residual_share (the part of it that the advantages do
+    not explain), both in percent of the update; `least`: percent of the update that must be new for the claim.
     """
     figure = new_figure(6.4, 1.3 + 0.42 * len(shares))
     axes = figure.subplots()
@@ -148,9 +148,9 @@ def shares_figure(shares: pd.DataFrame, least: float, title: str = "") -> Figure
 
 @styled
 def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Figure:
-    """Margin and pair accuracy against the entropy of the policy, over sampling temperatures; a line per policy.
+    """Draw margin and pair accuracy against the entropy of the policy, over sampling temperatures; a line per policy.
 
-    Where two lines lie on each other, the policies differ as two temperatures do. `curves`: columns about, temperature,
+    Where two lines coincide, the policies differ as two temperatures do. `curves`: columns about, temperature,
     entropy, margin (nats per token) and accuracy (0 to 1); means over runs.
     """
     figure = new_figure(6.6, 2.8)
@@ -160,12 +160,12 @@ def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Fig
     for panel, (column, scale, unit) in zip(panels, quantities, strict=True):
         for label, part in curves.groupby("about", sort=False):
             part = part.sort_values("temperature")
-            width, size = (3.0, 8) if label == POLICY_NAMES["grpo"] else (1.2, 4)  # seen below a line that coincides
+            width, size = (3.0, 8) if label == POLICY_NAMES["grpo"] else (1.2, 4)  # visible below a coinciding line
             panel.plot(part["entropy"], scale * part[column], color=colours[label], linewidth=width, label=label)
             own = part[part["temperature"] == 1]
             panel.plot(own["entropy"], scale * own[column], "o", color=colours[label], markersize=size)
         panel.set(xlabel="entropy (nats per token)", ylabel=unit)
-    panels[1].set_ylim(85, 95)  # pairs of these problems are not told apart by tenths of a point
+    panels[1].set_ylim(85, 95)  # fixed, since these pairs do not resolve tenths of a point
     panels[1].legend(loc="best", fontsize=6.5)
     lines = "Lines: the same policy at temperatures from 0.5 to 2; points: at 1. Completions of the base policy."
     add_footnote(figure, f"{lines} {note}".strip())
@@ -177,7 +177,7 @@ def entropy_figure(curves: pd.DataFrame, title: str = "", note: str = "") -> Fig
 def cosines_figure(measured: pd.DataFrame, predicted: pd.DataFrame, title: str = "") -> Figure:
     """Draw how much of an update is about correctness by pass rate and regime: theory as lines, rollouts as points.
 
-    `measured` and `predicted`: columns regime, arm (of `arms.ARMS`), pass_rate, cosine; the arms of `predicted` are shown.
+    `measured`, `predicted`: columns regime, arm (of `arms.ARMS`), pass_rate, cosine; those of `predicted` are shown.
     """
     regimes = list(predicted["regime"].unique())
     figure = new_figure(0.8 + 1.75 * len(regimes), 3.2)
@@ -202,9 +202,9 @@ def cosines_figure(measured: pd.DataFrame, predicted: pd.DataFrame, title: str =
 
 @styled
 def identity_figure(weights: pd.DataFrame, title: str = "") -> Figure:
-    """Preference weights against wins minus losses, one panel per β; on the line the term is wins minus losses.
+    """Draw preference weights against wins minus losses, one panel per β; the line is exact proportionality.
 
-    `weights`: columns beta, wins_minus_losses and weight, one row per completion; a panel is scaled to its largest weight.
+    `weights`: columns beta, wins_minus_losses, weight; a row per completion. A panel is scaled to its largest weight.
     """
     betas = sorted(weights["beta"].unique())
     figure = new_figure(0.6 + 2.0 * len(betas), 2.5)

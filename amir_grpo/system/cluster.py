@@ -1,7 +1,7 @@
-"""Work side by side: in this process, in processes of this machine, one for each GPU if there are any, or as jobs of Slurm.
+"""Jobs run in this process, in other processes of this machine (one per GPU, if there are any), or by Slurm.
 
-Jobs are submitit's, on a file system that all machines share. One that is preempted, runs out of time or loses its machine
-goes into the queue again and is done again, so what it does must read back what is complete.
+Slurm's jobs are submitted with submitit, on a file system that all machines share. A job that is preempted, runs out
+of time or loses its machine is queued and started again, so it must read back what is complete.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class ClusterOptions:
-    """The place of a command's jobs, and what Slurm gives each of them.
+    """Where the jobs of a command run, and what Slurm gives each of them.
 
     Args:
-        executor: local, or slurm: a job of Slurm for each run or stage.
-        slurm_partition: Slurm's partition; None: the cluster's default.
-        slurm_account: Slurm's account; None: the user's default.
-        slurm_gpus: GPUs of each job.
-        slurm_cpus: CPU cores of each job.
-        slurm_memory_gb: Memory of each job; None: the partition's default.
-        slurm_hours: Hours of each job; one that needs more goes on in another.
+        executor: local, or slurm for one Slurm job per run or stage.
+        slurm_partition: Slurm partition; None for the cluster's default.
+        slurm_account: Slurm account; None for the user's default.
+        slurm_gpus: GPUs per job.
+        slurm_cpus: CPU cores per job.
+        slurm_memory_gb: Memory per job; None for the partition's default.
+        slurm_hours: Hours per job; a job that needs more continues in another one.
     """
 
     executor: Literal["local", "slurm"] = "local"
@@ -55,7 +55,7 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class _Resumable:
-    """A function for a job: put into the queue again, it is called again. Its error comes back as a value."""
+    """The function of a job, which is called again if the job is queued again; its error is returned as a value."""
 
     do: Callable[[Any], Any]
 
@@ -66,7 +66,7 @@ class _Resumable:
             return None, error
 
     def checkpoint(self, work: Any) -> submitit.helpers.DelayedSubmission:
-        """Return what submitit submits when it is told that the job will end."""
+        """Return what submitit is to submit when the job is about to be ended."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, work)
@@ -74,12 +74,12 @@ class _Resumable:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A place to submit jobs to: an executor of submitit, whose settings are those of every job."""
+    """A cluster to submit jobs to: an executor of submitit, whose settings apply to every job."""
 
     executor: submitit.Executor
 
     def submit(self, do: Callable[[Any], Any], work: Any) -> SimpleNamespace:
-        """Submit `do(work)` as a job under the work's label; returns its methods done, result and cancel.
+        """Submit `do(work)` as a job named by `work.label`; return its methods done, result and cancel.
 
         Raises:
             ValueError: If Slurm refuses the job.
@@ -99,7 +99,7 @@ class Cluster:
             except (FailedJobError, UncompletedJobError) as ended:  # killed, cancelled, or lost with its machine
                 raise ChildProcessError(
                     f"Job {job.job_id} has ended without a result.\nIts log: {job.paths.stderr}\n"
-                    "What is complete stays: start the same again."
+                    "Completed work is kept: run the same command again."
                 ) from ended
             if error:
                 raise error
@@ -109,17 +109,17 @@ class Cluster:
 
 
 def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
-    """Return the cluster that is asked for, with its jobs in a folder that all machines share; None for this machine.
+    """Return the requested cluster, whose job files lie in a folder that all machines share; None for this machine.
 
     Raises:
-        ValueError: If submitit is not installed, or this machine submits no jobs.
+        ValueError: If submitit is not installed, or this machine cannot submit jobs.
     """
     if options.executor == "local":
         return None
     try:
         import submitit
 
-        # timeouts: submitit's own limit is three
+        # by default, submitit gives up after three timeouts
         executor = submitit.AutoExecutor(folder / ".jobs", cluster="slurm", slurm_max_num_timeout=1000)
     except (ImportError, RuntimeError) as error:
         raise ValueError(
@@ -133,35 +133,35 @@ def cluster_of(options: ClusterOptions, folder: Path) -> Cluster | None:
         "mem_gb": options.slurm_memory_gb,
         "slurm_partition": options.slurm_partition,
         "slurm_account": options.slurm_account,
-        "slurm_additional_parameters": {"requeue": True},  # where the cluster's default is not to
+        "slurm_additional_parameters": {"requeue": True},  # in case the cluster does not by default
     }
     executor.update_parameters(**{name: value for name, value in asked.items() if value})
     return Cluster(executor)
 
 
 def visible_gpus(device: str) -> list[str]:
-    """Return the GPUs that work may use, as CUDA_VISIBLE_DEVICES names them; none where `device` is cpu."""
+    """Return the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them; none if `device` is cpu."""
     if device == "cpu":
         return []
     import torch
 
     number = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # CUDA ignores what follows a name that it does not know
+    # CUDA ignores everything after a name that it does not know
     return named.split(",")[:number] if named else [str(gpu) for gpu in range(number)]
 
 
 @contextmanager
 def submitting(workers: int | Cluster, gpus: Sequence[str] = (), apart: bool = False) -> Iterator[Callable]:
-    """Yield a function that has `do(job)` made: in this process when its result is asked for, or side by side elsewhere.
+    """Yield a function that submits `do(job)`, which runs in this process once its result is requested, or elsewhere.
 
-    What it returns has the methods done, result and cancel of a concurrent.futures.Future.
+    It returns an object with the methods done, result and cancel of a concurrent.futures.Future.
 
     Args:
-        workers: Number of processes of this machine, which end with this one and show no progress; 0: one per GPU given, or
-            else per core; 1: this process, unless `apart`. Or a cluster.
+        workers: Number of processes of this machine, which end with this one and show no progress; 0: one per GPU in
+            `gpus`, or else per core; 1: this process, unless `apart`. Or a cluster.
         gpus: From `visible_gpus`: each worker sees one of them, in turn. Empty: all see what this process sees.
-        apart: Never in this process.
+        apart: Whether to avoid running jobs in this process.
     """
     if isinstance(workers, Cluster):
         yield workers.submit
@@ -177,15 +177,15 @@ def submitting(workers: int | Cluster, gpus: Sequence[str] = (), apart: bool = F
 
 
 class _Workers(ProcessPoolExecutor):
-    """Processes that inherit a blocked SIGINT, so that a terminal's Ctrl-C cannot end one that is still starting."""
+    """A pool of processes that inherit a blocked SIGINT: a terminal's Ctrl-C cannot end one that is still starting."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Future:
         with interrupts_held():
-            return super().submit(*args, **kwargs)  # which starts a process where one is wanted
+            return super().submit(*args, **kwargs)  # which may start a process
 
 
 def _begin(seen: SimpleQueue) -> None:
-    """Begin a worker: before it asks for CUDA, it is given the GPU that it sees."""
+    """Set up a worker; it gets its GPU before it uses CUDA."""
     work_for_parent()
     gpu = seen.get()
     if gpu is not None:
@@ -193,10 +193,10 @@ def _begin(seen: SimpleQueue) -> None:
 
 
 def results_of(do: Callable, jobs: Sequence, submit: Callable) -> Iterator[tuple[Any, Any]]:
-    """Do every job, side by side, and yield each with its result as they are complete.
+    """Run all jobs side by side, and yield each with its result when it is complete.
 
-    A failure is raised, and cancels what has not begun; on a cluster it ends what runs, too, as an interrupt does anywhere.
-    `do` and the jobs travel to other processes; each job has a `label` for people.
+    A failure is raised and cancels jobs that have not begun; on a cluster it also ends running ones, as an interrupt
+    always does. `do` and the jobs are sent to other processes; each job has a `label` for messages.
 
     Raises:
         ChildProcessError: If a worker process has been killed, or a job has ended without a result.
@@ -213,19 +213,19 @@ def results_of(do: Callable, jobs: Sequence, submit: Callable) -> Iterator[tuple
     except BaseException as error:
         for call, _ in waiting:
             call.cancel()
-        if not isinstance(error, Exception):  # an interrupt waits for no worker
+        if not isinstance(error, Exception):  # an interrupt does not wait for workers
             for worker in active_children():
                 worker.kill()
         if isinstance(error, BrokenExecutor):
             raise ChildProcessError(
                 "A worker process has been killed, perhaps for lack of memory.\n"
-                "What is complete stays: start the same again, with fewer workers if memory was short."
+                "Completed work is kept: run the same command again, with fewer workers if memory was short."
             ) from error
         raise
 
 
 def run_jobs(what: str, do: Callable, jobs: Sequence, submit: Callable) -> None:
-    """Do every job, and show how many are complete; `what` names the work, the rest is as in `results_of`."""
+    """Run all jobs and show how many are complete; `what` names the work, the rest is as in `results_of`."""
     if jobs:
         with stage(what, len(jobs), unit="run") as tick:
             for job, _ in results_of(do, jobs, submit):

@@ -1,6 +1,6 @@
-"""Files: atomic writes, checksums, lines of JSON, and the place of those that come with the package.
+"""Files: atomic writes, checksums, lines of JSON, and the files that come with the package.
 
-A file or folder is filled beside its place and renamed, so that it is complete or not there.
+A file or folder is written under a temporary name and then renamed, so that it is either complete or missing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ CHECKSUMS = "checksums.json"  # in a folder, beside the files
 _LITTLE = 1e6  # bytes
 _GZIP = b"\x1f\x8b"
 _PACKAGE = Path(__file__).parents[1]
-_INSIDE = (
-    _PACKAGE / "shipped"
-)  # where setup.py puts tables and notebooks in a wheel; a clone has them beside the package
+_INSIDE = _PACKAGE / "shipped"  # setup.py puts tables and notebooks there in a wheel; in a clone they are elsewhere
 
 
 def user_path(given: str | Path) -> Path:
-    """Make a path that a user has given absolute, with ~ for a home folder.
+    """Return a user's path as an absolute one, with ~ expanded.
 
     Raises:
         ValueError: If it names the home folder of a user who does not exist.
@@ -40,10 +38,10 @@ def user_path(given: str | Path) -> Path:
 
 
 def check_folder(folder: Path, option: str, least: float = _LITTLE) -> None:
-    """Refuse a folder, given by `option`, that cannot be written to or whose disk has fewer than `least` bytes left.
+    """Check that a folder, given by `option`, can be written to and its disk has at least `least` bytes left.
 
     Raises:
-        OSError: With the way out. The folder need not exist.
+        OSError: If not; the message says how to fix it. The folder need not exist.
     """
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir():
@@ -81,15 +79,15 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` that takes its name when the block succeeds and is removed when it fails.
+    """Yield a temporary folder beside `folder`, renamed to `folder` if the block succeeds and removed if it fails.
 
-    With `replace` it takes the place of one that is there; else one that another process has made meanwhile stays.
+    With `replace`, it replaces an existing folder; otherwise one that another process has made meanwhile stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield beside
-        beside.chmod(0o755)  # mkdtemp's folder is for its owner alone
+        beside.chmod(0o755)  # mkdtemp's folder is for its owner only
         if replace:
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -100,7 +98,7 @@ def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into one message with the way out.
+    """Turn what libraries raise on a full disk into one message that says how to go on.
 
     Raises:
         OSError: If the block fails for lack of space.
@@ -113,36 +111,36 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         if not (little or _is_full(error)):
             raise
         raise OSError(
-            f"The disk of {folder} is full.\nWhat is complete is kept: free some space, and run the same command again."
+            f"The disk of {folder} is full.\nCompleted work is kept: free some space, and run the same command again."
         ) from error
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Tell whether an error or what caused it says so: some libraries pass on the system's message alone."""
+    """Return whether an error or its cause reports a full disk; some libraries pass on only the system's message."""
     full = errno.ENOSPC
     while error and not (getattr(error, "errno", None) == full or os.strerror(full) in str(error)):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-# --- checksums -----------------------------------------------------------------------------------------------------------
+# --- checksums --------------------------------------------------------------------------------------------------
 
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files, by their names."""
+    """Return the SHA-256 of files, by name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
 def write_checksums(folder: Path) -> None:
-    """Record the SHA-256 of every file of a folder, once they are all there, in checksums.json."""
+    """Record the SHA-256 of every file in a complete folder in checksums.json."""
     files = (path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
     write_text(folder / CHECKSUMS, json.dumps(hashes(files), indent=2) + "\n")
 
 
 def first_damaged(folder: Path, recorded: Mapping[str, str] | None = None) -> str | None:
-    """Return the name of the first file of a folder that is missing or no longer what it was; None where all are whole.
+    """Return the name of the first file of a folder that is missing or has changed; None if there is none.
 
-    `recorded` has the SHA-256 by name; by default it is what `write_checksums` has recorded there, if it has.
+    `recorded` has the SHA-256 by name; by default it is what `write_checksums` has recorded there, if anything.
     """
     try:
         if recorded is None:
@@ -156,12 +154,12 @@ def first_damaged(folder: Path, recorded: Mapping[str, str] | None = None) -> st
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the object of each line that is not blank.
+    """Yield the JSON object of each line that is not blank.
 
-    The file may be as programs and editors leave it: packed by gzip, with a byte-order mark or Windows' line ends.
+    The file may be packed by gzip, and may have a byte-order mark or Windows line endings.
 
     Raises:
-        ValueError: If a line is no JSON object or no UTF-8, or a packed file is damaged; names the file and the row.
+        ValueError: If a line is not a JSON object or not UTF-8, or a packed file is damaged; names file and row.
     """
     with path.open("rb") as file:
         packed = file.read(len(_GZIP)) == _GZIP
@@ -178,7 +176,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}, after row {number}: the packed file is damaged ({error}).") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, row {number}: not UTF-8 ({error.reason}).") from error
-    except (json.JSONDecodeError, RecursionError) as error:  # thousands of brackets
+    except (json.JSONDecodeError, RecursionError) as error:  # thousands of brackets recurse
         raise ValueError(f"{path}, row {number}: not a line of JSON ({error}).") from None
 
 
@@ -186,7 +184,7 @@ def shipped(name: str) -> Path:
     """Return a folder that comes with the package, to be read only: data/published, data/results or notebooks.
 
     Raises:
-        FileNotFoundError: If it is not there, with how to get it.
+        FileNotFoundError: If it is missing; the message says how to get it.
     """
     for root in (_INSIDE, _PACKAGE.parent):
         if (root / name).is_dir():

@@ -1,4 +1,4 @@
-"""One process at a time on one piece of work: a lock that the system releases when its holder ends, however it ends."""
+"""A lock that lets one process at a time do a piece of work; the system releases it however its holder ends."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from filelock import FileLock, Timeout
 
 from amir_grpo.system.files import write_text
 
-_PATIENCE = 5  # seconds; the notebook of a command that was killed ends within one, and releases its locks
+_PATIENCE = 5  # seconds; the notebook of a killed command ends and releases its locks within one
 
 
 class Busy(RuntimeError):
-    """Another process does the same work in the same folder."""
+    """The error raised if another process is doing the same work in the same folder."""
 
 
 @contextmanager
 def locked(folder: Path, work: str) -> Iterator[None]:
     """Hold `<folder>/.locks/<work>` while the block runs.
 
-    The lock is the operating system's and ends with its holder, however that ends. A file beside it names the holder, for
-    the message that others get.
+    The operating system releases the lock when its holder ends, however that happens. A file beside it names the
+    holder, for the message that others get.
 
     Raises:
-        Busy: If another process holds it and does not end within seconds, with that process's id, machine and start time.
+        Busy: If another process holds it for more than a few seconds; names its id, machine and start time.
     """
     path = folder / ".locks" / f"{work.replace(' ', '-')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
 
 
 def in_progress(folder: Path, but: str) -> bool:
-    """Tell whether any process holds a lock of this folder, other than that of the work `but`."""
+    """Return whether any process holds a lock of this folder, except the lock of the work `but`."""
     for path in (folder / ".locks").glob("*.lock"):
         if path.stem != but.replace(" ", "-"):
             try:
@@ -66,5 +66,5 @@ def _who(holder: Path) -> str:
     try:
         record = json.loads(holder.read_text())
         return f"process {record['pid']} on {record['machine']} since {record['started']}"
-    except (OSError, ValueError, KeyError):  # it has the lock, and has not said so yet
+    except (OSError, ValueError, KeyError):  # it has the lock, but has not written its record yet
         return "another process"

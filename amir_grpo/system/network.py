@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, or its cache alone where it cannot be reached."""
+"""The Hugging Face Hub, or only its cache if it cannot be reached."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
 
-_PATIENCE = 10.0  # seconds: time for a slow proxy; a missing network usually shows at once
+_PATIENCE = 10.0  # seconds: enough for a slow proxy; a missing network usually shows at once
 
 
 def hub_answers() -> bool:
-    """Tell whether the Hub answers at all within ten seconds, by the proxy and the address that the environment names.
+    """Return whether the Hub answers at all within ten seconds, at the address and by the proxy of the environment.
 
-    False, too, where HF_HUB_OFFLINE says that it is not to be asked.
+    It is also False if HF_HUB_OFFLINE forbids asking.
     """
     answers: list[int] = []
 
@@ -20,10 +20,10 @@ def hub_answers() -> bool:
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session
 
-        with suppress(Exception):  # whatever it is, there is no answer
+        with suppress(Exception):  # whatever the error, there is no answer
             answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE).status_code)
 
-    # in a thread, which may be left behind: looking up the name of a host has no limit of time
+    # in a thread that can be left behind: looking up the name of a host has no time limit
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
@@ -32,9 +32,9 @@ def hub_answers() -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Let the block ask the Hub where it answers; else have `datasets` and the Hub's client read what they have cached.
+    """Let the block ask the Hub if it answers; otherwise make `datasets` and the Hub's client read their caches.
 
-    By themselves they retry for half a minute before they do the same.
+    By themselves they would do so only after retrying for half a minute.
     """
     from datasets import config
     from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""The end of a command's process, and the processes that work beside it: its children, and those that train together."""
+"""How a command's process ends, and the processes beside it: its children, and those that train together."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from threading import Thread, current_thread, main_thread
 from amir_grpo.system.locks import Busy
 from amir_grpo.system.progress import REPORT_TO
 
-_GOES_ON = "What is complete stays: start the same again, and it goes on."
+_GOES_ON = "Completed work is kept: run the same command again to continue."
 _PATIENCE = 3.0  # seconds for tidying up after a signal
-PR_SET_PDEATHSIG = 1  # of prctl: the signal for when the parent ends
-# what a launcher sets for each of several processes
+PR_SET_PDEATHSIG = 1  # prctl's option for the signal that is sent when the parent ends
+# environment variables that a launcher sets for each of several processes
 _OF_SEVERAL = r"(LOCAL_|GROUP_|ROLE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(ACCELERATE|FSDP|TORCHELASTIC)_.*"
 
 
 @contextmanager
 def ending(name: str) -> Iterator[None]:
-    """Run the block as the command `name`; an error that a user can mend is said in at most three lines.
+    """Run the block as the command `name`; report an error that the user can fix in at most three lines.
 
-    SIGINT and SIGTERM end the process with one line, within seconds, and 128 and the signal's number.
+    SIGINT and SIGTERM end the process within seconds, with one line and the exit code 128 plus the signal's number.
 
     Raises:
-        SystemExit: 2 for what the user can mend; 1 where another process of a training has ended; 141 for an output that
-            nobody reads any more.
+        SystemExit: 2 for an error that the user can fix; 1 if another process of a training has ended; 141 if nobody
+            reads the output any more.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # an encoding without λ or a minus sign ends no work
+    if hasattr(sys.stdout, "reconfigure"):  # an encoding without λ or a minus sign must not end the work
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _ended_by_signals(f"amir_grpo {name}: interrupted. {_GOES_ON}" if is_main() else ""):
@@ -45,7 +45,7 @@ def ending(name: str) -> Iterator[None]:
         except OSError:  # the output is on a full disk, or nobody reads it: let the interpreter end quietly
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            raise SystemExit(141) from error  # 128 and SIGPIPE's number
+            raise SystemExit(141) from error  # 128 plus SIGPIPE's number
         lines = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
         text = "\n".join(lines)[:4000] or type(error).__name__
         text = "".join(c for c in text if c == "\n" or c.isprintable())
@@ -60,13 +60,13 @@ def ending(name: str) -> Iterator[None]:
 
 @contextmanager
 def _ended_by_signals(line: str) -> Iterator[None]:
-    """Have SIGINT and SIGTERM unwind the block and end the process; after three seconds, whatever it does by then."""
-    if current_thread() is not main_thread():  # which alone takes signals
+    """Make SIGINT and SIGTERM unwind the block and end the process, after three seconds at the latest."""
+    if current_thread() is not main_thread():  # only the main thread gets signals
         yield
         return
     caught, left = [], []
 
-    def last_line() -> None:  # after those of progress bars that end
+    def last_line() -> None:  # after the last lines of progress bars
         if line and not left:
             left.append(os.write(2, f"\n{line}\n".encode()))
 
@@ -76,7 +76,7 @@ def _ended_by_signals(line: str) -> Iterator[None]:
         os._exit(128 + caught[0])
 
     def interrupt(number: int, frame: object) -> None:
-        for each in handlers:  # a second one would interrupt the tidying up
+        for each in handlers:  # a second signal would interrupt the tidying up
             signal.signal(each, signal.SIG_IGN)
         caught.append(number)
         sys.unraisablehook = lambda _: None
@@ -87,7 +87,7 @@ def _ended_by_signals(line: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if caught:  # whatever a library has made of the interrupt
+        if caught:  # whatever a library has turned the interrupt into
             last_line()
             raise SystemExit(128 + caught[0])
         for number, handler in handlers.items():
@@ -95,14 +95,14 @@ def _ended_by_signals(line: str) -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """Have the system end this process when the thread that started it ends, however that ends. Linux only."""
+    """Make the system kill this process when the thread that started it ends, however that happens. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold SIGINT back during the block, also in processes that it starts, until they call `work_for_parent`."""
+    """Hold back SIGINT during the block, and in processes that it starts until they call `work_for_parent`."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -114,7 +114,7 @@ def interrupts_held() -> Iterator[None]:
 
 
 def work_for_parent() -> None:
-    """Begin a worker process: end with its parent, leave a terminal's Ctrl-C to it, and show no progress."""
+    """Set up a worker process: it ends with its parent, leaves a terminal's Ctrl-C to it, and shows no progress."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -122,16 +122,16 @@ def work_for_parent() -> None:
     os.environ[REPORT_TO] = ""
 
 
-# --- processes that train together ------------------------------------------------------------------------------------
+# --- processes that train together ------------------------------------------------------------------------------
 
 
 def world_size() -> int:
-    """Return the number of processes that train together, as `accelerate launch` and `torchrun` give it."""
+    """Return the number of processes that train together, as `accelerate launch` and `torchrun` set it."""
     return _number_in("WORLD_SIZE", 1)
 
 
 def is_main() -> bool:
-    """Tell whether this is the process that writes, of those that train together."""
+    """Return whether this is the main process, the one that writes, of those that train together."""
     return _number_in("RANK", 0) == 0
 
 
@@ -146,7 +146,7 @@ def _number_in(variable: str, default: int) -> int:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process run the block before the others do, so that they find what it has made."""
+    """Run the block in the main process before the others, so that they find what it has made."""
     if world_size() == 1:
         yield
         return
@@ -155,20 +155,20 @@ def main_first() -> Iterator[None]:
 
 
 def wait_for_everyone() -> None:
-    """Wait until all processes of the training are here."""
+    """Wait until all processes of the training have reached this point."""
     if world_size() > 1:
         _state().wait_for_everyone()
 
 
 def leave_process_group() -> None:
-    """End this process's part in a distributed training: exiting inside the group may abort and take the others along."""
+    """Leave the group of a distributed training: exiting inside it may abort, and end the other processes with it."""
     if world_size() > 1:
         wait_for_everyone()
         _state().destroy_process_group()
 
 
 def run_alone(module: str, *arguments: str) -> None:
-    """Run a module in a process of its own, without the environment that makes it one of several.
+    """Run a module in a separate process, without the environment that makes it one of several.
 
     Raises:
         RuntimeError: If it fails, with the end of its error output.
@@ -182,8 +182,8 @@ def run_alone(module: str, *arguments: str) -> None:
 
 
 def _is_loss_of_another(error: RuntimeError) -> bool:
-    """Tell whether a training of several processes has failed because another of them has ended."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's, which is not imported for this
+    """Return whether a training of several processes has failed because another of them has ended."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, so that torch need not be imported
     return world_size() > 1 and ("DistError" in kinds or "gloo" in str(error) or "closed by peer" in str(error))
 
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on the terminal or in the notebook, or a report that the process which started it shows."""
+"""Progress of long work: a bar in the terminal or notebook, or a report that the parent process shows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from amir_grpo.system.files import write_text
 
 REPORT_TO = "AMIR_GRPO_PROGRESS"  # environment variable: the file that gets a report instead of a bar
 _SECONDS = 1.0  # between two reports
-_QUIET_SECONDS = 30.0  # between two lines in a log, or where the output is no terminal
+_QUIET_SECONDS = 30.0  # between two lines in a log, or in an output that is not a terminal
 
 
 @contextmanager
 def stage(
     label: str, total: int, done: int = 0, unit: str = "step", leave: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Show how far a piece of work has come while the block runs, of `total` units of which some were `done` before.
+    """Show the progress of the block's work: `total` units, of which `done` were complete before.
 
         with stage("training grpo", total=60) as tick:
             ...
@@ -40,7 +40,7 @@ def stage(
     first, started, last = done, time.monotonic(), 0.0
 
     def report(line: str) -> None:
-        with suppress(OSError):  # the work itself will say what is wrong with the disk
+        with suppress(OSError):  # the work itself will report a bad disk
             write_text(Path(path), line)
 
     def tick(number: int = 1, **shown: object) -> None:
@@ -55,7 +55,7 @@ def stage(
             left = f", {timedelta(seconds=round((total - done) * each))} left" if first < done < total else ""
             report(f"{label}, {done:,} of {total:,} {unit}{'' if total == 1 else 's'}{left}")
 
-    # in a notebook's output, errors alone are shown in red
+    # a notebook shows stderr in red, which is for errors only
     kernel = sys.modules.get("ipykernel.kernelapp")
     output = sys.stdout if kernel is not None and kernel.IPKernelApp.initialized() else sys.stderr
     options = {"desc": label, "unit": f" {unit}", "mininterval": 2, "leave": leave, "disable": bool(path)}
@@ -70,10 +70,10 @@ def stage(
 
 @contextmanager
 def reports_shown(folder: Path, log: Path) -> Iterator[Callable[[str], None]]:
-    """Show the reports in a folder, each under its file's name, while the block runs; yields what prints and logs a line.
+    """Show the reports in a folder, under their files' names, during the block; yield a function that prints and logs.
 
-    The folder holds a file for each process at work, which has it in the environment as `REPORT_TO`. A terminal shows
-    them in one line that changes; the log, and an output that is no terminal, get lines every half minute.
+    Each working process has a file in the folder, named by `REPORT_TO` in its environment. A terminal shows the
+    reports in one line that is updated; the log, and an output that is not a terminal, get lines every half minute.
     """
     live, over = sys.stderr.isatty(), Event()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The provenance of a result, so that it can be made again: time, versions, commit, device."""
+"""The provenance of a result, so that it can be reproduced: time, versions, commit, device."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def now() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what a result is made with now: time, python, platform, packages, commit, uncommitted_changes, device, cpu.
+    """Return the current time, python, platform, packages, commit, uncommitted_changes, device and cpu.
 
-    `packages` holds None where one is not installed, `commit` and `uncommitted_changes` where there is no repository.
+    A package that is not installed is None in `packages`; without a repository, so are commit and uncommitted_changes.
     """
     import torch
 
@@ -51,15 +51,15 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of the package's repository; None where there is none, or no git."""
+    """Return the commit of the package's repository; None without a repository or git."""
     return _git("rev-parse", "HEAD")
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """Read a run folder's record, for what is drawn from it: profile, seed, started, ended, problems, settings, provenance.
+    """Return the record of a run folder: profile, seed, started, ended, problems, settings, provenance.
 
-    `problems` holds each set's source, number and fingerprint; `started` and `ended` are the first and the last of all
-    stages, None where there is none.
+    `problems` holds the source, size and fingerprint of each set; `started` is the earliest start and `ended` the
+    latest end of all stages, None without any.
     """
     config = read_config(folder)
     patterns = ("*/stage.json", "samples/*/*.stage.json", "scores/*.stage.json")
@@ -76,7 +76,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def file_at(commit: str, path: Path) -> str | None:
-    """Return the text of a file at a commit of its repository; None without git, such a commit or such a file in it."""
+    """Return the text of a file at a commit of its repository; None if git, the commit or the file is missing."""
     return _git("show", f"{commit}:./{path.name}", folder=path.parent)
 
 
@@ -109,7 +109,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
     Args:
         path: The file.
-        keys: Those that it must have.
+        keys: Keys that it must have.
 
     Raises:
         ValueError: If it cannot be read or lacks a key: something other than this package has changed it.
@@ -126,7 +126,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """JSON as the package writes it."""
+    """Return a value as JSON, as the package writes it."""
     return json.dumps(value, indent=2) + "\n"
 
 
@@ -140,7 +140,7 @@ def _cpu_model() -> str:
 
 
 def _git(*arguments: str, folder: Path = Path(__file__).parent) -> str | None:
-    """Output of git in a folder, that of the package by default; None where there is no git or no repository."""
+    """Return the output of git in a folder, by default the package's; None if git fails or is missing."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -71,7 +71,7 @@ def test_a_job_that_is_killed_is_told_with_its_log(local, tmp_path, monkeypatch)
     monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)
     with (
         submitting(local) as submit,
-        pytest.raises(ChildProcessError, match=r"without a result.*\nIts log: .*_log.err\nWhat is complete stays"),
+        pytest.raises(ChildProcessError, match=r"without a result.*\nIts log: .*_log.err\nCompleted work is kept"),
     ):
         run_jobs("dying", die, [Piece(tmp_path, "mortal")], submit)
 

@@ -17,7 +17,7 @@ from amir_grpo.system.processes import ending
 ROOT = Path(__file__).parents[2]
 BEGIN = "from amir_grpo.system.processes import ending; import atexit, signal, sys, time\n"
 GUARD = 300  # seconds: three are promised; a busy machine may take longer, and the work takes 600
-LINE = "amir_grpo plan: interrupted. What is complete stays: start the same again, and it goes on."
+LINE = "amir_grpo plan: interrupted. Completed work is kept: run the same command again to continue."
 WORK = {
     "sleeping": "time.sleep(600)",
     "computing": "while True: pass",
