@@ -65,6 +65,12 @@ def test_more_problems_or_samples_shrink_what_is_detectable_as_said():
     assert compare(*drawn(int(found.samples_needed))).detectable == pytest.approx(abs(found.estimate), rel=0.25)
 
 
+@pytest.mark.parametrize("nothing", [[], [0.5]])
+def test_what_would_decide_is_not_known_where_nothing_is_known_of_the_spread(nothing):
+    found = compare(nothing, nothing)
+    assert np.isnan([found.detectable, found.units_needed, found.samples_needed]).all()
+
+
 def test_no_number_of_samples_decides_what_differs_between_problems():
     gains = np.tile([0.5, -0.48], 20)
     assert compare(0.49 + gains, np.full(40, 0.49), (64, 64)).samples_needed == np.inf
@@ -159,6 +165,9 @@ def test_an_export_holds_several_policies(tmp_path):
     assert compare_results(one, read_results(f"{tmp_path}:amir_grpo"))[0]["gain"].item() == 0
     with pytest.raises(ValueError, match="Name one, as"):
         read_results(str(tmp_path))
+    (tmp_path / "samples" / "base").mkdir(parents=True)  # the run that was exported, evaluated anew
+    rows.head(9).assign(policy="base").to_parquet(tmp_path / "samples" / "base" / "chain6.parquet")
+    assert len(read_results(f"{tmp_path}:base")) == 2 * rows.head(9)["problem_id"].nunique()
     with pytest.raises(ValueError, match="has no policy 'gpro'"):
         read_results(f"{tmp_path}:gpro")
 

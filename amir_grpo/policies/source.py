@@ -37,16 +37,16 @@ class PolicySource:
     def lora_rank(self) -> int:
         """Return the largest rank in the adapter; 0 without an adapter or a stated rank."""
         config = _adapter_config(self.adapter) if self.adapter else {}
-        return max(config.get("r", 0), 0, *(config.get("rank_pattern") or {}).values())
+        return max(config.get("r") or 0, 0, *(config.get("rank_pattern") or {}).values())
 
     def weights_hash(self) -> str:
-        """Return a hash of the adapter's safetensors, or of the base's without an adapter: 8 hexadecimal digits.
+        """Return a hash of the adapter's weights, or of the base's without an adapter: 8 hexadecimal digits.
 
         Files are hashed by content, or by size and time of change if larger than 1 GB; a base on the Hub by its name.
         """
         folder = self.adapter or Path(self.base)
         digest = hashlib.sha256()
-        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*model*.bin")]) if folder.is_dir() else []
         for path in files:
             stat = path.stat()
             large = stat.st_size > 1e9

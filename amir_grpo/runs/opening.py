@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +122,9 @@ def stage_lock(folder: Path, settings: RunSettings, work: str) -> Iterator[None]
         yield
 
 
-@contextmanager
-def _lock(folder: Path, work: str) -> Iterator[None]:
-    """Hold the lock of some work; of several training processes, the main one holds it for all."""
-    if not is_main():
-        yield
-        return
-    with locked(folder, work):
-        yield
+def _lock(folder: Path, work: str) -> AbstractContextManager[None]:
+    """Return the lock of some work; of several training processes, the main one holds it for all."""
+    return locked(folder, work) if is_main() else nullcontext()
 
 
 def _differing(stored: Mapping[str, Any], settings: RunSettings) -> dict[str, tuple[Any, Any]]:

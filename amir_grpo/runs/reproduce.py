@@ -181,5 +181,5 @@ def _reporting(notebook: _Notebook, log: Path) -> Iterator[None]:
         os.dup2(errors, 2)
         os.close(errors)
         report.unlink(missing_ok=True)
-        if log.stat().st_size == 0:
+        if log.exists() and log.stat().st_size == 0:
             log.unlink()

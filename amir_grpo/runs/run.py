@@ -16,6 +16,7 @@ notebook can be run on its own.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -298,10 +299,10 @@ class Run:
 
         (self.folder / "figures").mkdir(exist_ok=True)
         changed = differences(settings_of(self.profile), self.settings)
-        command = f"python -m amir_grpo reproduce --profile {self.profile}"
+        command = ["python", "-m", "amir_grpo", "reproduce", "--profile", self.profile]
         for setting, (_, value) in changed.items():
-            command += f" --{setting} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        return save_figure(figure, self.folder / "figures" / name, command)
+            command += [f"--{setting}", *map(str, value if isinstance(value, list) else [value])]
+        return save_figure(figure, self.folder / "figures" / name, shlex.join(command))
 
 
 def open_run(

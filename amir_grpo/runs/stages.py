@@ -33,7 +33,7 @@ def read_table(path: Path, columns: Iterable[str] = (), numbers: Iterable[str] =
             raise ValueError(f"it has no column {', '.join(missing)}")
         table = table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
     except (ValueError, TypeError, OSError, ArrowException) as error:
-        cause = str(error).strip().splitlines()[0][:150]
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         raise ValueError(
             f"{path} cannot be read ({cause}).\nDelete it, and it is made again; other complete results are kept."
         ) from error

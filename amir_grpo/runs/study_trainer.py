@@ -163,7 +163,8 @@ class StudyTrainer(AmirGRPOTrainer):
         """Draw, grade and record a batch of an evaluation; its loss would cost a forward pass and say nothing."""
         completions = self._prepare_inputs(inputs)["completion_ids"]
         texts = self.processing_class.batch_decode(completions, skip_special_tokens=True)
-        correct = self._scores[self.accelerator.process_index * len(inputs) :, self._correctness] > 0
+        first = self.accelerator.process_index * len(inputs)
+        correct = self._scores[first : first + len(inputs), self._correctness] > 0
         rows = [
             {
                 "step": self.state.global_step,
@@ -172,7 +173,7 @@ class StudyTrainer(AmirGRPOTrainer):
                 "text": text,
                 "correct": right,
             }
-            for problem, text, right in zip(inputs, texts, correct.tolist(), strict=False)
+            for problem, text, right in zip(inputs, texts, correct.tolist(), strict=True)
         ]
         self.watched += gather_object(rows)
         return None, None, None

@@ -273,13 +273,16 @@ def last_whole_checkpoint(checkpoints: Path) -> Path | None:
 
     Incomplete checkpoints are removed, and so are damaged ones, with a message.
     """
-    if not checkpoints.is_dir():
-        return None
+    last = None
     with main_first():
         for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if not (folder / ROLLOUTS_FILE).is_file():
                 shutil.rmtree(folder)
-        while (last := get_last_checkpoint(str(checkpoints))) and (damaged := first_damaged(Path(last))):
+        while (
+            checkpoints.is_dir()
+            and (last := get_last_checkpoint(checkpoints))
+            and (damaged := first_damaged(Path(last)))
+        ):
             print(
                 f"{last}/{damaged} is damaged: its SHA-256 has changed. Taking the checkpoint before it.", flush=True
             )

@@ -15,7 +15,7 @@ import pandas as pd
 from amir_grpo.choices import METHODS
 from amir_grpo.runs.opening import NO_EFFECT
 from amir_grpo.settings import differences
-from amir_grpo.system.files import atomic_write, write_text
+from amir_grpo.system.files import atomic_write, sha256_of, write_text
 from amir_grpo.system.provenance import read_config, read_json, record_of, to_json
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _explanation(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _same_bytes(a: Path, b: Path) -> str | None:
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (a, b)]
+    hashes = [sha256_of(path)[:12] for path in (a, b)]
     return None if hashes[0] == hashes[1] else f"contents {hashes[0]} and {hashes[1]}"
 
 

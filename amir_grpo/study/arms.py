@@ -7,7 +7,6 @@ is up to 2.5 times GRPO's, and a gain could come from the larger step. The arms 
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +92,8 @@ class Arm:
 
 def _grpo(path: str, about: str = "GRPO", *changes: Mapping[str, Any], method: str = "grpo") -> Arm:
     regime, _, name = path.partition("/")
-    return Arm(regime, name, method, about, dict(ChainMap(*reversed(changes), REGIMES[regime])))
+    merged = {setting: value for part in (REGIMES[regime], *changes) for setting, value in part.items()}
+    return Arm(regime, name, method, about, merged)
 
 
 def _amir(path: str, about: str, *changes: Mapping[str, Any]) -> Arm:

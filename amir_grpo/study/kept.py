@@ -52,7 +52,7 @@ def keep_run(path: Path, kept: KeptRun) -> None:
     """
 
     def write(part: Path) -> None:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+        with zipfile.ZipFile(part, "w") as file:
             for name, table in kept.tables.items():
                 text = table.to_csv(index=False, float_format="%.5g", lineterminator="\n")
                 file.writestr(zipfile.ZipInfo(f"{name}.csv", _TIME), text, zipfile.ZIP_DEFLATED, 9)

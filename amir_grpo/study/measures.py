@@ -181,20 +181,15 @@ def tempered_scores(
     """Return each completion's mean log-probability and entropy per token in nats: (`TEMPERATURES`, completions)."""
     import torch
 
+    from amir_grpo.policies.sampling import padded_batches
+
     policy.eval()
-    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    logps, entropies = np.zeros((2, len(TEMPERATURES), len(lengths)))
-    while order:
-        longest = lengths[order[-1]]
-        count = max(1, _TOKENS // longest)
-        batch, order = order[-count:], order[:-count]
-        # padded on the right, where causal attention never looks
-        ids = torch.zeros((len(batch), longest), dtype=torch.long)
-        wanted = torch.zeros((len(batch), longest), dtype=torch.bool)
+    whole = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    logps, entropies = np.zeros((2, len(TEMPERATURES), len(whole)))
+    for batch, ids in padded_batches(whole, _TOKENS):
+        wanted = torch.zeros(ids.shape, dtype=torch.bool)
         for row, index in enumerate(batch):
-            ids[row, : lengths[index]] = torch.tensor([*prompt_ids[index], *completion_ids[index]])
-            wanted[row, len(prompt_ids[index]) : lengths[index]] = True
+            wanted[row, len(prompt_ids[index]) : len(whole[index])] = True
         ids, wanted = ids.to(policy.device), wanted[:, 1:].to(policy.device)
         with torch.no_grad():
             logits = policy(input_ids=ids, use_cache=False).logits[:, :-1]

@@ -154,8 +154,12 @@ def read_plan(path: Path = PLAN) -> Plan:
     Raises:
         ValueError: If an entry is missing, unknown or contradictory; names it.
     """
+    return _parsed(path.read_text(encoding="utf-8"), path)
+
+
+def _parsed(text: str, path: Path) -> Plan:
     try:
-        return Plan(**tomllib.loads(path.read_text(encoding="utf-8")), path=path)
+        return Plan(**tomllib.loads(text), path=path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -171,7 +175,7 @@ def check_frozen(plan: Plan) -> None:
     if not plan.frozen:
         raise ValueError(f"The confirmation begins when the plan is frozen: see {plan.path}.")
     text = file_at(plan.commit, plan.path)
-    then = None if text is None else Plan(**tomllib.loads(text), path=plan.path)
+    then = None if text is None else _parsed(text, plan.path)
     if then is not None and then.model_dump(exclude=_FREEZE) != plan.model_dump(exclude=_FREEZE):
         raise ValueError(f"{plan.path} is not what it was at commit {plan.commit[:12]}, which it names: restore it.")
 

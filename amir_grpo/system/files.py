@@ -126,9 +126,15 @@ def _is_full(error: BaseException | None) -> bool:
 # --- checksums --------------------------------------------------------------------------------------------------
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
     """Return the SHA-256 of files, by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+    return {path.name: sha256_of(path) for path in sorted(paths)}
 
 
 def write_checksums(folder: Path) -> None:

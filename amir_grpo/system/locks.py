@@ -64,7 +64,7 @@ def in_progress(folder: Path, but: str) -> bool:
 
 def _who(holder: Path) -> str:
     try:
-        record = json.loads(holder.read_text())
+        record = json.loads(holder.read_text(encoding="utf-8"))
         return f"process {record['pid']} on {record['machine']} since {record['started']}"
     except (OSError, ValueError, KeyError):  # it has the lock, but has not written its record yet
         return "another process"

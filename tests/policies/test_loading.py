@@ -20,6 +20,7 @@ from amir_grpo.choices import LORA_TARGETS
 from amir_grpo.policies import backend, engines, loading, sampling
 from amir_grpo.policies.backend import start_backend
 from amir_grpo.policies.float64 import device_for_float64, merged_adapters
+from amir_grpo.runs import opening
 from amir_grpo.runs.run import open_run, resolve_profile
 from amir_grpo.settings import PROFILES, PolicySettings, settings_of
 from amir_grpo.system import network
@@ -107,6 +108,15 @@ def test_unsloth_is_imported_for_a_training_alone(monkeypatch, command, wanted):
     with pytest.raises(SystemExit):
         cli.main([command, "--backend", "unsloth", "--max_steps", "0"])
     assert imported == wanted
+
+
+def test_a_run_in_its_usual_place_has_its_own_backend(monkeypatch, tmp_path):
+    monkeypatch.setattr(opening, "runs_folder", lambda: tmp_path)
+    assert cli._backend(None, None) == "transformers"
+    (tmp_path / "sandbox").mkdir()
+    config = {"profile": "sandbox", "settings": {"backend": "unsloth"}}
+    (tmp_path / "sandbox" / "config.json").write_text(json.dumps(config))
+    assert cli._backend(None, None) == cli._backend("sandbox", None) == "unsloth"
 
 
 def test_unsloth_writes_its_code_apart(monkeypatch):

@@ -232,6 +232,13 @@ def test_any_end_token_of_the_policy_ends(tiny_policy, tokenizer, draw, monkeypa
     assert not any(closing in ids[:-1] for ids in rows["completion_ids"])
 
 
+def test_a_policy_without_an_end_token_is_refused(tiny_policy, tokenizer, draw, monkeypatch):
+    monkeypatch.setattr(tiny_policy.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(tokenizer, "eos_token", None)
+    with pytest.raises(ValueError, match="has no end token"):
+        draw()
+
+
 def test_sampling_follows_the_policys_distribution(tiny_policy, draw, problems, prompts):
     """First tokens of 4,000 samples against the softmax at that temperature; a nucleus cuts its tail."""
     one = problems.select([0])

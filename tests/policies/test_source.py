@@ -2,7 +2,7 @@
 
 import pytest
 
-from amir_grpo.policies.source import copy_policy
+from amir_grpo.policies.source import PolicySource, copy_policy
 
 POLICY = {"adapter_config.json", "adapter_model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"}
@@ -27,6 +27,16 @@ def copied(trained, folder, **options):
 def test_the_policy_and_nothing_else_is_copied(trained, tmp_path):
     assert copied(trained, tmp_path / "copy") == POLICY | TOKENIZER
     assert copied(trained, tmp_path / "tokenizer", adapter=False) == TOKENIZER
+
+
+def test_policies_of_one_base_are_told_apart_by_their_weights_pickled_or_not(trained, tmp_path):
+    hashes = {PolicySource("base", trained).weights_hash()}
+    for name in ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.bin"):
+        (trained / name).write_text(f"{name} {len(hashes)}")
+        hashes.add(PolicySource("base", trained).weights_hash())
+    assert len(hashes) == 4
+    (trained / "training_args.bin").write_text("not of the policy")
+    assert PolicySource("base", trained).weights_hash() in hashes
 
 
 def test_a_folder_without_an_adapter_is_refused(trained, tmp_path):

@@ -86,4 +86,5 @@ def test_an_adapter_of_the_output_layer_is_refused_before_vllm_starts(asked, bas
 def test_the_rank_of_a_policy_is_its_largest(tmp_path):
     assert PolicySource("base").lora_rank() == 0
     assert adapter(tmp_path / "plain", 4).lora_rank() == 4
+    assert adapter(tmp_path / "of patterns alone", None, rank_pattern={"q_proj": 2}).lora_rank() == 2
     assert adapter(tmp_path / "pattern", 4, rank_pattern={"q_proj": 8, "v_proj": 2}).lora_rank() == 8
