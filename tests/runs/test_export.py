@@ -21,6 +21,7 @@ from amir_grpo.runs.export import export_policy, export_results, harness_samples
 from amir_grpo.runs.run import open_run
 from amir_grpo.system.files import hashes, write_text
 from amir_grpo.system.provenance import to_json
+from tests.test_bad_input import refused
 
 pytestmark = pytest.mark.xdist_group("complete run")
 
@@ -89,16 +90,7 @@ def arguments(run, *more):
     return ["export", "--run_dir", str(run.folder), *map(str, more)]
 
 
-def refused(run, capsys, *more):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments(run, *more))
-    assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) <= 3
-    return message
-
-
-def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run, capsys):
+def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run):
     cli.main(arguments(run, "--merged"))
     card = run.folder / "export" / "amir_grpo-merged" / "README.md"
     card.write_text("old")
@@ -186,22 +178,18 @@ def test_the_harness_own_tools_read_it(folder):
 
 
 def test_on_the_command_line(run, tmp_path, capsys):
-    cli.main(["export", "--run_dir", str(run.folder), "--results", str(tmp_path / "out")])
     out = tmp_path / "out"
+    cli.main(arguments(run, "--results", out))
     assert capsys.readouterr().out.splitlines() == [
         f"Saved: {out}",
         f"To upload it to the Hub: hf upload --private --repo-type dataset me/name {out}",
     ]
-    assert (tmp_path / "out" / "completions.parquet").is_file()
-    assert "exists already" in refused(run, capsys, "--results", tmp_path / "out")
-    message = refused(run, capsys, "--results", tmp_path / "b", "--merged")
-    assert "--results goes without --out and --merged" in message
-    assert not (tmp_path / "b").exists()
+    assert (out / "completions.parquet").is_file()
+    refused(capsys, *arguments(run, "--results", out), named=["exists already"])
 
 
 def test_a_run_that_is_not_evaluated_is_refused(runs, tiny_settings, tmp_path, capsys):
     untrained = open_run("sandbox", runs / "not evaluated", tiny_settings)
-    message = refused(untrained, capsys, "--results", tmp_path / "out")
-    assert "holds no completions of Base on chain3 yet" in message
-    assert "amir_grpo evaluate" in message
+    said = ("holds no completions of Base on chain3 yet", "amir_grpo evaluate")
+    refused(capsys, *arguments(untrained, "--results", tmp_path / "out"), named=said)
     assert not (tmp_path / "out").exists()
