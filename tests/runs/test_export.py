@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
+from amir_grpo.compare import read_results
 from amir_grpo.metrics import pass_at_k
 from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import ADAPTER_FILES
@@ -160,6 +161,7 @@ def test_samples_are_read_as_the_harness_reads_its_own(run, folder):
         assert set(rows.column_names) == {*fixed, *rows[0]["metrics"]}
         right = own.groupby("problem_id", sort=False)["correct"].sum().to_numpy()
         np.testing.assert_allclose(rows["pass@2"], pass_at_k(right, 8, 2))
+        assert read_results(str(path))[["right", "n"]].to_numpy().tolist() == [[number, 8] for number in right]
 
 
 def test_the_harness_own_tools_read_it(folder):
