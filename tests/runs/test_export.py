@@ -147,7 +147,7 @@ def test_a_sample_of_the_harness_by_hand():
     assert json.loads(several["target"]) == ["15", "15.0"]
 
 
-def test_samples_are_read_as_the_harness_reads_its_own(run, folder):
+def test_samples_are_read_as_the_harness_reads_its_own(folder):
     """By `datasets`, for which it writes them; each line has just the keys of its schema and the metrics that it names."""
     fixed = "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash target_hash".split()
     completions = pd.read_parquet(folder / "completions.parquet")
