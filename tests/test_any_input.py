@@ -37,7 +37,7 @@ often = settings(
     derandomize=EXAMPLES == 30,
     print_blob=True,
 )
-PATHS = ("run_dir", "model_dir", "out", "folder", "results", "runs")
+PATHS = ("run_dir", "model_dir", "out", "folder", "results", "html", "json")
 
 
 class Work(BaseException):
@@ -122,12 +122,14 @@ TEXT = st.text(st.characters(exclude_characters="\0"), max_size=12)
 
 @cache
 def options_of(name):
+    """The options of a command, with whether each takes several values; and how many arguments have no name."""
     parameters = inspect.signature(cli.COMMANDS[name], eval_str=True).parameters
-    kinds = {option: kind for option, (kind, _) in options._own_options(parameters.values())[0].items()}
+    own = options._own_options(parameters.values())[0]
+    kinds = {option: kind for option, (kind, default) in own.items() if default is not ...}
+    unnamed = len(own) - len(kinds)
     if "settings" in parameters:
         kinds |= {setting: field.annotation for setting, field in FIELDS.items()}
-    several = {option: options._list_in(kind) is not None for option, kind in kinds.items()}
-    return () if name in ("verify", "notebooks") else tuple(sorted(several.items()))
+    return sorted((option, options._list_in(kind) is not None) for option, kind in kinds.items()), unnamed
 
 
 def value_of(option):
@@ -141,10 +143,10 @@ def value_of(option):
 @st.composite
 def command_lines(draw):
     name = draw(st.sampled_from(sorted(cli.COMMANDS)))
-    arguments = [name]
-    if not options_of(name):
-        return arguments + draw(st.lists(st.one_of(value_of("folder"), TEXT), max_size=3))
-    chosen = draw(st.lists(st.sampled_from(options_of(name)), max_size=4))
+    known, unnamed = options_of(name)
+    places = st.lists(st.one_of(value_of("folder"), TEXT), min_size=unnamed, max_size=unnamed)
+    arguments = [name, *draw(places)]
+    chosen = draw(st.lists(st.sampled_from(known), max_size=4)) if known else ()
     for option, several in chosen:
         values = draw(st.lists(value_of(option), max_size=3 if several else 1))
         if draw(st.booleans()) and len(values) == 1:

@@ -27,7 +27,9 @@ FORMAT = re.compile(r"\s*<think>[^<]*</think>\s*<answer>[^<]*[^<\s][^<]*</answer
 WITH_SETTINGS = ("reproduce", "plan", "train", "evaluate", "evidence")
 WITHOUT = {
     "export": {"profile", "run_dir", "method", "out", "merged", "results"},
+    "compare": {"html", "json"},
     "verify": set(),
+    "doctor": set(),
     "notebooks": set(),
 }
 # as it stands in the README of the paper's repository, github.com/AmirHosseinYari2002/AMIR-GRPO
@@ -168,7 +170,7 @@ def test_lists_are_words(words):
     assert parsed("evaluate", "--model_dir", "a folder", "b=c")["model_dir"] == ["a folder", "b=c"]
 
 
-def test_the_published_command_is_read_as_it_is_written(monkeypatch, tmp_path):
+def test_the_published_command_is_read_as_it_is_written():
     words = PUBLISHED_COMMAND.replace("\\\n", " ").split()[3:]
     options = parsed("train", *words)
     own = {
@@ -256,7 +258,7 @@ def test_adapter_is_safetensors_of_the_profiles_rank_on_all_projections(trained)
     assert all(shape[0 if "lora_A" in name else 1] == rank for name, shape in shapes.items())
     config = json.loads((trained / "amir_grpo" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (rank, rank)
-    assert not list((trained / "amir_grpo").glob("*.bin.*"))
+    assert not list((trained / "amir_grpo").glob("*model*.bin"))
     assert (trained / "amir_grpo" / "stage.json").is_file()
 
 
@@ -383,8 +385,5 @@ def test_an_adapter_that_was_trained_again_is_sampled_again(trained, runs, call)
         if source == "amir_grpo":  # as far from GRPO's as a longer training would bring it
             weights = load_file(folder / "adapter_model.safetensors")
             save_file({name: 30 * weight for name, weight in weights.items()}, folder / "adapter_model.safetensors")
-        try:
-            run = call("evaluate", "--model_dir", folder, "--dataset_name", "chain3", run="trained again")
-        except SystemExit:
-            return  # to refuse is right, too
+        run = call("evaluate", "--model_dir", folder, "--dataset_name", "chain3", run="trained again")
     assert not completions(run, "policy")["text"].equals(completions(trained, "grpo")["text"])

@@ -100,7 +100,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize(("place", "text"), [pytest.param(*block, id=block[0]) for block in blocks("python")])
-def test_python_block_runs(place, text, base, tmp_path, monkeypatch, capsys):
+def test_python_block_runs(place, text, base, tmp_path, monkeypatch):
     if text.startswith(("from verl", "from swift", "from openrlhf")):
         pytest.skip("tests/test_frameworks.py runs it")
     monkeypatch.chdir(tmp_path)

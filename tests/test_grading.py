@@ -265,16 +265,21 @@ def test_even_code_that_ran_could_do_little_and_a_worker_imports_no_torch(tmp_pa
     assert not target.exists()
 
 
-def test_a_comparison_short_of_memory_is_reported(monkeypatch):
-    # so little that comparing anything large fails, and so much that the worker starts
-    monkeypatch.setattr(grading, "MEMORY_BYTES", 1 << 20)
-    with Grader(workers=1) as starved:
-        (grade,) = starved.grade([boxed("x+" * 900 + "1")], [r"\sqrt{2}"])
-        # SymPy may swallow the error and take the answer for no formula
-        assert (grade.correct, grade.limit in ("memory", "crash", None)) == (False, True)
-        monkeypatch.setattr(grading, "MEMORY_BYTES", 1 << 30)
-        starved._idle[0].kill()
-        assert starved.grade([boxed(r"\sqrt{8}")], [r"2\sqrt{2}"])[0]
+@pytest.mark.parametrize(
+    ("end", "limit"),
+    [
+        ("raise MemoryError", "memory"),
+        ("os.kill(os.getpid(), 9)", "memory"),
+        ("os.kill(os.getpid(), signal.SIGPROF)", "time"),
+        ("os._exit(3)", "crash"),
+    ],
+)
+def test_how_a_worker_ended_says_what_it_was_short_of(end, limit):
+    worker = grading._Worker()
+    program = [sys.executable, "-c", f"import os, signal; input(); {end}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    worker._process = subprocess.Popen(program, **pipes)
+    assert worker.compare("x", ("y",)) == limit
 
 
 # --- workers ------------------------------------------------------------------------------------------------------

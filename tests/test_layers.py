@@ -1,8 +1,6 @@
 """The package's layers: every import points downwards, lazy ones too; what is the method imports nothing of the rest."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -97,13 +95,10 @@ def test_the_method_and_the_measures_stand_alone(name):
     assert IMPORTS[name] <= ALONE[name]
 
 
-def test_results_load_no_torch():
-    names = [f"amir_grpo.{name}" for name in MODULES if name.split(".")[0] == "results"]
+def test_results_import_no_torch():
     for path in (ROOT / "amir_grpo" / "results").glob("*.py"):
         roots = {name.split(".")[0] for name in _imported(path)}
         assert not roots & {"torch", "transformers", "trl", "peft"}, path.name
-    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def _imported(path):

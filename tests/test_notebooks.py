@@ -36,6 +36,7 @@ READ_EVIDENCE = ("06_claims", "07_ablations", "08_regimes", "09_family", "10_lan
 pytestmark = pytest.mark.xdist_group("notebooks")
 
 SMALL = f"--max_steps 2 --sandbox_warmup_steps {WARMUP_STEPS} --eval_limit 4 --per_device_train_batch_size 16".split()
+OVERRIDES = {name.lstrip("-"): int(value) for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
 
 SECRETS = {
     "HF_TOKEN": "hf_PlantedSecretOfTheTestSuite00",
@@ -317,8 +318,7 @@ def assert_trained_the_same(folder, alone):
 
 def test_a_method_trained_alone_is_trained_the_same(reproduced):
     folder, _ = reproduced  # its base policy is in the cache beside it
-    small = {name.lstrip("-"): int(value) for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
-    alone = open_run("smoke", folder.parent / "alone", small)
+    alone = open_run("smoke", folder.parent / "alone", OVERRIDES)
     alone.train("grpo")
     assert_trained_the_same(folder, alone.folder)
 
@@ -327,13 +327,12 @@ def test_a_method_trained_alone_is_trained_the_same(reproduced):
 @pytest.mark.parametrize("reproduced", ["from a wheel"], indirect=True)
 def test_train_alone_with_papermill_from_the_notebooks_folder(reproduced, tmp_path):
     folder, _ = reproduced
-    small = {name.lstrip("-"): int(value) for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
     done = run(
         "papermill",
         "01_train.ipynb",
         tmp_path / "out.ipynb",
         *("-p", "method", "grpo", "-p", "profile", "smoke", "-p", "run_dir", folder.parent / "by papermill"),
-        *("-p", "overrides", json.dumps(small), "-k", "python3"),
+        *("-p", "overrides", json.dumps(OVERRIDES), "-k", "python3"),
         cwd=ROOT / "notebooks",
     )
     assert done.returncode == 0, done.stderr

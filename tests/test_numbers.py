@@ -11,6 +11,7 @@ from scipy import stats
 
 from amir_grpo import metrics
 from amir_grpo.grading import is_correct
+from amir_grpo.results.style import signed
 from amir_grpo.results.tables import published_table
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.study import claims
@@ -65,13 +66,35 @@ def test_the_estimates_are_those_of_the_raw_counts(studies):
 
 
 @pytest.fixture(scope="module")
-def known(studies):
-    """Every number with two decimals that the data have, without its sign."""
-    pairs = [*claims.KNOBS, *claims.REGIME_GAINS, *claims.RIVALS]
-    gains = claims.exploratory_gains(studies, pairs, PLAN)
+def gains(studies):
+    return claims.exploratory_gains(studies, [*claims.KNOBS, *claims.REGIME_GAINS, *claims.RIVALS], PLAN)
+
+
+@pytest.fixture(scope="module")
+def tables(studies, gains):
     extra = claims.gain_table(studies, [("outliers/grpo", "outliers/dr_grpo")], PLAN)
     family = claims.plan_table(load_study(RESULTS / "family"), read_plan(PLANS["family"]))
-    tables = [pd.read_csv(RESULTS / "tests.csv"), gains, extra, claims.claims_table(studies, PLAN), family]
+    return [pd.read_csv(RESULTS / "tests.csv"), gains, extra, claims.claims_table(studies, PLAN), family]
+
+
+@pytest.fixture(scope="module")
+def triples(tables):
+    """Every gain of the data with the ends of an interval, in both directions."""
+    found = {_written(_by_model().mean(), *stats.ttest_1samp(_by_model(), 0).confidence_interval())}
+    for table in tables:
+        for gain, low, high, inner_low, inner_high in table[COMPARED[:5]].to_numpy(float):
+            for ends in ((low, high), (inner_low, inner_high)):
+                found |= {_written(gain, *ends), _written(-gain, -ends[1], -ends[0])}
+    return found
+
+
+def _written(*values):
+    return tuple(signed(value, 2).removeprefix("+") for value in values)
+
+
+@pytest.fixture(scope="module")
+def known(studies, gains, tables):
+    """Every number with two decimals that the data have, without its sign, and p-values with three."""
     values = np.concatenate([table[COMPARED].to_numpy(float).ravel() for table in tables])
     alone = (claims.solved_alone(studies.main, arm) for arm in claims.STRENGTHS.values())
     values = np.append(values, [100 * np.mean([*part.values()]) for parts in alone for part in parts])
@@ -86,7 +109,8 @@ def known(studies):
         values = np.append(values, np.corrcoef(*by_base)[0, 1])
         base = pd.Series({run[0]: rates.mean() for run, rates in studies.main.solved("clean/base").items()})
         values = np.append(values, np.corrcoef(base.sort_index(), by_base[0])[0, 1])
-    return {f"{abs(value):.2f}" for value in values if np.isfinite(value)} | _published()
+    p_values = {f"{value:.3f}" for value in [*gains["p_holm"], stats.ttest_1samp(_by_model(), 0).pvalue]}
+    return {f"{abs(value):.2f}" for value in values if np.isfinite(value)} | p_values | _published()
 
 
 def _by_base(study, new, old):
@@ -108,6 +132,8 @@ def _published():
 
 # Two decimals that are no result: λ, the significance level, the half width of the noise, the version of Python.
 GIVEN = {"0.01", "0.05", "0.45", "3.11"}
+ENDS = r" \[([+−]?\d+\.\d\d), ([+−]?\d+\.\d\d)\]"
+GAIN = r"([+−]?\d+\.\d\d)(?: points)?(?: on average)?"
 
 
 @pytest.mark.parametrize(
@@ -116,12 +142,27 @@ GIVEN = {"0.01", "0.05", "0.45", "3.11"}
         "README.md",
         "docs/results.md",
         "docs/reproducibility.md",
-        *(f"notebooks/{n}.ipynb" for n in ("06_claims", "07_ablations", "08_regimes")),
+        *(f"notebooks/{n}.ipynb" for n in ("06_claims", "08_regimes")),
     ],
 )
-def test_every_number_with_two_decimals_in_the_prose_is_one_of_the_data(name, known):
-    found = set(re.findall(r"(?<![\d.])\d+\.\d\d(?![\d.])", prose(name)))
+def test_every_number_with_two_decimals_in_the_prose_is_one_of_the_data(name, known, triples):
+    found = set(re.findall(r"(?<![\d.])\d+\.\d\d(?!\.?\d)|(?<=p = )\d\.\d{3}", prose(name)))
     assert found - GIVEN - known == set()
+    gains = re.findall(GAIN + ENDS, prose(name))
+    assert len(gains) == len(re.findall(ENDS, prose(name)))
+    assert {tuple(number.removeprefix("+") for number in gain) for gain in gains} <= triples
+
+
+def test_the_correlations_of_weights_with_wins_minus_losses_are_those_of_the_kept_weights():
+    weights = pd.read_csv(RESULTS / "identity.csv").groupby("beta")
+    published, one, ten = (
+        f"{part['weight'].corr(part['wins_minus_losses']):.{digits}f}"
+        for digits, (_, part) in zip((4, 3, 2), weights, strict=True)
+    )
+    said = rf"is {published} at $\beta = 0.2$, {one} at $\beta = 1$, and {ten} at $\beta = 10$"
+    assert said in prose("docs/method.md")
+    assert f"correlation with the published weights is {published}" in prose("docs/coming-from.md")
+    assert f"is {published}; at a β of 10 it falls to {ten}." in prose("notebooks/07_ablations.ipynb")
 
 
 def test_the_shares_and_levels_in_the_prose_are_those_of_the_rollouts(studies):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from amir_grpo import speed
+from amir_grpo.policies.float64 import compute_in_float64
 from amir_grpo.speed import FasterSteps, sorted_by_length
 from amir_grpo.trainer import LOSS_TYPES, AmirGRPOTrainer
 from tests.test_trainer import TOKENIZER, make_trainer, off_by, parameters, policy  # noqa: F401
@@ -24,34 +24,12 @@ PROMPTS = Dataset.from_list(
 SHAPE = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "prompts": PROMPTS}
 
 
-class _Rotary(torch.nn.Module):
-    """Rotary positions in float64: transformers' are float32 whatever the policy is."""
-
-    def __init__(self, frequencies):
-        super().__init__()
-        self.frequencies = frequencies.double()
-
-    def forward(self, x, position_ids):
-        angles = position_ids[..., None] * self.frequencies
-        return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
-
-
-def _in_float64(policy):  # noqa: F811
-    """A copy of the policy that computes in float64 throughout, norms and positions included."""
-    exact = copy.deepcopy(policy).double()
-    exact.model.rotary_emb = _Rotary(exact.model.rotary_emb.inv_freq)
-    for parent in list(exact.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, LlamaRMSNorm):
-                setattr(parent, name, torch.nn.RMSNorm(child.weight.shape, eps=1e-6).double())
-    return exact
-
-
 @pytest.fixture
 def exact(policy, monkeypatch):  # noqa: F811
     """A policy in float64 that often ends early, and slices of 4 rows."""
     monkeypatch.setattr(speed, "_SLICE_ROWS", 4)
-    exact = _in_float64(policy)
+    exact = copy.deepcopy(policy).double()
+    compute_in_float64(exact)
     with torch.no_grad():
         exact.lm_head.weight[TOKENIZER.eos_token_id] *= 5
     return exact

@@ -202,10 +202,6 @@ class _Given(AmirGRPOTrainer):
         return torch.cat([input_ids, ids], dim=1)
 
 
-def sum_of_ids(completions, completion_ids, **columns):
-    return [0.5 * (sum(ids) % 4) for ids in completion_ids]
-
-
 def updates(policy, folder, processes):  # noqa: F811
     """By loss type the gradient of one step and what was logged of the preference."""
     found = {}
@@ -214,7 +210,6 @@ def updates(policy, folder, processes):  # noqa: F811
             policy,
             folder,
             _Given,
-            reward=sum_of_ids,
             max_steps=1,
             num_generations=16,
             loss_type=loss_type,

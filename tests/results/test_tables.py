@@ -55,11 +55,6 @@ def test_what_was_not_sampled_alike_is_refused(samples, change, named):
             table(change(samples))
 
 
-def test_k_beyond_the_samples_is_refused(samples):
-    with pytest.raises(ValueError, match="pass@8 from n=4"):
-        tables.policy_summary(samples, ks=(8,))
-
-
 def test_policy_summary_by_hand(samples):
     greedy = samples_from({b: {p: [1, 0, 0, 0][:n] for p in POLICIES} for b, n in (("zeta", 4), ("alpha", 2))}, n=1)
     samples["formatted"] = samples["sample"] < 3

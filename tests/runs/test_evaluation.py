@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -19,8 +18,6 @@ from amir_grpo.runs.evaluation import Evaluation
 from amir_grpo.runs.run import Run, open_run
 from amir_grpo.settings import replace
 from amir_grpo.system import cluster
-
-ROOT = Path(__file__).parents[2]
 
 
 def never(*args, **kwargs):
@@ -42,7 +39,7 @@ def test_samples_are_drawn_once(open_tiny, monkeypatch):
     assert len(first) == 2 * 2 * 8
     assert set(first["benchmark"]) == {"chain3", "chain6"}
     monkeypatch.setattr(sampling, "draw_batches", never)
-    monkeypatch.setattr(loading, "load_policy", never)
+    monkeypatch.setattr(engines, "load_engine", never)
     pd.testing.assert_frame_equal(open_tiny().samples(["base"]), first)
     (open_tiny().folder / "samples" / "base" / "chain6.parquet").unlink()
     with pytest.raises(AssertionError, match="done again"):

@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amir_grpo import cli
+from amir_grpo.compare import read_results
 from amir_grpo.metrics import pass_at_k
 from amir_grpo.policies.loading import load_policy
 from amir_grpo.policies.source import ADAPTER_FILES
@@ -21,6 +22,7 @@ from amir_grpo.runs.export import export_policy, export_results, harness_samples
 from amir_grpo.runs.run import open_run
 from amir_grpo.system.files import hashes, write_text
 from amir_grpo.system.provenance import to_json
+from tests.test_bad_input import refused
 
 pytestmark = pytest.mark.xdist_group("complete run")
 
@@ -89,16 +91,7 @@ def arguments(run, *more):
     return ["export", "--run_dir", str(run.folder), *map(str, more)]
 
 
-def refused(run, capsys, *more):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments(run, *more))
-    assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) <= 3
-    return message
-
-
-def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run, capsys):
+def test_without_a_folder_the_runs_own_is_made_anew_and_kinds_are_kept_apart(run):
     cli.main(arguments(run, "--merged"))
     card = run.folder / "export" / "amir_grpo-merged" / "README.md"
     card.write_text("old")
@@ -154,7 +147,7 @@ def test_a_sample_of_the_harness_by_hand():
     assert json.loads(several["target"]) == ["15", "15.0"]
 
 
-def test_samples_are_read_as_the_harness_reads_its_own(run, folder):
+def test_samples_are_read_as_the_harness_reads_its_own(folder):
     """By `datasets`, for which it writes them; each line has just the keys of its schema and the metrics that it names."""
     fixed = "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash target_hash".split()
     completions = pd.read_parquet(folder / "completions.parquet")
@@ -168,6 +161,7 @@ def test_samples_are_read_as_the_harness_reads_its_own(run, folder):
         assert set(rows.column_names) == {*fixed, *rows[0]["metrics"]}
         right = own.groupby("problem_id", sort=False)["correct"].sum().to_numpy()
         np.testing.assert_allclose(rows["pass@2"], pass_at_k(right, 8, 2))
+        assert read_results(str(path))[["right", "n"]].to_numpy().tolist() == [[number, 8] for number in right]
 
 
 def test_the_harness_own_tools_read_it(folder):
@@ -186,22 +180,18 @@ def test_the_harness_own_tools_read_it(folder):
 
 
 def test_on_the_command_line(run, tmp_path, capsys):
-    cli.main(["export", "--run_dir", str(run.folder), "--results", str(tmp_path / "out")])
     out = tmp_path / "out"
+    cli.main(arguments(run, "--results", out))
     assert capsys.readouterr().out.splitlines() == [
         f"Saved: {out}",
         f"To upload it to the Hub: hf upload --private --repo-type dataset me/name {out}",
     ]
-    assert (tmp_path / "out" / "completions.parquet").is_file()
-    assert "exists already" in refused(run, capsys, "--results", tmp_path / "out")
-    message = refused(run, capsys, "--results", tmp_path / "b", "--merged")
-    assert "--results goes without --out and --merged" in message
-    assert not (tmp_path / "b").exists()
+    assert (out / "completions.parquet").is_file()
+    refused(capsys, *arguments(run, "--results", out), named=["exists already"])
 
 
 def test_a_run_that_is_not_evaluated_is_refused(runs, tiny_settings, tmp_path, capsys):
     untrained = open_run("sandbox", runs / "not evaluated", tiny_settings)
-    message = refused(untrained, capsys, "--results", tmp_path / "out")
-    assert "holds no completions of Base on chain3 yet" in message
-    assert "amir_grpo evaluate" in message
+    said = ("holds no completions of Base on chain3 yet", "amir_grpo evaluate")
+    refused(capsys, *arguments(untrained, "--results", tmp_path / "out"), named=said)
     assert not (tmp_path / "out").exists()

@@ -137,9 +137,7 @@ def flip(path, where=0.5):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "rollouts.parquet", "checksums.json"])
-def test_a_checkpoint_with_a_flipped_byte_is_named_and_the_one_before_it_taken(
-    name, settings, undisturbed, runs, tmp_path, capsys
-):
+def test_a_checkpoint_with_a_flipped_byte_is_named_and_the_one_before_it_taken(name, undisturbed, tmp_path, capsys):
     _, after, _ = undisturbed["train"]
     checkpoints = tmp_path / "checkpoints"
     shutil.copytree(after / "grpo" / "checkpoints", checkpoints)

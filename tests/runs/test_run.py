@@ -23,8 +23,6 @@ from amir_grpo.runs.run import open_run
 from amir_grpo.runs.verify import first_difference
 from amir_grpo.system.files import write_text
 
-ROOT = Path(__file__).parents[2]
-
 
 def never(*args, **kwargs):
     raise AssertionError("done again")
@@ -54,7 +52,7 @@ def test_base_is_copied_once(open_tiny, base, monkeypatch):
     assert open_tiny().base() == str(folder)
 
 
-def test_a_training_set_smaller_than_a_rollout_is_refused_before_any_work(open_tiny, monkeypatch, tmp_path):
+def test_a_training_set_smaller_than_a_rollout_is_refused_before_any_work(open_tiny, monkeypatch):
     """As many as one process needs are fewer than two processes need."""
     run = open_tiny(dataset_limit=2)
     assert len(run.training_problems()) == 2
@@ -65,8 +63,6 @@ def test_a_training_set_smaller_than_a_rollout_is_refused_before_any_work(open_t
 
 
 def test_training_is_done_once_and_again_only_if_it_failed(open_tiny, monkeypatch):
-    from amir_grpo.runs import training
-
     run, calls = open_tiny(), []
 
     def train(method, settings, base, problems, folder, backend, watched):

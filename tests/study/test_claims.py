@@ -138,7 +138,7 @@ def studies():
         "clean/published": {"logit": 0.5, "share": 0.003},
         NEW: {"logit": 0.9, "share": 0.6, "margin": 0.25, "wrong_length": 38},
         "clean/two-step-grpo": 0.8,
-        "clean/two-step-grpo-published": {"logit": 0.8, "share": 0.003},
+        "clean/two-step-grpo-published": {"logit": 0.92, "share": 0.003},  # p = 0.014
         "nuisance/grpo": 0.3,
         "nuisance/mixture-0.6": {"logit": 0.6, "share": 0.6},
     }
@@ -193,6 +193,7 @@ def test_all_tests_that_are_shown_share_one_level(studies):
     assert verdicts["Richer supervision"].to_dict() == {"as published": "refuted", "60 % of the update": "supported"}
     # a p-value between α and α divided by all tests, those without runs included, decides nothing
     between = table[(table["p_value"] < PLAN.alpha) & (table["p_value"] > PLAN.alpha / 18)]
+    assert len(between)
     assert not set(between["verdict"]) & {"supported", "refuted"}
 
 

@@ -18,6 +18,8 @@ from amir_grpo.study.experiment import (
 )
 from amir_grpo.study.kept import KeptRun, keep_run, load_study, read_run
 from amir_grpo.study.plan import PLANS, read_plan
+from tests.study.test_plan import UNFROZEN
+from tests.test_bad_input import refused
 
 # one worker of xdist, so that what the tests share is made once
 pytestmark = pytest.mark.xdist_group("study")
@@ -82,7 +84,7 @@ def test_a_single_run_is_compared_with_what_is_kept(made, tmp_path):
         compare_with_kept(run, tmp_path)
 
 
-def test_a_run_that_comes_out_otherwise_is_named_and_ends_with_1(made, tmp_path, capsys):
+def test_a_run_that_comes_out_otherwise_is_named_and_ends_with_1(made, tmp_path):
     runs, results = made
     kept = read_run(runs[0].kept_in(results))
     digests = kept.record["digests"] | {"completions": "0" * 16}
@@ -136,20 +138,12 @@ def test_workers_are_counted_by_gpus_only_where_the_runs_use_them(monkeypatch, t
     assert asked == [device]
 
 
-def test_what_cannot_be_done_is_refused_before_anything_is_made(capsys, tmp_path):
-    for words, said in (
-        (["--arms", "clean/gpro"], "Did you mean 'clean/grpo'"),
-        (["--study", "confirmation"], "begins when the plan is frozen"),
-        (["--max_steps", "2"], "give --results"),
-        (["--only", "clean/grpo"], "give regime/arm/seed"),
-    ):
-        if words[0] == "--study" and PLAN.frozen:
-            continue
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["evidence", *words, "--folder", str(tmp_path / "e")])
-        assert caught.value.code == 2
-        assert said in capsys.readouterr().err
-        assert not list(tmp_path.glob("e/*"))
+def test_a_confirmation_begins_when_its_plan_is_frozen(tmp_path, capsys, monkeypatch):
+    (tmp_path / "plan.toml").write_text(UNFROZEN, encoding="utf-8")
+    monkeypatch.setitem(PLANS, "confirmation", tmp_path / "plan.toml")
+    monkeypatch.setattr(experiment, "make_runs", lambda *_: pytest.fail("begun"))
+    places = ("--folder", tmp_path / "runs", "--results", tmp_path / "kept")
+    refused(capsys, "evidence", "--study", "confirmation", *places, named=["begins when the plan is frozen"])
 
 
 def test_there_are_no_more_workers_than_runs(tmp_path, monkeypatch):
@@ -207,10 +201,8 @@ def test_some_arms_and_seeds_bring_their_base_policies(tmp_path):
     assert single_run(runs, "clean/base/4") == runs[1]
 
 
-def test_an_unknown_arm_or_seed_or_run_is_refused(tmp_path):
+def test_an_unknown_arm_or_seed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Did you mean 'clean/grpo'"):
         runs_in_order(PLAN, "pilot", tmp_path, ["clean/gpro"])
     with pytest.raises(ValueError, match="seed '99'"):
         runs_in_order(PLAN, "pilot", tmp_path, (), [99])
-    with pytest.raises(ValueError, match="no run 'clean/grpo': give regime/arm/seed"):
-        single_run(runs_in_order(PLAN, "pilot", tmp_path), "clean/grpo")

@@ -34,7 +34,7 @@ def test_what_is_no_run_is_named(tmp_path):
         load_study(tmp_path / "none")
 
 
-def test_runs_of_two_studies_or_on_other_problems_are_not_mixed(tmp_path):
+def test_runs_of_two_studies_or_on_other_problems_are_not_mixed():
     first, other = kept_run("clean/grpo", 0, 0, 0.5), kept_run("clean/published", 0, 0, 0.5)
     wrong = KeptRun({**other.record, "study": "confirmation"}, other.tables)
     with pytest.raises(ValueError, match="clean/grpo, seed 0, and clean/published, seed 0, differ in study"):

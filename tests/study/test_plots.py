@@ -7,15 +7,7 @@ from matplotlib.colors import to_hex
 
 from amir_grpo.results.style import NEUTRAL
 from amir_grpo.study import plots
-
-
-def inside(figure):
-    """Whether nothing lies beyond the figure's edges."""
-    figure.canvas.draw()
-    width, height = figure.bbox.size
-    box = figure.get_tightbbox()
-    ends = (box.x0 * figure.dpi, box.y0 * figure.dpi, width - box.x1 * figure.dpi, height - box.y1 * figure.dpi)
-    return min(ends) >= -2
+from tests.results.test_figures import inside
 
 
 def points(axes, marker="o"):

@@ -2,23 +2,12 @@
 
 import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from amir_grpo.system import cluster
 from amir_grpo.system.cluster import run_jobs, submitting
-
-GUARD = 600  # seconds until what should end in a few is taken to hang
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Work that leaves a file of its name."""
-
-    folder: Path
-    label: str
+from tests.system.test_cluster import GUARD, Piece
 
 
 def what_it_sees(piece):
