@@ -11,7 +11,7 @@ from scipy import stats
 
 from amir_grpo import metrics
 from amir_grpo.grading import is_correct
-from amir_grpo.results.style import signed
+from amir_grpo.results.style import signed, with_interval
 from amir_grpo.results.tables import published_table
 from amir_grpo.sandbox.problems import load_sandbox
 from amir_grpo.study import claims
@@ -102,7 +102,7 @@ def known(studies, gains, tables):
         values, [*gains["p_holm"], 100 * hero.measured_share(studies.main)[0], hero.measured_share(studies.main)[1]]
     )
     values = np.append(
-        values, 100 * hero.measured_share(load_study(RESULTS / "language-2"), "plain-stories/published")[0]
+        values, 100 * hero.measured_share(load_study(RESULTS / "language-3"), "plain-stories/published")[0]
     )
     for test in PLAN.tests:
         by_base = [_by_base(study, *test.pair) for study in studies.ordered]
@@ -270,11 +270,14 @@ def test_pilot_and_cost_of_the_language_model_are_as_its_page_says():
 
 
 def test_the_language_models_share_levels_and_gains_are_as_the_readme_and_its_page_say():
-    plan = read_plan(PLANS["language-2"])
-    study = complete_arms(load_study(RESULTS / "language-2"), plan)
+    readme, page, found = prose("README.md"), prose("docs/language-model.md"), {}
+    for name in ("language-2", "language-3"):
+        plan = read_plan(PLANS[name])
+        study = complete_arms(load_study(RESULTS / name), plan)
+        for row in claims.plan_table(study, plan).to_dict("records"):
+            found[name, row["test"]] = with_interval(row, 1), f": **{row['verdict']}**"
     share, size = hero.measured_share(study, "plain-stories/published")
     assert share == pytest.approx(0.002 / (0.002 + size), rel=0.03), "λβ / (λβ + mean |A|)"
-    readme, page = prose("README.md"), prose("docs/language-model.md")
     assert (
         f"the share was {100 * share:.2f} % (median of the rollouts with a pair; formula: {0.2 / (0.002 + size):.2f} %)"
         in readme
@@ -284,15 +287,18 @@ def test_the_language_models_share_levels_and_gains_are_as_the_readme_and_its_pa
         for arm in ("base", "grpo", "published")
     )
     assert f"from {base} to {grpo}, AMIR-GRPO to {amir}" in readme
-    assert f"pass@1 rises from {base} to {grpo}" in page
-    rows = claims.plan_table(study, plan)[["gain", "gain_low", "gain_high"]].to_numpy()
-    control, strong, published = (f"{gain:+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−") for gain, low, high in rows)
-    assert f"contains 0 ({control})" in page
-    assert f"AMIR-GRPO − GRPO is {published} as published and {strong} at 60 %" in page
-    assert f"the difference of {published.replace(' [', ' points [').replace(', ', ', +')} allows" in readme
+    assert f"{found['language-3', 'published'][0].replace(' [', ' points [')}" in readme
+    for said, test in (
+        (f"pass@1 rises from {base} to {grpo}, by ", "learns"),
+        ("At the paper's λ and β, AMIR-GRPO − GRPO is ", "published"),
+        ("At 60 % of the update it is ", "mixture"),
+    ):
+        assert said + "".join(found["language-3", test]) in page
+    half, strong, published = (found["language-2", test][0] for test in ("half", "mixture", "published"))
+    assert f"30 steps − 15 {half}, published − GRPO {published}, 60 % − GRPO {strong}" in page
 
 
-@pytest.mark.parametrize("name", ["language", "language-2"])
+@pytest.mark.parametrize("name", ["language", "language-2", "language-3"])
 def test_the_kept_runs_of_the_language_model_are_those_of_its_plan_and_their_texts_are_what_was_counted(
     tmp_path, name
 ):
