@@ -87,7 +87,9 @@ def test_a_command_ends_with_one_line(number, server, runs, tiny_settings, tmp_p
     assert process.exitcode == 128 + number
     errors = said.read_text()
     assert "Traceback" not in errors
-    assert [line for line in errors.splitlines() if line.strip()][-1].startswith("amir_grpo train: interrupted. Completed")
+    assert [line for line in errors.splitlines() if line.strip()][-1].startswith(
+        "amir_grpo train: interrupted. Completed"
+    )
 
 
 SMALL = "--sandbox_warmup_steps 120 --max_steps 5000 --dataset_limit 40 --max_completion_length 24"
