@@ -77,7 +77,7 @@ publish: notebooks
 base-policies: setup
 	$(RUN) -m amir_grpo.sandbox.base
 
-# the runs behind the claims: the pilot, the confirmation, and the second plan. About 100 s of CPU time per run, 230, 150 and 96 runs: hours;
+# the runs behind the claims: the pilot, the confirmation, and the second plan. About 100 s of CPU time per run, 340, 150 and 96 runs: hours;
 # shows the time left, and goes on where it stopped. Kept results are not made again: to make all again, add to EVIDENCE:
 # --results runs/again
 EVIDENCE ?=

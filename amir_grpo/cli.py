@@ -185,7 +185,9 @@ def evaluate(
         for name, table in tables.items():
             run.save_table(table, name)
     print(wide_summary(tables["policies"]).reset_index().to_string(index=False))
-    print("\nIn brackets: 95 % intervals over problems. tokens: mean per completion; all other rows in percent.")
+    print(
+        "\nIn brackets: 95 % intervals over problems. tokens: mean per completion; brier, ece: 0 to 1; the rest: percent."
+    )
     if rows := len(tables["comparisons"]):
         print(f"\nEach pair of policies, compared by problem; p_holm is corrected over these {rows} rows:\n")
         shown = ["benchmark", "quantity", "new", "old", "gain", "gain_low", "gain_high", "p_holm"]

@@ -8,7 +8,7 @@ The format is ``<think>…</think><answer>…</answer>``, with calibration follo
 The margin. Without calibration, a right and a wrong completion that are otherwise alike differ by 2.0. The published
 δ = 2.0 is strict, and TRL's sum in float32 is 2.0 or a rounding error below it, so the pair is lost. With calibration,
 they differ by 2.0 + 2p - 1 if both state the confidence p. Without calibration, all rewards except correctness span
-1.4: a margin from 1.4 to just under 2.0 pairs only right with wrong completions and loses no such pair.
+1.4: a margin from 1.4 to just under 2.0 pairs only right with wrong completions, and loses none that are otherwise alike.
 """
 
 from __future__ import annotations

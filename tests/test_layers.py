@@ -99,6 +99,9 @@ def test_results_import_no_torch():
     for path in (ROOT / "amir_grpo" / "results").glob("*.py"):
         roots = {name.split(".")[0] for name in _imported(path)}
         assert not roots & {"torch", "transformers", "trl", "peft"}, path.name
+    for name, found in IMPORTS.items():  # nor by way of another room
+        if name.startswith("results"):
+            assert {module.split(".")[0] for module in found} <= {"choices", "metrics", "results", "system"}, name
 
 
 def _imported(path):

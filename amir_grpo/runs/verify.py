@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-10
 TABLES = ("main", "coverage", "margins", "margin_summary", "policies", "comparisons")
 LOG_COLUMNS = ["method", "step", "completions", "reward", "reward_std", "preference/share"]
-# Columns of the log that hold durations.
+# Columns of the log that hold durations and rates.
 _TIMES = ["step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"]
 
 

@@ -56,7 +56,7 @@ _TWO_STEPS = {
     "max_steps": 120,
 }
 _DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
-SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)  # values of λ
+_SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)  # values of λ
 # The largest reward that a completion can earn without a nuisance; in practice one would know this bound, too.
 _CLIPPED = {"reward_clip": 3.3}
 # The simulation of the sandbox without a nuisance; the last four numbers are from GRPO's rollouts.
@@ -122,8 +122,8 @@ def _relative(name: str, about: str, beta: float) -> Arm:
 
 
 def _sweep(regime: str) -> list[Arm]:
-    """Return arms that differ only in λ, from ten to a thousand times the published one."""
-    return [_amir(f"{regime}/lambda-{value:g}", f"λ = {value:g}", {"lambda_reg": value}) for value in SWEEP]
+    """Return arms at ten to a thousand times the published λ; δ is the regime\'s, not the paper\'s."""
+    return [_amir(f"{regime}/lambda-{value:g}", f"λ = {value:g}", {"lambda_reg": value}) for value in _SWEEP]
 
 
 def _group_size(size: int) -> Arm:

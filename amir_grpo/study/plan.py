@@ -140,8 +140,10 @@ class Plan(Entry):
         seeds = [{seed for path in self.planned for _, seed in self.run_grid(s, path)} for s in self.runs.first_seed]
         if sum(map(len, seeds)) > len(set().union(*seeds)):
             raise ValueError("a seed is one of the pilot and of the confirmation: they are kept apart.")
-        for test in self.tests:  # the base policies belong to the first regime
-            if unknown := set(test.pair) - {*self.planned, f"{self.regimes[0].name}/{BASE}"}:
+        for test in self.tests:
+            new, old = test.pair  # the base policies belong to the first regime, and only a gain in pass@1 takes them
+            untrained = {f"{self.regimes[0].name}/{BASE}"} if test.quantity == QUANTITIES[0] else set()
+            if unknown := ({new} | ({old} - untrained)) - {*self.planned}:
                 raise ValueError(f"test {test.name!r}: no arm {min(unknown)}; there are {', '.join(self.planned)}.")
         if [test.gate for test in self.tests] != [True] + [False] * (len(self.tests) - 1):
             raise ValueError("the first test of the sequence, and no other, is the gate.")

@@ -141,6 +141,7 @@ def test_verdicts_are_computed_from_the_file(tmp_path, plan, old, new, test, bef
         (("{ pilot = 0,", "{ pilot = 998,"), "a seed is one of the pilot and of the confirmation"),
         (("base_policies = 6", "base_policies = 5"), "the pilot: 6 runs do not divide over 5 base policies"),
         (('new = "published"', 'new = "share-0.1"'), "test 'published': no arm clean/share-0.1"),
+        (('new = "published"', 'new = "base"'), "test 'published': no arm clean/base"),
         (("gate = true", "gate = false"), "is the gate"),
         (('hypothesis = "greater"', 'hypothesis = "better"'), "hypothesis"),
         (("frozen = false", "frozen = "), "Invalid value"),

@@ -132,7 +132,7 @@ def test_commands_of_several_processes_end_with_one_line_and_leave_nobody(name, 
     errors = said.read_text()
     assert "Traceback" not in errors
     assert [line for line in errors.splitlines() if line.strip()][-1].startswith(
-        f"amir_grpo {name}: interrupted. What"
+        f"amir_grpo {name}: interrupted. Completed"
     )
 
 
