@@ -169,6 +169,8 @@ def evaluate(
     sources = named_policies(model_dir or ())
     if sources and not run_dir:
         run_dir = str(runs_folder() / "evaluations" / "-vs-".join(sources))
+    if run_dir and not sources and not user_path(run_dir).exists():
+        print(f"{run_dir} is a new run: its policies are trained first.", flush=True)
     run = open_run(profile, run_dir, settings)
     benchmarks = [benchmark] if benchmark else run.settings.evaluation.benchmarks
     check_names("benchmark", benchmarks, run.settings.evaluation.benchmarks)
@@ -343,9 +345,12 @@ def doctor(path: str) -> None:
     Args:
         path: A run folder, an output folder or checkpoint of TRL, or a log file.
     """
-    from amir_grpo.doctor import diagnose, read_log
+    from amir_grpo.doctor import LEAST_STEPS, diagnose, read_log
 
     for name, log in read_log(user_path(path)).items():
+        if len(log) < LEAST_STEPS:
+            print(f"{name}: too short to judge, {len(log)} of at least {LEAST_STEPS} logged steps")
+            continue
         found = diagnose(log)
         print(f"{name}: {len(found) or 'no'} finding{'s' * (len(found) != 1)} in {len(log)} logged steps")
         for finding in found:

@@ -64,8 +64,8 @@ def _read(file: Path) -> pd.DataFrame:
         return log[log["reward"].notna()].reset_index(drop=True)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file} is not the log of a GRPO training: it has no steps with a reward ({type(error).__name__}).\n"
-            "Give log.csv of a run, or trainer_state.json of a checkpoint."
+            f"{file} is not the log of a GRPO training, or no step with a reward is logged yet.\n"
+            "Give log.csv of a run, or trainer_state.json of a checkpoint; lower logging_steps in a short training."
         ) from error
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from amir_grpo import cli
 from amir_grpo.doctor import diagnose, read_log
 from amir_grpo.runs.training import _Steps
 
@@ -105,3 +106,9 @@ def test_what_is_no_log_is_refused(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match="is not the log of a GRPO training"):
             read_log(tmp_path / name)
+
+
+def test_a_log_that_is_too_short_is_not_called_healthy(tmp_path, capsys):
+    log().head(4).to_csv(tmp_path / "log.csv", index=False)
+    cli.main(["doctor", str(tmp_path / "log.csv")])
+    assert "too short to judge, 4 of at least 8 logged steps" in capsys.readouterr().out
