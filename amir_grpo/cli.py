@@ -136,10 +136,10 @@ def train(
 
 def _backend(profile: str | None, run_dir: str | None) -> str:
     """Return the backend of the run folder if it exists, else of the profile."""
-    from amir_grpo.runs.opening import runs_folder
+    from amir_grpo.runs.opening import run_folder
 
     with contextlib.suppress(OSError, ValueError, KeyError):  # opening the run will report the error
-        return read_config(user_path(run_dir or runs_folder() / (profile or SANDBOX)))["settings"]["backend"]
+        return read_config(run_folder(profile or SANDBOX, run_dir))["settings"]["backend"]
     return PROFILES.get(profile or SANDBOX, {}).get("backend", FIELDS["backend"].default)
 
 
@@ -290,11 +290,10 @@ def _existing(profile: str | None, run_dir: str | None) -> Run:
     Raises:
         FileNotFoundError: If the run does not exist.
     """
-    from amir_grpo.runs.opening import resolve_profile, runs_folder
+    from amir_grpo.runs.opening import resolve_profile, run_folder
     from amir_grpo.runs.run import open_run
 
-    own = runs_folder() / resolve_profile(profile or SANDBOX)
-    folder = user_path(run_dir or own)
+    folder = run_folder(resolve_profile(profile or SANDBOX), run_dir)
     read_config(folder)
     return open_run(run_dir=folder)
 

@@ -287,7 +287,7 @@ def test_the_language_models_share_levels_and_gains_are_as_the_readme_and_its_pa
         for arm in ("base", "grpo", "published")
     )
     assert f"from {base} to {grpo}, AMIR-GRPO to {amir}" in readme
-    assert f"{found['language-3', 'published'][0].replace(' [', ' points [')}" in readme
+    assert found["language-3", "published"][0].replace(" [", " points [") in readme
     for said, test in (
         (f"pass@1 rises from {base} to {grpo}, by ", "learns"),
         ("At the paper's λ and β, AMIR-GRPO − GRPO is ", "published"),

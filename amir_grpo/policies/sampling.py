@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LOGPROB_DIGITS = 6
 # Logits that scoring holds at once, 1 GiB in float32: with a vocabulary of 150,000 tokens they take the most memory.
 _LOGITS = 2**28
+_Key = TypeVar("_Key", str, int)
 
 
 def draw_completions(engine: Engine, problems: Dataset, num_samples: int, **options: Any) -> pd.DataFrame:
@@ -76,7 +77,8 @@ def draw_batches(
     options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     if engine.name == "vllm":  # fits batches to its memory, and makes no completion wait for the longest of a batch
         token_budget = sys.maxsize
-    batches = _batches(prompt_ids, num_samples, max_new_tokens, token_budget)
+    lengths = {problem: num_samples * (len(ids) + max_new_tokens) for problem, ids in prompt_ids.items()}
+    batches = _within_budget(lengths, token_budget)
     shrink = _Shrinking(engine, options)
     total, there = num_samples * len(prompt_ids), num_samples * len(set(done) & set(prompt_ids))
     with stage(label, total, there, unit="completion", leave=temperature > 0) as tick:
@@ -181,21 +183,16 @@ def padded_batches(
 
     They are padded on the right, where causal attention never looks, so that no mask is needed.
     """
-    waiting = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    while waiting:
-        count = max(1, token_budget // max(len(sequences[waiting[-1]]), 1))
-        batch, waiting = waiting[-count:], waiting[:-count]
+    lengths = {index: len(sequence) for index, sequence in enumerate(sequences)}
+    for batch in _within_budget(lengths, token_budget):
         rows = [torch.tensor(sequences[index], dtype=torch.long) for index in batch]
         yield batch, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
 
 
-def _batches(
-    prompt_ids: dict[str, list[int]], num_samples: int, max_new_tokens: int, token_budget: int
-) -> Iterator[list[str]]:
-    """Split problem ids into batches of similar prompt length, each within the token budget (at least one problem)."""
-    waiting = sorted(prompt_ids, key=lambda problem: (len(prompt_ids[problem]), problem))
+def _within_budget(lengths: Mapping[_Key, int], token_budget: int) -> Iterator[list[_Key]]:
+    """Split keys into batches of similar length in tokens, longest first; one at least, and padded within the budget."""
+    waiting = sorted(lengths, key=lambda key: (lengths[key], key))
     while waiting:
-        longest = len(prompt_ids[waiting[-1]]) + max_new_tokens
-        count = max(1, token_budget // (longest * num_samples))
+        count = max(1, token_budget // max(lengths[waiting[-1]], 1))
         yield waiting[-count:]
         waiting = waiting[:-count]

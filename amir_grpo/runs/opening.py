@@ -13,7 +13,7 @@ from amir_grpo.choices import check_names
 from amir_grpo.problems import BENCHMARKS, TRAINING_SETS
 from amir_grpo.sandbox.problems import ALL_FAMILIES, TRAINED_ON
 from amir_grpo.settings import FIELDS, PROFILES, RunSettings, differences, settings_of
-from amir_grpo.system.files import check_folder, explain_full_disk, write_text
+from amir_grpo.system.files import check_folder, explain_full_disk, user_path, write_text
 from amir_grpo.system.locks import in_progress, locked
 from amir_grpo.system.processes import is_main
 from amir_grpo.system.provenance import CONFIG, provenance, read_config, to_json
@@ -38,6 +38,11 @@ def project_root() -> Path:
 def runs_folder() -> Path:
     """Return the folder of run folders: runs/ in the project, or on a mounted Drive, which outlives Colab sessions."""
     return _DRIVE / "amir-grpo" / "runs" if _DRIVE.is_dir() else project_root() / "runs"
+
+
+def run_folder(profile: str, run_dir: str | Path | None = None) -> Path:
+    """Return the folder of a run: `run_dir`, or by default the one named after its profile among the run folders."""
+    return user_path(run_dir or runs_folder() / profile)
 
 
 def overrides_of(given: Mapping[str, Any] | str | None) -> dict[str, Any]:

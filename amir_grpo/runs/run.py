@@ -32,7 +32,7 @@ from amir_grpo.policies.backend import Backend, start_backend
 from amir_grpo.policies.source import ADAPTER_FILES, PolicySource
 from amir_grpo.problems import fingerprint, load_problems
 from amir_grpo.runs.evaluation import Evaluation, use_one_thread
-from amir_grpo.runs.opening import configure, overrides_of, resolve_profile, runs_folder, stage_lock
+from amir_grpo.runs.opening import configure, overrides_of, resolve_profile, run_folder, stage_lock
 from amir_grpo.runs.stages import check_trained, read_table, write_stage, write_table
 from amir_grpo.sandbox.base import base_policy, warmup_seed
 from amir_grpo.sandbox.policy import SPECS
@@ -42,7 +42,6 @@ from amir_grpo.system.files import (
     atomic_write,
     explain_full_disk,
     hashes,
-    user_path,
     write_text,
 )
 from amir_grpo.system.processes import is_main, main_first, wait_for_everyone, world_size
@@ -324,7 +323,7 @@ def open_run(
         Busy: If another process holds the lock of its configuration.
     """
     new_profile = resolve_profile(profile or "sandbox")
-    folder = user_path(run_dir or runs_folder() / new_profile)
+    folder = run_folder(new_profile, run_dir)
     given = None if profile == "auto" else profile or None
     name, settings = configure(folder, given, new_profile, overrides_of(overrides))
     use_one_thread(settings)
